@@ -1,0 +1,254 @@
+# %% [markdown]
+"""
+# Accuracy against dilation
+
+What does each inference pattern cost in quality? One table and one figure from the records of a sweep: held-out loss
+and accuracy for every model and pattern, beside the cache entries and attention FLOPs that the pattern leaves.
+
+- `table`: one row a cell, plain values, for CSV and for further work
+- `summary`: one row a pattern, mean over seeds, rounded, for a reader
+- `figure`: loss and accuracy against dilation at the width of a paper's column
+
+Run it as `python -m ratplus.analysis.accuracy_vs_dilation outputs/demo`, through `ratplus report`, or as a notebook
+(with jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+"""
+
+# %%
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ratplus.analysis import style
+from ratplus.analysis.aggregate import RUN, in_order, over_seeds, progress, run_name, with_loss_delta
+from ratplus.analysis.dilation_axis import DilationAxis
+from ratplus.analysis.load import METRICS, load_sweep
+from ratplus.analysis.run import run
+from ratplus.analysis.tables import number, write_table
+
+NAME = "accuracy_vs_dilation"
+# A table's notes name this many errors; the CSV file has all.
+MOST_ERRORS = 10
+# What the CSV starts with; all other columns of the loaded frame follow.
+LEADING = [
+    "model", "pattern", "dilation", "window", "sinks", "seed", "loss", "loss_stderr", "loss_delta", "perplexity",
+    "perplexity_stderr", "next_token_accuracy", "next_token_accuracy_stderr", "recall_accuracy",
+    "recall_accuracy_stderr", "kv_entries", "attention_flops_ratio", "status", "error",
+]  # fmt: skip
+
+# %% [markdown]
+"""
+## Tables
+
+`loss_delta` is the loss minus that of the dense cell of the same model, variant and seed: what sparsity costs.
+"""
+
+
+# %%
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell with plain values: `LEADING`, then the frame's other columns; models in the sweep's order."""
+    cells = with_loss_delta(in_order(frame))
+    return cells[LEADING + [name for name in cells if name not in LEADING]]
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each model and pattern as rounded strings: mean ± standard error, Δ to dense, what is missing."""
+    rows = _rows(frame)
+    shown = pd.DataFrame({"Model": [run_name(*run) for run in rows[RUN].itertuples(index=False)]}, dtype=object)
+    shown["Pattern"] = rows["pattern"].to_numpy()
+    if (rows["cells"] > 1).any():
+        seeds = zip(rows["done"], rows["cells"])
+        shown["Seeds"] = [str(done) if done == cells else f"{done} of {cells}" for done, cells in seeds]
+    for title, name, scale, digits in (
+        ("Loss", "loss", 1, 3),
+        ("Δ loss", "loss_delta", 1, 3),
+        ("Perplexity", "perplexity", 1, 2),
+        ("Next token (%)", "next_token_accuracy", 100, 1),
+        ("Recall (%)", "recall_accuracy", 100, 1),
+    ):
+        if name in ("loss", "loss_delta") or rows[name].notna().any():
+            pairs = zip(rows[name] * scale, rows[f"{name}_stderr"] * scale)
+            shown[title] = [number(value, digits, error) for value, error in pairs]
+    # A finished cell whose loss is not a number has diverged: a result, unlike that of a cell which has none.
+    shown["Loss"] = [
+        f"**{status}**" if status != "done" else "NaN" if pd.isna(loss) else text
+        for status, loss, text in zip(rows["status"], rows["loss"], shown["Loss"])
+    ]
+    shown["KV entries"] = [number(entries, 0 if entries == round(entries) else 1) for entries in rows["kv_entries"]]
+    shown["FLOPs"] = [number(ratio, 3) for ratio in rows["attention_flops_ratio"]]
+    return shown
+
+
+def caption(frame: pd.DataFrame) -> str:
+    """What the columns of `summary` mean, for the line above the table."""
+    seeds = frame.groupby([*RUN, "pattern"]).size().max()
+    spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
+    contexts = " or ".join(str(context) for context in sorted(frame["context"].unique()))
+    return (
+        f"Held-out loss (nats per token) and accuracy by inference pattern; ± is the standard error {spread}. "
+        "Δ loss: difference to the dense pattern of the same model. KV entries: cache entries a head before the "
+        f"step at position {contexts}, mean over layers and heads. FLOPs: attention FLOPs relative to dense."
+    )
+
+
+def notes(frame: pd.DataFrame) -> list[str]:
+    """Lines on the cells without a result: how many there are, and the error of those that have one."""
+    if frame["status"].eq("done").all():
+        return []
+    wrong = in_order(frame[frame["error"].ne("")])
+    lines = [
+        f"{run_name(cell.model, cell.variant)} {cell.pattern} seed {cell.seed} {cell.status}: {_shortened(cell.error, 200)}"
+        for cell in wrong.head(MOST_ERRORS).itertuples()
+    ]
+    more = [f"{len(wrong) - MOST_ERRORS} more errors: see the CSV file."] if len(wrong) > MOST_ERRORS else []
+    return [f"{progress(frame)}.", *lines, *more]
+
+
+# %% [markdown]
+"""
+## Figure
+
+A model has a colour and a line, a window a marker. The thin dotted line is the model's dense value; patterns without a
+dilation stand right of the axis. A cross at the bottom marks a cell without a result.
+"""
+
+
+# %%
+def figure(frame: pd.DataFrame) -> Figure:
+    """Loss above accuracy (recall if the sweep measured it, else next-token) against dilation, at column width.
+
+    Raises:
+        ValueError: no finished cell has a finite loss, so that there is nothing to draw.
+    """
+    rows = _rows(frame)
+    rows = rows.assign(**{name: rows[name].where(np.isfinite(rows[name])) for name in METRICS})
+    if rows["loss"].isna().all():
+        raise ValueError(f"no figure: {progress(frame)}, none with a finite loss")
+    axis = DilationAxis(rows)
+    rows["x"] = axis.positions(rows)
+    rows["run"] = [run_name(*run) for run in rows[RUN].itertuples(index=False)]
+    rows["local"] = [_local(*row) for row in zip(rows["kind"], rows["window"], rows["sinks"])]
+    looks = style.looks(list(dict.fromkeys(rows["run"])))
+    shapes = style.markers(sorted(set(rows["local"]) - {None})) | {None: style.HYBRID_MARKER}
+    recall = rows["recall_accuracy"].notna().any()
+    panels = [("loss", 1, "Held-out loss\n(nats per token)")]
+    if recall or rows["next_token_accuracy"].notna().any():
+        name, title = ("recall_accuracy", "Recall") if recall else ("next_token_accuracy", "Next-token")
+        panels.append((name, 100, f"{title}\naccuracy (%)"))
+    with style.context():
+        drawing = Figure(figsize=(style.COLUMN_WIDTH_IN, 1.15 + 1.35 * len(panels)))
+        grid = drawing.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (metric, scale, title) in zip(grid, panels):
+            for number_of_run, (run_key, of_run) in enumerate(rows.groupby("run", sort=False)):
+                _draw_run(axes, of_run, metric, scale, looks[run_key], shapes, number_of_run)
+            axes.set_ylabel(title)
+        axis.draw(grid[-1])
+        grid[-1].set_xlabel(axis.title)
+        drawing.align_ylabels(grid)
+        handles = _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels])
+        longest = max(len(handle.get_label()) for handle in handles)
+        drawing.legend(handles=handles, loc="outside lower center", ncols=2 if longest <= 24 else 1)
+    return drawing
+
+
+def _draw_run(axes: Axes, rows: pd.DataFrame, metric: str, scale: float, look: style.Look, shapes: dict, rank: int):
+    """One model in one panel: its dense reference, a line for each window, its other points and missing cells."""
+    colours = {"color": look.colour, "markerfacecolor": look.face, "markeredgecolor": look.colour}
+    dense = rows.loc[rows["kind"].eq("dense"), metric].dropna()
+    if len(dense):
+        axes.axhline(dense.iloc[0] * scale, color=look.colour, linewidth=0.7, linestyle=(0, (1, 1.6)), zorder=1)
+    on_scale = rows["dilation"].notna()
+    groups = [(key, part, look.line) for key, part in rows[on_scale].groupby("local", sort=False)]
+    groups += [(row.local, rows.loc[[row.Index]], "none") for row in rows[~on_scale].itertuples()]
+    for local, part, line in groups:
+        # A gap in the line, not a bridge, where a cell has no result.
+        axes.errorbar(
+            part["x"], part[metric] * scale, yerr=part[f"{metric}_stderr"] * scale, elinewidth=0.8,
+            linestyle=line, marker=shapes[local], zorder=3, **colours,
+        )  # fmt: skip
+    lost = rows[rows[metric].isna()]
+    # Models one above the other, so that none hides another's.
+    height = [0.04 + 0.07 * rank] * len(lost)
+    axes.plot(lost["x"], height, "x", color=look.colour, transform=axes.get_xaxis_transform(), clip_on=False, zorder=4)
+
+
+def _legend(rows: pd.DataFrame, looks: dict, shapes: dict, axis: DilationAxis, metrics: list[str]) -> list[Line2D]:
+    """Legend entries: models, windows (if there are several), the dense line, missing cells, hybrids by their name."""
+    handles = [
+        Line2D([], [], color=look.colour, linestyle=look.line, marker="o", markerfacecolor=look.face, label=name)
+        for name, look in looks.items()
+    ]
+    handles.append(Line2D([], [], color="0.4", linewidth=0.7, linestyle=(0, (1, 1.6)), label="same model, dense"))
+    grey = {"color": "0.4", "linestyle": "none"}
+    locals_ = [local for local in shapes if local is not None]
+    if len(locals_) > 1 or axis.hybrids:
+        for window, sinks in locals_:
+            parts = [f"$W$ = {window}"] + ([f"$I$ = {sinks}"] if sinks else [])
+            handles.append(Line2D([], [], marker=shapes[window, sinks], label=", ".join(parts), **grey))
+    if rows[metrics].isna().any(axis=None):
+        handles.append(Line2D([], [], marker="x", label="no result", **grey))
+    names = dict(zip(rows["pattern"], rows["pattern_name"]))
+    for label, short in axis.hybrids.items():
+        # A map that differs in many places has a label as long as the model is deep.
+        long = label if len(label) <= 28 else names[label] or _shortened(label, 28)
+        handles.append(Line2D([], [], marker=style.HYBRID_MARKER, label=f"{short}: {long}", **grey))
+    return handles
+
+
+def _rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each model and pattern, mean over seeds."""
+    if frame.empty:
+        raise ValueError("no cells: the sweep is empty, so there is nothing to show")
+    return over_seeds(with_loss_delta(in_order(frame)), [*METRICS, "loss_delta"])
+
+
+def _local(kind: str, window: int, sinks: int) -> tuple[int, int] | None:
+    return None if kind == "hybrid" else (int(window), int(sinks))
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def applies(frame: pd.DataFrame) -> bool:
+    """Whether a sweep has what this module shows: any cell at all."""
+    return len(frame) > 0
+
+
+def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the table (Markdown, LaTeX, CSV) and, if any cell has finished, the figure (PNG, PDF) into `folder`."""
+    stem = folder / NAME
+    written = write_table(
+        stem, table(frame), summary(frame), caption=caption(frame), notes=notes(frame), names=2, grouped=True
+    )
+    try:
+        drawing = figure(frame)
+    except ValueError as error:
+        logging.getLogger(__name__).warning("%s: %s", NAME, error)
+        for suffix in (".png", ".pdf"):  # of an earlier report, when the sweep had other cells
+            stem.with_suffix(suffix).unlink(missing_ok=True)
+        return written
+    return written + style.save(drawing, stem)
+
+
+def main(folder: Path) -> list[Path]:
+    """Read the sweep in `folder`, write into its `report/`, return the paths."""
+    return write(load_sweep(folder), Path(folder) / "report")
+
+
+# %%
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,23 @@
+"""The operators: gated recurrence, dilated attention and one-token decoding.
+
+Each operator has a folder with `reference.py` (the readable truth), `eager.py` (the fast PyTorch path) and an
+`__init__.py` that dispatches. Torch is imported when an operator is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__all__ = ["decode_attention", "dilated_attention", "gated_scan"]
+
+_HOMES = {"gated_scan": "scan", "dilated_attention": "attention", "decode_attention": "decode"}
+
+if TYPE_CHECKING:
+    from ratplus.kernels.attention import dilated_attention
+    from ratplus.kernels.decode import decode_attention
+    from ratplus.kernels.scan import gated_scan
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(f"ratplus.kernels.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'ratplus.kernels' has no attribute {name!r}")

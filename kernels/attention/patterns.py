@@ -1,0 +1,75 @@
+"""Sparsity patterns as plain integers: validation, per-head grouping and the sorted list of far keys."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Setting = int | None | Tensor | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What a query at position t sees: p <= t and (p < sinks or t - p <= window or (p + 1) % dilation == 0).
+
+    dilation -1 means that nothing dilated is kept.
+    """
+
+    dilation: int
+    window: int
+    sinks: int
+
+    def is_dense(self, length: int) -> bool:
+        """Whether every earlier token is visible in a sequence of `length` tokens."""
+        return self.dilation == 1 or self.window >= length - 1 or self.sinks >= length
+
+    def far_slices(self, length: int) -> list[slice]:
+        """Positions of sinks, then of dilated keys that are no sinks: together a sorted list without duplicates."""
+        slices = [slice(0, min(self.sinks, length), 1)]
+        if self.dilation >= 1:
+            first = (self.sinks // self.dilation + 1) * self.dilation - 1
+            if first < length:
+                slices.append(slice(first, length, self.dilation))
+        return [s for s in slices if s.stop > s.start]
+
+
+def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int) -> list[Pattern]:
+    """One pattern for every head, from ints (all heads alike) or from int tensors or sequences of length `heads`.
+
+    Raises ValueError that names the setting, what was given and what is allowed.
+    """
+    columns = (
+        _per_head("dilation", -1 if dilation is None else dilation, heads),
+        _per_head("window", window, heads),
+        _per_head("sinks", sinks, heads),
+    )
+    patterns = [Pattern(*row) for row in zip(*columns, strict=True)]
+    for pattern in set(patterns):
+        if pattern.dilation < 1 and pattern.dilation != -1:
+            raise ValueError(f"dilation is {pattern.dilation}; it must be at least 1, or None (or -1) for no dilation")
+        if pattern.window < 0 or pattern.sinks < 0:
+            raise ValueError(f"window is {pattern.window} and sinks is {pattern.sinks}; both must be 0 or more")
+    return patterns
+
+
+def _per_head(name: str, value: Setting, heads: int) -> list[int]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.dtype == torch.bool:
+            raise ValueError(f"{name} is a tensor of {value.dtype}; it must hold integers (int32)")
+        value = value.tolist()
+    if isinstance(value, bool) or not isinstance(value, int | Sequence) or isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be an int, or one int for each of the {heads} heads")
+    if isinstance(value, int):
+        return [value] * heads
+    if len(value) != heads or not all(isinstance(item, int) for item in value):
+        raise ValueError(f"{name} is {value!r}; it must hold one int for each of the {heads} heads")
+    return list(value)
+
+
+def group_heads(patterns: list[Pattern]) -> dict[Pattern, list[int]]:
+    """Heads that share a pattern, in order of first appearance."""
+    groups: dict[Pattern, list[int]] = {}
+    for head, pattern in enumerate(patterns):
+        groups.setdefault(pattern, []).append(head)
+    return groups

@@ -1,0 +1,27 @@
+"""ratplus: train one dense model, sweep every sparse inference pattern, get the table and the plot.
+
+The public names are resolved on first use, so that `import ratplus`, tables and dry runs need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["ModelConfig", "Pattern", "PatternMap", "RATPlus"]
+
+_HOMES = {"Pattern": "pattern", "PatternMap": "pattern", "ModelConfig": "config", "RATPlus": "model"}
+
+if TYPE_CHECKING:
+    from ratplus.config import ModelConfig
+    from ratplus.model import RATPlus
+    from ratplus.pattern import Pattern, PatternMap
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(f"ratplus.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'ratplus' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,207 @@
+"""Cost of a pattern, counted exactly: attention FLOPs, KV cache and recurrence, without torch and in closed form.
+
+Every function takes one Pattern (one head) or a PatternMap (the sum over all its layers and heads), one sequence and
+plain numbers. Nothing is sampled or estimated: the counts equal those of `Pattern.visible` and of a simulated cache,
+but cost O(1) a head, so a length of 262,144 is as quick as one of 16.
+
+What is counted is what a pattern changes. Not counted: softmax, RoPE, the gates' sigmoid, projections, FFN, embedding.
+Definitions: paper arXiv 2602.18196, sections on dilated attention and on decoding with a cache.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ratplus.pattern import Pattern, PatternMap
+
+# h + (1 - g) (u - h) with 1 - g at hand: subtract, multiply, add; once for the key channel, once for the value channel.
+_RECURRENCE_FLOPS_PER_CHANNEL_STEP = 6
+# Read gate logit, key and value; write recurrent key and recurrent value.
+_RECURRENCE_ELEMENTS_PER_CHANNEL_STEP = 5
+# The state stays float32 whatever the dtype of the model: rounding it every step drifts by percents.
+_STATE_BYTES_PER_ELEMENT = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Exact costs of one sequence of `length` tokens, summed over `heads` heads (those of all layers together).
+
+    Attributes:
+        length: tokens in the sequence.
+        heads: number of (layer, head) pairs that the sums run over.
+        visible_pairs: (query, key) pairs that attention evaluates in one full forward.
+        attention_flops: Q K^T and P V of that forward, 4 d_head a pair.
+        attention_flops_ratio: attention_flops over those of dense attention; 1.0 at length 0.
+        decode_flops: attention FLOPs of the one decode step at position `length`, self included.
+        kv_entries: cache entries before that step; an entry is one key and one value of one head.
+        kv_bytes: bytes of those entries.
+        kv_ratio: kv_entries over those of dense attention; 1.0 at length 0.
+        state_bytes: float32 recurrent state (one key and one value vector a head); 0 without recurrence.
+        recurrence_flops: the recurrence's FLOPs over the sequence; 0 without recurrence.
+        recurrence_bytes: bytes it must move at least over the sequence; 0 without recurrence.
+    """
+
+    length: int
+    heads: int
+    visible_pairs: int
+    attention_flops: int
+    attention_flops_ratio: float
+    decode_flops: int
+    kv_entries: int
+    kv_bytes: int
+    kv_ratio: float
+    state_bytes: int
+    recurrence_flops: int
+    recurrence_bytes: int
+
+    @property
+    def cache_bytes(self) -> int:
+        """All that decoding keeps for a sequence: key-value entries and recurrent state, in bytes."""
+        return self.kv_bytes + self.state_bytes
+
+    @property
+    def kv_entries_per_head(self) -> float:
+        """Mean of kv_entries over layers and heads."""
+        return self.kv_entries / self.heads
+
+
+def cost(
+    patterns: Pattern | PatternMap, length: int, d_head: int, *, recurrence: bool = False, bytes_per_element: int = 2
+) -> Cost:
+    """All costs of one sequence of `length` tokens.
+
+    Args:
+        patterns: one head's Pattern, or the PatternMap of a model.
+        length: tokens in the sequence, ≥ 0.
+        d_head: channels per head.
+        recurrence: whether keys and values pass through the gated recurrence (RAT+) or not (attention only).
+        bytes_per_element: of keys, values and gate logits: 2 for bfloat16, 4 for float32.
+
+    Raises:
+        ValueError: a number that is not whole or too small.
+    """
+    heads = sum(_heads(patterns).values())
+    return Cost(
+        length=length,
+        heads=heads,
+        visible_pairs=visible_pairs(patterns, length),
+        attention_flops=attention_flops(patterns, length, d_head),
+        attention_flops_ratio=attention_flops_ratio(patterns, length),
+        decode_flops=decode_flops(patterns, length, d_head),
+        kv_entries=kv_entries(patterns, length),
+        kv_bytes=kv_bytes(patterns, length, d_head, bytes_per_element),
+        kv_ratio=kv_ratio(patterns, length),
+        state_bytes=state_bytes(d_head, heads) if recurrence else 0,
+        recurrence_flops=recurrence_flops(length, d_head, heads) if recurrence else 0,
+        recurrence_bytes=recurrence_bytes(length, d_head, heads, bytes_per_element) if recurrence else 0,
+    )
+
+
+def visible_pairs(patterns: Pattern | PatternMap, length: int, start: int = 0) -> int:
+    """(query, key) pairs of a forward over positions start .. length - 1 that may see everything before them.
+
+    `start=0` is a full forward, and equals `Pattern.visible(length).sum()`; `start > 0` is a chunk of a prefill.
+
+    Raises:
+        ValueError: length or start is not a whole number, or not 0 ≤ start ≤ length.
+    """
+    _whole("length", length, 0)
+    _whole("start", start, 0)
+    if start > length:
+        raise ValueError(f"start: got {start}; a chunk starts within its sequence, at most at length={length}")
+    return sum(count * (_pairs(p, length) - _pairs(p, start)) for p, count in _heads(patterns).items())
+
+
+def attention_flops(patterns: Pattern | PatternMap, length: int, d_head: int, start: int = 0) -> int:
+    """FLOPs of Q K^T and P V over positions start .. length - 1: 2 d_head each for every visible pair."""
+    return 4 * _whole("d_head", d_head, 1) * visible_pairs(patterns, length, start)
+
+
+def decode_flops(patterns: Pattern | PatternMap, position: int, d_head: int) -> int:
+    """Attention FLOPs of the one decode step at `position`, which sees the cache entries and its own key."""
+    return attention_flops(patterns, position + 1, d_head, start=position)
+
+
+def attention_flops_ratio(patterns: Pattern | PatternMap, length: int) -> float:
+    """Attention FLOPs of a full forward relative to dense attention in every head; 1.0 at length 0."""
+    dense = sum(_heads(patterns).values()) * _pairs(Pattern(), _whole("length", length, 0))
+    return visible_pairs(patterns, length) / dense if dense else 1.0
+
+
+def kv_entries(patterns: Pattern | PatternMap, length: int) -> int:
+    """Entries (one key and one value each) that the caches hold before the step at position `length`."""
+    _whole("length", length, 0)
+    return sum(count * p.kv_entries(length) for p, count in _heads(patterns).items())
+
+
+def kv_bytes(patterns: Pattern | PatternMap, length: int, d_head: int, bytes_per_element: int = 2) -> int:
+    """Bytes of those entries, keys and values together."""
+    size = _whole("bytes_per_element", bytes_per_element, 1)
+    return 2 * _whole("d_head", d_head, 1) * size * kv_entries(patterns, length)
+
+
+def kv_ratio(patterns: Pattern | PatternMap, length: int) -> float:
+    """Cache entries relative to dense attention in every head; 1.0 at length 0."""
+    dense = sum(_heads(patterns).values()) * _whole("length", length, 0)
+    return kv_entries(patterns, length) / dense if dense else 1.0
+
+
+def state_bytes(d_head: int, heads: int = 1) -> int:
+    """Bytes of the recurrent state that decoding carries: one float32 key and one float32 value vector a head."""
+    return 2 * _STATE_BYTES_PER_ELEMENT * _whole("d_head", d_head, 1) * _whole("heads", heads, 1)
+
+
+def recurrence_flops(length: int, d_head: int, heads: int = 1) -> int:
+    """FLOPs of the gated recurrence over `length` steps: 6 per channel and step, 3 for the key and 3 for the value.
+
+    One step of one channel is h + (1 - g) (u - h); a scan that works in chunks or as a tree does more arithmetic for
+    the same result, which is not the pattern's cost and is not counted. The same for every pattern.
+    """
+    per_step = _RECURRENCE_FLOPS_PER_CHANNEL_STEP * _whole("d_head", d_head, 1) * _whole("heads", heads, 1)
+    return per_step * _whole("length", length, 0)
+
+
+def recurrence_bytes(length: int, d_head: int, heads: int = 1, bytes_per_element: int = 2) -> int:
+    """Bytes that the recurrence must move over `length` steps: reads gate logit, k, v and writes both results, once."""
+    per_step = _RECURRENCE_ELEMENTS_PER_CHANNEL_STEP * _whole("d_head", d_head, 1) * _whole("heads", heads, 1)
+    return per_step * _whole("length", length, 0) * _whole("bytes_per_element", bytes_per_element, 1)
+
+
+def _pairs(pattern: Pattern, length: int) -> int:
+    """Visible pairs of one head over positions 0 .. length - 1: the sum of kv_entries(t) + 1, in Python integers.
+
+    Up to position sinks + window a query sees all t + 1 keys. From there on it sees the sinks, the window and itself,
+    and floor((t - window) / dilation) - floor(sinks / dilation) dilated keys between them.
+    """
+    full = min(length, pattern.sinks + pattern.window + 1)
+    pairs = full * (full + 1) // 2
+    later = length - full
+    if later == 0:
+        return pairs
+    pairs += later * full
+    if pattern.dilation is not None:
+        blocks = _floor_sum(length - pattern.window, pattern.dilation) - _floor_sum(pattern.sinks + 1, pattern.dilation)
+        pairs += blocks - later * (pattern.sinks // pattern.dilation)
+    return pairs
+
+
+def _floor_sum(stop: int, divisor: int) -> int:
+    """Sum of floor(n / divisor) over n = 0 .. stop - 1."""
+    whole, rest = divmod(stop, divisor)
+    return divisor * (whole * (whole - 1) // 2) + whole * rest
+
+
+def _heads(patterns: Pattern | PatternMap) -> Counter[Pattern]:
+    """How many heads have each pattern: a model has many heads and few patterns."""
+    if isinstance(patterns, Pattern):
+        return Counter([patterns])
+    if isinstance(patterns, PatternMap):
+        return Counter(p for row in patterns for p in row)
+    raise ValueError(f"patterns: got {type(patterns).__name__}; give a Pattern (one head) or a PatternMap (a model)")
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name}: got {value!r}; it must be a whole number ≥ {least}")
+    return value.__index__()

@@ -1,0 +1,48 @@
+"""Which tokens a training step reads: pure functions of (seed, step, rank), so that resuming needs no replay.
+
+Rows of the global batch are dealt to ranks in turn (rank, rank + world, ...), so the global batch of a step is the same
+for every number of processes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+IGNORE = -100
+
+
+def labels_of(inputs: np.ndarray, following: np.ndarray, eos_id: int) -> np.ndarray:
+    """Next-token labels; IGNORE where the input is end-of-text (the next document's first token is not predictable)."""
+    return np.where(inputs == eos_id, IGNORE, following)
+
+
+def ordered_rows(stream: np.ndarray, step: int, batch: int, context: int, rank: int = 0, world: int = 1) -> np.ndarray:
+    """Windows [rows, context + 1] of a step that reads the stream front to back, wrapping around at its end.
+
+    Row j of step s starts at token ((s * batch + j) mod windows) * context.
+    """
+    windows = (len(stream) - 1) // context
+    _check(windows, stream, context)
+    rows = (step * batch + np.arange(rank, batch, world)) % windows
+    return _windows(stream, rows * context, context)
+
+
+def random_rows(
+    stream: np.ndarray, seed: int, step: int, batch: int, context: int, rank: int = 0, world: int = 1
+) -> np.ndarray:
+    """Windows [rows, context + 1] at uniformly random offsets, drawn from Philox keyed by (seed, step)."""
+    _check((len(stream) - 1) // context, stream, context)
+    draw = np.random.Generator(np.random.Philox(key=[seed, step]))
+    starts = draw.integers(0, len(stream) - context, size=batch)
+    return _windows(stream, starts[rank::world], context)
+
+
+def _windows(stream: np.ndarray, starts: np.ndarray, context: int) -> np.ndarray:
+    return np.stack([stream[s : s + context + 1] for s in starts]).astype(np.int64)
+
+
+def _check(windows: int, stream: np.ndarray, context: int) -> None:
+    if windows < 1:
+        raise ValueError(
+            f"train.context={context}: the stream holds only {len(stream)} tokens; it needs at least {context + 1}"
+        )

@@ -1,0 +1,255 @@
+"""The RAT+ language model: attention whose keys and values first pass a gated recurrence (arXiv 2602.18196).
+
+One set of weights, many patterns: what the heads see is an argument of every call, not a property of the model.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ratplus.cache import KVCache, LayerCache
+from ratplus.config import ModelConfig
+from ratplus.generate import generate
+from ratplus.kernels import decode_attention, dilated_attention, gated_scan
+from ratplus.pattern import Pattern, PatternMap
+from ratplus.rope import rope_tables, rotate
+
+
+@lru_cache(maxsize=512)
+def kernel_pattern(row: tuple[Pattern, ...], device: torch.device):
+    """(dilation, window, sinks) as the kernels take them: ints if all heads agree, else int32 tensors [H]."""
+    row = tuple(p.canonical for p in row)
+    if len(set(row)) == 1:
+        return row[0].dilation, row[0].window, row[0].sinks
+    columns = [[-1 if p.dilation is None else p.dilation, p.window, p.sinks] for p in row]
+    return tuple(torch.tensor(columns, dtype=torch.int32, device=device).unbind(dim=1))
+
+
+class Mixer(nn.Module):
+    """Pre-norm temporal mixing with residual: projections, recurrence on k and v, RoPE, attention, output gate."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        d = config.d_model
+        self.config = config
+        # Blocks of d rows in the reference order: o (output gate), q, k, v, g (forget gate).
+        blocks = 3 + config.output_gate + config.recurrence
+        self.norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.in_proj = nn.Linear(d, blocks * d, bias=False)
+        self.out_proj = nn.Linear(d, d, bias=False)
+
+    def _project(self, x_BTd: Tensor):
+        """Gate [B,T,d] (or None) and q, k, v, recurrence logit (or None) as [B,H,T,d_head] views of one product."""
+        z = self.in_proj(self.norm(x_BTd))
+        blocks = list(z.split(self.config.d_model, dim=-1))
+        gate = blocks.pop(0) if self.config.output_gate else None
+        heads = [b.unflatten(-1, (self.config.heads, self.config.d_head)).transpose(1, 2) for b in blocks]
+        q, k, v = heads[:3]
+        return gate, q, k, v, heads[3] if self.config.recurrence else None
+
+    def _finish(self, x_BTd: Tensor, y_BHTd: Tensor, gate: Tensor | None) -> Tensor:
+        y = y_BHTd.transpose(1, 2).flatten(-2)
+        if gate is not None:
+            y = y * torch.sigmoid(gate)
+        return x_BTd + self.out_proj(y)
+
+    def _recur(self, logit, k, v, rope, initial=None):
+        """Keys and values after the recurrence, keys rotated; and the final state (None without recurrence)."""
+        if logit is None:
+            cos, sin = (table if table.dim() == 2 else table[:, None] for table in rope)
+            return rotate(k, cos, sin), v, None
+        return gated_scan(logit, k, v, initial=initial, rope=rope)
+
+    def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
+        gate, q, k, v, logit = self._project(x_BTd)
+        k, v, _ = self._recur(logit, k, v, rope)
+        y = dilated_attention(rotate(q, *rope), k, v, *kernel_pattern(row, x_BTd.device))
+        return self._finish(x_BTd, y, gate)
+
+    def prefill(self, x_BTd: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor], real_BT: Tensor) -> Tensor:
+        """Like forward, but over what `layer` already holds, and storing what it must keep. Right padding is not real.
+
+        `rope` tables are [B, T, d_head], since sequences may stand at different positions.
+        """
+        gate, q, k, v, logit = self._project(x_BTd)
+        if logit is not None:
+            # A gate of exactly 1 holds the state over padding, so the final state is that of the last real token.
+            logit = logit.masked_fill(~real_BT[:, None, :, None], torch.inf)
+        k, v, final = self._recur(logit, k, v, rope, initial=layer.state)
+        cos, sin = (table[:, None] for table in rope)
+        y = layer.attend_chunk(rotate(q, cos, sin), k, v, real_BT)
+        layer.store_chunk(k, v, real_BT, final)
+        return self._finish(x_BTd, y, gate)
+
+    def step(self, x_B1d: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """One token per sequence; `rope` are the full tables [max_len, d_head], read at `layer.positions`."""
+        gate, *blocks = self._project(x_B1d)
+        q, k, v, logit = (None if b is None else b[:, :, 0] for b in blocks)
+        y = decode_attention(
+            q, k, v, logit, layer.keys, layer.values, layer.state, layer.positions,
+            layer.dilation, layer.window, layer.sinks, layer.offsets, rope,
+        )  # fmt: skip
+        return self._finish(x_B1d, y[:, :, None], gate)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm GELU feed-forward with residual."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        d = config.d_model
+        self.norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.up = nn.Linear(d, config.ffn_mult * d, bias=False)
+        self.down = nn.Linear(config.ffn_mult * d, d, bias=False)
+
+    def forward(self, x_BTd: Tensor) -> Tensor:
+        return x_BTd + self.down(F.gelu(self.up(self.norm(x_BTd))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.mixer = Mixer(config)
+        self.ffn = FeedForward(config)
+
+
+class RATPlus(nn.Module):
+    """Decoder-only language model with run-time sparse patterns.
+
+    Args:
+        config: shape of the model; `recurrence=False` gives the attention-only baseline.
+
+    The embedding is tied to the output head. Weights start at N(0, 0.02), norms at 1.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.reset_parameters()
+
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draw every matrix from N(0, 0.02); with a seed, from a CPU generator of its own (same on every device)."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Embedding)):
+                    if generator is None:
+                        module.weight.normal_(0.0, 0.02)
+                    else:
+                        drawn = torch.empty(module.weight.shape).normal_(0.0, 0.02, generator=generator)
+                        module.weight.copy_(drawn)
+                elif isinstance(module, nn.RMSNorm):
+                    module.weight.fill_(1.0)
+
+    # ---- patterns and tables -----------------------------------------------------------------------------------
+
+    def resolve_patterns(self, patterns: PatternMap | Pattern | None) -> PatternMap:
+        """None is dense everywhere; a single Pattern is used everywhere; a PatternMap must fit the model."""
+        layers, heads = self.config.layers, self.config.heads
+        if patterns is None:
+            patterns = Pattern()
+        if isinstance(patterns, Pattern):
+            return PatternMap.uniform(patterns, layers, heads)
+        if not isinstance(patterns, PatternMap):
+            raise ValueError(f"patterns: got {type(patterns).__name__}; give a PatternMap, a Pattern or None (dense)")
+        if (patterns.layers, patterns.heads) != (layers, heads):
+            raise ValueError(
+                f"patterns: made for {patterns.layers} layers × {patterns.heads} heads, "
+                f"but the model has {layers} × {heads}"
+            )
+        return patterns
+
+    def rope(self) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables [max_len, d_head], made once per device."""
+        device = self.embed.weight.device
+        if device not in self._rope:
+            positions = torch.arange(self.config.max_len, device=device)
+            self._rope[device] = rope_tables(positions, self.config.d_head, self.config.rope_base)
+        return self._rope[device]
+
+    # ---- full forward ------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor, patterns: PatternMap | Pattern | None = None) -> Tensor:
+        """Logits [B, T, vocab] of tokens [B, T]. `patterns` None means dense.
+
+        Raises:
+            ValueError: T > max_len, or a PatternMap of another shape than the model's.
+        """
+        patterns = self.resolve_patterns(patterns)
+        length = tokens.shape[1]
+        self._check_length(length)
+        rope = tuple(table[:length] for table in self.rope())
+        x = self.embed(tokens)
+        for block, row in zip(self.layers, patterns):
+            x = block.ffn(block.mixer(x, row, rope))
+        return self._head(x)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(x), self.embed.weight)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_len:
+            raise ValueError(
+                f"sequence of {length} tokens is longer than the model's max_len={self.config.max_len}; "
+                "shorten it or build the model with a larger max_len"
+            )
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
+
+    def new_cache(self, batch: int, patterns: PatternMap | Pattern | None, max_len: int) -> KVCache:
+        """Empty compact cache for `batch` sequences of at most `max_len` tokens (prompt and continuation)."""
+        self._check_length(max_len)
+        weight = self.embed.weight
+        return KVCache.empty(self.config, self.resolve_patterns(patterns), batch, max_len, weight.device, weight.dtype)
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, cache: KVCache, lengths=None) -> Tensor:
+        """Feed a chunk of each sequence; logits [B, vocab] after each sequence's last real token.
+
+        Args:
+            tokens: [B, T], right-padded where sequences are shorter than T.
+            cache: from `new_cache`; call again with the next chunk to continue.
+            lengths: real tokens of each row (list or tensor [B]); None means T for all. A row of length 0 is left
+                as it is, and its logits are NaN.
+
+        Raises:
+            ValueError: the cache would overrun, or lengths do not fit.
+        """
+        batch, width = tokens.shape
+        lengths = [width] * batch if lengths is None else [int(n) for n in lengths]
+        cache.check_room(lengths, width, batch)
+        device = tokens.device
+        lengths_B = torch.tensor(lengths, device=device)
+        offsets_T = torch.arange(width, device=device)
+        real_BT = offsets_T < lengths_B[:, None]
+        positions_BT = (cache.positions[:, None] + offsets_T).clamp_(max=self.config.max_len - 1)
+        rope = tuple(table[positions_BT] for table in self.rope())
+        x = self.embed(tokens.where(real_BT, 0))
+        for block, layer in zip(self.layers, cache.layers):
+            x = block.ffn(block.mixer.prefill(x, layer, rope, real_BT))
+        cache.advance(lengths)
+        rows = torch.arange(batch, device=device)
+        logits = self._head(x[rows, (lengths_B - 1).clamp(min=0)])
+        return logits.masked_fill(lengths_B[:, None] == 0, torch.nan)
+
+    @torch.no_grad()
+    def step(self, token: Tensor, cache: KVCache) -> Tensor:
+        """Feed one token [B] per sequence at its own position; logits [B, vocab]. Raises ValueError on overrun."""
+        batch = token.shape[0]
+        cache.check_room([1] * batch, 1, batch)
+        rope = self.rope()
+        x = self.embed(token[:, None])
+        for block, layer in zip(self.layers, cache.layers):
+            x = block.ffn(block.mixer.step(x, layer, rope))
+        cache.advance([1] * batch)
+        return self._head(x[:, 0])
+
+    generate = generate

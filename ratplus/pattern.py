@@ -1,0 +1,234 @@
+"""Patterns: what one attention head may see, and how patterns spread over the layers and heads of a model.
+
+Torch-free, so that tables and dry runs stay light. Definition: paper arXiv 2602.18196, section on sparse inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def _whole_number(name: str, value, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"pattern.{name}: got {value!r}; it must be a whole number ≥ {least}")
+    if value < least:
+        raise ValueError(f"pattern.{name}: got {value}; it must be ≥ {least}")
+    return int(value)
+
+
+@dataclass(frozen=True, order=False)
+class Pattern:
+    """What one head sees: every `dilation`-th key, the `window` tokens before the query, the first `sinks` tokens.
+
+    Key j is visible from query t iff j <= t and ((j+1) mod dilation == 0 or t - j <= window or j < sinks).
+    The query itself is always visible, so a head sees window + 1 recent keys.
+
+    Args:
+        dilation: keep the last key of each block of this length; 1 is dense; None keeps no dilated key (streaming).
+        window: number of tokens before the query that are visible besides itself.
+        sinks: number of initial tokens that stay visible.
+
+    Raises:
+        ValueError: dilation < 1, window < 0, sinks < 0, or a value that is not a whole number.
+    """
+
+    dilation: int | None = 1
+    window: int = 0
+    sinks: int = 0
+
+    def __post_init__(self):
+        if self.dilation is not None:
+            if isinstance(self.dilation, bool) or not isinstance(self.dilation, (int, np.integer)) or self.dilation < 1:
+                raise ValueError(
+                    f"pattern.dilation: got {self.dilation!r}; it must be a whole number ≥ 1 (1 is dense), "
+                    "or null for no dilated keys"
+                )
+            object.__setattr__(self, "dilation", int(self.dilation))
+        object.__setattr__(self, "window", _whole_number("window", self.window, 0))
+        object.__setattr__(self, "sinks", _whole_number("sinks", self.sinks, 0))
+
+    @property
+    def dense(self) -> bool:
+        """True if every earlier key is visible, whatever the length."""
+        return self.dilation == 1
+
+    @property
+    def canonical(self) -> Pattern:
+        """The simplest pattern with the same visibility: dense needs neither window nor sinks."""
+        return Pattern() if self.dense else self
+
+    @property
+    def label(self) -> str:
+        """Short name: `D16`, `D16-W256-I4`, `stream-W1024-I4`."""
+        parts = ["stream" if self.dilation is None else f"D{self.dilation}"]
+        if self.window:
+            parts.append(f"W{self.window}")
+        if self.sinks:
+            parts.append(f"I{self.sinks}")
+        return "-".join(parts)
+
+    @property
+    def sort_key(self) -> tuple[float, int, int]:
+        """Orders patterns by dilation (streaming last), then window, then sinks."""
+        return (float("inf") if self.dilation is None else self.dilation, self.window, self.sinks)
+
+    def visible(self, q_len: int, kv_len: int | None = None) -> np.ndarray:
+        """Visibility mask, bool [q_len, kv_len].
+
+        The queries are the last `q_len` of `kv_len` positions (default: all of them). This is the definition, and it
+        is quadratic: for tests, pictures and short sequences.
+        """
+        kv_len = q_len if kv_len is None else kv_len
+        if kv_len < q_len:
+            raise ValueError(f"visible: kv_len={kv_len} is smaller than q_len={q_len}; queries are the last positions")
+        t = np.arange(kv_len - q_len, kv_len)[:, None]
+        j = np.arange(kv_len)[None, :]
+        seen = (t - j <= self.window) | (j < self.sinks)
+        if self.dilation is not None:
+            seen |= (j + 1) % self.dilation == 0
+        return seen & (j <= t)
+
+    def kv_entries(self, length):
+        """Entries that a decode cache holds before the step at position `length` (an int or an int array)."""
+        n = np.asarray(length)
+        dilated = 0 if self.dilation is None else (n - self.window) // self.dilation - self.sinks // self.dilation
+        kept = np.where(n <= self.sinks + self.window, n, self.sinks + self.window + dilated)
+        return int(kept) if np.ndim(length) == 0 else kept
+
+    def to_dict(self) -> dict:
+        return {"dilation": self.dilation, "window": self.window, "sinks": self.sinks}
+
+
+@dataclass(frozen=True)
+class PatternMap:
+    """One Pattern for every (layer, head): `rows[layer][head]`.
+
+    Build it with `uniform`, `per_layer` or `per_head`; pass it to the model at run time.
+    """
+
+    rows: tuple[tuple[Pattern, ...], ...]
+
+    def __post_init__(self):
+        if not self.rows or not self.rows[0]:
+            raise ValueError("PatternMap: needs at least one layer and one head")
+        widths = {len(row) for row in self.rows}
+        if len(widths) > 1:
+            raise ValueError(f"PatternMap: every layer needs the same number of heads, got {sorted(widths)}")
+
+    @classmethod
+    def uniform(cls, pattern: Pattern, layers: int, heads: int) -> PatternMap:
+        """The same pattern everywhere."""
+        return cls(((pattern,) * heads,) * layers)
+
+    @classmethod
+    def per_layer(cls, patterns: Sequence[Pattern], heads: int) -> PatternMap:
+        """`patterns[l]` for every head of layer l."""
+        return cls(tuple((p,) * heads for p in patterns))
+
+    @classmethod
+    def per_head(cls, patterns: Sequence[Pattern], layers: int) -> PatternMap:
+        """`patterns[h]` for head h of every layer."""
+        return cls((tuple(patterns),) * layers)
+
+    @property
+    def layers(self) -> int:
+        return len(self.rows)
+
+    @property
+    def heads(self) -> int:
+        return len(self.rows[0])
+
+    def __getitem__(self, layer: int) -> tuple[Pattern, ...]:
+        return self.rows[layer]
+
+    def __iter__(self) -> Iterable[tuple[Pattern, ...]]:
+        return iter(self.rows)
+
+    @property
+    def is_uniform(self) -> bool:
+        return len({p for row in self.rows for p in row}) == 1
+
+    @property
+    def label(self) -> str:
+        """`D16` if uniform; else runs such as `layers[D1x2,D64x2]` or `heads[D1,D64x3]`, `mixed[...]` for both."""
+        if self.is_uniform:
+            return self.rows[0][0].label
+        if all(len(set(row)) == 1 for row in self.rows):
+            return f"layers[{_runs([row[0] for row in self.rows])}]"
+        if len(set(self.rows)) == 1:
+            return f"heads[{_runs(self.rows[0])}]"
+        return "mixed[" + "|".join(_runs(row) for row in self.rows) + "]"
+
+    def to_dict(self) -> dict:
+        """Canonical plain form: scalars if uniform, else `[layers][heads]` lists; equal maps give equal dicts."""
+        if self.is_uniform:
+            return self.rows[0][0].to_dict()
+        return {
+            name: [[getattr(p, name) for p in row] for row in self.rows] for name in ("dilation", "window", "sinks")
+        }
+
+    @classmethod
+    def from_dict(cls, plain: dict, layers: int, heads: int) -> PatternMap:
+        """Inverse of `to_dict`, for a model of the given size."""
+        return build_map(plain["dilation"], plain["window"], plain["sinks"], layers, heads)
+
+
+def build_map(dilation, window, sinks, layers: int, heads: int, over: str = "layers", tile: bool = False) -> PatternMap:
+    """PatternMap from config values: each an int (dilation also None), a list, or a nested list [layers][heads].
+
+    Args:
+        over: what a flat list runs over, "layers" or "heads".
+        tile: repeat a flat list until it covers the model (its length must divide the number of layers or heads).
+
+    Raises:
+        ValueError: a list of the wrong length, or an impossible pattern; the message names the key.
+    """
+    grids = {
+        name: _grid(name, value, layers, heads, over, tile)
+        for name, value in (("dilation", dilation), ("window", window), ("sinks", sinks))
+    }
+    return PatternMap(
+        tuple(
+            tuple(Pattern(grids["dilation"][i][h], grids["window"][i][h], grids["sinks"][i][h]) for h in range(heads))
+            for i in range(layers)
+        )
+    )
+
+
+def _grid(name: str, value, layers: int, heads: int, over: str, tile: bool) -> list[list]:
+    """Spread one config value to a [layers][heads] grid."""
+    if not isinstance(value, (list, tuple)):
+        return [[value] * heads for _ in range(layers)]
+    nested = [isinstance(item, (list, tuple)) for item in value]
+    if any(nested):
+        if not all(nested) or len(value) != layers or any(len(row) != heads for row in value):
+            raise ValueError(
+                f"pattern.{name}: a nested list must hold {layers} layers of {heads} heads each, "
+                f"got lengths {[len(r) if isinstance(r, (list, tuple)) else 'single value' for r in value]}"
+            )
+        return [list(row) for row in value]
+    need = layers if over == "layers" else heads
+    row = list(value)
+    if tile and row and need % len(row) == 0:
+        row = row * (need // len(row))
+    if len(row) != need:
+        rule = f"whose length divides {need}" if tile else f"of length {need}"
+        raise ValueError(
+            f"pattern.{name}: a list over {over} has {len(value)} entries, but the model has {need} {over}; "
+            f"give a list {rule}"
+        )
+    return [[x] * heads for x in row] if over == "layers" else [row] * layers
+
+
+def _runs(patterns: Sequence[Pattern]) -> str:
+    """Run-length label of a sequence of patterns."""
+    parts: list[list] = []
+    for p in patterns:
+        if parts and parts[-1][0] == p.label:
+            parts[-1][1] += 1
+        else:
+            parts.append([p.label, 1])
+    return ",".join(name if count == 1 else f"{name}x{count}" for name, count in parts)

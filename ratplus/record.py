@@ -1,0 +1,199 @@
+"""Records: the small JSON files that stages leave, their ids, and writing them so that a crash loses nothing.
+
+Torch-free. A record is `<sweep>/<stage>/<id>/record.json`; the id is a hash of the resolved scientific config and the
+parent stage's id, so equal work has equal names and nothing is ever done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+FORMAT = 1
+RECORD_FILE = "record.json"
+STAGES = ("pretrain", "adapt", "evaluate")
+
+
+class RecordError(ValueError):
+    """A record or another file of a sweep folder is damaged or does not belong there."""
+
+
+def canonical_json(value) -> str:
+    """One text per value: sorted keys, no spaces; NaN and infinities are refused, since JSON has none."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def stage_id(stage: str, config: dict, parent: str | None) -> str:
+    """Id of a stage: the first 12 hex digits of SHA-256 over (format, stage, config, parent)."""
+    text = canonical_json({"format": FORMAT, "stage": stage, "config": config, "parent": parent})
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a whole file or none of it: temporary name in the same folder, fsync, rename, fsync of the folder."""
+    path = Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a result is as readable as any other file of this user.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the file system allows it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=1)
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _checksum(record: dict) -> str:
+    body = {k: v for k, v in record.items() if k != "checksum"}
+    # Metrics may be NaN in principle, so this text is only hashed, never parsed.
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_record(
+    folder: Path,
+    *,
+    stage: str,
+    config: dict,
+    parent: str | None,
+    status: str,
+    metrics: dict,
+    timing: dict,
+    provenance: dict,
+    error: dict | None = None,
+) -> dict:
+    """Write `<folder>/record.json` atomically and return it.
+
+    `metrics` holds reproducible results only, {name: {"value", "stderr", "count"}}; wall times and memory go to
+    `timing`.
+    """
+    assert status in ("done", "failed"), status
+    record = {
+        "format": FORMAT,
+        "id": stage_id(stage, config, parent),
+        "stage": stage,
+        "status": status,
+        "parent": parent,
+        "config": config,
+        "metrics": metrics,
+        "timing": timing,
+        "provenance": provenance,
+        "error": error,
+    }
+    # Through text and back, so that the checksum is of what a reader will see.
+    record = json.loads(json.dumps(record))
+    record["checksum"] = _checksum(record)
+    write_atomically(Path(folder) / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def read_record(folder: Path) -> dict | None:
+    """The record of a stage folder, or None if there is none.
+
+    Raises:
+        RecordError: the file is truncated or altered, of another format version, or not of this folder.
+    """
+    path = Path(folder) / RECORD_FILE
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read ({error})") from None
+    try:
+        record = json.loads(text)
+        stored = record["checksum"]
+    except (ValueError, KeyError, TypeError):
+        raise RecordError(f"{path}: not a whole record (truncated or edited); delete it and run again") from None
+    if record.get("format") != FORMAT:
+        raise RecordError(f"{path}: record format {record.get('format')!r}; this version reads format {FORMAT}")
+    if stored != _checksum(record):
+        raise RecordError(f"{path}: checksum differs, so it was altered or damaged; delete it and run again")
+    expected = stage_id(record["stage"], record["config"], record["parent"])
+    if not record["id"] == expected == path.parent.name:
+        raise RecordError(
+            f"{path}: the record is of {record['stage']} {record['id']}, but lies in folder {path.parent.name} and its "
+            f"config hashes to {expected}; it comes from another config: move it away and run again"
+        )
+    return record
+
+
+def provenance() -> dict:
+    """Where a result comes from: code version, package versions, host, device-independent facts, command line."""
+    return {
+        "git": _git(),
+        "versions": _versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+@lru_cache(maxsize=1)
+def _git() -> dict | None:
+    """Commit and dirty flag of the checkout that this code runs from; None for an installed wheel."""
+    here = Path(__file__).resolve().parent
+    try:
+        root = _run_git(here, "rev-parse", "--show-toplevel")
+        if not (Path(root) / "ratplus" / "record.py").exists():
+            return None  # somebody else's repository that happens to hold our site-packages
+        return {
+            "commit": _run_git(here, "rev-parse", "HEAD"),
+            "dirty": bool(_run_git(here, "status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _run_git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict:
+    found = {}
+    for name in ("ratplus", "torch", "triton", "lightning", "hydra-core", "wandb", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,55 @@
+"""The learning curve of a stage: `curve.csv` beside the record, and a mirror (such as W&B) that gets the same numbers."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Protocol
+
+from ratplus.record import write_atomically
+
+CURVE_FILE = "curve.csv"
+
+
+class Mirror(Protocol):
+    """Somewhere else that is told a stage's numbers; never the truth, and never allowed to break a stage."""
+
+    def log(self, step: int, values: dict) -> None: ...
+
+    def finish(self, record: dict) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class StageLog:
+    """Rows of (step, values); after a resume, rows past the checkpoint are dropped, so each step stands once."""
+
+    def __init__(self, folder: Path, mirror: Mirror | None = None):
+        self.path = Path(folder) / CURVE_FILE
+        self.mirror = mirror
+        self._columns: list[str] = []
+
+    def start(self, step: int) -> None:
+        """Keep the rows up to `step`."""
+        rows = []
+        if step and self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self._columns = list(reader.fieldnames or [])
+                # A row that a crash cut short lacks its last fields.
+                rows = [r for r in reader if None not in r.values() and r["step"].isdigit() and int(r["step"]) <= step]
+        text = "".join(",".join(line) + "\n" for line in [self._columns, *([*r.values()] for r in rows)] if line)
+        write_atomically(self.path, text)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add a row; the first one fixes the columns."""
+        header = not self._columns
+        if header:
+            self._columns = ["step", *values]
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            if header:
+                writer.writeheader()
+            writer.writerow({"step": step, **values})
+        if self.mirror is not None:
+            self.mirror.log(step, values)
