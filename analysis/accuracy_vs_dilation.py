@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, in_order, over_seeds, progress, run_name, with_loss_delta
+from ratplus.analysis.aggregate import RUN, in_order, over_seeds, progress, run_name, short_patterns, with_loss_delta
 from ratplus.analysis.dilation_axis import DilationAxis
 from ratplus.analysis.load import METRICS, load_sweep
 from ratplus.analysis.run import run
@@ -35,6 +35,8 @@ from ratplus.analysis.tables import number, write_table
 NAME = "accuracy_vs_dilation"
 # A table's notes name this many errors; the CSV file has all.
 MOST_ERRORS = 10
+# Line style of the dense value; thin and dotted, unlike any model's.
+REFERENCE = (0, (1, 1.6))
 # What the CSV starts with; all other columns of the loaded frame follow.
 LEADING = [
     "model", "pattern", "dilation", "window", "sinks", "seed", "loss", "loss_stderr", "loss_delta", "perplexity",
@@ -60,8 +62,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each model and pattern as rounded strings: mean ± standard error, Δ to dense, what is missing."""
     rows = _rows(frame)
-    shown = pd.DataFrame({"Model": [run_name(*run) for run in rows[RUN].itertuples(index=False)]}, dtype=object)
-    shown["Pattern"] = rows["pattern"].to_numpy()
+    shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(short_patterns(rows))})
     if (rows["cells"] > 1).any():
         seeds = zip(rows["done"], rows["cells"])
         shown["Seeds"] = [str(done) if done == cells else f"{done} of {cells}" for done, cells in seeds]
@@ -73,8 +74,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         ("Recall (%)", "recall_accuracy", 100, 1),
     ):
         if name in ("loss", "loss_delta") or rows[name].notna().any():
-            pairs = zip(rows[name] * scale, rows[f"{name}_stderr"] * scale)
-            shown[title] = [number(value, digits, error) for value, error in pairs]
+            # The perplexity's spread is the loss's once more: it would only take room.
+            errors = rows[f"{name}_stderr"] * scale * (np.nan if name == "perplexity" else 1)
+            shown[title] = [number(value, digits, error) for value, error in zip(rows[name] * scale, errors)]
     # A finished cell whose loss is not a number has diverged: a result, unlike that of a cell which has none.
     shown["Loss"] = [
         f"**{status}**" if status != "done" else "NaN" if pd.isna(loss) else text
@@ -98,16 +100,19 @@ def caption(frame: pd.DataFrame) -> str:
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
-    """Lines on the cells without a result: how many there are, and the error of those that have one."""
+    """Lines under the table: patterns whose label has no room in it, cells without a result and what went wrong."""
+    lines = [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
     if frame["status"].eq("done").all():
-        return []
+        return lines
+    lines.append(f"{progress(frame)}.")
     wrong = in_order(frame[frame["error"].ne("")])
-    lines = [
-        f"{run_name(cell.model, cell.variant)} {cell.pattern} seed {cell.seed} {cell.status}: {_shortened(cell.error, 200)}"
-        for cell in wrong.head(MOST_ERRORS).itertuples()
-    ]
-    more = [f"{len(wrong) - MOST_ERRORS} more errors: see the CSV file."] if len(wrong) > MOST_ERRORS else []
-    return [f"{progress(frame)}.", *lines, *more]
+    alike = wrong.groupby([*RUN, "pattern", "status", "error"], sort=False)["seed"]
+    for (model, variant, pattern, status, error), seeds in list(alike)[:MOST_ERRORS]:
+        seed = ", ".join(str(seed) for seed in seeds)
+        lines.append(f"{run_name(model, variant)} {pattern} (seed {seed}) {status}: {_shortened(error, 200)}")
+    if len(alike) > MOST_ERRORS:
+        lines.append(f"{len(alike) - MOST_ERRORS} more errors: see the CSV file.")
+    return lines
 
 
 # %% [markdown]
@@ -115,7 +120,8 @@ def notes(frame: pd.DataFrame) -> list[str]:
 ## Figure
 
 A model has a colour and a line, a window a marker. The thin dotted line is the model's dense value; patterns without a
-dilation stand right of the axis. A cross at the bottom marks a cell without a result.
+dilation stand right of the axis (hybrids at one place if they are many). A cross at the bottom marks a cell without a
+result.
 """
 
 
@@ -132,37 +138,37 @@ def figure(frame: pd.DataFrame) -> Figure:
         raise ValueError(f"no figure: {progress(frame)}, none with a finite loss")
     axis = DilationAxis(rows)
     rows["x"] = axis.positions(rows)
-    rows["run"] = [run_name(*run) for run in rows[RUN].itertuples(index=False)]
     rows["local"] = [_local(*row) for row in zip(rows["kind"], rows["window"], rows["sinks"])]
     looks = style.looks(list(dict.fromkeys(rows["run"])))
     shapes = style.markers(sorted(set(rows["local"]) - {None})) | {None: style.HYBRID_MARKER}
     recall = rows["recall_accuracy"].notna().any()
     panels = [("loss", 1, "Held-out loss\n(nats per token)")]
     if recall or rows["next_token_accuracy"].notna().any():
-        name, title = ("recall_accuracy", "Recall") if recall else ("next_token_accuracy", "Next-token")
-        panels.append((name, 100, f"{title}\naccuracy (%)"))
+        metric, title = ("recall_accuracy", "Recall") if recall else ("next_token_accuracy", "Next-token")
+        panels.append((metric, 100, f"{title}\naccuracy (%)"))
     with style.context():
-        drawing = Figure(figsize=(style.COLUMN_WIDTH_IN, 1.15 + 1.35 * len(panels)))
+        drawing = Figure(figsize=(style.COLUMN_WIDTH_IN, 0.35 + 1.35 * len(panels)))
         grid = drawing.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (metric, scale, title) in zip(grid, panels):
-            for number_of_run, (run_key, of_run) in enumerate(rows.groupby("run", sort=False)):
-                _draw_run(axes, of_run, metric, scale, looks[run_key], shapes, number_of_run)
+            for name, of_run in rows.groupby("run", sort=False):
+                _draw_run(axes, of_run, metric, scale, looks[name], shapes)
+            if metric == "recall_accuracy":
+                axes.set_ylim(bottom=0)  # a share of all answers; the other metrics have no natural floor
+            _mark_lost(axes, rows, metric, looks)
             axes.set_ylabel(title)
-        axis.draw(grid[-1])
+        axis.draw(grid)
         grid[-1].set_xlabel(axis.title)
         drawing.align_ylabels(grid)
-        handles = _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels])
-        longest = max(len(handle.get_label()) for handle in handles)
-        drawing.legend(handles=handles, loc="outside lower center", ncols=2 if longest <= 24 else 1)
+        style.legend_below(drawing, _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels]))
     return drawing
 
 
-def _draw_run(axes: Axes, rows: pd.DataFrame, metric: str, scale: float, look: style.Look, shapes: dict, rank: int):
-    """One model in one panel: its dense reference, a line for each window, its other points and missing cells."""
+def _draw_run(axes: Axes, rows: pd.DataFrame, metric: str, scale: float, look: style.Look, shapes: dict) -> None:
+    """One model in one panel: its dense reference, a line for each window, and its other points."""
     colours = {"color": look.colour, "markerfacecolor": look.face, "markeredgecolor": look.colour}
     dense = rows.loc[rows["kind"].eq("dense"), metric].dropna()
     if len(dense):
-        axes.axhline(dense.iloc[0] * scale, color=look.colour, linewidth=0.7, linestyle=(0, (1, 1.6)), zorder=1)
+        axes.axhline(dense.iloc[0] * scale, color=look.colour, linewidth=0.7, linestyle=REFERENCE, zorder=1)
     on_scale = rows["dilation"].notna()
     groups = [(key, part, look.line) for key, part in rows[on_scale].groupby("local", sort=False)]
     groups += [(row.local, rows.loc[[row.Index]], "none") for row in rows[~on_scale].itertuples()]
@@ -172,10 +178,21 @@ def _draw_run(axes: Axes, rows: pd.DataFrame, metric: str, scale: float, look: s
             part["x"], part[metric] * scale, yerr=part[f"{metric}_stderr"] * scale, elinewidth=0.8,
             linestyle=line, marker=shapes[local], zorder=3, **colours,
         )  # fmt: skip
+
+
+def _mark_lost(axes: Axes, rows: pd.DataFrame, metric: str, looks: dict) -> None:
+    """A cross in a strip below the data for each pattern without a value; models one above the other."""
     lost = rows[rows[metric].isna()]
-    # Models one above the other, so that none hides another's.
-    height = [0.04 + 0.07 * rank] * len(lost)
-    axes.plot(lost["x"], height, "x", color=look.colour, transform=axes.get_xaxis_transform(), clip_on=False, zorder=4)
+    runs = list(dict.fromkeys(lost["run"]))
+    low, high = axes.get_ylim()
+    step = 0.075 * (high - low)
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    for rank, run_key in enumerate(reversed(runs)):
+        places = lost.loc[lost["run"].eq(run_key), "x"]
+        heights = [low - (rank + 0.6) * step] * len(places)
+        axes.plot(places, heights, "x", color=looks[run_key].colour, zorder=4)
+    axes.set_ylim(low - (len(runs) + 0.2) * step if runs else low, high)
+    axes.set_yticks(ticks)  # none in the strip
 
 
 def _legend(rows: pd.DataFrame, looks: dict, shapes: dict, axis: DilationAxis, metrics: list[str]) -> list[Line2D]:
@@ -184,20 +201,21 @@ def _legend(rows: pd.DataFrame, looks: dict, shapes: dict, axis: DilationAxis, m
         Line2D([], [], color=look.colour, linestyle=look.line, marker="o", markerfacecolor=look.face, label=name)
         for name, look in looks.items()
     ]
-    handles.append(Line2D([], [], color="0.4", linewidth=0.7, linestyle=(0, (1, 1.6)), label="same model, dense"))
+    if rows.loc[rows["kind"].eq("dense"), "loss"].notna().any():
+        handles.append(Line2D([], [], color="0.4", linewidth=0.7, linestyle=REFERENCE, label="same model, dense"))
     grey = {"color": "0.4", "linestyle": "none"}
     locals_ = [local for local in shapes if local is not None]
-    if len(locals_) > 1 or axis.hybrids:
+    if len(locals_) > 1 or rows["kind"].eq("hybrid").any():
         for window, sinks in locals_:
             parts = [f"$W$ = {window}"] + ([f"$I$ = {sinks}"] if sinks else [])
             handles.append(Line2D([], [], marker=shapes[window, sinks], label=", ".join(parts), **grey))
     if rows[metrics].isna().any(axis=None):
         handles.append(Line2D([], [], marker="x", label="no result", **grey))
-    names = dict(zip(rows["pattern"], rows["pattern_name"]))
+    names = short_patterns(rows)
     for label, short in axis.hybrids.items():
-        # A map that differs in many places has a label as long as the model is deep.
-        long = label if len(label) <= 28 else names[label] or _shortened(label, 28)
-        handles.append(Line2D([], [], marker=style.HYBRID_MARKER, label=f"{short}: {long}", **grey))
+        handles.append(Line2D([], [], marker=style.HYBRID_MARKER, label=f"{short}: {names[label]}", **grey))
+    if not axis.hybrids and rows["kind"].eq("hybrid").any():
+        handles.append(Line2D([], [], marker=style.HYBRID_MARKER, label="hybrids (see table)", **grey))
     return handles
 
 

@@ -15,8 +15,10 @@ _UNFINISHED = ("damaged", "failed", "running", "missing")
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Cells by model and variant (as the sweep lists them), then pattern, then seed.
 
-    Patterns by dilation, window, sinks, as `Pattern.sort_key` has it; streaming after all dilations, hybrids last.
+    Patterns by dilation, window, sinks, as `Pattern.sort_key` has it; streaming after all dilations, hybrids last, in
+    the sweep's order.
     """
+    patterns = {pattern: rank for rank, pattern in enumerate(frame["pattern"].drop_duplicates())}
     runs = {run: rank for rank, run in enumerate(frame[RUN].drop_duplicates().itertuples(index=False, name=None))}
     keys = pd.DataFrame(
         {
@@ -25,7 +27,7 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
             "dilation": frame["dilation"].astype("Float64").fillna(np.inf).to_numpy(),
             "window": frame["window"].fillna(0).to_numpy(),
             "sinks": frame["sinks"].fillna(0).to_numpy(),
-            "pattern": frame["pattern"].to_numpy(),
+            "pattern": frame["pattern"].map(patterns).to_numpy(),
             "seed": frame["seed"].fillna(-1).to_numpy(),
         }
     )
@@ -52,24 +54,28 @@ def with_loss_delta(frame: pd.DataFrame) -> pd.DataFrame:
 def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """One row per model, variant and pattern, in the frame's order, with the mean of each metric over finished seeds.
 
-    Adds `cells` (seeds asked for), `done` (seeds finished) and, for each metric, `<name>_stderr`: the standard error
-    of the mean over seeds if two or more have a value, else the evaluation's own.
+    Adds `run` (the name of model and variant), `cells` (seeds asked for), `done` (seeds finished) and, for each metric,
+    `<name>_stderr`: the standard error of the mean over seeds if two or more have a value, else the evaluation's own.
     """
-    groups = frame.groupby(GROUP, sort=False, dropna=False)
+    groups = frame.groupby(GROUP, sort=False)
+    done = frame["status"].eq("done")
     same = ["recurrence", "pattern_name", "kind", "dilation", "window", "sinks", "context", "kv_entries", "kv_bytes"]
     rows = groups[[*same, "attention_flops_ratio"]].first()
     rows["cells"] = groups.size()
-    rows["done"] = groups["status"].agg(lambda states: int(states.eq("done").sum()))
+    rows["done"] = done.groupby([frame[key] for key in GROUP], sort=False).sum()
     rows["status"] = groups["status"].agg(_joint_status)
     for name in metrics:
-        finite = frame[name].where(frame["status"].eq("done"))
-        values = finite.groupby([frame[key] for key in GROUP], sort=False, dropna=False)
+        values = frame[name].where(done).groupby([frame[key] for key in GROUP], sort=False)
+        # A finished seed without a number (it diverged) leaves the mean without one: never the mean of the others.
+        lost = (frame[name].isna() & done).groupby([frame[key] for key in GROUP], sort=False).any()
         count = values.count()
         own = groups[f"{name}_stderr"].first() if f"{name}_stderr" in frame else np.nan
-        rows[name] = values.mean()
+        rows[name] = values.mean().mask(lost)
         with np.errstate(invalid="ignore"):  # an infinite loss has no spread
             rows[f"{name}_stderr"] = (values.std(ddof=1) / np.sqrt(count)).where(count > 1, own)
-    return rows.reset_index()
+    rows = rows.reset_index()
+    rows.insert(0, "run", [run_name(*run) for run in rows[RUN].itertuples(index=False)])
+    return rows
 
 
 def _joint_status(states: pd.Series) -> str:
@@ -89,3 +95,20 @@ def progress(frame: pd.DataFrame) -> str:
     counts = frame["status"].value_counts()
     rest = ", ".join(f"{counts[status]} {status}" for status in _UNFINISHED if status in counts)
     return f"{counts.get('done', 0)} of {len(frame)} cells finished" + (f" ({rest})" if rest else "")
+
+
+def short_patterns(rows: pd.DataFrame, longest: int = 28) -> dict[str, str]:
+    """{pattern label: the same or, if longer than `longest`, its config group's name}, all different.
+
+    A map that differs in many places has a label as long as the model is deep; a table's column has not that room.
+    """
+    named = rows.drop_duplicates("pattern")
+    short: dict[str, str] = {}
+    for label, name in zip(named["pattern"], named["pattern_name"]):
+        base = text = label if len(label) <= longest else name or "hybrid"
+        number = 1
+        while text in short.values():
+            number += 1
+            text = f"{base} {number}"
+        short[label] = text
+    return short

@@ -3,63 +3,81 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-# More tick labels than this touch each other at column width.
-_MOST_DILATION_TICKS = 8
+# Room in inches on an axis of this width, so that tick labels of 7 pt never touch.
+_AXIS_IN = 2.55
+_GAP_IN, _NONE_IN, _HYBRID_IN, _DILATION_IN, _MARGIN_IN = 0.3, 0.28, 0.2, 0.22, 0.12
+# With more hybrids than this, all of them share one place, "hybrid".
+_MOST_HYBRIDS = 6
 
 
 class DilationAxis:
     """Where each pattern stands, and how the axis is drawn.
 
     Args:
-        points: rows with `kind`, `dilation`, `pattern` and `pattern_name`.
+        points: rows with `kind`, `dilation` and `pattern`.
 
     Attributes:
-        hybrids: {pattern label: short name on the axis, `H1`, `H2`, ...} in the rows' order.
+        hybrids: {pattern label: short name on the axis, `H1`, `H2`, ...} in the rows' order; empty if there are so many
+            that they share a place.
     """
 
     def __init__(self, points: pd.DataFrame):
         dilations = points["dilation"].dropna().astype(int)
-        self._low = max(0, math.floor(math.log2(dilations.min()))) if len(dilations) else 0
-        self._high = math.ceil(math.log2(dilations.max())) if len(dilations) else 0
-        self._streams = bool(points["kind"].eq("streaming").any())
-        labels = list(dict.fromkeys(points.loc[points["kind"].eq("hybrid"), "pattern"]))
-        self.hybrids = {label: f"H{number}" for number, label in enumerate(labels, start=1)}
-        # Places right of the dilations, in units of one doubling; half a unit more sets them apart.
-        first = self._high + 1.3 if len(dilations) else 0.0
-        self._stream_at = first
-        self._hybrids_at = {label: first + self._streams + i for i, label in enumerate(labels)}
-        self._last = max([self._high, *([first] if self._streams else []), *self._hybrids_at.values()])
         self._has_dilations = len(dilations) > 0
+        self._low = math.floor(math.log2(dilations.min())) if self._has_dilations else 0
+        self._high = math.ceil(math.log2(dilations.max())) if self._has_dilations else 0
+        streams = bool(points["kind"].eq("streaming").any())
+        labels = list(dict.fromkeys(points.loc[points["kind"].eq("hybrid"), "pattern"]))
+        few = len(labels) <= _MOST_HYBRIDS
+        self.hybrids = {label: f"H{number}" for number, label in enumerate(labels, start=1)} if few else {}
+        names = (["none"] if streams else []) + (list(self.hybrids.values()) if few else ["hybrid"])
+
+        # The places right of the dilations get their inches first; the doublings share what is left.
+        steps = [_GAP_IN] + [_NONE_IN if left == "none" else _HYBRID_IN for left in names[:-1]] if names else []
+        self._doubling_in = (_AXIS_IN - sum(steps) - 2 * _MARGIN_IN) / max(1, self._high - self._low)
+        place, self._places = float(self._high), {}
+        for name, step in zip(names, steps):
+            place += step / self._doubling_in
+            self._places[name] = place
+        self._last = place
+        self._hybrid_names = {label: self.hybrids.get(label, "hybrid") for label in labels}
 
     def position(self, kind: str, dilation: int | None, pattern: str) -> float:
         """x of a pattern, on the axis's log scale."""
         if kind == "hybrid":
-            return 2.0 ** self._hybrids_at[pattern]
-        return 2.0**self._stream_at if kind == "streaming" else float(dilation)
+            return 2.0 ** self._places[self._hybrid_names[pattern]]
+        return 2.0 ** self._places["none"] if kind == "streaming" else float(dilation)
 
     def positions(self, points: pd.DataFrame) -> list[float]:
         """x of each row."""
         return [self.position(kind, d, p) for kind, d, p in zip(points["kind"], points["dilation"], points["pattern"])]
 
-    def draw(self, axes: Axes) -> None:
-        """Scale, ticks, limits and the gap between dilations and the rest; call it after plotting."""
-        every = math.ceil((self._high - self._low + 1) / _MOST_DILATION_TICKS)
+    def draw(self, panels: Sequence[Axes]) -> None:
+        """Scale, ticks and limits of panels that share their x axis, and a rule between dilations and the rest.
+
+        Call it after plotting.
+        """
+        every = math.ceil(_DILATION_IN / self._doubling_in)
         powers = range(self._low, self._high + 1, every) if self._has_dilations else ()
         ticks = [(float(2**power), str(2**power)) for power in powers]
-        if self._streams:
-            ticks.append((2.0**self._stream_at, "none"))
-        ticks += [(2.0 ** self._hybrids_at[label], short) for label, short in self.hybrids.items()]
+        ticks += [(2.0**place, name) for name, place in self._places.items()]
+        axes = panels[-1]
         axes.set_xscale("log", base=2)
-        axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
+        axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks])
         axes.minorticks_off()
-        axes.set_xlim(2.0 ** (self._low - 0.45), 2.0 ** (self._last + 0.45))
-        if self._has_dilations and self._last > self._high:
-            axes.axvline(2.0 ** (self._high + 0.65), color="0.8", linewidth=0.6, zorder=0)
+        margin = _MARGIN_IN / self._doubling_in
+        axes.set_xlim(2.0 ** (self._low - margin), 2.0 ** (self._last + margin))
+        if self._has_dilations and self._places:
+            for axes in panels:
+                rule = self._high + _GAP_IN / 2 / self._doubling_in
+                axes.axvline(2.0**rule, color="0.8", linewidth=0.6, zorder=0)
 
     @property
     def title(self) -> str:
-        return "Dilation $D$  (none: streaming)" if self._streams else "Dilation $D$"
+        """Label of the axis."""
+        return "Dilation $D$  (none: streaming)" if "none" in self._places else "Dilation $D$"

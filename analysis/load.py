@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def _read_stage(folder: Path) -> tuple[str, str, dict]:
     try:
         record = read_record(folder)
     except RecordError as error:
-        return "damaged", _last_line(str(error)), {}
+        # The file's place in the sweep is enough: a table should not tell where its author works.
+        return "damaged", _last_line(str(error)).replace(f"{folder.parents[1]}{os.sep}", ""), {}
     if record is None:
         return ("running" if (folder / "lock.json").exists() else "missing"), "", {}
     if record["status"] == "done":

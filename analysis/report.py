@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ratplus.analysis import accuracy_vs_dilation
-from ratplus.analysis.aggregate import RUN, in_order, over_seeds, progress, run_name, with_loss_delta
+from ratplus.analysis.aggregate import in_order, over_seeds, progress, with_loss_delta
 from ratplus.analysis.load import load_sweep
 
 # Each has `applies(frame)` and `write(frame, folder)`; in the order in which a reader should meet them.
@@ -42,6 +42,7 @@ def headline(frame: pd.DataFrame) -> str:
 
 def _comparison(frame: pd.DataFrame) -> str:
     rows = over_seeds(with_loss_delta(in_order(frame)), ["loss", "loss_delta", "recall_accuracy"])
+    rows["name"] = [f"RAT+ ({run})" if recurrent else run for run, recurrent in zip(rows["run"], rows["recurrence"])]
     plain = rows[rows["kind"].eq("dilated") & rows["loss_delta"].abs().lt(float("inf"))]
     if plain.empty:
         return "No model has finished both its dense and a dilated cell yet."
@@ -49,32 +50,19 @@ def _comparison(frame: pd.DataFrame) -> str:
     dilation = (plain if recurrent.empty else recurrent)["dilation"].max()
     # RAT+ first: it is what the reader asks about.
     at = plain[plain["dilation"].eq(dilation)].sort_values("recurrence", ascending=False, kind="stable")
-    names = {run: _name(run, at) for run in at[RUN].itertuples(index=False, name=None)}
-    clauses = []
-    for row in at.itertuples():
-        name = names[row.model, row.variant]
-        verb = "loses" if row.loss_delta >= 0 else "gains"
-        against = " nats against its dense self" if not clauses else ""
-        clauses.append(f"{name} {verb} {abs(row.loss_delta):.2f}{against}")
-    text = f"At D={dilation} " + "; ".join(clauses) + "."
-    recalls = [
-        f"{row.recall_accuracy:.0%} ({names[row.model, row.variant]})"
-        for row in at.itertuples()
-        if row.recall_accuracy >= 0
+    changes = [
+        f"{name} {'loses' if round(delta, 2) >= 0 else 'gains'} {abs(delta):.2f}"
+        for name, delta in at[["name", "loss_delta"]].values
     ]
+    changes[0] += " nats against its dense self"
+    text = f"At D={dilation} {'; '.join(changes)}."
+    recalls = [f"{name} {value:.0%}" for name, value in at[["name", "recall_accuracy"]].values if not pd.isna(value)]
     if recalls:
         text += f" Recall accuracy there: {', '.join(recalls)}."
     first = at.iloc[0]
-    entries, flops = first["kv_entries"], first["attention_flops_ratio"]
-    text += f" The pattern keeps {entries:g} of {first['context']} cache entries a head and {flops:.1%} of the attention FLOPs."
-    silent = sorted(
-        {run_name(*run) for run in rows[RUN].itertuples(index=False, name=None)} - {run_name(*run) for run in names}
-    )
+    text += f" The pattern keeps {first['kv_entries']:g} of {first['context']} cache entries a head"
+    text += f" and {first['attention_flops_ratio']:.1%} of the attention FLOPs."
+    silent = [name for name in dict.fromkeys(rows["name"]) if name not in set(at["name"])]
     if silent:
-        text += f" No result to compare at D={dilation}: {', '.join(silent)}."
+        text += f" Not to compare at D={dilation}: {', '.join(silent)}."
     return text
-
-
-def _name(run: tuple[str, str], rows: pd.DataFrame) -> str:
-    recurrent = rows.loc[rows["model"].eq(run[0]) & rows["variant"].eq(run[1]), "recurrence"].any()
-    return f"RAT+ ({run_name(*run)})" if recurrent else run_name(*run)

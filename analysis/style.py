@@ -7,6 +7,7 @@ colour-blind and in greyscale. The colours are Paul Tol's "high-contrast" set (t
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ratplus.record import write_atomically
 
@@ -61,6 +63,24 @@ def context() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False))
         yield
+
+
+def legend_below(figure: Figure, handles: list[Line2D]) -> None:
+    """A legend under the panels, in two columns if they fit, else one; the figure grows by the legend's height.
+
+    Call it last: it measures text. Labels too long for the figure's width are wrapped.
+    """
+    width_in, height_in = figure.get_size_inches()
+    for columns in (2, 1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        extent = legend.get_window_extent()
+        if extent.width <= width_in * figure.dpi or columns == 1:
+            break
+        legend.remove()
+        for handle in handles:
+            # About 0.06 in a letter at the legend's size, beside the handle.
+            handle.set_label(textwrap.fill(handle.get_label(), int((width_in - 0.5) / 0.06)))
+    figure.set_figheight(height_in + legend.get_window_extent().height / figure.dpi)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

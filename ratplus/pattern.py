@@ -181,7 +181,7 @@ def build_map(dilation, window, sinks, layers: int, heads: int, over: str = "lay
 
     Args:
         over: what a flat list runs over, "layers" or "heads".
-        tile: repeat a flat list until it covers the model (its length must divide the number of layers or heads).
+        tile: repeat a flat list in turn over the model, so that one list fits models of any size.
 
     Raises:
         ValueError: a list of the wrong length, or an impossible pattern; the message names the key.
@@ -212,13 +212,12 @@ def _grid(name: str, value, layers: int, heads: int, over: str, tile: bool) -> l
         return [list(row) for row in value]
     need = layers if over == "layers" else heads
     row = list(value)
-    if tile and row and need % len(row) == 0:
-        row = row * (need // len(row))
+    if tile and row:
+        row = [row[i % len(row)] for i in range(need)]
     if len(row) != need:
-        rule = f"whose length divides {need}" if tile else f"of length {need}"
         raise ValueError(
-            f"pattern.{name}: a list over {over} has {len(value)} entries, but the model has {need} {over}; "
-            f"give a list {rule}"
+            f"pattern.{name}: the list over {over} has {len(value)} entries, but the model has {need} {over}; "
+            f"give {need} entries, or set pattern.tile=true to repeat the list"
         )
     return [[x] * heads for x in row] if over == "layers" else [row] * layers
 

@@ -1,6 +1,7 @@
 """The gated recurrence in PyTorch: a time-blocked loop over rows, with its own backward pass.
 
-One `lerp` a time step does k and v together. Time is cut into blocks whose gates and rows stay in cache.
+A block of time steps is copied into a small scratch buffer, time first and k beside v, so that a step is one `lerp` on a
+contiguous row that is still in cache. The copies are also where dtypes change and where the rotation happens.
 """
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Pair = tuple[Tensor, Tensor]
-BLOCK = 256  # time steps a block
+SCRATCH_ELEMENTS = 1 << 17  # of one buffer [steps, B, H, d]; a few of them fit the second-level cache of a core
 
 
 def gated_scan_eager(
@@ -31,98 +32,132 @@ def _per_head(table: Tensor) -> Tensor:
     return table if table.dim() == 2 else table.unsqueeze(1)
 
 
-def stack_pair(k: Tensor, v: Tensor) -> Tensor:
-    """[2, ...]: k and v as one tensor, without a copy when they are slices of the same storage."""
-    if k.untyped_storage().data_ptr() == v.untyped_storage().data_ptr() and k.stride() == v.stride():
-        step = v.storage_offset() - k.storage_offset()
-        if step > 0:
-            return k.as_strided((2, *k.shape), (step, *k.stride()), k.storage_offset())
-    return torch.stack((k, v))
-
-
-def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> None:
-    """Rotary embedding of x [..., T, d] by the angles of (cos, sin), or by their opposites, written into `out`."""
+def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> None:
+    """out = x rotated by `sign` times the angles; all [B, H, T, d] or broadcastable, out and x may not overlap."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     cos, sin = cos[..., :half], sin[..., :half]
-    out[..., :half].copy_(torch.addcmul(a * cos, b, sin, value=-sign))
-    out[..., half:].copy_(torch.addcmul(b * cos, a, sin, value=sign))
+    out[..., :half] = torch.addcmul(a * cos, b, sin, value=-sign)
+    out[..., half:] = torch.addcmul(b * cos, a, sin, value=sign)
 
 
-def empty_pair(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialised [2, B, H, T, d] laid out in memory as [2, B, T, H, d]."""
-    batch, heads, length, d_head = like.shape
-    return torch.empty(2, batch, length, heads, d_head, dtype=dtype, device=like.device).transpose(2, 3)
+def _steps(k: Tensor) -> int:
+    """Time steps a block."""
+    return min(k.shape[2], max(8, SCRATCH_ELEMENTS // max(1, k.shape[0] * k.shape[1] * k.shape[3])))
+
+
+def _blocks(length: int, steps: int) -> list[slice]:
+    return [slice(start, min(start + steps, length)) for start in range(0, length, steps)]
+
+
+class _Rows:
+    """Scratch for the two streams of one block: `data` [steps, 2, B, H, d], read and written as [B, H, steps, d]."""
+
+    def __init__(self, like: Tensor, steps: int, dtype: torch.dtype):
+        batch, heads, _, d_head = like.shape
+        self.data = like.new_empty(steps, 2, batch, heads, d_head, dtype=dtype)
+        self.rows = self.data.unbind(0)
+        self.streams = self.data.permute(1, 2, 3, 0, 4)
+
+    def load(self, stream: int, x: Tensor, at: int = 0) -> None:
+        """Puts x [B, H, n, d] into steps at .. at + n of a stream."""
+        self.streams[stream][:, :, at : at + x.shape[2]].copy_(x)
+
+    def load_rotated(self, stream: int, x: Tensor, cos: Tensor | None, sin: Tensor | None, at: int = 0) -> None:
+        """`load`, after undoing the rotation by the angles of (cos, sin)."""
+        if cos is None:
+            return self.load(stream, x, at)
+        target = self.streams[stream][:, :, at : at + x.shape[2]]
+        return _rotate_into(target, x.to(self.data.dtype), cos, sin, sign=-1)
+
+
+def _shut(logit: Tensor, out: Tensor) -> Tensor:
+    """1 - g = sigmoid(-logit) of logit [B, H, n, d], written into out [n, 1, B, H, d]: accurate where g is almost 1."""
+    torch.neg(logit.permute(2, 0, 1, 3).unsqueeze(1), out=out)
+    return out.sigmoid_()
 
 
 class _GatedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logit, k, v, k0, v0, cos, sin):
         dtype = state_dtype(k.dtype)
-        length = k.shape[2]
-        rows = stack_pair(k, v)
-        state = k.new_zeros((2, *k.shape[:2], k.shape[3]), dtype=dtype)
+        batch, heads, length, d_head = k.shape
+        steps = _steps(k)
+        scratch = _Rows(k, steps, dtype)
+        take = k.new_empty(steps, 1, batch, heads, d_head, dtype=dtype)
+        take_rows = take.unbind(0)
+        # Memory order [B, T, H, d], as the projections have it.
+        k_tilde, v_tilde = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
+        carry = k.new_zeros(2, batch, heads, d_head, dtype=dtype)
         if k0 is not None:
-            state.copy_(torch.stack((k0, v0)))
-        out = empty_pair(k, k.dtype)
-        for start in range(0, length, BLOCK):
-            part = slice(start, min(start + BLOCK, length))
-            take = torch.sigmoid(logit[:, :, part].to(dtype).neg())
-            u = rows[:, :, :, part].to(dtype)
-            block = out[:, :, :, part]
-            direct = cos is None and out.dtype == dtype
-            h = block if direct else torch.empty_like(u)
-            for row, u_row, take_row in zip(h.unbind(3), u.unbind(3), take.unbind(2)):
-                torch.lerp(state, u_row, take_row, out=row)
-                state = row
-            if not direct:
-                if cos is None:
-                    block.copy_(h)
-                else:
-                    rotate_into(block[0], h[0], cos[..., part, :], sin[..., part, :])
-                    block[1].copy_(h[1])
-        final = state.clone(memory_format=torch.contiguous_format)
-        k_tilde, v_tilde = out.unbind(0)
+            carry[0], carry[1] = k0, v0
+        for part in _blocks(length, steps):
+            count = part.stop - part.start
+            _shut(logit[:, :, part], out=take[:count])
+            scratch.load(0, k[:, :, part])
+            scratch.load(1, v[:, :, part])
+            state = carry
+            for row, take_row in zip(scratch.rows[:count], take_rows):
+                state = torch.lerp(state, row, take_row, out=row)
+            carry.copy_(state)
+            k_states, v_states = scratch.streams[0][:, :, :count], scratch.streams[1][:, :, :count]
+            if cos is None:
+                k_tilde[:, :, part] = k_states
+            else:
+                _rotate_into(k_tilde[:, :, part], k_states, cos[..., part, :], sin[..., part, :], sign=1)
+            v_tilde[:, :, part] = v_states
         ctx.save_for_backward(logit, k, v, k0, v0, cos, sin, k_tilde, v_tilde)
-        return k_tilde, v_tilde, final[0], final[1]
+        return k_tilde, v_tilde, carry[0].clone(), carry[1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_k, grad_v, grad_k_state, grad_v_state):
+        """With dh_t = (gradient of output t) + g_{t+1} dh_{t+1}:
+
+        du_t = (1 - g_t) dh_t;   dlogit_t = g_t (1 - g_t) (h_{t-1} - u_t) dh_t, summed over k and v.
+
+        The states h come from the outputs, un-rotated; nothing else was saved.
+        """
         logit, k, v, k0, v0, cos, sin, k_tilde, v_tilde = ctx.saved_tensors
         dtype = state_dtype(k.dtype)
-        length = k.shape[2]
-        carry = torch.stack((grad_k_state, grad_v_state)).to(dtype)  # gradient that flows into h_{t}
-        du = empty_pair(k, dtype)
-        dlogit = torch.empty_like(k_tilde, dtype=dtype)
-        for start in reversed(range(0, length, BLOCK)):
-            part = slice(start, min(start + BLOCK, length))
-            gate = torch.sigmoid(logit[:, :, part].to(dtype))
-            take = torch.sigmoid(logit[:, :, part].to(dtype).neg())
-            dh = du[:, :, :, part]
-            if cos is None:
-                dh[0].copy_(grad_k[:, :, part])
-            else:
-                rotate_into(dh[0], grad_k[:, :, part].to(dtype), cos[..., part, :], sin[..., part, :], sign=-1)
-            dh[1].copy_(grad_v[:, :, part])
-            for row, gate_row in zip(reversed(dh.unbind(3)), reversed(gate.unbind(2))):
-                row.add_(carry)
-                carry = row * gate_row
-            # Previous states h_{t-1}, from the outputs: un-rotated, shifted by one step.
-            before = torch.empty_like(dh)
-            first = max(start, 1)
-            past = slice(first - 1, part.stop - 1)
-            target = before[:, :, :, first - start :]
-            if cos is None:
-                target[0].copy_(k_tilde[:, :, past])
-            else:
-                rotate_into(target[0], k_tilde[:, :, past].to(dtype), cos[..., past, :], sin[..., past, :], sign=-1)
-            target[1].copy_(v_tilde[:, :, past])
-            if start == 0:
-                before[:, :, :, 0].copy_(torch.stack((k0, v0)) if k0 is not None else torch.zeros_like(carry))
-            dh.mul_(take)
-            change = before.sub_(torch.stack((k[:, :, part], v[:, :, part]))).mul_(dh)
-            torch.mul(change.sum(0), gate, out=dlogit[:, :, part])
-        du = du.to(k.dtype)
-        d_initial = (carry[0], carry[1]) if k0 is not None else (None, None)
-        return dlogit.to(logit.dtype), du[0], du[1], *d_initial, None, None
+        batch, heads, length, d_head = k.shape
+        steps = _steps(k)
+        dh, before = _Rows(k, steps, dtype), _Rows(k, steps, dtype)
+        take = k.new_empty(steps, 1, batch, heads, d_head, dtype=dtype)
+        gate = torch.empty_like(take)
+        gate_rows = gate.unbind(0)
+        dlogit = logit.new_empty(batch, length, heads, d_head).transpose(1, 2)
+        dk, dv = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
+        carry = torch.stack((grad_k_state, grad_v_state)).to(dtype)  # what flows into h_t from later steps
+        for part in reversed(_blocks(length, steps)):
+            count = part.stop - part.start
+            cut = (None, None) if cos is None else (cos[..., part, :], sin[..., part, :])
+            _shut(logit[:, :, part], out=take[:count])
+            torch.sub(1, take[:count], out=gate[:count])
+            dh.load_rotated(0, grad_k[:, :, part], *cut)
+            dh.load(1, grad_v[:, :, part])
+            later = dh.rows[count - 1].add_(carry)
+            for row, gate_row in zip(reversed(dh.rows[: count - 1]), reversed(gate_rows[1:count])):
+                later = torch.addcmul(row, gate_row, later, out=row)
+            torch.mul(later, gate_rows[0], out=carry)
+
+            # States before each step: the outputs, one step earlier.
+            skip = 1 if part.start == 0 else 0
+            past = slice(part.start - 1 + skip, part.stop - 1)
+            cut = (None, None) if cos is None else (cos[..., past, :], sin[..., past, :])
+            before.load_rotated(0, k_tilde[:, :, past], *cut, at=skip)
+            before.load(1, v_tilde[:, :, past], at=skip)
+            if skip and k0 is None:
+                before.rows[0].zero_()
+            elif skip:
+                before.rows[0][0], before.rows[0][1] = k0, v0
+
+            du = dh.data[:count].mul_(take[:count])
+            dk[:, :, part], dv[:, :, part] = (stream[:, :, :count] for stream in dh.streams)
+            before.streams[0][:, :, :count].sub_(k[:, :, part])
+            before.streams[1][:, :, :count].sub_(v[:, :, part])
+            change = before.data[:count].mul_(du)
+            d_part = change[:, 0].add_(change[:, 1]).mul_(gate[:count, 0])  # [count, B, H, d]
+            dlogit[:, :, part] = d_part.permute(1, 2, 0, 3)
+        d_initial = (None, None) if k0 is None else (carry[0].to(k0.dtype), carry[1].to(v0.dtype))
+        return dlogit, dk, dv, *d_initial, None, None

@@ -1,0 +1,165 @@
+"""`sweep.json`: which cells a sweep folder was asked for, so that a missing one is seen as missing.
+
+Torch-free. Cells are added, never forgotten: running a sweep again with more patterns extends the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ratplus.data.corpus import open_corpus
+from ratplus.data.sources import prepare
+from ratplus.lock import FolderLock
+from ratplus.record import RecordError, write_atomically
+from ratplus.stages import Plan, plan
+from ratplus.sweeps.compose import RUNTIME, NATURAL_AXES, Composed, UsageError, typed
+
+FORMAT = 1
+MANIFEST_FILE = "sweep.json"
+
+
+def sweep_folder(composed: list[Composed]) -> Path:
+    """`output=`, or outputs/<sweep.name>."""
+    config = composed[0].config
+    folders = {cell.config.output for cell in composed}
+    if len(folders) > 1:
+        raise UsageError("output: one sweep has one folder; give a single value")
+    name = (config.sweep or {}).get("name") or "adhoc"
+    return Path(config.output) if config.output else Path("outputs") / name
+
+
+def plan_cells(composed: list[Composed]) -> list[dict]:
+    """Manifest entries of cells, with the ids of their stages. Prepares their corpora, since content enters the ids."""
+    corpora: dict[str, object] = {}
+    entries = []
+    for cell in composed:
+        key = repr({k: v for k, v in asdict(cell.config.data).items() if k != "recall"})
+        if key not in corpora:
+            corpora[key] = open_corpus(prepare(cell.config.data))
+        corpus = corpora[key]
+        stages = plan(cell.config, corpus.identity, corpus.vocab_size)
+        entries.append(_entry(cell, stages))
+    return entries
+
+
+def _entry(cell: Composed, stages: Plan) -> dict:
+    config = asdict(cell.config)
+    config["model"]["vocab_size"] = stages.vocab_size
+    flat = flatten(config)
+    extra = [a for a in cell.axes if a.partition(".")[0] not in (*NATURAL_AXES, "experiment", "sweep") or "." in a]
+    return {
+        "id": stages.evaluate.id,
+        "model": cell.config.model.name,
+        "pattern": cell.config.patterns.to_dict(),
+        "pattern_name": cell.choices.get("pattern", ""),
+        "label": cell.config.patterns.label,
+        "seed": cell.config.seed,
+        "stages": {stage.name: stage.id for stage in stages},
+        "overrides": cell.overrides,
+        "axes": {a: flat[a] for a in extra if a in flat and not a.startswith("pattern.")},
+        "swept": cell.axes,
+        "config": {k: v for k, v in config.items() if k not in RUNTIME},
+        "run": {k: config[k] for k in ("run", "logger", "launcher")},
+    }
+
+
+def cell_config(entry: dict) -> dict:
+    """The plain config of a manifest entry, as `compose.typed` takes it."""
+    model = {k: v for k, v in entry["config"]["model"].items() if k != "vocab_size"}
+    return {**entry["config"], **entry["run"], "model": model}
+
+
+def stages_of(entry: dict) -> Plan:
+    """The stages of a manifest entry, with their configs."""
+    config = typed(cell_config(entry))
+    corpus = open_corpus(prepare(config.data))
+    return plan(config, corpus.identity, corpus.vocab_size)
+
+
+def flatten(plain: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for name, value in plain.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a sweep folder.
+
+    Raises:
+        UsageError: not a sweep folder, or the file is damaged.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise UsageError(f"{path}: format {manifest['format']!r}; this version reads {FORMAT}")
+        manifest["cells"]
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: not a sweep folder ({MANIFEST_FILE} is missing)") from None
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: damaged ({error})") from None
+    return manifest
+
+
+def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
+    """Write or extend the manifest; cells already there keep their place.
+
+    Raises:
+        UsageError: the folder holds cells of another config, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FolderLock(folder):
+            old = read_manifest(folder)["cells"] if (folder / MANIFEST_FILE).exists() else []
+            _refuse_strangers(folder, old, entries)
+            cells = {cell["id"]: cell for cell in old} | {e["id"]: e for e in entries}
+            manifest = {"format": FORMAT, "name": name, "cells": list(cells.values())}
+            write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(f"output={folder}: cannot be written ({error.strerror or error})") from None
+
+
+def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
+    """Cells of one folder may differ in model, pattern, seed and swept keys; anything else would not compare."""
+    if not old:
+        return
+    axes = {*NATURAL_AXES, *(a for cell in (*old, *new) for a in cell["swept"])}
+
+    def fixed(cell: dict) -> dict:
+        flat = flatten(cell["config"])
+        # `train.*.arl` follows the model unless it is set by hand.
+        follows = {"train.pretrain.arl"}
+        return {
+            k: v for k, v in flat.items()
+            if k not in follows and not any(k == a or k.startswith(f"{a}.") for a in axes)
+        }  # fmt: skip
+
+    there, here = fixed(old[0]), fixed(new[0])
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            raise UsageError(
+                f"{folder}: holds cells with {key}={there.get(key)}, this call asks for {key}={here.get(key)}; "
+                "choose another folder with output=..., or make it an axis of the sweep"
+            )
+
+
+def check_records(folder: Path, entries: list[dict]) -> None:
+    """Refuse a folder in which a record lies under a name that its content does not have.
+
+    Damaged records are no reason to refuse: the stage is done again.
+    """
+    from ratplus.record import STAGES, read_record
+
+    for stage in STAGES:
+        for stage_id in {entry["stages"][stage] for entry in entries}:
+            try:
+                read_record(folder / stage / stage_id)
+            except RecordError as error:
+                if "another config" in str(error):
+                    raise UsageError(str(error)) from None
