@@ -132,10 +132,11 @@ def figure(frame: pd.DataFrame) -> Figure:
     Raises:
         ValueError: no finished cell has a finite loss, so that there is nothing to draw.
     """
+    if nothing := nothing_to_draw(frame):
+        raise ValueError(nothing)
     rows = _rows(frame)
-    rows = rows.assign(**{name: rows[name].where(np.isfinite(rows[name])) for name in METRICS})
-    if rows["loss"].isna().all():
-        raise ValueError(f"no figure: {progress(frame)}, none with a finite loss")
+    drawn = [name + suffix for name in METRICS for suffix in ("", "_stderr")]
+    rows[drawn] = rows[drawn].where(np.isfinite(rows[drawn]))
     axis = DilationAxis(rows)
     rows["x"] = axis.positions(rows)
     rows["local"] = [_local(*row) for row in zip(rows["kind"], rows["window"], rows["sinks"])]
@@ -161,6 +162,13 @@ def figure(frame: pd.DataFrame) -> Figure:
         drawing.align_ylabels(grid)
         style.legend_below(drawing, _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels]))
     return drawing
+
+
+def nothing_to_draw(frame: pd.DataFrame) -> str:
+    """Why there is no figure, in one line; empty if there is one."""
+    if (np.isfinite(frame["loss"]) & frame["status"].eq("done")).any():
+        return ""
+    return f"no figure: {progress(frame)}, none with a finite loss"
 
 
 def _draw_run(axes: Axes, rows: pd.DataFrame, metric: str, scale: float, look: style.Look, shapes: dict) -> None:
@@ -252,14 +260,12 @@ def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
     written = write_table(
         stem, table(frame), summary(frame), caption=caption(frame), notes=notes(frame), names=2, grouped=True
     )
-    try:
-        drawing = figure(frame)
-    except ValueError as error:
-        logging.getLogger(__name__).warning("%s: %s", NAME, error)
+    if nothing := nothing_to_draw(frame):
+        logging.getLogger(__name__).warning("%s: %s", NAME, nothing)
         for suffix in (".png", ".pdf"):  # of an earlier report, when the sweep had other cells
             stem.with_suffix(suffix).unlink(missing_ok=True)
         return written
-    return written + style.save(drawing, stem)
+    return written + style.save(figure(frame), stem)
 
 
 def main(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 # Room in inches on an axis of this width, so that tick labels of 7 pt never touch.
 _AXIS_IN = 2.55
-_GAP_IN, _NONE_IN, _HYBRID_IN, _DILATION_IN, _MARGIN_IN = 0.3, 0.28, 0.2, 0.22, 0.12
+_GAP_IN, _NONE_IN, _HYBRID_IN, _DIGIT_IN, _SPACE_IN, _MARGIN_IN = 0.3, 0.28, 0.2, 0.07, 0.08, 0.12
 # With more hybrids than this, all of them share one place, "hybrid".
 _MOST_HYBRIDS = 6
 
@@ -62,7 +62,7 @@ class DilationAxis:
 
         Call it after plotting.
         """
-        every = math.ceil(_DILATION_IN / self._doubling_in)
+        every = math.ceil((_DIGIT_IN * len(str(2**self._high)) + _SPACE_IN) / self._doubling_in)
         powers = range(self._low, self._high + 1, every) if self._has_dilations else ()
         ticks = [(float(2**power), str(2**power)) for power in powers]
         ticks += [(2.0**place, name) for name, place in self._places.items()]

@@ -37,6 +37,7 @@ import pandas as pd
 
 from ratplus.cost import attention_flops_ratio, cost
 from ratplus.pattern import PatternMap
+from ratplus.lock import is_locked
 from ratplus.record import RecordError, read_record
 
 FORMAT = 1
@@ -151,7 +152,7 @@ def _read_stage(folder: Path) -> tuple[str, str, dict]:
         # The file's place in the sweep is enough: a table should not tell where its author works.
         return "damaged", _last_line(str(error)).replace(f"{folder.parents[1]}{os.sep}", ""), {}
     if record is None:
-        return ("running" if (folder / "lock.json").exists() else "missing"), "", {}
+        return ("running" if is_locked(folder) else "missing"), "", {}
     if record["status"] == "done":
         return "done", "", record["metrics"]
     error = record.get("error") or {}

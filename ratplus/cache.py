@@ -47,7 +47,7 @@ class LayerCache:
     max_len: int
     lengths: list[int]  # host copy of positions; shared by all layers
 
-    def attend_chunk(self, q: Tensor, k: Tensor, v: Tensor, real_BT: Tensor) -> Tensor:
+    def attend_chunk(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B,H,T,d] of a chunk over what is stored and over itself; q and k rotated."""
         if max(self.lengths) == 0:
             from ratplus.kernels import dilated_attention
@@ -55,10 +55,10 @@ class LayerCache:
             return dilated_attention(q, k, v, self.dilation, self.window, self.sinks)
         out = torch.empty_like(q)
         for group in self.groups:
-            out[:, group.heads] = self._attend_group(group, q, k, v, real_BT)
+            out[:, group.heads] = self._attend_group(group, q, k, v)
         return out
 
-    def _attend_group(self, group: HeadGroup, q: Tensor, k: Tensor, v: Tensor, real_BT: Tensor) -> Tensor:
+    def _attend_group(self, group: HeadGroup, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         p = group.pattern
         stored_BS, holds_BS = self._stored_positions(group)
         slots = group.starts[:, None] + torch.arange(stored_BS.shape[1], device=q.device)
@@ -66,7 +66,8 @@ class LayerCache:
         value = torch.cat((self.values[:, slots].to(v.dtype), v[:, group.heads]), dim=2)
         query_BT = self.positions[:, None] + torch.arange(q.shape[2], device=q.device)
         key_BK = torch.cat((stored_BS, query_BT), dim=1)[:, None, :]
-        valid_BK = torch.cat((holds_BS, real_BT), dim=1)[:, None, :]
+        # Padding needs no mask: it stands right of every real query of its row.
+        valid_BK = torch.cat((holds_BS, torch.ones_like(query_BT, dtype=torch.bool)), dim=1)[:, None, :]
         if p.dilation is not None:
             always = (key_BK < p.sinks) | ((key_BK + 1) % p.dilation == 0)
         else:
@@ -75,8 +76,6 @@ class LayerCache:
         for first in range(0, q.shape[2], _QUERY_BLOCK):
             t = query_BT[:, first : first + _QUERY_BLOCK, None]
             mask = valid_BK & (key_BK <= t) & (always | (t - key_BK <= p.window))
-            # A padded query may see nothing; itself is harmless there and keeps the softmax finite.
-            mask |= key_BK == t
             block = q[:, group.heads, first : first + _QUERY_BLOCK]
             blocks.append(F.scaled_dot_product_attention(block, key, value, attn_mask=mask[:, None]))
         return torch.cat(blocks, dim=2)

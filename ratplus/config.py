@@ -81,12 +81,14 @@ class ModelSection:
     ffn_mult: int = 4
     rope_base: float = 10000.0
     norm_eps: float = 1e-6
+    init_std: float = 0.02
 
     def __post_init__(self):
         self.build(vocab_size=1, max_len=1)
+        _check(self.init_std > 0, "model.init_std", self.init_std, "it must be > 0")
 
     def build(self, vocab_size: int, max_len: int) -> ModelConfig:
-        shape = {k: v for k, v in vars(self).items() if k != "name"}
+        shape = {k: v for k, v in vars(self).items() if k not in ("name", "init_std")}
         return ModelConfig(vocab_size=vocab_size, max_len=max_len, **shape)
 
 
@@ -112,16 +114,20 @@ class PatternSection:
 
 @dataclass
 class RecallSection:
-    """`data.recall`: the stacked-recall task mixed into every batch; `fraction` of the rows, 0 leaves it out."""
+    """`data.recall`: the stacked-recall task mixed into every batch; `fraction` of its tokens, 0 leaves it out.
+
+    Its rows have `length` tokens of their own, at most train.context.
+    """
 
     fraction: float = 0.5
+    length: int = 128
     keys: int = 16
     values: int = 8
     pairs: int = 16
 
     def __post_init__(self):
         _check(0 <= self.fraction <= 1, "data.recall.fraction", self.fraction, "it must be between 0 and 1")
-        for name in ("keys", "values", "pairs"):
+        for name in ("length", "keys", "values", "pairs"):
             value = getattr(self, name)
             _check(value >= 1, f"data.recall.{name}", value, "it must be ≥ 1")
         _check(
@@ -129,6 +135,12 @@ class RecallSection:
             "data.recall.pairs",
             self.pairs,
             f"every pair needs a key of its own: at most data.recall.keys={self.keys}",
+        )
+        _check(
+            self.pairs <= self.length // 2,
+            "data.recall.pairs",
+            self.pairs,
+            f"they must fit in the first half of a row of data.recall.length={self.length} tokens",
         )
 
 
@@ -296,6 +308,13 @@ class Config:
 
     def __post_init__(self):
         _check(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2147483647")
+        recall = self.data.recall
+        _check(
+            recall.fraction == 0 or recall.length <= self.train.context,
+            "data.recall.length",
+            recall.length,
+            f"it must be ≤ train.context={self.train.context}",
+        )
         patterns = self.pattern.build(self.model.layers, self.model.d_model // self.model.d_head)
         most_sinks = max(p.sinks for row in patterns for p in row)
         _check(

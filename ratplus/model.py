@@ -81,7 +81,7 @@ class Mixer(nn.Module):
             logit = logit.masked_fill(~real_BT[:, None, :, None], torch.inf)
         k, v, final = self._recur(logit, k, v, rope, initial=layer.state)
         cos, sin = (table[:, None] for table in rope)
-        y = layer.attend_chunk(rotate(q, cos, sin), k, v, real_BT)
+        y = layer.attend_chunk(rotate(q, cos, sin), k, v)
         layer.store_chunk(k, v, real_BT, final)
         return self._finish(x_BTd, y, gate)
 
@@ -135,16 +135,16 @@ class RATPlus(nn.Module):
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.reset_parameters()
 
-    def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw every matrix from N(0, 0.02); with a seed, from a CPU generator of its own (same on every device)."""
+    def reset_parameters(self, seed: int | None = None, std: float = 0.02) -> None:
+        """Draw every matrix from N(0, std^2); with a seed, from a CPU generator of its own (same on every device)."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, (nn.Linear, nn.Embedding)):
                     if generator is None:
-                        module.weight.normal_(0.0, 0.02)
+                        module.weight.normal_(0.0, std)
                     else:
-                        drawn = torch.empty(module.weight.shape).normal_(0.0, 0.02, generator=generator)
+                        drawn = torch.empty(module.weight.shape).normal_(0.0, std, generator=generator)
                         module.weight.copy_(drawn)
                 elif isinstance(module, nn.RMSNorm):
                     module.weight.fill_(1.0)

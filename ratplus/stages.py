@@ -135,7 +135,7 @@ class Cell:
         from ratplus.pattern import Pattern
 
         model = RATPlus(self._model_config())
-        model.reset_parameters(self.config.seed)
+        model.reset_parameters(self.config.seed, self.config.model.init_std)
         r = self.config.train.pretrain
         arl = Pattern(r.arl_dilation, r.arl_window, r.arl_sinks) if r.arl else None
         return self._train(model, r, stage, folder, log, patterns=None, arl=arl)

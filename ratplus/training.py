@@ -54,10 +54,10 @@ def learning_rate(step: int, recipe: RecipeSection) -> float:
     return recipe.lr_min + (recipe.lr - recipe.lr_min) * (1 + math.cos(half_turn)) / 2
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy (nats) over labels that are not IGNORE, computed in at least float32."""
+def token_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross entropy (nats) over labels that are not IGNORE, computed in at least float32."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction=reduction)
 
 
 class TrainingModule(lightning.LightningModule):
@@ -99,20 +99,20 @@ class TrainingModule(lightning.LightningModule):
         return optimizer
 
     def training_step(self, batch, _batch_index) -> None:
-        """One step: `batch` is (step number, inputs, labels), the latter int64 [rows, context]."""
-        step, inputs, labels = batch
+        """One step: `batch` is (step number, groups); a group is (inputs, labels), int64 [rows, length]."""
+        step, groups = batch
         optimizer = self.optimizers()
         rate = learning_rate(step, self.recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
         report = {"lr": rate}
-        micro = self.recipe.micro_batch or len(inputs)
-        count = max(1, len(inputs) // micro)
+        count = self.recipe.batch // (self.recipe.micro_batch or self.recipe.batch)
         for prefix, patterns in self.passes:
             loss = 0.0
             for part in range(count):
-                # Every count-th row, so that each micro-batch has its share of text and recall rows.
-                part_loss = token_loss(self.model(inputs[part::count], patterns), labels[part::count]) / count
+                # Every count-th row, so that each micro-batch has its share of each group.
+                micro_batch = [(inputs[part::count], labels[part::count]) for inputs, labels in groups]
+                part_loss = self._mean_loss(micro_batch, patterns) / count
                 self.manual_backward(part_loss)
                 loss += part_loss.detach()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -121,6 +121,13 @@ class TrainingModule(lightning.LightningModule):
             report |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm}
         if self.on_step is not None:
             self.on_step(step, report)
+
+
+    def _mean_loss(self, groups, patterns) -> Tensor:
+        """Mean over the labels of all groups together."""
+        count = sum((labels != IGNORE).sum() for _, labels in groups)
+        total = sum(token_loss(self.model(inputs, patterns), labels, reduction="sum") for inputs, labels in groups)
+        return total / count
 
 
 class StepLoader:
@@ -134,8 +141,8 @@ class StepLoader:
 
     def __iter__(self):
         for step in range(self.first, self.recipe.steps):
-            inputs, labels = self.batches.train(self.recipe, step)
-            yield step, torch.from_numpy(inputs), torch.from_numpy(labels)
+            groups = self.batches.train(self.recipe, step)
+            yield step, [(torch.from_numpy(inputs), torch.from_numpy(labels)) for inputs, labels in groups]
 
 
 def train(

@@ -186,7 +186,7 @@ def _word(value) -> str:
 
 def _hydra_line(error: Exception, overrides: list[str]) -> str:
     text = str(error)
-    if found := re.search(r"Could not find '([^']+)'(?:.*?Available options in '[^']+':\n(.*))?", text, re.DOTALL):
+    if found := re.search(r"Could not find '([^']+)'(?:\s+Available options in '[^']+':\n((?:\t.*\n?)+))?", text):
         group, _, choice = found[1].rpartition("/")
         options = ", ".join((found[2] or "").split())
         return f"{group}={choice}: no such choice" + (f"; available: {options}" if options else "")
@@ -195,7 +195,7 @@ def _hydra_line(error: Exception, overrides: list[str]) -> str:
     for cause in (error, error.__cause__, error.__context__):
         if isinstance(cause, OmegaConfBaseException):
             return _omegaconf_line(cause)
-    return " ".join(text.split())
+    return " ".join(text.partition("See https")[0].split())
 
 
 def _omegaconf_line(error: OmegaConfBaseException) -> str:
@@ -212,11 +212,15 @@ def _omegaconf_line(error: OmegaConfBaseException) -> str:
 def _unknown_key(key: str) -> str:
     key = key.lstrip("+~")
     known = _known_keys(asdict(Config()))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    parent, _, name = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    # A typo in the last word is likelier than a wrong group.
+    names = [k.rpartition(".")[2] for k in siblings]
+    close = [f"{parent}.{n}".lstrip(".") for n in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     if close:
         return f"{key}: unknown key; did you mean {close[0]}?"
-    parent = key.rpartition(".")[0]
-    there = [k for k in known if k.rpartition(".")[0] == parent] or sorted({k.partition(".")[0] for k in known})
+    there = siblings or sorted({k.partition(".")[0] for k in known})
     return f"{key}: unknown key; allowed: {', '.join(there)}"
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ratplus.kernels.attention.patterns import Pattern, group_heads
 
-BLOCK_WITH_BAND = 128  # queries a block: the band is this much wider than the window
+BLOCK_WITH_BAND = (64, 128)  # queries a block, window <= 64 and above: the band is this much wider than the window
 BLOCK_WITHOUT_BAND = 256
 SCORES_LIMIT = 1 << 23  # elements of one score buffer; rows (batch x head) are cut to stay below
 
@@ -70,7 +70,7 @@ class _Plan:
         positions = [torch.arange(s.start, s.stop, s.step, device=device) for s in self.far_slices]
         self.far = torch.cat(positions) if positions else torch.empty(0, dtype=torch.long, device=device)
         self.self_only = pattern.window == 0
-        size = BLOCK_WITHOUT_BAND if self.self_only else BLOCK_WITH_BAND
+        size = BLOCK_WITHOUT_BAND if self.self_only else BLOCK_WITH_BAND[pattern.window > 64]
         self.blocks = [self._block(start, min(start + size, length)) for start in range(0, length, size)]
         rows = torch.arange(size, device=device).unsqueeze(1)
         offset = torch.arange(-pattern.window, size, device=device).unsqueeze(0)  # key position minus block start

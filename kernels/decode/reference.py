@@ -1,4 +1,4 @@
-"""One decoding step as it is defined: a loop over sequences and heads that asks the visibility predicate for each token."""
+"""One decoding step as it is defined: loops over sequences and heads, asking the predicate about each token."""
 
 import torch
 from torch import Tensor

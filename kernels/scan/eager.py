@@ -1,7 +1,7 @@
 """The gated recurrence in PyTorch: a time-blocked loop over rows, with its own backward pass.
 
-A block of time steps is copied into a small scratch buffer, time first and k beside v, so that a step is one `lerp` on a
-contiguous row that is still in cache. The copies are also where dtypes change and where the rotation happens.
+A block of time steps is copied into a small scratch buffer, time first and k beside v, so that a step is one `lerp` on
+a contiguous row that is still in cache. The copies are also where dtypes change and where the rotation happens.
 """
 
 import torch
@@ -73,8 +73,7 @@ class _Rows:
 
 def _shut(logit: Tensor, out: Tensor) -> Tensor:
     """1 - g = sigmoid(-logit) of logit [B, H, n, d], written into out [n, 1, B, H, d]: accurate where g is almost 1."""
-    torch.neg(logit.permute(2, 0, 1, 3).unsqueeze(1), out=out)
-    return out.sigmoid_()
+    return out.copy_(logit.permute(2, 0, 1, 3).unsqueeze(1)).neg_().sigmoid_()
 
 
 class _GatedScan(torch.autograd.Function):

@@ -36,27 +36,29 @@ class Batches:
     def vocab_size(self) -> int:
         return self.recall.vocab_size if self.recall else self.corpus.vocab_size
 
-    def train(self, recipe: RecipeSection, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and labels, int64 [batch / world, context], of a training step: text rows first, then recall rows."""
-        recall_rows = round(self.recall_fraction * recipe.batch) if self.recall else 0
-        text_rows = recipe.batch - recall_rows
-        inputs, labels = [], []
+    def train(self, recipe: RecipeSection, step: int, rank: int = 0, world: int = 1) -> list[tuple]:
+        """The groups of equally long rows of a training step: (inputs, labels), each int64 [rows / world, length].
+
+        `recipe.batch * context` tokens in all: text rows of `context` tokens, and recall rows of their own length.
+        """
+        recall_tokens = self.recall_fraction * recipe.batch * self.context if self.recall else 0
+        recall_rows = round(recall_tokens / self.recall.length) if self.recall else 0
+        text_rows = recipe.batch - round(recall_tokens / self.context)
+        groups = []
         if text_rows:
             stream = self.corpus.train
             if recipe.order == "ordered":
                 rows = ordered_rows(stream, step, text_rows, self.context)
             else:
                 rows = random_rows(stream, self.seed, step, text_rows, self.context)
-            inputs.append(rows[:, :-1])
-            labels.append(labels_of(rows[:, :-1], rows[:, 1:], self.corpus.eos_id))
+            groups.append((rows[:, :-1], labels_of(rows[:, :-1], rows[:, 1:], self.corpus.eos_id)))
         if recall_rows:
             # Pretraining and adaptation must not see the same rows again.
             stream = _TRAIN_STREAM + (0 if recipe.order == "ordered" else 2)
-            x, y, _ = self.recall.rows(self.seed, stream, step, recall_rows, self.context)
-            inputs.append(x)
-            labels.append(y)
-        x, y = np.concatenate(inputs), np.concatenate(labels)
-        return x[rank::world], y[rank::world]
+            inputs, labels, _ = self.recall.rows(self.seed, stream, step, recall_rows)
+            groups.append((inputs, labels))
+        # The whole global batch is made, then dealt, so that it does not depend on the number of processes.
+        return [(inputs[rank::world], labels[rank::world]) for inputs, labels in groups]
 
     def held_out_text(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `rows` validation windows (all, if there are fewer) as inputs and labels."""
@@ -67,4 +69,4 @@ class Batches:
 
     def held_out_recall(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recall rows for evaluation: inputs, labels, distances."""
-        return self.recall.rows(_EVAL_SEED, _EVAL_STREAM, 0, rows, self.context)
+        return self.recall.rows(_EVAL_SEED, _EVAL_STREAM, 0, rows)

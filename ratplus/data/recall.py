@@ -18,42 +18,36 @@ from ratplus.data.sampling import IGNORE
 
 @dataclass(frozen=True)
 class RecallTask:
-    """Recall rows for a text vocabulary of `base` ids.
+    """Recall rows of `length` tokens for a text vocabulary of `base` ids.
 
     Ids: base is filler, then keys * values pair symbols, then keys query symbols, then values answer symbols.
     """
 
     base: int
+    length: int
     keys: int
     values: int
     pairs: int
 
     @classmethod
     def of(cls, section: RecallSection, text_vocab: int) -> RecallTask:
-        return cls(text_vocab, section.keys, section.values, section.pairs)
+        return cls(text_vocab, section.length, section.keys, section.values, section.pairs)
 
     @property
     def vocab_size(self) -> int:
         """Ids in all: the text's and the task's."""
         return self.base + 1 + self.keys * self.values + self.keys + self.values
 
-    def rows(self, seed: int, stream: int, step: int, batch: int, length: int, rank: int = 0, world: int = 1):
-        """Rows of a step, as (inputs, labels, distances), each int64 [rows, length].
+    def rows(self, seed: int, stream: int, step: int, batch: int):
+        """Rows of a step, as (inputs, labels, distances), each int64 [batch, length].
 
         `stream` keeps draws for different purposes apart (training, evaluation). Labels are IGNORE in the first
         half; distances count tokens from the pair symbol to the query, 0 where there is no query.
-
-        Raises:
-            ValueError: the first half is too short for the pairs.
         """
-        half = length // 2
-        if half < self.pairs:
-            raise ValueError(
-                f"data.recall.pairs={self.pairs}: the first half of a row of {length} tokens holds only {half}; "
-                "use fewer pairs or a longer train.context"
-            )
+        half = self.length // 2
+        assert self.pairs <= half, (self.pairs, self.length)  # RecallSection sees to it
+        length = self.length
         draw = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, stream]))
-        # The whole global batch is drawn, then dealt, so that rows do not depend on the number of processes.
         places = draw.random((batch, half)).argpartition(self.pairs - 1, axis=1)[:, : self.pairs]
         keys = draw.random((batch, self.keys)).argsort(axis=1)[:, : self.pairs]
         values = draw.integers(0, self.values, (batch, self.pairs))
@@ -68,4 +62,4 @@ class RecallTask:
         labels[:, half:] = answer_ids + np.take_along_axis(values, asked, axis=1)
         distances = np.zeros((batch, length), dtype=np.int64)
         distances[:, half:] = np.arange(half, length) - np.take_along_axis(places, asked, axis=1)
-        return inputs[rank::world], labels[rank::world], distances[rank::world]
+        return inputs, labels, distances

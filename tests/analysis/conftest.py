@@ -14,6 +14,7 @@ from ratplus.record import stage_id, write_record
 
 LAYERS, D_MODEL, D_HEAD, CONTEXT = 4, 64, 16, 512
 HEADS = D_MODEL // D_HEAD
+STAGES = ("pretrain", "adapt", "evaluate")
 
 
 @dataclass
@@ -31,11 +32,15 @@ class SweepFolder:
         *,
         seed: int = 0,
         status: str = "done",
+        at: str = "evaluate",
         message: str = "Traceback\n  RuntimeError: it broke",
         axes: dict | None = None,
         pattern_name: str = "",
     ) -> dict:
-        """One cell: `metrics` is {name: value or (value, stderr)}; `status` as `load_sweep` should report it."""
+        """One cell: `metrics` is {name: value or (value, stderr)}; `status` as `load_sweep` should report it.
+
+        A cell that is not done got as far as the stage `at`: earlier stages are done, later ones have left nothing.
+        """
         patterns = PatternMap.uniform(pattern, LAYERS, HEADS) if isinstance(pattern, Pattern) else pattern
         recurrence = model.startswith("ratplus")
         config = {
@@ -52,10 +57,13 @@ class SweepFolder:
             "axes": axes or {},
         }
         parent, stages = None, {}
-        for stage in ("pretrain", "adapt", "evaluate"):
+        for stage in STAGES:
             of_stage = config if stage == "pretrain" else {**config, "pattern": patterns.to_dict()}
             stages[stage] = name = stage_id(stage, of_stage, parent)
-            self._leave(stage, name, of_stage, parent, status, message, metrics or {})
+            if status == "done" or STAGES.index(stage) <= STAGES.index(at):
+                of_cell = metrics if stage == "evaluate" else None
+                state = status if stage == at else "done"
+                self._leave(stage, name, of_stage, parent, state, message, of_cell or {})
             parent = name
         cell = {
             "id": stages["evaluate"],
@@ -72,30 +80,67 @@ class SweepFolder:
         self.cells.append(cell)
         return cell
 
-    def _leave(self, stage, name, config, parent, status, message, metrics) -> None:
-        """What the stage leaves in a cell of that status: a record, a lock or nothing."""
+    def _leave(self, stage, name, config, parent, state, message, metrics) -> None:
+        """What a stage in that state leaves: a record, half of one, a lock or nothing."""
         folder = self.path / stage / name
-        last = stage == "evaluate"
-        if status == "running" and last:
+        if state == "missing":
+            return
+        if state == "running":
             folder.mkdir(parents=True)
             (folder / "lock.json").write_text("{}")
-        if status in ("missing", "running") and last:
             return
-        wrong = status == "failed" and last
         write_record(
             folder,
             stage=stage,
             config=config,
             parent=parent,
-            status="failed" if wrong else "done",
-            metrics={k: _metric(v) for k, v in metrics.items()} if last else {},
+            status="failed" if state == "failed" else "done",
+            metrics={key: _metric(value) for key, value in metrics.items()},
             timing={},
             provenance={},
-            error={"type": "RuntimeError", "message": message} if wrong else None,
+            error={"type": "RuntimeError", "message": message} if state == "failed" else None,
         )
-        if status == "damaged" and last:
-            text = (folder / "record.json").read_text()
-            (folder / "record.json").write_text(text[: len(text) // 2])
+        if state == "damaged":
+            record = folder / "record.json"
+            record.write_text(record.read_text()[:100])
+
+    def add_demo(self, seed: int = 0, shift: float = 0.0) -> None:
+        """The cells of the demo, with numbers like those of its prototype; `shift` is added to every loss."""
+        others = (
+            (Pattern(16, 64), "dilated_local"),
+            (Pattern(None, 64, 4), "streaming"),
+            (PatternMap.per_layer([Pattern(), Pattern(64), Pattern(64), Pattern()], HEADS), "hybrid_layers"),
+            (PatternMap.per_head([Pattern(), Pattern(64), Pattern(64), Pattern(64)], LAYERS), "hybrid_heads"),
+        )
+        patterns = [(Pattern(2**power), "dilated") for power in range(7)] + list(others)
+        for model, losses, recalls in (
+            (
+                "attention_tiny",
+                (1.74, 2.21, 2.41, 2.50, 2.54, 2.55, 2.56, 2.2, 2.3, 1.82, 1.79),
+                (0.99, 0.58, 0.36, 0.25, 0.19, 0.15, 0.14, 0.3, 0.2, 0.80, 0.85),
+            ),
+            (
+                "ratplus_tiny",
+                (1.669, 1.671, 1.677, 1.679, 1.681, 1.682, 1.684, 1.675, 1.72, 1.672, 1.671),
+                (0.99, 0.96, 0.90, 0.83, 0.71, 0.60, 0.52, 0.78, 0.45, 0.95, 0.97),
+            ),
+        ):
+            for (pattern, name), loss, recall in zip(patterns, losses, recalls):
+                self.add(model, pattern, self.results(loss + shift, recall), seed=seed, pattern_name=name)
+
+    @staticmethod
+    def results(loss: float, recall: float | None = None) -> dict:
+        """Metrics of a cell, those that follow from the loss consistent with it."""
+        perplexity = math.exp(loss) if loss < 100 else math.inf
+        metrics = {
+            "loss": (loss, 0.006),
+            "perplexity": (perplexity, 0.006 * perplexity),
+            "next_token_accuracy": (0.9 - 0.22 * min(loss, 4), 0.002),
+        }
+        if recall is not None:
+            metrics["recall_accuracy"] = (recall, 0.012)
+            metrics["recall_accuracy_1_64"] = (min(1, recall + 0.1), 0.02)
+        return metrics
 
     def write(self, name: str = "demo") -> Path:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -108,42 +153,6 @@ def _metric(value) -> dict:
     return {"value": value, "stderr": stderr, "count": 100}
 
 
-def results(loss: float, recall: float | None = None) -> dict:
-    """Metrics of a cell, the derived ones consistent with the loss."""
-    perplexity = math.exp(loss) if loss < 100 else math.inf
-    metrics = {
-        "loss": (loss, 0.006),
-        "perplexity": (perplexity, 0.006 * perplexity),
-        "next_token_accuracy": (0.9 - 0.22 * min(loss, 4), 0.002),
-    }
-    if recall is not None:
-        metrics["recall_accuracy"] = (recall, 0.012)
-        metrics["recall_accuracy_1_64"] = (min(1, recall + 0.1), 0.02)
-    return metrics
-
-
-def demo_cells(sweep: SweepFolder, seed: int = 0, shift: float = 0.0) -> None:
-    """The cells of the demo, with losses like those of its prototype."""
-    hybrid = PatternMap.per_layer([Pattern(), Pattern(64), Pattern(64), Pattern()], HEADS)
-    heads = PatternMap.per_head([Pattern()] + [Pattern(64)] * 3, LAYERS)
-    collapse = {1: (1.74, 0.99), 2: (2.21, 0.58), 4: (2.41, 0.36), 8: (2.5, 0.25), 16: (2.54, 0.19), 32: (2.55, 0.15), 64: (2.56, 0.14)}
-    flat = {1: (1.669, 0.99), 2: (1.671, 0.96), 4: (1.677, 0.9), 8: (1.679, 0.83), 16: (1.681, 0.71), 32: (1.682, 0.6), 64: (1.684, 0.52)}
-    for model, by_dilation, others in (
-        ("attention_tiny", collapse, ((2.2, 0.3), (2.3, 0.2), (1.82, 0.8), (1.79, 0.85))),
-        ("ratplus_tiny", flat, ((1.675, 0.78), (1.72, 0.45), (1.672, 0.95), (1.671, 0.97))),
-    ):
-        special = (
-            (Pattern(16, 64), "dilated_local"),
-            (Pattern(None, 64, 4), "streaming"),
-            (hybrid, "hybrid_layers"),
-            (heads, "hybrid_heads"),
-        )
-        for dilation, (loss, recall) in by_dilation.items():
-            sweep.add(model, Pattern(dilation), results(loss + shift, recall), seed=seed, pattern_name="dilated")
-        for (pattern, name), (loss, recall) in zip(special, others):
-            sweep.add(model, pattern, results(loss + shift, recall), seed=seed, pattern_name=name)
-
-
 @pytest.fixture
 def sweep(tmp_path) -> SweepFolder:
     """An empty sweep folder to add cells to."""
@@ -154,5 +163,5 @@ def sweep(tmp_path) -> SweepFolder:
 def demo(tmp_path_factory) -> Path:
     """A finished sweep of the demo's cells. Read it, and write its `report/`; change nothing else."""
     folder = SweepFolder(tmp_path_factory.mktemp("outputs") / "demo")
-    demo_cells(folder)
+    folder.add_demo()
     return folder.write()

@@ -153,9 +153,9 @@ def test_three_training_iterations(golden, model):
     network = model(facts["re"])
     start = {k: v.clone() for k, v in network.state_dict().items()}
     batches = [
-        (step, torch.from_numpy(arrays["t0_x"][step].astype(np.int64)), torch.from_numpy(arrays["t0_y"][step].astype(np.int64)))
+        (step, [tuple(torch.from_numpy(arrays[f"t0_{part}"][step].astype(np.int64)) for part in "xy")])
         for step in range(3)
-    ]  # fmt: skip
+    ]
     recipe = RecipeSection(steps=3, batch=4, lr=1e-3, lr_min=1e-3, warmup=0.0, arl=True)
     reports = []
     module = TrainingModule(

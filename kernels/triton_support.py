@@ -1,0 +1,31 @@
+"""What the Triton kernels accept, and whether they run compiled or in the interpreter."""
+
+import os
+
+import torch
+from torch import Tensor
+
+D_HEADS = (16, 32, 64, 128, 256)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter (on the CPU, for tests)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def unsupported(d_head: int, *tensors: Tensor) -> str | None:
+    """Why the Triton kernels can't take these tensors, or None."""
+    if d_head not in D_HEADS:
+        return f"d_head is {d_head}; the Triton kernels take {', '.join(map(str, D_HEADS))}"
+    for x in tensors:
+        if x.dtype not in DTYPES:
+            return f"the dtype is {x.dtype}; the Triton kernels take float32, float16 and bfloat16"
+        if x.device.type != "cuda" and not interpreted():
+            return f"the device is {x.device}; the Triton kernels need CUDA (or TRITON_INTERPRET=1 on the CPU)"
+    return None
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """x itself if its last dimension is contiguous (views of a projection are), else a contiguous copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,131 @@
+"""Dilated attention: eager against the float64 definition, its gradients, and visibility against the paper's masks."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import golden, gradients, projections
+
+from ratplus.kernels import dilated_attention
+from ratplus.kernels.attention.patterns import Pattern, head_patterns
+from ratplus.kernels.attention.reference import dilated_attention_reference, visible_mask
+
+LENGTHS = [1, 7, 33, 64, 130]
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """Blocks of 8, 16 and 32 queries and few rows at a time, so that short sequences cross block borders."""
+    monkeypatch.setattr("ratplus.kernels.attention.eager.BLOCK_WITH_BAND", (8, 16))
+    monkeypatch.setattr("ratplus.kernels.attention.eager.BLOCK_WITHOUT_BAND", 32)
+    monkeypatch.setattr("ratplus.kernels.attention.eager.SCORES_LIMIT", 2000)
+    torch.manual_seed(0)
+
+
+def _check(length, dilation, window, sinks, heads=2, tolerance=2e-6):
+    q, k, v = (x.detach().requires_grad_() for x in projections(2, heads, length, 8, parts=3, dtype=torch.float64))
+    single = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    patterns = head_patterns(dilation, window, sinks, heads)
+    expected, expected_lse = dilated_attention_reference(q, k, v, patterns)
+    actual, lse = dilated_attention(*single, dilation, window, sinks, return_lse=True)
+    torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(lse, expected_lse.float(), atol=5e-6, rtol=0)
+    assert torch.allclose(dilated_attention(*single, dilation, window, sinks), actual, atol=tolerance)
+    for x, y in zip(gradients([actual], single), gradients([expected], [q, k, v])):
+        torch.testing.assert_close(x.double(), y, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("dilation", [None, 1, 3, 4, 16])
+def test_matches_float64_definition(length, dilation):
+    for window in (0, 1, 5, 40, length):
+        for sinks in (0, 3, 4, (dilation or 1) + 1):
+            _check(length, dilation, window, sinks)
+
+
+@pytest.mark.parametrize("length", [33, 130])
+def test_per_head_patterns(length):
+    dilation = torch.tensor([-1, 1, 16, 3, 16, -1], dtype=torch.int32)
+    window = torch.tensor([5, 0, 0, 20, 0, 5], dtype=torch.int32)
+    sinks = torch.tensor([4, 0, 0, 2, 0, 4], dtype=torch.int32)
+    _check(length, dilation, window, sinks, heads=6)
+
+
+def test_gradcheck():
+    inputs = [x.detach().requires_grad_() for x in projections(1, 2, 20, 4, parts=3, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(lambda q, k, v: dilated_attention(q, k, v, 4, 3, 2), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(dtype):
+    half = [x.detach().requires_grad_() for x in projections(1, 2, 130, 16, parts=3, dtype=dtype)]
+    exact = [x.detach().double().requires_grad_() for x in half]
+    actual = dilated_attention(*half, 4, 8, 2)
+    expected, _ = dilated_attention_reference(*exact, head_patterns(4, 8, 2, 2))
+    assert actual.dtype == dtype
+    assert (actual.double() - expected).abs().max() < 2e-2
+    for x, y in zip(gradients([actual], half), gradients([expected], exact)):
+        assert x.dtype == dtype
+        assert (x.double() - y).norm() / y.norm() < 1e-2
+
+
+def test_dense_is_plain_causal_attention():
+    q, k, v = projections(2, 3, 50, 8, parts=3)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    for pattern in ((1, 0, 0), (None, 49, 0), (16, 49, 3), (None, 0, 50)):
+        assert torch.equal(dilated_attention(q, k, v, *pattern), expected)
+
+
+def test_no_square_object_at_long_length():
+    """T = 20000 would need 1.6 GB for one float32 score matrix; blocks need a few megabytes."""
+    q, k, v = projections(1, 1, 20000, 4, parts=3)
+    out = dilated_attention(q, k, v, 64, 0, 0)
+    seen = visible_mask(Pattern(64, 0, 0), 200)[-1].nonzero().flatten()
+    weights = torch.softmax(q[0, 0, 199] @ k[0, 0, seen].T / 2, dim=0)
+    torch.testing.assert_close(out[0, 0, 199], weights @ v[0, 0, seen])
+
+
+def _grid():
+    """(length, config, mask) of the paper's reference masks."""
+    data = golden("masks")
+    for name in data:
+        if name.endswith("_cfg"):
+            length = int(name.split("_")[0][1:])
+            for row, bits in zip(data[name], data[name.replace("_cfg", "_bits")]):
+                yield length, tuple(int(x) for x in row), np.unpackbits(bits)[: length**2].reshape(length, length)
+
+
+def test_golden_masks_predicate():
+    for length, config, mask in _grid():
+        assert np.array_equal(visible_mask(Pattern(*config), length).numpy(), mask), (length, config)
+
+
+def test_golden_masks_through_eager_attention():
+    """With q = 0 every visible key weighs the same, and one-hot values show which those are."""
+    checked = 0
+    for length, config, mask in _grid():
+        if length > 100:
+            continue
+        zeros = torch.zeros(1, 1, length, length)
+        out, _ = dilated_attention(zeros, zeros, torch.eye(length).expand(1, 1, -1, -1), *config, return_lse=True)
+        assert np.array_equal((out[0, 0] > 1e-4).numpy(), mask.astype(bool)), (length, config)
+        checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0, 0), "dilation is 0; it must be at least 1, or None"),
+        ((4, -1, 0), "window is -1 and sinks is 0; both must be 0 or more"),
+        ((4, 0, 1.5), "sinks is 1.5; it must be an int"),
+        ((torch.tensor([4, 4, 4]), 0, 0), "it must hold one int for each of the 2 heads"),
+        ((torch.tensor([4.0, 4.0]), 0, 0), "it must hold integers"),
+    ],
+)
+def test_clear_errors(arguments, message):
+    q, k, v = projections(1, 2, 8, 4, parts=3)
+    with pytest.raises(ValueError, match=message):
+        dilated_attention(q, k, v, *arguments)
+    with pytest.raises(ValueError, match="all three must be the same"):
+        dilated_attention(q, k[:, :, :4], v, 4, 0, 0)

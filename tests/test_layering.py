@@ -1,0 +1,71 @@
+"""Who may import whom, and that the light parts stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("kernels", "ratplus", "sweeps", "analysis")
+# Folder -> what it must never import, at any level of a file.
+FORBIDDEN = {
+    "kernels": ("ratplus.model", "ratplus.pattern", "ratplus.sweeps", "ratplus.analysis", "hydra", "omegaconf", "wandb",
+                "lightning", "pandas", "matplotlib", "rich"),
+    "ratplus": ("ratplus.sweeps", "ratplus.analysis", "hydra", "omegaconf", "wandb", "pandas", "matplotlib", "rich"),
+    "sweeps": ("matplotlib", "pandas"),
+    "analysis": ("torch", "triton", "lightning", "hydra", "omegaconf", "wandb", "ratplus.model", "ratplus.kernels",
+                 "ratplus.training", "ratplus.stages", "ratplus.sweeps"),
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def is_or_below(name: str, parent: str) -> bool:
+    return name == parent or name.startswith(parent + ".")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_respect_the_borders(folder):
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imports(path):
+            for banned in FORBIDDEN[folder]:
+                assert not is_or_below(name, banned), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_folders_are_only_imported_as_ratplus():
+    """`kernels` and `sweeps` are other people's packages on PyPI."""
+    for path in ROOT.rglob("*.py"):
+        if ".venv" in path.parts:
+            continue
+        for name in imports(path):
+            assert name.partition(".")[0] not in ("kernels", "sweeps", "analysis", "conf"), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import ratplus; ratplus.Pattern(16)", ("torch", "triton", "pandas", "hydra", "lightning")),
+        ("import ratplus.kernels", ("torch", "triton")),
+        ("import ratplus.analysis.report", ("torch", "triton", "hydra")),
+        ("import ratplus.sweeps.compose, ratplus.sweeps.manifest, ratplus.sweeps.status", ("torch", "triton", "pandas")),
+        ("import ratplus.sweeps.cli", ("torch", "hydra", "numpy")),
+        ("from ratplus.kernels import gated_scan; import torch; x = torch.randn(1, 1, 2, 4); gated_scan(x, x, x)",
+         ("triton",)),
+    ],
+)  # fmt: skip
+def test_light_imports(code, heavy):
+    check = f"{code}\nimport sys\nloaded = [m for m in {heavy!r} if m in sys.modules]\nassert not loaded, loaded"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
