@@ -190,23 +190,23 @@ def training_device(accelerator: str) -> str:
 def run_stage(stage: Stage, around: Surroundings, config: Config, work: Callable) -> dict:
     """Do a stage unless it is done; returns its record. Failures are recorded, then raised."""
     folder = stage.folder(around.root)
-    record = _finished(folder, around)
+    record = _finished(folder, say=lambda _line: None)
     if record is not None:
         return record
     with FolderLock(folder, on_wait=lambda who: around.say(f"{stage.name} {stage.id}: waiting for {who}")) as lock:
-        record = _finished(folder, around)  # somebody may have done it while we waited
+        record = _finished(folder, around.say)  # somebody may have done it while we waited
         if record is not None:
             return record
         return _work(stage, folder, around, config, work, lock)
 
 
-def _finished(folder: Path, around: Surroundings) -> dict | None:
+def _finished(folder: Path, say: Callable[[str], None]) -> dict | None:
     try:
         record = read_record(folder)
     except RecordError as error:
         if "another config" in str(error):
             raise
-        around.say(f"{error}; doing this stage again")
+        say(f"{error}; doing this stage again")
         return None
     return record if record is not None and record["status"] == "done" else None
 

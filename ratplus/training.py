@@ -54,10 +54,10 @@ def learning_rate(step: int, recipe: RecipeSection) -> float:
     return recipe.lr_min + (recipe.lr - recipe.lr_min) * (1 + math.cos(half_turn)) / 2
 
 
-def token_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross entropy (nats) over labels that are not IGNORE, computed in at least float32."""
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross entropy (nats) over labels that are not IGNORE, computed in at least float32."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction=reduction)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 class TrainingModule(lightning.LightningModule):
@@ -106,13 +106,15 @@ class TrainingModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         report = {"lr": rate}
+        # Each label weighs the same however the batch is cut; the reference averages micro-batch means instead.
+        labels_in_all = sum((labels != IGNORE).sum() for _, labels in groups)
         count = self.recipe.batch // (self.recipe.micro_batch or self.recipe.batch)
         for prefix, patterns in self.passes:
             loss = 0.0
             for part in range(count):
                 # Every count-th row, so that each micro-batch has its share of each group.
-                micro_batch = [(inputs[part::count], labels[part::count]) for inputs, labels in groups]
-                part_loss = self._mean_loss(micro_batch, patterns) / count
+                rows = [(inputs[part::count], labels[part::count]) for inputs, labels in groups]
+                part_loss = sum(token_loss(self.model(x, patterns), y) for x, y in rows if len(x)) / labels_in_all
                 self.manual_backward(part_loss)
                 loss += part_loss.detach()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -122,12 +124,6 @@ class TrainingModule(lightning.LightningModule):
         if self.on_step is not None:
             self.on_step(step, report)
 
-
-    def _mean_loss(self, groups, patterns) -> Tensor:
-        """Mean over the labels of all groups together."""
-        count = sum((labels != IGNORE).sum() for _, labels in groups)
-        total = sum(token_loss(self.model(inputs, patterns), labels, reduction="sum") for inputs, labels in groups)
-        return total / count
 
 
 class StepLoader:

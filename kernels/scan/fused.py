@@ -20,9 +20,12 @@ from ratplus.kernels.scan.fused_backward import backward_kernel, backward_summar
 from ratplus.kernels.scan.fused_forward import carry_kernel, forward_kernel, forward_summary_kernel
 from ratplus.kernels.triton_support import unit_stride
 
-PAIRS = 256  # channel pairs a program, at most: 8 a thread, loads of 16 bytes in bf16
-STAGES = 4  # rows in flight
-FILL = 528  # programs that fill the GPU: 4 a multiprocessor of an H100
+PAIRS = 128  # channel pairs a program, at most: 4 a thread, loads of 8 bytes in bf16
+FORWARD_ROWS, BACKWARD_ROWS = (
+    4,
+    2,
+)  # time steps whose loads are in flight together; the backward pass needs more of each
+FILL = 1056  # programs that fill the GPU: 8 a multiprocessor of an H100
 MIN_STEPS = 128  # time steps a split, at least
 CARRY_BLOCK = 256
 
@@ -41,14 +44,14 @@ def choose_splits(batch: int, heads: int, length: int, d_head: int) -> int:
     return max(1, min(-(-FILL // programs), length // MIN_STEPS))
 
 
-def _launch(k: Tensor, splits: int | None) -> tuple[int, int, tuple[int, int, int], dict]:
+def _launch(k: Tensor, splits: int | None, rows: int) -> tuple[int, int, tuple[int, int, int], dict]:
     """(splits, steps a split, grid, constants) for inputs shaped like k [B, H, T, d]."""
     batch, heads, length, d_head = k.shape
     splits = choose_splits(batch, heads, length, d_head) if splits is None else min(splits, length)
     steps = -(-length // splits)
     splits = -(-length // steps)  # no empty split
     pairs = pairs_per_program(heads, d_head)
-    constants = {"HALF": d_head // 2, "PAIRS": pairs, "STAGES": STAGES, "num_warps": 1}
+    constants = {"HALF": d_head // 2, "PAIRS": pairs, "ROWS": rows, "num_warps": 1}
     return splits, steps, (heads * (d_head // 2) // pairs, splits, batch), constants
 
 
@@ -94,7 +97,7 @@ def forward(
     """See `eager.forward`. splits: pieces of time (None: as many as the GPU needs)."""
     batch, heads, length, d_head = k.shape
     logit, k, v = (unit_stride(x) for x in (logit, k, v))
-    splits, steps, grid, constants = _launch(k, splits)
+    splits, steps, grid, constants = _launch(k, splits, FORWARD_ROWS)
     cos, sin, rope_stride, rope = *_tables(cos, sin, k), cos is not None
     k_tilde, v_tilde = (k.new_empty(batch, length, heads, d_head) for _ in range(2))
     initial = _pair_state(k, k0, v0)
@@ -135,7 +138,7 @@ def backward(
     # In memory order [B, T, H, d]; gradients of a sum arrive with stride 0 and are written out here.
     time_major = partial(torch.Tensor.transpose, dim0=1, dim1=2)
     grad_k, grad_v, k_tilde, v_tilde = (time_major(x).contiguous() for x in (grad_k, grad_v, k_tilde, v_tilde))
-    splits, steps, grid, constants = _launch(k, splits)
+    splits, steps, grid, constants = _launch(k, splits, BACKWARD_ROWS)
     cos, sin, rope_stride, rope = *_tables(cos, sin, k), cos is not None
     d_logit = logit.new_empty(batch, length, heads, d_head)
     dk, dv = (k.new_empty(batch, length, heads, d_head) for _ in range(2))

@@ -17,8 +17,26 @@ def store_pair(base, offset, a, b, HALF: tl.constexpr):
 
 
 @triton.jit
+def store_pair_if(condition, base, offset, a, b, HALF: tl.constexpr):
+    mask = tl.full(offset.shape, 1, tl.int1) & condition
+    tl.store(base + offset, a.to(base.dtype.element_ty), mask=mask)
+    tl.store(base + offset + HALF, b.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_rows(base, stride, offset, count, other, ROWS: tl.constexpr):
+    """ROWS tiles, `stride` apart, as they are in memory; from the `count`-th on `other`, without touching memory."""
+    everywhere = tl.full(offset.shape, 1, tl.int1)
+    rows = ()
+    for r in tl.static_range(ROWS):
+        rows = rows + (tl.load(base + r * stride + offset, mask=everywhere & (r < count), other=other),)
+    return rows
+
+
+@triton.jit
 def gates(x):
-    """sigmoid(x) and sigmoid(-x), each accurate where it is small; exact 0 and 1 at infinity."""
+    """sigmoid(x) and sigmoid(-x), each accurate where it is small; exactly 0 and 1 at infinity."""
+    x = x.to(tl.float32)
     e = tl.exp(-tl.abs(x))
     large = 1.0 / (1.0 + e)
     small = e * large
@@ -29,7 +47,7 @@ def gates(x):
 def forward_summary_kernel(
     logit, k, v, summary, length, steps, batch, heads,
     logit_b, logit_h, logit_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    HALF: tl.constexpr, PAIRS: tl.constexpr, STAGES: tl.constexpr,
+    HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Per split of time, from a zero state: the product of its gates, its end state of k and of v.
 
@@ -44,40 +62,51 @@ def forward_summary_kernel(
     logit += b * logit_b + t64 * logit_t
     k += b * k_b + t64 * k_t
     v += b * v_b + t64 * v_t
-    one = tl.full((PAIRS,), 1.0, tl.float32)
-    zero = tl.zeros((PAIRS,), tl.float32)
-    gate_a, gate_b, k_a, k_bb, v_a, v_bb = one, one, zero, zero, zero, zero
-    for _ in tl.range(first, last, num_stages=STAGES):
-        x_a, x_b = load_pair(logit, head * logit_h + i, HALF)
-        new_ka, new_kb = load_pair(k, head * k_h + i, HALF)
-        new_va, new_vb = load_pair(v, head * v_h + i, HALF)
-        keep_a, shut_a = gates(x_a)
-        keep_b, shut_b = gates(x_b)
-        gate_a, gate_b = gate_a * keep_a, gate_b * keep_b
-        k_a, k_bb = keep_a * k_a + shut_a * new_ka, keep_b * k_bb + shut_b * new_kb
-        v_a, v_bb = keep_a * v_a + shut_a * new_va, keep_b * v_bb + shut_b * new_vb
-        logit += logit_t
-        k += k_t
-        v += v_t
+    x_at, k_at, v_at = head * logit_h + i, head * k_h + i, head * v_h + i
+    gate_a = tl.full((PAIRS,), 1.0, tl.float32)
+    gate_b = tl.full((PAIRS,), 1.0, tl.float32)
+    k_one, k_two, v_one, v_two = (tl.zeros((PAIRS,), tl.float32),) * 4
+    for t in range(first, last, ROWS):
+        left = last - t
+        xs_a = load_rows(logit, logit_t, x_at, left, float("inf"), ROWS)  # an infinite logit holds the state
+        xs_b = load_rows(logit, logit_t, x_at + HALF, left, float("inf"), ROWS)
+        ks_a = load_rows(k, k_t, k_at, left, 0.0, ROWS)
+        ks_b = load_rows(k, k_t, k_at + HALF, left, 0.0, ROWS)
+        vs_a = load_rows(v, v_t, v_at, left, 0.0, ROWS)
+        vs_b = load_rows(v, v_t, v_at + HALF, left, 0.0, ROWS)
+        for r in tl.static_range(ROWS):
+            keep_a, shut_a = gates(xs_a[r])
+            keep_b, shut_b = gates(xs_b[r])
+            gate_a, gate_b = gate_a * keep_a, gate_b * keep_b
+            k_one = keep_a * k_one + shut_a * ks_a[r].to(tl.float32)
+            k_two = keep_b * k_two + shut_b * ks_b[r].to(tl.float32)
+            v_one = keep_a * v_one + shut_a * vs_a[r].to(tl.float32)
+            v_two = keep_b * v_two + shut_b * vs_b[r].to(tl.float32)
+        logit += ROWS * logit_t
+        k += ROWS * k_t
+        v += ROWS * v_t
     size = heads.to(tl.int64) * 2 * HALF
-    at = ((split.to(tl.int64) * 3) * batch + b) * size + head * 2 * HALF + i
-    store_pair(summary, at, gate_a, gate_b, HALF)
-    store_pair(summary, at + batch * size, k_a, k_bb, HALF)
-    store_pair(summary, at + 2 * batch * size, v_a, v_bb, HALF)
+    begin = summary + (split.to(tl.int64) * 3 * batch + b) * size
+    packed = head * 2 * HALF + i
+    store_pair(begin, packed, gate_a, gate_b, HALF)
+    store_pair(begin + batch * size, packed, k_one, k_two, HALF)
+    store_pair(begin + 2 * batch * size, packed, v_one, v_two, HALF)
 
 
 @triton.jit
 def carry_kernel(summary, start, initial, splits, size, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
     """State that each split starts from: summary [splits, 3, size], initial [2, size] -> start [splits, 2, size]."""
-    stream = tl.program_id(1)
+    stream = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = at < size
-    state = tl.load(initial + tl.cast(stream, tl.int64) * size + at, mask=live, other=0.0)
+    state = tl.load(initial + stream * size + at, mask=live, other=0.0)
     wide = tl.cast(size, tl.int64)
-    last = tl.cast(splits - 1, tl.int64)
-    summary += 3 * wide * last if REVERSE else 0
-    start += 2 * wide * last if REVERSE else 0
-    stride = -wide if REVERSE else wide
+    stride = wide
+    if REVERSE:
+        last = tl.cast(splits - 1, tl.int64)
+        summary += 3 * wide * last
+        start += 2 * wide * last
+        stride = -wide
     for _ in range(splits):
         tl.store(start + stream * wide + at, state, mask=live)
         gate = tl.load(summary + at, mask=live, other=0.0)
@@ -91,7 +120,7 @@ def carry_kernel(summary, start, initial, splits, size, REVERSE: tl.constexpr, B
 def forward_kernel(
     logit, k, v, start, cos, sin, k_out, v_out, final, length, steps, batch, heads,
     logit_b, logit_h, logit_t, k_b, k_h, k_t, v_b, v_h, v_t, rope_b,
-    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, STAGES: tl.constexpr,
+    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """start [splits, 2, B, H, d] -> k_out, v_out [B, T, H, d] and final [2, B, H, d]."""
     group, split, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -105,35 +134,49 @@ def forward_kernel(
     logit += b * logit_b + t64 * logit_t
     k += b * k_b + t64 * k_t
     v += b * v_b + t64 * v_t
+    x_at, k_at, v_at = head * logit_h + i, head * k_h + i, head * v_h + i
     k_out += (b * length + t64) * size
     v_out += (b * length + t64) * size
     if ROPE:
         cos += b * rope_b + t64 * 2 * HALF
         sin += b * rope_b + t64 * 2 * HALF
-    begin = start + ((split.to(tl.int64) * 2) * batch + b) * size
-    k_a, k_bb = load_pair(begin, packed, HALF)
-    v_a, v_bb = load_pair(begin + batch * size, packed, HALF)
-    for _ in tl.range(first, last, num_stages=STAGES):
-        x_a, x_b = load_pair(logit, head * logit_h + i, HALF)
-        new_ka, new_kb = load_pair(k, head * k_h + i, HALF)
-        new_va, new_vb = load_pair(v, head * v_h + i, HALF)
-        keep_a, shut_a = gates(x_a)
-        keep_b, shut_b = gates(x_b)
-        k_a, k_bb = keep_a * k_a + shut_a * new_ka, keep_b * k_bb + shut_b * new_kb
-        v_a, v_bb = keep_a * v_a + shut_a * new_va, keep_b * v_bb + shut_b * new_vb
+    begin = start + (split.to(tl.int64) * 2 * batch + b) * size
+    k_one, k_two = load_pair(begin, packed, HALF)
+    v_one, v_two = load_pair(begin + batch * size, packed, HALF)
+    for t in range(first, last, ROWS):
+        left = last - t
+        # Every load of the block is issued before its first store: the compiler may not reorder the two.
+        xs_a = load_rows(logit, logit_t, x_at, left, float("inf"), ROWS)  # an infinite logit holds the state
+        xs_b = load_rows(logit, logit_t, x_at + HALF, left, float("inf"), ROWS)
+        ks_a = load_rows(k, k_t, k_at, left, 0.0, ROWS)
+        ks_b = load_rows(k, k_t, k_at + HALF, left, 0.0, ROWS)
+        vs_a = load_rows(v, v_t, v_at, left, 0.0, ROWS)
+        vs_b = load_rows(v, v_t, v_at + HALF, left, 0.0, ROWS)
         if ROPE:
-            c, s = tl.load(cos + i), tl.load(sin + i)
-            store_pair(k_out, packed, k_a * c - k_bb * s, k_bb * c + k_a * s, HALF)
-            cos += 2 * HALF
-            sin += 2 * HALF
-        else:
-            store_pair(k_out, packed, k_a, k_bb, HALF)
-        store_pair(v_out, packed, v_a, v_bb, HALF)
-        logit += logit_t
-        k += k_t
-        v += v_t
-        k_out += size
-        v_out += size
+            cs = load_rows(cos, 2 * HALF, i, left, 0.0, ROWS)
+            ss = load_rows(sin, 2 * HALF, i, left, 0.0, ROWS)
+        for r in tl.static_range(ROWS):
+            keep_a, shut_a = gates(xs_a[r])
+            keep_b, shut_b = gates(xs_b[r])
+            k_one = keep_a * k_one + shut_a * ks_a[r].to(tl.float32)
+            k_two = keep_b * k_two + shut_b * ks_b[r].to(tl.float32)
+            v_one = keep_a * v_one + shut_a * vs_a[r].to(tl.float32)
+            v_two = keep_b * v_two + shut_b * vs_b[r].to(tl.float32)
+            if ROPE:
+                rotated_one = k_one * cs[r] - k_two * ss[r]
+                rotated_two = k_two * cs[r] + k_one * ss[r]
+                store_pair_if(r < left, k_out + r * size, packed, rotated_one, rotated_two, HALF)
+            else:
+                store_pair_if(r < left, k_out + r * size, packed, k_one, k_two, HALF)
+            store_pair_if(r < left, v_out + r * size, packed, v_one, v_two, HALF)
+        logit += ROWS * logit_t
+        k += ROWS * k_t
+        v += ROWS * v_t
+        k_out += ROWS * size
+        v_out += ROWS * size
+        if ROPE:
+            cos += ROWS * 2 * HALF
+            sin += ROWS * 2 * HALF
     if last == length:
-        store_pair(final + b * size, packed, k_a, k_bb, HALF)
-        store_pair(final + (batch + b) * size, packed, v_a, v_bb, HALF)
+        store_pair(final + b * size, packed, k_one, k_two, HALF)
+        store_pair(final + (batch + b) * size, packed, v_one, v_two, HALF)

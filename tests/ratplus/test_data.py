@@ -1,0 +1,195 @@
+"""Token streams, sampling and the recall task."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ratplus.config import Config, DataSection, RecallSection, RecipeSection
+from ratplus.data.batches import Batches
+from ratplus.data.corpus import CorpusError, check_ids, open_corpus, write_corpus
+from ratplus.data.recall import RecallTask
+from ratplus.data.sampling import IGNORE, ordered_rows, random_rows
+from ratplus.data.sources import prepare, pydocs, text_files
+from ratplus.data.tokenizer import ByteTokenizer
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    documents = [(f"doc{i}", f"Document {i}: " + "abc " * 40) for i in range(60)]
+    return write_corpus(tmp_path / "corpus", documents, source={"name": "test"}, validation_fraction=0.2)
+
+
+def test_round_trip_and_split(corpus):
+    opened = open_corpus(corpus)
+    tokenizer = ByteTokenizer()
+    texts = [tokenizer.decode(part) for part in np.split(opened.train, np.flatnonzero(opened.train == 256) + 1)]
+    assert texts[0].startswith("Document ")
+    splits = opened.manifest["splits"]
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == 60
+    assert 3 <= splits["validation"]["documents"] <= 24
+    assert len(opened.train) == splits["train"]["tokens"]
+    assert (opened.train == 256).sum() == splits["train"]["documents"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "train.bin").unlink(), "train.bin: token file is missing"),
+        (lambda f: (f / "train.bin").write_bytes((f / "train.bin").read_bytes()[:-7]), "truncated"),
+        (lambda f: flip(f / "validation.bin"), "SHA-256 differs"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged"),
+        (lambda f: (f / "manifest.json").unlink(), "no corpus here"),
+    ],
+)
+def test_damage_is_seen(corpus, damage, message):
+    damage(corpus)
+    with pytest.raises(CorpusError, match=message):
+        open_corpus(corpus)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_an_id_outside_the_vocabulary(corpus):
+    """A stream made with another tokenizer than its manifest says."""
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    manifest["tokenizer"]["vocab_size"] = 200
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorpusError, match=r"token \d+ has id 256, but the vocabulary has 200 ids"):
+        open_corpus(corpus)
+    check_ids(np.arange(200), 200, "here")
+
+
+def test_pydocs_is_real_text_and_reproducible():
+    documents = pydocs()
+    size = sum(len(text) for _, text in documents)
+    assert 1.0e6 < size < 6e6
+    assert documents == pydocs()
+    assert "topic:for" in dict(documents)
+    names = [name for name, _ in documents]
+    assert len(set(names)) == len(names)
+
+
+def test_own_text_files(tmp_path):
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "one.txt").write_text("Kürzlich. " * 300, encoding="utf-8")
+    (tmp_path / "books" / "picture.png").write_bytes(b"\x89PNG")
+    data = DataSection(source="text", path=str(tmp_path / "books"), root=str(tmp_path / "data"))
+    folder = prepare(data)
+    opened = open_corpus(folder)
+    total = sum(s["tokens"] - s["documents"] for s in opened.manifest["splits"].values())
+    assert total == len("Kürzlich. ".encode()) * 300
+    assert prepare(data) == folder
+    (tmp_path / "books" / "one.txt").write_text("changed")
+    with pytest.raises(CorpusError, match="the files changed since"):
+        prepare(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "no such file or folder"),
+        (lambda p: p.mkdir(), "no text files in this folder"),
+        (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not UTF-8 text"),
+    ],
+)
+def test_bad_text_sources(tmp_path, make, message):
+    path = tmp_path / "x.txt"
+    make(path)
+    with pytest.raises(CorpusError, match=message):
+        prepare(DataSection(source="text", path=str(path), root=str(tmp_path / "data")))
+    assert not list((tmp_path / "data").rglob("manifest.json"))
+
+
+def test_text_files_keep_a_fixed_order(tmp_path):
+    for name in ("b.txt", "a.md", "c/d.rst"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [name for name, _ in text_files(tmp_path)] == ["a.md", "b.txt", "c/d.rst"]
+
+
+def test_sampling_is_a_function_of_step_and_the_same_for_any_number_of_ranks():
+    stream = np.arange(10_000, dtype=np.uint16)
+    for sample in (lambda **kw: ordered_rows(stream, 5, 8, 32, **kw), lambda **kw: random_rows(stream, 3, 5, 8, 32, **kw)):
+        whole = sample()
+        assert whole.shape == (8, 33)
+        np.testing.assert_array_equal(np.diff(whole, axis=1), 1)
+        for world in (2, 4):
+            dealt = [sample(rank=rank, world=world) for rank in range(world)]
+            np.testing.assert_array_equal(np.stack(dealt, axis=1).reshape(8, 33), whole)
+    assert not np.array_equal(random_rows(stream, 3, 6, 8, 32), random_rows(stream, 3, 5, 8, 32))
+    assert not np.array_equal(random_rows(stream, 4, 5, 8, 32), random_rows(stream, 3, 5, 8, 32))
+
+
+def test_ordered_reading_wraps_and_covers_everything():
+    stream = np.arange(101)
+    starts = np.concatenate([ordered_rows(stream, step, 3, 10)[:, 0] for step in range(10)])
+    assert sorted(set(starts)) == list(range(0, 100, 10))
+    assert [starts[10], starts[11]] == [0, 10]
+
+
+def test_a_stream_shorter_than_a_row():
+    with pytest.raises(ValueError, match="holds only 20 tokens; it needs at least 33"):
+        ordered_rows(np.arange(20), 0, 1, 32)
+
+
+def test_random_offsets_reach_both_ends():
+    stream = np.arange(34)
+    starts = {int(row[0]) for step in range(50) for row in random_rows(stream, 0, step, 4, 32)}
+    assert starts == {0, 1}
+
+
+def test_recall_rows_can_be_answered_and_only_from_their_pairs():
+    task = RecallTask(base=257, length=64, keys=6, values=4, pairs=5)
+    inputs, labels, distances = task.rows(0, 1, 7, 16)
+    assert inputs.shape == labels.shape == distances.shape == (16, 64)
+    assert inputs.max() < task.vocab_size
+    pair_base, query_base, answer_base = 258, 258 + 24, 258 + 24 + 6
+    for x, y, distance in zip(inputs, labels, distances):
+        stored = {}
+        for position in np.flatnonzero(x[:32] != 257):
+            key, value = divmod(int(x[position]) - pair_base, 4)
+            assert key not in stored
+            stored[key] = (value, position)
+        assert len(stored) == 5
+        assert (y[:32] == IGNORE).all()
+        for t in range(32, 64):
+            value, position = stored[int(x[t]) - query_base]
+            assert y[t] == answer_base + value
+            assert distance[t] == t - position
+
+
+def test_recall_draws_differ_by_step_seed_and_purpose():
+    task = RecallTask.of(RecallSection(), 257)
+    first = task.rows(0, 1, 0, 4)[0]
+    np.testing.assert_array_equal(first, task.rows(0, 1, 0, 4)[0])
+    for other in (task.rows(1, 1, 0, 4), task.rows(0, 2, 0, 4), task.rows(0, 1, 1, 4)):
+        assert not np.array_equal(first, other[0])
+
+
+def test_batches_mix_text_and_recall_by_tokens(corpus):
+    config = Config()
+    config.train.context = 256
+    batches = Batches.of(config, open_corpus(corpus))
+    (text, text_labels), (recall, _) = batches.train(RecipeSection(batch=8), 0)
+    assert text.shape == (4, 256)
+    assert recall.shape == (8, 128)
+    np.testing.assert_array_equal(text[:, 1:][text[:, :-1] != 256], text_labels[:, :-1][text[:, :-1] != 256])
+    assert (text_labels[text == 256] == IGNORE).all()
+    halves = [batches.train(RecipeSection(batch=8), 0, rank=r, world=2) for r in range(2)]
+    assert [g[0].shape for g in halves[0]] == [(2, 256), (4, 128)]
+    held_out = batches.held_out_recall(8)[0]
+    trained = np.concatenate([batches.train(RecipeSection(batch=8), s)[1][0] for s in range(20)])
+    assert not any((row == held_out).all(axis=1).any() for row in trained)
+
+
+def test_prepared_folder_can_be_moved(corpus, tmp_path):
+    """What enters an id is the content, not the place."""
+    before = open_corpus(corpus).identity
+    moved = shutil.move(corpus, tmp_path / "elsewhere")
+    assert open_corpus(moved).identity == before

@@ -1,0 +1,231 @@
+"""Training resumes exactly, micro-batches add up, and stages are idempotent."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from ratplus import ModelConfig, Pattern, RATPlus
+from ratplus.checkpoint import CheckpointError
+from ratplus.config import Config, DataSection, EvalSection, ModelSection, RecallSection, RecipeSection, RunSection, TrainSection
+from ratplus.data.batches import Batches
+from ratplus.data.corpus import open_corpus, write_corpus
+from ratplus.stages import Cell, Surroundings
+from ratplus.training import Interrupted, learning_rate, load_state, train
+
+RUN = RunSection(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [(f"d{i}", f"text {i} " * 60) for i in range(40)]
+    return open_corpus(write_corpus(folder, documents, source={"name": "test"}, validation_fraction=0.3))
+
+
+def batches_of(corpus) -> Batches:
+    config = Config(
+        train=TrainSection(context=32), data=DataSection(recall=RecallSection(length=16, keys=4, values=4, pairs=4))
+    )
+    return Batches.of(config, corpus)
+
+
+def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", batch=4):
+    """Train a tiny model with active recurrence learning; with `stop_at`, SIGTERM arrives during that step."""
+    folder.mkdir(exist_ok=True)
+    batches = batches_of(corpus)
+    model = RATPlus(ModelConfig(batches.vocab_size, 2, 16, 8, max_len=32))
+    model.reset_parameters(0, 0.2)
+    recipe = RecipeSection(steps=steps, batch=batch, micro_batch=micro, lr=1e-2, arl=True)
+
+    def progress(done, _total, _numbers):
+        if done == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = train(
+        model, recipe, batches, folder, stage_id="s", run=RUN, precision=precision, arl=Pattern(8), progress=progress
+    )
+    return model.state_dict(), outcome
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values()))
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_interrupted_training_ends_in_the_same_bits(data, tmp_path, micro):
+    straight, outcome = run(data, tmp_path / "straight", micro=micro)
+    assert outcome["first_step"] == 0
+    for stop_at in (1, 4):
+        folder = tmp_path / f"stop{stop_at}"
+        with pytest.raises(Interrupted) as stopped:
+            run(data, folder, stop_at=stop_at, micro=micro)
+        assert stopped.value.number == signal.SIGTERM
+        assert load_state(folder, "s")["step"] == stop_at
+        resumed, outcome = run(data, folder, micro=micro)
+        assert outcome["first_step"] == stop_at
+        assert same(straight, resumed)
+
+
+def test_handlers_are_put_back(data, tmp_path):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted):
+        run(data, tmp_path / "x", stop_at=2)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert threading.current_thread() is threading.main_thread()
+
+
+def test_micro_batches_add_up(data, tmp_path):
+    """Four micro-batches give the gradients of the whole batch: the losses agree to rounding."""
+    whole, a = run(data, tmp_path / "a", steps=1)
+    parts, b = run(data, tmp_path / "b", steps=1, micro=1)
+    for name in ("arl_loss", "arl_grad_norm", "loss"):
+        assert a["report"][name] == pytest.approx(b["report"][name], rel=1e-4)
+    assert whole.keys() == parts.keys()
+
+
+def test_bf16_autocast_trains_float32_weights(data, tmp_path):
+    weights, outcome = run(data, tmp_path / "x", precision="bf16")
+    assert all(w.dtype == torch.float32 for w in weights.values())
+    assert outcome["report"]["loss"] < outcome["report"]["arl_loss"] + 1
+
+
+def test_damaged_training_state(data, tmp_path):
+    with pytest.raises(Interrupted):
+        run(data, tmp_path / "x", stop_at=2)
+    (state,) = (tmp_path / "x").glob("training-*.pt")
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated or altered; delete it"):
+        run(data, tmp_path / "x")
+
+
+def test_state_of_another_stage(data, tmp_path):
+    with pytest.raises(Interrupted):
+        run(data, tmp_path / "x", stop_at=2)
+    with pytest.raises(CheckpointError, match="training state of stage s, not other"):
+        load_state(tmp_path / "x", "other")
+
+
+def test_schedule_ends():
+    recipe = RecipeSection(steps=10, lr=1.0, lr_min=0.1, warmup=0.2)
+    rates = [learning_rate(step, recipe) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert all(a > b for a, b in zip(rates[2:], rates[3:]))
+    assert rates[-1] > 0.1
+    assert learning_rate(0, RecipeSection(steps=1, warmup=0.0, lr=1.0)) == 1.0
+
+
+# ---- stages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    small = RecipeSection(steps=3, batch=2)
+    return Config(
+        model=ModelSection("nano", layers=1, d_model=16, d_head=8),
+        data=DataSection(
+            source="text", path=str(tmp_path / "text.txt"), root=str(tmp_path / "data"),
+            recall=RecallSection(length=16, keys=4, values=4, pairs=4),
+        ),
+        train=TrainSection(context=32, pretrain=small, adapt=RecipeSection(steps=2, batch=2, order="random")),
+        eval=EvalSection(text_rows=8, recall_rows=8, batch=4),
+        run=RUN,
+    )  # fmt: skip
+
+
+def test_three_stages_once(config, tmp_path):
+    said = []
+    cell = Cell(config, Surroundings(tmp_path / "sweep", say=said.append))
+    record = cell.run()
+    assert record["stage"] == "evaluate"
+    assert record["parent"] == cell.plan.adapt.id
+    for name in ("loss", "perplexity", "next_token_accuracy", "recall_accuracy"):
+        metric = record["metrics"][name]
+        assert metric["count"] > 0
+        assert metric["stderr"] >= 0
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("*") if p.is_file()}
+    assert Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run() == record
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("*") if p.is_file()} == stamps
+    names = {p.name for p in stamps}
+    assert names == {"record.json", "curve.csv", "model.safetensors", "config.json"}
+    assert said == []
+
+
+def test_damaged_record_is_told_and_redone(config, tmp_path):
+    said = []
+    first = Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run()
+    path = tmp_path / "sweep" / "evaluate" / first["id"] / "record.json"
+    path.write_text(path.read_text()[:50])
+    again = Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run()
+    assert again["metrics"] == first["metrics"]
+    assert len(said) == 1
+    assert "not a whole record" in said[0]
+
+
+def test_what_changes_a_result_changes_the_id(config, tmp_path):
+    def ids(**changes):
+        import copy
+
+        changed = copy.deepcopy(config)
+        for key, value in changes.items():
+            target = changed
+            *path, last = key.split("__")
+            for name in path:
+                target = getattr(target, name)
+            setattr(target, last, value)
+        return [stage.id for stage in Cell(changed, Surroundings(tmp_path)).plan]
+
+    base = ids()
+    for runtime in ({"run__threads": 1}, {"eval__batch": 3}, {"output": "x"}, {"model__name": "other"}, {"launcher__workers": 9}):
+        assert ids(**runtime) == base
+    pretrain, adapt, evaluate = ids(pattern__dilation=4)
+    assert pretrain == base[0]
+    assert adapt != base[1]
+    assert evaluate != base[2]
+    assert ids(eval__text_rows=4)[:2] == base[:2]
+    for science in ({"seed": 1}, {"train__pretrain__steps": 4}, {"model__d_model": 32}, {"data__recall__pairs": 2}):
+        assert not set(ids(**science)) & set(base)
+
+
+def test_failure_is_recorded_then_retried(config, tmp_path, monkeypatch):
+    from ratplus.evaluation import suites
+    from ratplus.record import read_record
+
+    def broken(*_):
+        raise RuntimeError("first line\nlast line")
+
+    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    with monkeypatch.context() as patched:
+        patched.setattr(suites, "evaluate_suites", broken)
+        with pytest.raises(RuntimeError, match="last line"):
+            cell.run()
+    record = read_record(cell.plan.evaluate.folder(tmp_path / "sweep"))
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "RuntimeError"
+    assert "last line" in record["error"]["message"]
+    assert any("broken" in line for line in record["error"]["traceback"])
+    assert cell.run()["status"] == "done"
+
+
+def test_nan_model_fails_its_evaluation(config, tmp_path):
+    from ratplus import checkpoint
+
+    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    cell.run("adapt")
+    folder = cell.plan.adapt.folder(tmp_path / "sweep")
+    model = checkpoint.load(folder)
+    model.norm.weight.data[0] = float("nan")
+    checkpoint.save(model, folder)
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        cell.run()
+
+
+def test_missing_weights_of_a_done_parent(config, tmp_path):
+    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    cell.run("pretrain")
+    (cell.plan.pretrain.folder(tmp_path / "sweep") / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        cell.run()
