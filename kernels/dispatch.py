@@ -1,21 +1,36 @@
-"""Which implementation of an operator runs: decided from the device, or forced by `RATPLUS_KERNELS`."""
+"""Which implementation of an operator runs: decided from the device and the inputs, or forced by `RATPLUS_KERNELS`."""
 
 import os
+import warnings
+from importlib.util import find_spec
 
-import torch
+from torch import Tensor
+
+from ratplus.kernels.triton_support import unsupported
 
 CHOICES = ("reference", "eager", "fused")
 VARIABLE = "RATPLUS_KERNELS"
+HAS_TRITON = find_spec("triton") is not None
 
 
-def implementation(device: torch.device) -> str:
-    """Name of the implementation that runs for tensors on `device`: one of `CHOICES`.
+def implementation(op: str, d_head: int, *tensors: Tensor) -> str:
+    """Name of the implementation that runs `op` on these tensors: one of `CHOICES`.
 
-    Raises ValueError for an unknown value of the environment variable.
+    By default CPU tensors take the eager path and CUDA tensors the fused one, or the eager path with a warning where
+    the Triton kernels don't support them. Raises ValueError for an unknown value of the environment variable, and for
+    `fused` where it can't run.
     """
     forced = os.environ.get(VARIABLE, "")
     if forced and forced not in CHOICES:
         raise ValueError(f"{VARIABLE}={forced!r} is unknown: use one of {', '.join(CHOICES)}, or unset it")
-    if forced == "fused":
-        raise ValueError(f"{VARIABLE}=fused: the Triton kernels are not built yet; use reference or eager")
-    return forced or "eager"
+    if forced in ("reference", "eager"):
+        return forced
+    if not forced and tensors[0].device.type != "cuda":
+        return "eager"
+    reason = unsupported(d_head, *tensors) if HAS_TRITON else "Triton is not installed"
+    if reason is None:
+        return "fused"
+    if forced:
+        raise ValueError(f"{VARIABLE}=fused: {op} can't run as a Triton kernel: {reason}")
+    warnings.warn(f"{op} runs on the slower eager path: {reason}", stacklevel=3)
+    return "eager"

@@ -1,6 +1,8 @@
 """What the Triton kernels accept, and whether they run compiled or in the interpreter."""
 
 import os
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -29,3 +31,14 @@ def unsupported(d_head: int, *tensors: Tensor) -> str | None:
 def unit_stride(x: Tensor) -> Tensor:
     """x itself if its last dimension is contiguous (views of a projection are), else a contiguous copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def on_its_device(function: Callable) -> Callable:
+    """Runs `function` with the device of its first argument as the current one: Triton launches on that."""
+
+    @wraps(function)
+    def wrapped(first: Tensor, *args, **kwargs):
+        with torch.cuda.device_of(first):
+            return function(first, *args, **kwargs)
+
+    return wrapped

@@ -149,9 +149,7 @@ class KVCache:
             groups = []
             for pattern in dict.fromkeys(row):
                 heads = torch.tensor([h for h, p in enumerate(row) if p == pattern])
-                groups.append(
-                    HeadGroup(pattern, heads.to(device), offsets[heads].to(device), _slots(pattern, max_len))
-                )
+                groups.append(HeadGroup(pattern, heads.to(device), offsets[heads].to(device), _slots(pattern, max_len)))
             shape = (batch, int(offsets[-1]), config.d_head)
             state = None
             if config.recurrence:

@@ -121,9 +121,9 @@ class RecallSection:
 
     fraction: float = 0.5
     length: int = 128
-    keys: int = 16
+    keys: int = 8
     values: int = 8
-    pairs: int = 16
+    pairs: int = 8
 
     def __post_init__(self):
         _check(0 <= self.fraction <= 1, "data.recall.fraction", self.fraction, "it must be between 0 and 1")
@@ -187,11 +187,8 @@ class RecipeSection:
     arl_window: int = 0
     arl_sinks: int = 0
 
-    def __post_init__(self):
-        self.check("train")
-
     def check(self, where: str) -> None:
-        """Refuse impossible values; `where` is the key prefix that the message shows."""
+        """Refuse impossible values; `where` is the key prefix that the message shows. TrainSection calls it."""
         _check(self.steps >= 0, f"{where}.steps", self.steps, "it must be ≥ 0")
         _check(self.batch >= 1, f"{where}.batch", self.batch, "it must be ≥ 1")
         micro = self.micro_batch

@@ -125,7 +125,6 @@ class TrainingModule(lightning.LightningModule):
             self.on_step(step, report)
 
 
-
 class StepLoader:
     """Batches of the steps still to do, as Lightning's train loader."""
 

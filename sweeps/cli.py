@@ -69,13 +69,16 @@ def _usage() -> str:
 
 
 def _parser(verb: str) -> argparse.ArgumentParser:
-    examples = _RUN_EXAMPLES.get(verb) or {
-        "status": ["ratplus status outputs/demo"],
-        "report": ["ratplus report outputs/demo"],
-        "bench": ["ratplus bench", "ratplus bench --threads 1 --json bench.json"],
-        "prepare": ["ratplus prepare data=pydocs", "ratplus prepare data=text data.path=books/"],
-        "import": ["ratplus import checkpoint.pt models/ratplus_1b --d-head 128"],
-    }[verb]
+    examples = (
+        _RUN_EXAMPLES.get(verb)
+        or {
+            "status": ["ratplus status outputs/demo"],
+            "report": ["ratplus report outputs/demo"],
+            "bench": ["ratplus bench", "ratplus bench --threads 1 --json bench.json"],
+            "prepare": ["ratplus prepare data=pydocs", "ratplus prepare data=text data.path=books/"],
+            "import": ["ratplus import checkpoint.pt models/ratplus_1b --d-head 128"],
+        }[verb]
+    )
     parser = argparse.ArgumentParser(
         prog=f"ratplus {verb}",
         description=VERBS[verb],

@@ -59,7 +59,14 @@ def _check_accelerator(cell: Composed) -> None:
 def _one(entry: dict, folder: Path, last: str) -> int:
     """A single cell runs in this process."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True, highlight=False)
     with Progress(
@@ -179,5 +186,3 @@ def _import(arguments: argparse.Namespace) -> int:
     count = sum(p.numel() for p in model.parameters())
     print(f"{folder}: {count} parameters, recurrence {'on' if model.config.recurrence else 'off'}")
     return 0
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +26,9 @@ ConfigStore.instance().store(name="schema", node=Config)
 NATURAL_AXES = ("model", "pattern", "seed")
 # How and where cells run; differences here are nobody's business.
 RUNTIME = ("run", "logger", "launcher", "output", "sweep")
+
+# What a word on the command line may begin with.
+_SECTIONS = {f.name for f in fields(Config)} | {"experiment"}
 
 
 class UsageError(ValueError):
@@ -75,15 +79,16 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
         ]  # fmt: skip
         cells: dict[str, Composed] = {}
         grids: dict[tuple, list[list[str]]] = {}
+        composed: dict = {}
         for combination in product(*choices):
             line = [*fixed, *combination]
             about_sweep = tuple(o for o in line if re.match(r"[+~]*(experiment|sweep)\b", o))
             if about_sweep not in grids:
-                grids[about_sweep] = _grid(list(about_sweep) + extra, given) if sweep else [[]]
+                grids[about_sweep] = _grid(list(about_sweep) + extra, given, composed) if sweep else [[]]
             for point in grids[about_sweep]:
                 axes |= {o.partition("=")[0] for o in point}
                 words = point + line
-                config, chosen = _compose(words + extra)
+                config, chosen = _compose(words + extra, composed)
                 key = repr({k: v for k, v in asdict(config).items() if k not in RUNTIME})
                 cells.setdefault(key, Composed(config, words, chosen))
         for cell in cells.values():
@@ -101,7 +106,7 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
         several = [o.input_line for o in _parse(overrides) if o.is_sweep_override()]
         if several:
             raise UsageError(f"{several[0]}: several values; add -m to run them all, or use `ratplus sweep`")
-        config, chosen = _compose(overrides + extra)
+        config, chosen = _compose(overrides + extra, {})
         return Composed(config, overrides, chosen)
 
 
@@ -122,15 +127,31 @@ def typed(plain) -> Config:
 # ---- composition --------------------------------------------------------------------------------------------------
 
 
-def _compose(overrides: list[str]) -> tuple[Config, dict]:
+def _compose(overrides: list[str], composed: dict) -> tuple[Config, dict]:
+    """Config and chosen names. `composed` keeps what Hydra made of equal group choices: composing takes it 0.2 s."""
+    # Plain `key=value` words change values of a composed config; everything else chooses what it is composed of.
+    values = [o for o in _parse(overrides) if o.type == OverrideType.CHANGE and _is_value(o.key_or_group)]
+    lines = {o.input_line for o in values}
+    chosen_by = tuple(o for o in overrides if o not in lines)
     try:
-        cfg = compose("config", overrides=overrides, return_hydra_config=True)
-        chosen = dict(cfg.hydra.runtime.choices)
-        plain = {k: v for k, v in cfg.items() if k != "hydra"}
-        plain = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+        if chosen_by not in composed:
+            composed[chosen_by] = compose("config", overrides=list(chosen_by), return_hydra_config=True)
+        cfg = composed[chosen_by].copy()
+        for o in values:
+            OmegaConf.update(cfg, o.key_or_group, o.value())
+        chosen = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra")}
+        plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
+                 for k, v in cfg.items() if k != "hydra"}  # fmt: skip
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(_hydra_line(error, overrides)) from None
-    return typed(plain), {k: v for k, v in chosen.items() if not k.startswith("hydra")}
+        raise UsageError(_hydra_line(error)) from None
+    return typed(plain), chosen
+
+
+def _is_value(key: str) -> bool:
+    """True for a key that is no config group and not Hydra's own."""
+    if key.startswith("hydra") or "@" in key or "/" in key:
+        return False
+    return not GlobalHydra.instance().config_loader().get_group_options(key)
 
 
 def _parse(overrides: list[str]):
@@ -138,20 +159,20 @@ def _parse(overrides: list[str]):
         loader = GlobalHydra.instance().config_loader()
         return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     except HydraException as error:
-        raise UsageError(_hydra_line(error, overrides)) from None
+        raise UsageError(_hydra_line(error)) from None
 
 
 def _plain_key(key: str) -> str:
     return key.lstrip("+~").partition("@")[0].replace("/", ".")
 
 
-def _grid(about_sweep: list[str], given: list[str]) -> list[list[str]]:
+def _grid(about_sweep: list[str], given: list[str], composed: dict) -> list[list[str]]:
     """Override lists of the sweep group's grid × points, less what the command line itself decides.
 
     What the command line says about a group (`pattern=...`, `pattern.window=...`) replaces all that the sweep file
     says about it, so a shipped sweep can be run with other patterns or one model.
     """
-    config, _ = _compose(about_sweep)
+    config, _ = _compose(about_sweep, composed)
     spec = config.sweep or {}
     unknown = set(spec) - {"name", "grid", "points"}
     if unknown:
@@ -184,7 +205,7 @@ def _word(value) -> str:
 # ---- one clear line per mistake -----------------------------------------------------------------------------------
 
 
-def _hydra_line(error: Exception, overrides: list[str]) -> str:
+def _hydra_line(error: Exception) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([^']+)'(?:\s+Available options in '[^']+':\n((?:\t.*\n?)+))?", text):
         group, _, choice = found[1].rpartition("/")
@@ -213,15 +234,14 @@ def _unknown_key(key: str) -> str:
     key = key.lstrip("+~")
     known = _known_keys(asdict(Config()))
     parent, _, name = key.rpartition(".")
-    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    siblings = [k for k in known if k.rpartition(".")[0] == parent] if parent else sorted(_SECTIONS)
     # A typo in the last word is likelier than a wrong group.
     names = [k.rpartition(".")[2] for k in siblings]
     close = [f"{parent}.{n}".lstrip(".") for n in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
     close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     if close:
         return f"{key}: unknown key; did you mean {close[0]}?"
-    there = siblings or sorted({k.partition(".")[0] for k in known})
-    return f"{key}: unknown key; allowed: {', '.join(there)}"
+    return f"{key}: unknown key; allowed: {', '.join(siblings or sorted(_SECTIONS))}"
 
 
 def _known_keys(plain: dict, prefix: str = "") -> list[str]:

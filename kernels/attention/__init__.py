@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ratplus.kernels.attention.eager import dilated_attention_eager
-from ratplus.kernels.attention.patterns import Setting, head_patterns
+from ratplus.kernels.attention.ops import attention_op
+from ratplus.kernels.attention.patterns import Setting, head_patterns, on_device, pattern_tensors
 from ratplus.kernels.attention.reference import dilated_attention_reference
 from ratplus.kernels.dispatch import implementation
 
@@ -38,12 +38,17 @@ def dilated_attention(
         )
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"dilated_attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; use one floating dtype")
-    patterns = head_patterns(dilation, window, sinks, q.shape[1])
-    chosen = implementation(q.device)
-    if chosen == "reference":
-        out, lse = dilated_attention_reference(q, k, v, patterns)
-        return (out, lse.detach()) if return_lse else out
-    if not return_lse and all(pattern.is_dense(q.shape[2]) for pattern in patterns):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    out, lse = dilated_attention_eager(q, k, v, patterns, return_lse)
-    return (out, lse) if return_lse else out
+    heads, length = q.shape[1:3]
+    chosen = implementation("dilated_attention", q.shape[3], q)
+    longest_far = length
+    if chosen == "reference" or not on_device(dilation, window, sinks):
+        patterns = head_patterns(dilation, window, sinks, heads)
+        if chosen == "reference":
+            out, lse = dilated_attention_reference(q, k, v, patterns)
+            return (out, lse.detach()) if return_lse else out
+        if not return_lse and all(pattern.is_dense(length) for pattern in patterns):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        longest_far = max(pattern.far_length(length) for pattern in patterns)
+    settings = pattern_tensors(dilation, window, sinks, heads, q.device)
+    out, lse = attention_op(q, k, v, *settings, longest_far, return_lse, chosen)
+    return (out, lse.detach()) if return_lse else out

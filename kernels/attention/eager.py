@@ -11,40 +11,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ratplus.kernels.attention.patterns import Pattern, group_heads
+from ratplus.kernels.attention.patterns import Pattern, group_heads, head_patterns
 
 BLOCK_WITH_BAND = (64, 128)  # queries a block, window <= 64 and above: the band is this much wider than the window
 BLOCK_WITHOUT_BAND = 256
 SCORES_LIMIT = 1 << 23  # elements of one score buffer; rows (batch x head) are cut to stay below
-
-
-def dilated_attention_eager(
-    q: Tensor, k: Tensor, v: Tensor, patterns: list[Pattern], return_lse: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """q, k, v [B, H, T, d], one pattern a head -> out [B, H, T, d] and, on request, lse [B, H, T] float32."""
-    groups = group_heads(patterns)
-    if len(groups) == 1:
-        return _attend_group(q, k, v, patterns[0], return_lse)
-    # Sort heads by group once: `split` then gives views, and its gradient is one concatenation.
-    order = torch.tensor([head for heads in groups.values() for head in heads], device=q.device)
-    sizes = [len(heads) for heads in groups.values()]
-    parts = zip(*(x.index_select(1, order).split(sizes, dim=1) for x in (q, k, v)))
-    done = [_attend_group(*part, pattern, return_lse) for pattern, part in zip(groups, parts)]
-    back = order.argsort()
-    out = torch.cat([out for out, _ in done], dim=1).index_select(1, back)
-    lse = torch.cat([lse for _, lse in done], dim=1).index_select(1, back) if return_lse else None
-    return out, lse
-
-
-def _attend_group(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_lse: bool) -> tuple[Tensor, Tensor | None]:
-    if pattern.is_dense(q.shape[2]):
-        if not return_lse:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True), None
-        pattern = Pattern(dilation=-1, window=q.shape[2] - 1, sinks=0)  # dense, written as one band
-    out, lse = _DilatedAttention.apply(q, k, v, pattern, return_lse)
-    return out, lse if return_lse else None
 
 
 @dataclass(frozen=True)
@@ -197,61 +169,114 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.reshape(-1, *x.shape[2:]).to(dtype)
 
 
-class _DilatedAttention(torch.autograd.Function):
-    """One pattern for all heads. The backward pass computes the scores of each block anew; nothing T x T is kept."""
+def _dtype(q: Tensor) -> torch.dtype:
+    """The dtype that products accumulate in."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
-    @staticmethod
-    def forward(ctx, q, k, v, pattern: Pattern, return_lse: bool):
-        batch, heads, length, d_head = q.shape
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        plan = _Plan(pattern, length, q.device)
-        q_rows, k_rows, v_rows = (_rows(x, dtype) for x in (q, k, v))
-        # Memory order [B, T, H, d], so that merging the heads afterwards is a view.
-        out = q.new_empty(batch, length, heads, d_head).transpose(1, 2)
-        out_rows = torch.empty_like(q_rows)
-        lse = q_rows.new_empty(q_rows.shape[0], length if return_lse else 0)
-        chunk = plan.row_chunk()
-        for first in range(0, batch * heads, chunk):
-            part = slice(first, first + chunk)
-            keys, values = _Keys(plan, k_rows[part]), _Keys(plan, v_rows[part])
-            for block in plan.blocks:
-                queries = slice(block.start, block.stop)
-                scores = keys.products(q_rows[part, queries] * d_head**-0.5, block)
-                plan.mask_(scores, block)
-                if return_lse:
-                    lse[part, queries] = torch.logsumexp(scores, dim=-1)
-                out_rows[part, queries] = values.mix(torch.softmax(scores, dim=-1), block)
-        out.copy_(out_rows.view(batch, heads, length, d_head))
-        ctx.save_for_backward(q, k, v)
-        ctx.plan = plan
-        lse = lse.view(batch, heads, -1).to(torch.float32)
-        ctx.mark_non_differentiable(lse)
-        return out, lse
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_out, _grad_lse):
-        q, k, v = ctx.saved_tensors
-        plan = ctx.plan
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        scale = q.shape[3] ** -0.5
-        q_rows, k_rows, v_rows, g_rows = (_rows(x, dtype) for x in (q, k, v, grad_out))
-        dq, dk, dv = (torch.empty_like(q_rows) for _ in range(3))
-        chunk = plan.row_chunk()
-        for first in range(0, q_rows.shape[0], chunk):
-            part = slice(first, first + chunk)
-            keys, values = _Keys(plan, k_rows[part]), _Keys(plan, v_rows[part])
-            k_grad, v_grad = _Gradient(plan, k_rows[part]), _Gradient(plan, v_rows[part])
-            for block in plan.blocks:
-                queries = slice(block.start, block.stop)
-                q_block, g_block = q_rows[part, queries] * scale, g_rows[part, queries].contiguous()
-                scores = keys.products(q_block, block)
-                plan.mask_(scores, block)
-                weights = torch.softmax(scores, dim=-1)
-                v_grad.add_(weights, g_block, block)
-                # d scores = weights * (d weights - sum over keys of weights * d weights)
-                d_scores = torch._softmax_backward_data(values.products(g_block, block), weights, -1, dtype)
-                dq[part, queries] = keys.mix(d_scores, block).mul_(scale)
-                k_grad.add_(d_scores, q_block, block)
-            dk[part], dv[part] = k_grad.total(), v_grad.total()
-        return (*(x.view(q.shape).to(q.dtype) for x in (dq, dk, dv)), None, None)
+def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_lse: bool) -> tuple[Tensor, Tensor]:
+    """One pattern for all heads: out [B, H, T, d] and lse [B, H, T] (empty unless asked for)."""
+    batch, heads, length, d_head = q.shape
+    plan = _Plan(pattern, length, q.device)
+    q_rows, k_rows, v_rows = (_rows(x, _dtype(q)) for x in (q, k, v))
+    out = torch.empty_like(q_rows)
+    lse = q_rows.new_empty(q_rows.shape[0], length if return_lse else 0)
+    chunk = plan.row_chunk()
+    for first in range(0, batch * heads, chunk):
+        part = slice(first, first + chunk)
+        keys, values = _Keys(plan, k_rows[part]), _Keys(plan, v_rows[part])
+        for block in plan.blocks:
+            queries = slice(block.start, block.stop)
+            scores = keys.products(q_rows[part, queries] * d_head**-0.5, block)
+            plan.mask_(scores, block)
+            if return_lse:
+                lse[part, queries] = torch.logsumexp(scores, dim=-1)
+            out[part, queries] = values.mix(torch.softmax(scores, dim=-1), block)
+    return out.view(q.shape), lse.view(batch, heads, -1)
+
+
+def _backward_blocks(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> list[Tensor]:
+    """Gradients of q, k, v. The scores of each block are computed anew; nothing T x T is kept."""
+    plan = _Plan(pattern, q.shape[2], q.device)
+    dtype, scale = _dtype(q), q.shape[3] ** -0.5
+    q_rows, k_rows, v_rows, g_rows = (_rows(x, dtype) for x in (q, k, v, d_out))
+    dq, dk, dv = (torch.empty_like(q_rows) for _ in range(3))
+    chunk = plan.row_chunk()
+    for first in range(0, q_rows.shape[0], chunk):
+        part = slice(first, first + chunk)
+        keys, values = _Keys(plan, k_rows[part]), _Keys(plan, v_rows[part])
+        k_grad, v_grad = _Gradient(plan, k_rows[part]), _Gradient(plan, v_rows[part])
+        for block in plan.blocks:
+            queries = slice(block.start, block.stop)
+            q_block, g_block = q_rows[part, queries] * scale, g_rows[part, queries].contiguous()
+            scores = keys.products(q_block, block)
+            plan.mask_(scores, block)
+            weights = torch.softmax(scores, dim=-1)
+            v_grad.add_(weights, g_block, block)
+            # d scores = weights * (d weights - sum over keys of weights * d weights)
+            d_scores = torch._softmax_backward_data(values.products(g_block, block), weights, -1, dtype)
+            dq[part, queries] = keys.mix(d_scores, block).mul_(scale)
+            k_grad.add_(d_scores, q_block, block)
+        dk[part], dv[part] = k_grad.total(), v_grad.total()
+    return [x.view(q.shape) for x in (dq, dk, dv)]
+
+
+def _as_band(pattern: Pattern, length: int) -> Pattern:
+    """The same pattern; a dense one written as a window over everything, which blocks handle as a growing prefix."""
+    return Pattern(-1, length - 1, 0) if pattern.is_dense(length) else pattern
+
+
+def _forward_group(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_lse: bool) -> tuple[Tensor, Tensor]:
+    if pattern.is_dense(q.shape[2]) and not return_lse:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True), q.new_empty(*q.shape[:2], 0)
+    return _forward_blocks(q, k, v, _as_band(pattern, q.shape[2]), return_lse)
+
+
+def _time_major(like: Tensor) -> Tensor:
+    """Uninitialised [B, H, T, d] stored as [B, T, H, d], so that merging the heads afterwards is a view."""
+    batch, heads, length, d_head = like.shape
+    return like.new_empty(batch, length, heads, d_head).transpose(1, 2)
+
+
+def _by_group(patterns: list[Pattern], *tensors: Tensor):
+    """(pattern, heads or None for all, those heads of each tensor) for every distinct pattern."""
+    groups = group_heads(patterns)
+    for pattern, heads in groups.items():
+        if len(groups) == 1:
+            yield pattern, None, tensors
+        else:
+            index = torch.tensor(heads, device=tensors[0].device)
+            yield pattern, index, [x.index_select(1, index) for x in tensors]
+
+
+def _put(target: Tensor, index: Tensor | None, value: Tensor) -> None:
+    """Heads `index` of target [B, H, ...] (None: all) = value."""
+    if index is None:
+        target.copy_(value)
+    else:
+        target.index_copy_(1, index, value.to(target.dtype))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, return_lse: bool
+) -> tuple[Tensor, Tensor]:
+    """q, k, v [B, H, T, d]; int32 [H] patterns -> out [B, H, T, d], lse [B, H, T] float32 (no columns unless asked)."""
+    batch, heads, length, _ = q.shape
+    out = _time_major(q)
+    lse = q.new_empty(batch, heads, length if return_lse else 0, dtype=torch.float32)
+    for pattern, index, part in _by_group(head_patterns(dilation, window, sinks, heads), q, k, v):
+        some_out, some_lse = _forward_group(*part, pattern, return_lse)
+        _put(out, index, some_out)
+        _put(lse, index, some_lse)
+    return out, lse
+
+
+def backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, each stored [B, T, H, d]."""
+    gradients = tuple(_time_major(x) for x in (q, k, v))
+    for pattern, index, part in _by_group(head_patterns(dilation, window, sinks, q.shape[1]), d_out, q, k, v):
+        for target, value in zip(gradients, _backward_blocks(*part, _as_band(pattern, q.shape[2]))):
+            _put(target, index, value)
+    return gradients

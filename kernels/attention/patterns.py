@@ -33,6 +33,10 @@ class Pattern:
                 slices.append(slice(first, length, self.dilation))
         return [s for s in slices if s.stop > s.start]
 
+    def far_length(self, length: int) -> int:
+        """How many keys `far_slices` names."""
+        return sum(len(range(s.start, s.stop, s.step)) for s in self.far_slices(length))
+
 
 def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int) -> list[Pattern]:
     """One pattern for every head, from ints (all heads alike) or from int tensors or sequences of length `heads`.
@@ -73,3 +77,26 @@ def group_heads(patterns: list[Pattern]) -> dict[Pattern, list[int]]:
     for head, pattern in enumerate(patterns):
         groups.setdefault(pattern, []).append(head)
     return groups
+
+
+def pattern_tensors(
+    dilation: Setting, window: Setting, sinks: Setting, heads: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The settings as contiguous int32 [heads] tensors on `device`; those that are there already aren't read."""
+    return (
+        _tensor(-1 if dilation is None else dilation, heads, device),
+        _tensor(window, heads, device),
+        _tensor(sinks, heads, device),
+    )
+
+
+def _tensor(value: Setting, heads: int, device: torch.device) -> Tensor:
+    if isinstance(value, int):
+        return torch.full((heads,), value, dtype=torch.int32, device=device)
+    return torch.as_tensor(value, dtype=torch.int32, device=device).contiguous()
+
+
+def on_device(*settings: Setting) -> bool:
+    """Whether reading some setting would make the host wait for a device, or break a graph that is being traced."""
+    tensors = [x for x in settings if isinstance(x, Tensor)]
+    return bool(tensors) and (torch.compiler.is_compiling() or any(x.device.type != "cpu" for x in tensors))

@@ -1,12 +1,13 @@
 """`decode_attention`: one decoding step of one layer on a compact cache."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from ratplus.kernels.attention.patterns import Setting, head_patterns
-from ratplus.kernels.decode.eager import decode_attention_eager
+from ratplus.kernels.attention.patterns import Setting, head_patterns, on_device, pattern_tensors
 from ratplus.kernels.decode.layout import slot_count
-from ratplus.kernels.decode.reference import decode_attention_reference
+from ratplus.kernels.decode.ops import decode_op, equal_shares, run
 from ratplus.kernels.dispatch import implementation
 
 __all__ = ["decode_attention"]
@@ -45,26 +46,45 @@ def decode_attention(
     """
     _check(q, k, v, logit, keys, values, state, positions, offsets, rope)
     heads = q.shape[1]
-    patterns = head_patterns(dilation, window, sinks, heads)
-    starts = _starts(offsets, keys.shape[1], heads)
-    for head, pattern in enumerate(patterns):
+    chosen = implementation("decode_attention", q.shape[2], q, k, keys)
+    k_state, v_state = (None, None) if state is None else state
+    cos, sin = (None, None) if rope is None else rope
+    settings = (dilation, window, sinks)
+    compiling = torch.compiler.is_compiling()
+    if not on_device(*settings, offsets):
+        _check_slots(settings, offsets, keys.shape[1], heads)
+    if compiling or chosen == "fused":
+        tensors = pattern_tensors if compiling else _cached_tensors
+        settings = tensors(*settings, heads, q.device)
+    # Outside of a traced graph the operator's wrapper would only cost time: a step is short and has no gradients.
+    with torch.no_grad():
+        return (decode_op if compiling else run)(
+            q, k, v, logit, keys, values, k_state, v_state, positions, *settings, offsets, cos, sin, chosen
+        )
+
+
+def _cached_tensors(
+    dilation: Setting, window: Setting, sinks: Setting, heads: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`pattern_tensors`, made once for int settings: no launches for them at every step."""
+    if all(x is None or isinstance(x, int) for x in (dilation, window, sinks)):
+        return _tensors_of_ints(dilation, window, sinks, heads, device)
+    return pattern_tensors(dilation, window, sinks, heads, device)
+
+
+_tensors_of_ints = lru_cache(maxsize=256)(pattern_tensors)
+
+
+def _check_slots(settings: tuple, offsets: Tensor | None, slots: int, heads: int) -> None:
+    """Every head must own at least its sinks and its ring."""
+    starts = [*equal_shares(slots, heads), slots] if offsets is None else offsets.tolist()
+    for head, pattern in enumerate(head_patterns(*settings, heads)):
         least = slot_count(pattern.dilation, pattern.window, pattern.sinks, 0)
         if starts[head + 1] - starts[head] < least:
             raise ValueError(
                 f"decode_attention: head {head} owns {starts[head + 1] - starts[head]} slots; its pattern "
                 f"(window {pattern.window}, sinks {pattern.sinks}) needs at least {least}"
             )
-    run = decode_attention_reference if implementation(q.device) == "reference" else decode_attention_eager
-    with torch.no_grad():
-        out = run(q, k, v, logit, keys, values, state, positions, patterns, starts[:-1], rope)
-    return out.to(q.dtype)
-
-
-def _starts(offsets: Tensor | None, slots: int, heads: int) -> list[int]:
-    """First slot of each head and, last, the number of slots."""
-    if offsets is not None:
-        return offsets.tolist()
-    return [head * (slots // heads) for head in range(heads + 1)]
 
 
 def _check(q, k, v, logit, keys, values, state, positions, offsets, rope) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ratplus.kernels.dispatch import implementation
-from ratplus.kernels.scan.eager import gated_scan_eager
+from ratplus.kernels.scan.ops import scan_op
 from ratplus.kernels.scan.reference import gated_scan_reference
 
 __all__ = ["gated_scan"]
@@ -30,9 +30,18 @@ def gated_scan(
     Raises ValueError for shapes or dtypes that don't fit.
     """
     _check(logit, k, v, initial, rope)
-    if implementation(k.device) == "reference":
+    chosen = implementation("gated_scan", k.shape[3], k, logit)
+    if chosen == "reference":
         return gated_scan_reference(logit, k, v, initial, rope)
-    return gated_scan_eager(logit, k, v, initial, rope)
+    cos, sin = (None, None) if rope is None else (_per_head(table) for table in rope)
+    k0, v0 = (None, None) if initial is None else initial
+    k_tilde, v_tilde, k_state, v_state = scan_op(logit, k, v, k0, v0, cos, sin, chosen)
+    return k_tilde, v_tilde, (k_state, v_state)
+
+
+def _per_head(table: Tensor) -> Tensor:
+    """[T, d] or [B, T, d] -> broadcastable to [B, H, T, d]."""
+    return table if table.dim() == 2 else table.unsqueeze(1)
 
 
 def _check(logit: Tensor, k: Tensor, v: Tensor, initial: Pair | None, rope: Pair | None) -> None:

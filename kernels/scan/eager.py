@@ -6,30 +6,13 @@ a contiguous row that is still in cache. The copies are also where dtypes change
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-Pair = tuple[Tensor, Tensor]
 SCRATCH_ELEMENTS = 1 << 17  # of one buffer [steps, B, H, d]; a few of them fit the second-level cache of a core
-
-
-def gated_scan_eager(
-    logit: Tensor, k: Tensor, v: Tensor, initial: Pair | None = None, rope: Pair | None = None
-) -> tuple[Tensor, Tensor, Pair]:
-    """See `ratplus.kernels.scan.gated_scan`."""
-    cos, sin = (None, None) if rope is None else (_per_head(rope[0]), _per_head(rope[1]))
-    k0, v0 = (None, None) if initial is None else initial
-    k_tilde, v_tilde, k_state, v_state = _GatedScan.apply(logit, k, v, k0, v0, cos, sin)
-    return k_tilde, v_tilde, (k_state, v_state)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The recurrent state is float32 whatever the inputs are, and float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _per_head(table: Tensor) -> Tensor:
-    """[T, d] or [B, T, d] -> broadcastable to [B, H, T, d]."""
-    return table if table.dim() == 2 else table.unsqueeze(1)
 
 
 def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> None:
@@ -76,87 +59,107 @@ def _shut(logit: Tensor, out: Tensor) -> Tensor:
     return out.copy_(logit.permute(2, 0, 1, 3).unsqueeze(1)).neg_().sigmoid_()
 
 
-class _GatedScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logit, k, v, k0, v0, cos, sin):
-        dtype = state_dtype(k.dtype)
-        batch, heads, length, d_head = k.shape
-        steps = _steps(k)
-        scratch = _Rows(k, steps, dtype)
-        take = k.new_empty(steps, 1, batch, heads, d_head, dtype=dtype)
-        take_rows = take.unbind(0)
-        # Memory order [B, T, H, d], as the projections have it.
-        k_tilde, v_tilde = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
-        carry = k.new_zeros(2, batch, heads, d_head, dtype=dtype)
-        if k0 is not None:
-            carry[0], carry[1] = k0, v0
-        for part in _blocks(length, steps):
-            count = part.stop - part.start
-            _shut(logit[:, :, part], out=take[:count])
-            scratch.load(0, k[:, :, part])
-            scratch.load(1, v[:, :, part])
-            state = carry
-            for row, take_row in zip(scratch.rows[:count], take_rows):
-                state = torch.lerp(state, row, take_row, out=row)
-            carry.copy_(state)
-            k_states, v_states = scratch.streams[0][:, :, :count], scratch.streams[1][:, :, :count]
-            if cos is None:
-                k_tilde[:, :, part] = k_states
-            else:
-                _rotate_into(k_tilde[:, :, part], k_states, cos[..., part, :], sin[..., part, :], sign=1)
-            v_tilde[:, :, part] = v_states
-        ctx.save_for_backward(logit, k, v, k0, v0, cos, sin, k_tilde, v_tilde)
-        return k_tilde, v_tilde, carry[0].clone(), carry[1].clone()
+def forward(
+    logit: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k0: Tensor | None,
+    v0: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """logit, k, v [B, H, T, d]; initial states [B, H, d] or None; tables broadcastable to [B, H, T, d] or None.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_k, grad_v, grad_k_state, grad_v_state):
-        """With dh_t = (gradient of output t) + g_{t+1} dh_{t+1}:
+    Returns k_tilde, v_tilde [B, H, T, d] (stored [B, T, H, d]) and the final states of k and v [B, H, d].
+    """
+    dtype = state_dtype(k.dtype)
+    batch, heads, length, d_head = k.shape
+    steps = _steps(k)
+    scratch = _Rows(k, steps, dtype)
+    take = k.new_empty(steps, 1, batch, heads, d_head, dtype=dtype)
+    take_rows = take.unbind(0)
+    # Memory order [B, T, H, d], as the projections have it.
+    k_tilde, v_tilde = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
+    carry = k.new_zeros(2, batch, heads, d_head, dtype=dtype)
+    if k0 is not None:
+        carry[0], carry[1] = k0, v0
+    for part in _blocks(length, steps):
+        count = part.stop - part.start
+        _shut(logit[:, :, part], out=take[:count])
+        scratch.load(0, k[:, :, part])
+        scratch.load(1, v[:, :, part])
+        state = carry
+        for row, take_row in zip(scratch.rows[:count], take_rows):
+            state = torch.lerp(state, row, take_row, out=row)
+        carry.copy_(state)
+        k_states, v_states = scratch.streams[0][:, :, :count], scratch.streams[1][:, :, :count]
+        if cos is None:
+            k_tilde[:, :, part] = k_states
+        else:
+            _rotate_into(k_tilde[:, :, part], k_states, cos[..., part, :], sin[..., part, :], sign=1)
+        v_tilde[:, :, part] = v_states
+    return k_tilde, v_tilde, carry[0].clone(), carry[1].clone()
 
+
+def backward(
+    grad_k: Tensor,
+    grad_v: Tensor,
+    grad_k_state: Tensor,
+    grad_v_state: Tensor,
+    logit: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k0: Tensor | None,
+    v0: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    k_tilde: Tensor,
+    v_tilde: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of logit, k, v (stored [B, T, H, d]) and of the initial states, from those of `forward`'s results.
+
+    With dh_t = (gradient of output t) + g_{t+1} dh_{t+1}:
         du_t = (1 - g_t) dh_t;   dlogit_t = g_t (1 - g_t) (h_{t-1} - u_t) dh_t, summed over k and v.
+    The states h come from the outputs, un-rotated; nothing else was saved.
+    """
+    dtype = state_dtype(k.dtype)
+    batch, heads, length, d_head = k.shape
+    steps = _steps(k)
+    dh, before = _Rows(k, steps, dtype), _Rows(k, steps, dtype)
+    take = k.new_empty(steps, 1, batch, heads, d_head, dtype=dtype)
+    gate = torch.empty_like(take)
+    gate_rows = gate.unbind(0)
+    dlogit = logit.new_empty(batch, length, heads, d_head).transpose(1, 2)
+    dk, dv = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
+    carry = torch.stack((grad_k_state, grad_v_state)).to(dtype)  # what flows into h_t from later steps
+    for part in reversed(_blocks(length, steps)):
+        count = part.stop - part.start
+        cut = (None, None) if cos is None else (cos[..., part, :], sin[..., part, :])
+        _shut(logit[:, :, part], out=take[:count])
+        torch.sub(1, take[:count], out=gate[:count])
+        dh.load_rotated(0, grad_k[:, :, part], *cut)
+        dh.load(1, grad_v[:, :, part])
+        later = dh.rows[count - 1].add_(carry)
+        for row, gate_row in zip(reversed(dh.rows[: count - 1]), reversed(gate_rows[1:count])):
+            later = torch.addcmul(row, gate_row, later, out=row)
+        torch.mul(later, gate_rows[0], out=carry)
 
-        The states h come from the outputs, un-rotated; nothing else was saved.
-        """
-        logit, k, v, k0, v0, cos, sin, k_tilde, v_tilde = ctx.saved_tensors
-        dtype = state_dtype(k.dtype)
-        batch, heads, length, d_head = k.shape
-        steps = _steps(k)
-        dh, before = _Rows(k, steps, dtype), _Rows(k, steps, dtype)
-        take = k.new_empty(steps, 1, batch, heads, d_head, dtype=dtype)
-        gate = torch.empty_like(take)
-        gate_rows = gate.unbind(0)
-        dlogit = logit.new_empty(batch, length, heads, d_head).transpose(1, 2)
-        dk, dv = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
-        carry = torch.stack((grad_k_state, grad_v_state)).to(dtype)  # what flows into h_t from later steps
-        for part in reversed(_blocks(length, steps)):
-            count = part.stop - part.start
-            cut = (None, None) if cos is None else (cos[..., part, :], sin[..., part, :])
-            _shut(logit[:, :, part], out=take[:count])
-            torch.sub(1, take[:count], out=gate[:count])
-            dh.load_rotated(0, grad_k[:, :, part], *cut)
-            dh.load(1, grad_v[:, :, part])
-            later = dh.rows[count - 1].add_(carry)
-            for row, gate_row in zip(reversed(dh.rows[: count - 1]), reversed(gate_rows[1:count])):
-                later = torch.addcmul(row, gate_row, later, out=row)
-            torch.mul(later, gate_rows[0], out=carry)
+        # States before each step: the outputs, one step earlier.
+        skip = 1 if part.start == 0 else 0
+        past = slice(part.start - 1 + skip, part.stop - 1)
+        cut = (None, None) if cos is None else (cos[..., past, :], sin[..., past, :])
+        before.load_rotated(0, k_tilde[:, :, past], *cut, at=skip)
+        before.load(1, v_tilde[:, :, past], at=skip)
+        if skip and k0 is None:
+            before.rows[0].zero_()
+        elif skip:
+            before.rows[0][0], before.rows[0][1] = k0, v0
 
-            # States before each step: the outputs, one step earlier.
-            skip = 1 if part.start == 0 else 0
-            past = slice(part.start - 1 + skip, part.stop - 1)
-            cut = (None, None) if cos is None else (cos[..., past, :], sin[..., past, :])
-            before.load_rotated(0, k_tilde[:, :, past], *cut, at=skip)
-            before.load(1, v_tilde[:, :, past], at=skip)
-            if skip and k0 is None:
-                before.rows[0].zero_()
-            elif skip:
-                before.rows[0][0], before.rows[0][1] = k0, v0
-
-            du = dh.data[:count].mul_(take[:count])
-            dk[:, :, part], dv[:, :, part] = (stream[:, :, :count] for stream in dh.streams)
-            before.streams[0][:, :, :count].sub_(k[:, :, part])
-            before.streams[1][:, :, :count].sub_(v[:, :, part])
-            change = before.data[:count].mul_(du)
-            d_part = change[:, 0].add_(change[:, 1]).mul_(gate[:count, 0])  # [count, B, H, d]
-            dlogit[:, :, part] = d_part.permute(1, 2, 0, 3)
-        d_initial = (None, None) if k0 is None else (carry[0].to(k0.dtype), carry[1].to(v0.dtype))
-        return dlogit, dk, dv, *d_initial, None, None
+        du = dh.data[:count].mul_(take[:count])
+        dk[:, :, part], dv[:, :, part] = (stream[:, :, :count] for stream in dh.streams)
+        before.streams[0][:, :, :count].sub_(k[:, :, part])
+        before.streams[1][:, :, :count].sub_(v[:, :, part])
+        change = before.data[:count].mul_(du)
+        d_part = change[:, 0].add_(change[:, 1]).mul_(gate[:count, 0])  # [count, B, H, d]
+        dlogit[:, :, part] = d_part.permute(1, 2, 0, 3)
+    return dlogit, dk, dv, carry[0].clone(), carry[1].clone()

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from ratplus.kernels.scan.fused_backward import backward_kernel, backward_summary_kernel
 from ratplus.kernels.scan.fused_forward import carry_kernel, forward_kernel, forward_summary_kernel
-from ratplus.kernels.triton_support import unit_stride
+from ratplus.kernels.triton_support import on_its_device, unit_stride
 
 PAIRS = 128  # channel pairs a program, at most: 4 a thread, loads of 8 bytes in bf16
 FORWARD_ROWS, BACKWARD_ROWS = (
     4,
     2,
 )  # time steps whose loads are in flight together; the backward pass needs more of each
-FILL = 1056  # programs that fill the GPU: 8 a multiprocessor of an H100
+FILL = 1024  # programs that fill the GPU: about 8 a multiprocessor of an H100
 MIN_STEPS = 128  # time steps a split, at least
 CARRY_BLOCK = 256
 
@@ -84,6 +84,7 @@ def _pair_state(k: Tensor, k0: Tensor | None, v0: Tensor | None) -> Tensor:
     return torch.stack((k0, v0)).float()
 
 
+@on_its_device
 def forward(
     logit: Tensor,
     k: Tensor,
@@ -116,6 +117,7 @@ def forward(
     return k_tilde.transpose(1, 2), v_tilde.transpose(1, 2), final[0].clone(), final[1].clone()
 
 
+@on_its_device
 def backward(
     grad_k: Tensor,
     grad_v: Tensor,

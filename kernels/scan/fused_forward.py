@@ -29,7 +29,8 @@ def load_rows(base, stride, offset, count, other, ROWS: tl.constexpr):
     everywhere = tl.full(offset.shape, 1, tl.int1)
     rows = ()
     for r in tl.static_range(ROWS):
-        rows = rows + (tl.load(base + r * stride + offset, mask=everywhere & (r < count), other=other),)
+        row = tl.load(base + r * stride + offset, mask=everywhere & (r < count), other=other)
+        rows = rows + (row,)  # noqa: RUF005 (Triton compiles no unpacking)
     return rows
 
 

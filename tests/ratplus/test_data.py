@@ -115,7 +115,10 @@ def test_text_files_keep_a_fixed_order(tmp_path):
 
 def test_sampling_is_a_function_of_step_and_the_same_for_any_number_of_ranks():
     stream = np.arange(10_000, dtype=np.uint16)
-    for sample in (lambda **kw: ordered_rows(stream, 5, 8, 32, **kw), lambda **kw: random_rows(stream, 3, 5, 8, 32, **kw)):
+    for sample in (
+        lambda **kw: ordered_rows(stream, 5, 8, 32, **kw),
+        lambda **kw: random_rows(stream, 3, 5, 8, 32, **kw),
+    ):
         whole = sample()
         assert whole.shape == (8, 33)
         np.testing.assert_array_equal(np.diff(whole, axis=1), 1)

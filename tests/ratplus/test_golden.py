@@ -86,7 +86,11 @@ def test_mixing_layer_and_its_gradients(golden, name):
     arrays = golden("layer")
     recurrence, length, *settings = map(int, re.fullmatch(r"y_re(\d)_T(\d+)_D(-?\d+)_W(\d+)_I(\d+)", name).groups())
     mixer = Mixer(ModelConfig(vocab_size=2, layers=1, d_model=64, d_head=16, recurrence=bool(recurrence)))
-    names = {"in_proj.weight": "in_proj.weight", "out_proj.weight": "out_proj.weight", "norm.weight": "input_norm.weight"}
+    names = {
+        "in_proj.weight": "in_proj.weight",
+        "out_proj.weight": "out_proj.weight",
+        "norm.weight": "input_norm.weight",
+    }
     mixer.load_state_dict({ours: torch.from_numpy(arrays[f"w_re{recurrence}.{k}"]) for ours, k in names.items()})
     x = torch.from_numpy(arrays[f"x_T{length}"]).requires_grad_()
     y = mixer(x, (pattern(*settings),) * 4, rope_tables(torch.arange(length), 16, 10000.0))

@@ -82,7 +82,9 @@ def test_cache_is_as_small_as_promised():
     assert mixed.layers[0].keys.shape[1] == 41 + 2 * (1 + 5) + (1 + 4)
     state = 2 * LAYERS * HEADS * 8 * 4
     assert mixed.bytes() == 2 * LAYERS * mixed.layers[0].keys.shape[1] * 8 * 8 + state
-    assert all(s.dtype == torch.float32 for layer in make().bfloat16().new_cache(1, None, 8).layers for s in layer.state)
+    assert all(
+        s.dtype == torch.float32 for layer in make().bfloat16().new_cache(1, None, 8).layers for s in layer.state
+    )
 
 
 def test_overrun_raises_and_changes_nothing():

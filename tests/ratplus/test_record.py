@@ -6,7 +6,15 @@ import threading
 
 import pytest
 
-from ratplus.record import RecordError, canonical_json, provenance, read_record, stage_id, write_atomically, write_record
+from ratplus.record import (
+    RecordError,
+    canonical_json,
+    provenance,
+    read_record,
+    stage_id,
+    write_atomically,
+    write_record,
+)
 
 
 def make(root, **kwargs):
@@ -30,7 +38,9 @@ def test_round_trip(tmp_path):
 def test_nan_metrics_survive(tmp_path):
     folder = tmp_path / stage_id("adapt", {}, None)
     metrics = {"loss": {"value": float("nan"), "stderr": None, "count": 0}}
-    write_record(folder, stage="adapt", config={}, parent=None, status="done", metrics=metrics, timing={}, provenance={})
+    write_record(
+        folder, stage="adapt", config={}, parent=None, status="done", metrics=metrics, timing={}, provenance={}
+    )
     value = read_record(folder)["metrics"]["loss"]["value"]
     assert value != value
 

@@ -9,7 +9,16 @@ import torch
 
 from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.checkpoint import CheckpointError
-from ratplus.config import Config, DataSection, EvalSection, ModelSection, RecallSection, RecipeSection, RunSection, TrainSection
+from ratplus.config import (
+    Config,
+    DataSection,
+    EvalSection,
+    ModelSection,
+    RecallSection,
+    RecipeSection,
+    RunSection,
+    TrainSection,
+)
 from ratplus.data.batches import Batches
 from ratplus.data.corpus import open_corpus, write_corpus
 from ratplus.stages import Cell, Surroundings
@@ -179,7 +188,13 @@ def test_what_changes_a_result_changes_the_id(config, tmp_path):
         return [stage.id for stage in Cell(changed, Surroundings(tmp_path)).plan]
 
     base = ids()
-    for runtime in ({"run__threads": 1}, {"eval__batch": 3}, {"output": "x"}, {"model__name": "other"}, {"launcher__workers": 9}):
+    for runtime in (
+        {"run__threads": 1},
+        {"eval__batch": 3},
+        {"output": "x"},
+        {"model__name": "other"},
+        {"launcher__workers": 9},
+    ):
         assert ids(**runtime) == base
     pretrain, adapt, evaluate = ids(pattern__dilation=4)
     assert pretrain == base[0]

@@ -1,0 +1,117 @@
+"""Compiles every Triton kernel in every shipped configuration for an H100 (sm_90) without one, and measures the result.
+
+Registers, spills, shared memory and tensor-core instructions show in the machine code, so a regression there shows on
+any Linux machine. Must run in a process without TRITON_INTERPRET.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ratplus.kernels.attention import fused as attention
+from ratplus.kernels.attention import fused_backward as attention_backward
+from ratplus.kernels.attention import fused_forward as attention_forward
+from ratplus.kernels.decode import fused as decode
+from ratplus.kernels.decode import fused_kernels as decode_kernels
+from ratplus.kernels.scan import fused as scan
+from ratplus.kernels.scan import fused_backward as scan_backward
+from ratplus.kernels.scan import fused_forward as scan_forward
+
+TARGET = GPUTarget("cuda", 90, 32)
+HEADS = 32  # of the paper's 7.6B model; decides how many heads a program of the recurrence takes
+# Arguments by name: what isn't here is an int32 size or stride.
+TYPES = {
+    **dict.fromkeys(("q", "k", "v", "logit", "out", "d_out", "dq", "dk", "dv", "k_out", "v_out"), "*bf16"),
+    **dict.fromkeys(("grad_k", "grad_v", "d_logit", "keys", "values"), "*bf16"),
+    **dict.fromkeys(("summary", "start", "initial", "final", "d_initial", "cos", "sin", "lse", "delta"), "*fp32"),
+    **dict.fromkeys(("k_state", "v_state", "part_acc", "part_max", "part_sum"), "*fp32"),
+    **dict.fromkeys(("dilations", "windows", "sinks_of"), "*i32"),
+    **dict.fromkeys(("positions", "offsets"), "*i64"),
+    "scale": "fp32",
+}
+
+
+def configurations() -> Iterator[tuple[str, int, object, dict]]:
+    """(name, d_head, kernel, constants and launch options) of everything that ships, bf16, d_head 64 and 128."""
+    for d_head in (64, 128):
+        pairs = scan.pairs_per_program(HEADS, d_head)
+        base = {"HALF": d_head // 2, "PAIRS": pairs, "num_warps": 1}
+        forward, backward = base | {"ROWS": scan.FORWARD_ROWS}, base | {"ROWS": scan.BACKWARD_ROWS}
+        yield "scan forward", d_head, scan_forward.forward_kernel, forward | {"ROPE": True}
+        yield "scan forward, no rotation", d_head, scan_forward.forward_kernel, forward | {"ROPE": False}
+        yield "scan forward, summary of a split", d_head, scan_forward.forward_summary_kernel, forward
+        yield "scan backward", d_head, scan_backward.backward_kernel, backward | {"ROPE": True}
+        yield "scan backward, no rotation", d_head, scan_backward.backward_kernel, backward | {"ROPE": False}
+        summary = scan_backward.backward_summary_kernel
+        yield "scan backward, summary of a split", d_head, summary, backward | {"ROPE": True}
+
+        sizes = {
+            kind: attention.tiles(kind, d_head, torch.bfloat16).constants(d_head) for kind in ("forward", "dq", "dkv")
+        }
+        yield "attention forward", d_head, attention_forward.forward_kernel, sizes["forward"]
+        yield "attention dQ", d_head, attention_backward.dq_kernel, sizes["dq"]
+        yield "attention dKV, band", d_head, attention_backward.dkv_band_kernel, sizes["dkv"]
+        yield "attention dKV, far list", d_head, attention_backward.dkv_far_kernel, sizes["dkv"]
+        delta = {"D": d_head, "BM": attention.DELTA_ROWS}
+        yield "attention delta", d_head, attention_backward.delta_kernel, delta
+
+        step = {"D": d_head, "ROPE": True, **decode.launch_options()}
+        kernel = decode_kernels.step_kernel
+        yield "decode", d_head, kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": False}
+        yield "decode, split", d_head, kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
+        yield "decode, per-head slots", d_head, kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
+        yield "decode, no recurrence", d_head, kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
+        yield "decode, combine", d_head, decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}
+    for reverse in (False, True):
+        name = "scan carry" + (", reversed" if reverse else "")
+        yield name, 0, scan_forward.carry_kernel, {"REVERSE": reverse, "BLOCK": scan.CARRY_BLOCK, "num_warps": 1}
+
+
+def measure(kernel, constants: dict) -> dict:
+    """Compiles one kernel: registers, stack_bytes, shared_bytes, instructions, and how many use tensor cores."""
+    options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    constants = {name: value for name, value in constants.items() if name not in options}
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else TYPES.get(name, "i32")
+        # Pointers and strides are multiples of 16, as they are for every d_head that the kernels take.
+        if signature[name].startswith("*") or name.endswith(("_b", "_h", "_t")):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=TARGET, options=options)
+    usage, code = _disassemble(compiled.asm["cubin"])
+    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]+)", code)
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared_bytes": compiled.metadata.shared,
+        "instructions": len(instructions),
+        "tensor_core": sum(name.startswith(("HGMMA", "HMMA")) for name in instructions),
+    }
+
+
+def report() -> list[dict]:
+    """`measure` of every shipped configuration, with kernel and d_head (0: independent of it)."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("kernels/aot.py compiles kernels: run it in a process without TRITON_INTERPRET=1")
+    return [
+        {"kernel": name, "d_head": d_head, **measure(kernel, constants)}
+        for name, d_head, kernel, constants in configurations()
+    ]
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """(resource usage, machine code) as text, by the tools that Triton brings."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        code = [triton.knobs.nvidia.nvdisasm.path, file.name]
+        return tuple(subprocess.run(x, capture_output=True, text=True, check=True).stdout for x in (usage, code))

@@ -1,0 +1,108 @@
+"""Dilated attention as Triton kernels: one pass, one softmax, forward and backward.
+
+Dilation, window and sinks are int32 [H] tensors that the kernels read, with loop bounds computed from them: one
+compiled kernel serves every pattern and every mix of heads, and nothing is read back to the host. Far keys are loaded
+where they are, at a stride of `dilation` rows; a row is one or more full memory sectors, so gathering them first would
+save nothing. No atomics: results are bitwise repeatable.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ratplus.kernels.attention.fused_backward import delta_kernel, dkv_band_kernel, dkv_far_kernel, dq_kernel
+from ratplus.kernels.attention.fused_forward import forward_kernel
+from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Queries and keys a tile, and the launch options."""
+
+    BM: int
+    BN: int
+    num_warps: int
+    num_stages: int
+
+    def constants(self, d_head: int) -> dict:
+        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {"D": d_head, "BM": self.BM, "BN": self.BN, **launch}
+
+
+DELTA_ROWS = 64
+
+
+def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:
+    """Tile sizes of "forward", "dq" or "dkv". Fixed by table, not tuned at run time: tuning would change results."""
+    if interpreted():
+        return Tiles(32, 16, 1, 1)  # few elements, but several tiles in the tests' sequences
+    if dtype == torch.float32 or d_head == 256:
+        return Tiles(32, 32, 4, 2)
+    if kind == "forward":
+        return Tiles(128, 64, 8, 3)
+    if kind == "dq":
+        return Tiles(128, 64, 8, 2)
+    return Tiles(64, 64, 8 if d_head == 128 else 4, 2)
+
+
+@on_its_device
+def forward(q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """q, k, v [B, H, T, d]; int32 [H] patterns -> out [B, H, T, d] (stored [B, T, H, d]), lse [B, H, T] float32."""
+    batch, heads, length, d_head = q.shape
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    out = q.new_empty(batch, length, heads, d_head)
+    lse = q.new_empty(batch, heads, length, dtype=torch.float32)
+    size = tiles("forward", d_head, q.dtype)
+    grid = (-(-length // size.BM) * batch * heads,)
+    forward_kernel[grid](
+        q, k, v, dilation, window, sinks, out, lse, length, heads, d_head**-0.5,
+        *_strides(q, k, v), **size.constants(d_head),
+    )  # fmt: skip
+    return out.transpose(1, 2), lse
+
+
+@on_its_device
+def backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dilation: Tensor,
+    window: Tensor,
+    sinks: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    longest_far: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, each stored [B, T, H, d]. longest_far: an upper bound on the length of any far list."""
+    batch, heads, length, d_head = q.shape
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    # In memory order [B, T, H, d]; the gradient of a sum arrives with stride 0 and is written out here.
+    out, d_out = (x.transpose(1, 2).contiguous() for x in (out, d_out))
+    delta = torch.empty_like(lse)
+    dq, dk, dv = (q.new_empty(batch, length, heads, d_head) for _ in range(3))
+    rows, scale, strides = batch * heads, d_head**-0.5, _strides(q, k, v)
+
+    delta_kernel[(-(-length // DELTA_ROWS) * rows,)](out, d_out, delta, length, heads, D=d_head, BM=DELTA_ROWS)
+    size = tiles("dq", d_head, q.dtype)
+    dq_kernel[(-(-length // size.BM) * rows,)](
+        q, k, v, dilation, window, sinks, d_out, lse, delta, dq, length, heads, scale,
+        *strides, **size.constants(d_head),
+    )  # fmt: skip
+    size = tiles("dkv", d_head, q.dtype)
+    dkv_band_kernel[(-(-length // size.BN) * rows,)](
+        q, k, v, window, d_out, lse, delta, dk, dv, length, heads, scale, *strides, **size.constants(d_head)
+    )
+    far_tiles = -(-longest_far // size.BN)
+    if far_tiles:
+        dkv_far_kernel[(far_tiles * rows,)](
+            q, k, v, dilation, window, sinks, d_out, lse, delta, dk, dv, far_tiles, length, heads, scale,
+            *strides, **size.constants(d_head),
+        )  # fmt: skip
+    return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """(batch, head, time) strides of each."""
+    return [stride for x in tensors for stride in x.stride()[:3]]

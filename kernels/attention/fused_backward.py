@@ -1,0 +1,197 @@
+"""Triton kernels of dilated attention's backward pass: scores are computed anew, nothing is added atomically.
+
+Four launches: delta; dQ, per tile of queries; dK and dV of the band and the token itself, per tile of keys; dK and dV
+of the far list, per tile of list entries, added to the rows that the band kernel has written.
+"""
+
+import triton
+import triton.language as tl
+
+from ratplus.kernels.attention.fused_forward import far_count, far_position, tile_pointers
+
+
+@triton.jit
+def delta_kernel(out, d_out, delta, length, heads, D: tl.constexpr, BM: tl.constexpr):
+    """delta [B * H, T] = sum over channels of out * d_out, both [B, T, H, D]."""
+    tiles = tl.cdiv(length, BM)
+    row = tl.program_id(0) // tiles
+    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    t = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
+    inside = (t < length)[:, None]
+    size = heads.to(tl.int64) * D
+    at = b * length * size + h * D
+    x = tl.load(tile_pointers(out + at, t, size, D), mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(tile_pointers(d_out + at, t, size, D), mask=inside, other=0.0).to(tl.float32)
+    tl.store(delta + row.to(tl.int64) * length + t, tl.sum(x * y, axis=1), mask=t < length)
+
+
+@triton.jit
+def _d_scores(a, b, c, d, visible, lse2, delta, scale2):
+    """(weights, d scores) of one tile: scores = a b^T, d weights = c d^T; lse2 and delta broadcast along queries."""
+    weights = tl.exp2(tl.dot(a, tl.trans(b), input_precision="ieee") * scale2 - lse2)
+    weights = tl.where(visible, weights, 0.0)
+    return weights, weights * (tl.dot(c, tl.trans(d), input_precision="ieee") - delta)
+
+
+@triton.jit
+def dq_kernel(
+    q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dq, length, heads, scale,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dq [B, T, H, D]; the same three parts as the forward kernel."""
+    tiles = tl.cdiv(length, BM)
+    tile = tiles - 1 - tl.program_id(0) % tiles
+    row = tl.program_id(0) // tiles
+    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    size = heads.to(tl.int64) * D
+    q += b * q_b + h * q_h
+    k += b * k_b + h * k_h
+    v += b * v_b + h * v_h
+    d_out += b * length * size + h * D
+    dq += b * length * size + h * D
+
+    t0 = tile * BM
+    last = tl.minimum(t0 + BM, length) - 1
+    t = t0 + tl.arange(0, BM)
+    inside = (t < length)[:, None]
+    scale2 = scale * 1.4426950408889634
+    q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0)
+    do_tile = tl.load(tile_pointers(d_out, t, size, D), mask=inside, other=0.0)
+    at = row.to(tl.int64) * length + t
+    lse2 = tl.load(lse + at, mask=t < length, other=0.0)[:, None] * 1.4426950408889634
+    d_sum = tl.load(delta + at, mask=t < length, other=0.0)[:, None]
+
+    own_k = tl.load(tile_pointers(k, t, k_t, D), mask=inside, other=0.0).to(tl.float32)
+    own_v = tl.load(tile_pointers(v, t, v_t, D), mask=inside, other=0.0).to(tl.float32)
+    weight = tl.exp2(tl.sum(q_tile.to(tl.float32) * own_k, axis=1)[:, None] * scale2 - lse2)
+    acc = weight * (tl.sum(do_tile.to(tl.float32) * own_v, axis=1)[:, None] - d_sum) * own_k
+
+    limit = (t - window)[:, None]
+    far_end = far_count(last - window, dilation, sinks)
+    for n0 in range(0, far_end, BN):
+        n = n0 + tl.arange(0, BN)
+        position = far_position(n, dilation, sinks)
+        there = (n < far_end)[:, None]
+        k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there, other=0.0)
+        v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there, other=0.0)
+        visible = (position[None, :] < limit) & (n < far_end)[None, :]
+        _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2)
+        acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+
+    if window > 0:
+        for j0 in range(tl.maximum(t0 - window, 0), last, BN):
+            j = j0 + tl.arange(0, BN)
+            there = (j < length)[:, None]
+            k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there, other=0.0)
+            v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
+            visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
+            _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2)
+            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+
+    tl.store(tile_pointers(dq, t, size, D), (acc * scale).to(dq.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D: tl.constexpr):
+    """One tile of queries t into dk, dv [keys, D]. visible: [keys, queries]."""
+    inside = (t < length)[:, None]
+    q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0)
+    do_tile = tl.load(tile_pointers(d_out, t, size, D), mask=inside, other=0.0)
+    lse2 = tl.load(lse + t, mask=t < length, other=0.0)[None, :] * 1.4426950408889634
+    d_sum = tl.load(delta + t, mask=t < length, other=0.0)[None, :]
+    weights, ds = _d_scores(k, q_tile, v, do_tile, visible & (t < length)[None, :], lse2, d_sum, scale2)
+    dv = tl.dot(weights.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
+    dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
+    return dk, dv
+
+
+@triton.jit
+def dkv_band_kernel(
+    q, k, v, windows, d_out, lse, delta, dk, dv, length, heads, scale,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dk, dv [B, T, H, D] of every key, from its own query and the `window` queries after it."""
+    tiles = tl.cdiv(length, BN)
+    row = tl.program_id(0) // tiles
+    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    window = tl.load(windows + h)
+    size = heads.to(tl.int64) * D
+    q += b * q_b + h * q_h
+    d_out += b * length * size + h * D
+    lse += row.to(tl.int64) * length
+    delta += row.to(tl.int64) * length
+
+    j0 = tl.program_id(0) % tiles * BN
+    j = j0 + tl.arange(0, BN)
+    inside = (j < length)[:, None]
+    scale2 = scale * 1.4426950408889634
+    k_tile = tl.load(tile_pointers(k + b * k_b + h * k_h, j, k_t, D), mask=inside, other=0.0)
+    v_tile = tl.load(tile_pointers(v + b * v_b + h * v_h, j, v_t, D), mask=inside, other=0.0)
+
+    own_q = tl.load(tile_pointers(q, j, q_t, D), mask=inside, other=0.0).to(tl.float32)
+    own_do = tl.load(tile_pointers(d_out, j, size, D), mask=inside, other=0.0).to(tl.float32)
+    lse2 = tl.load(lse + j, mask=j < length, other=0.0)[:, None] * 1.4426950408889634
+    d_sum = tl.load(delta + j, mask=j < length, other=0.0)[:, None]
+    weight = tl.exp2(tl.sum(own_q * k_tile.to(tl.float32), axis=1)[:, None] * scale2 - lse2)
+    acc_v = weight * own_do
+    acc_k = weight * (tl.sum(own_do * v_tile.to(tl.float32), axis=1)[:, None] - d_sum) * own_q
+
+    if window > 0:
+        for t0 in range(j0, tl.minimum(j0 + BN + window, length), BM):
+            t = t0 + tl.arange(0, BM)
+            away = t[None, :] - j[:, None]
+            acc_k, acc_v = _add_queries(
+                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length,
+                (away > 0) & (away <= window), scale2, D,
+            )  # fmt: skip
+
+    at = b * length * size + h * D
+    tl.store(tile_pointers(dk + at, j, size, D), (acc_k * scale).to(dk.dtype.element_ty), mask=inside)
+    tl.store(tile_pointers(dv + at, j, size, D), acc_v.to(dv.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dkv_far_kernel(
+    q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dk, dv, tiles, length, heads, scale,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Adds to dk, dv what list entries receive from queries that have them outside their window.
+
+    tiles: programs a head, enough for the longest list; those beyond a head's own list do nothing.
+    """
+    row = tl.program_id(0) // tiles
+    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    size = heads.to(tl.int64) * D
+    q += b * q_b + h * q_h
+    d_out += b * length * size + h * D
+    lse += row.to(tl.int64) * length
+    delta += row.to(tl.int64) * length
+
+    n0 = tl.program_id(0) % tiles * BN
+    far_end = far_count(length - 1 - window, dilation, sinks)  # entries that some query has outside its window
+    if n0 < far_end:
+        n = n0 + tl.arange(0, BN)
+        position = far_position(n, dilation, sinks)
+        there = (n < far_end)[:, None]
+        scale2 = scale * 1.4426950408889634
+        k_tile = tl.load(tile_pointers(k + b * k_b + h * k_h, position, k_t, D), mask=there, other=0.0)
+        v_tile = tl.load(tile_pointers(v + b * v_b + h * v_h, position, v_t, D), mask=there, other=0.0)
+        acc_k = tl.zeros((BN, D), tl.float32)
+        acc_v = tl.zeros((BN, D), tl.float32)
+        for t0 in range((far_position(n0, dilation, sinks) + window + 1) // BM * BM, length, BM):
+            t = t0 + tl.arange(0, BM)
+            visible = there & (t[None, :] - position[:, None] > window)
+            acc_k, acc_v = _add_queries(
+                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
+            )
+        at = b * length * size + h * D
+        dk_at, dv_at = tile_pointers(dk + at, position, size, D), tile_pointers(dv + at, position, size, D)
+        acc_k = acc_k * scale + tl.load(dk_at, mask=there, other=0.0).to(tl.float32)
+        acc_v += tl.load(dv_at, mask=there, other=0.0).to(tl.float32)
+        tl.store(dk_at, acc_k.to(dk.dtype.element_ty), mask=there)
+        tl.store(dv_at, acc_v.to(dv.dtype.element_ty), mask=there)

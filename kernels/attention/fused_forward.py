@@ -1,0 +1,97 @@
+"""Triton kernel of dilated attention's forward pass, and the arithmetic of the list of far keys.
+
+For a tile of queries: each query's own key initialises its softmax, then come the far list (sinks and dilated keys,
+sorted; those before t - W) and the band (t - W <= j < t). The three never overlap and no row is ever empty.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def far_count(limit, dilation, sinks):
+    """How many entries of the far list lie before position `limit`."""
+    limit = tl.maximum(limit, 0)  # `//` rounds towards zero here: nothing negative may reach it
+    step = tl.maximum(dilation, 1)
+    dilated = tl.maximum(limit // step - sinks // step, 0)
+    return tl.minimum(sinks, limit) + tl.where(dilation >= 1, dilated, 0)
+
+
+@triton.jit
+def far_position(n, dilation, sinks):
+    """Position of the list's n-th entry."""
+    step = tl.maximum(dilation, 1)
+    first = (sinks // step + 1) * step - 1
+    return tl.where(n < sinks, n, first + (n - sinks) * step)
+
+
+@triton.jit
+def tile_pointers(base, rows, stride, D: tl.constexpr):
+    """[rows, D] pointers; 64 bit, since rows x stride can pass 2^31."""
+    return base + rows.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
+
+
+@triton.jit
+def _attend(acc, m, total, q, k, v, visible, scale2):
+    """One tile of keys into the running softmax (base 2). visible: [queries, keys]."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2
+    scores = tl.where(visible, scores, float("-inf"))
+    m_new = tl.maximum(m, tl.max(scores, axis=1))  # finite: the query's own key has set m
+    weights = tl.exp2(scores - m_new[:, None])
+    shrink = tl.exp2(m - m_new)
+    acc = acc * shrink[:, None]
+    acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+    return acc, m_new, total * shrink + tl.sum(weights, axis=1)
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, dilations, windows, sinks_of, out, lse, length, heads, scale,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """out [B, T, H, D]; lse [B * H, T] float32, natural logarithm. One program: BM queries of one head."""
+    tiles = tl.cdiv(length, BM)
+    tile = tiles - 1 - tl.program_id(0) % tiles  # the longest rows first
+    row = tl.program_id(0) // tiles
+    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    q += b * q_b + h * q_h
+    k += b * k_b + h * k_h
+    v += b * v_b + h * v_h
+
+    t0 = tile * BM
+    last = tl.minimum(t0 + BM, length) - 1
+    t = t0 + tl.arange(0, BM)
+    inside = (t < length)[:, None]
+    scale2 = scale * 1.4426950408889634
+    q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0)
+    own_k = tl.load(tile_pointers(k, t, k_t, D), mask=inside, other=0.0)
+    m = tl.sum(q_tile.to(tl.float32) * own_k.to(tl.float32), axis=1) * scale2
+    total = tl.full((BM,), 1.0, tl.float32)
+    acc = tl.load(tile_pointers(v, t, v_t, D), mask=inside, other=0.0).to(tl.float32)
+
+    limit = (t - window)[:, None]
+    far_end = far_count(last - window, dilation, sinks)
+    for n0 in range(0, far_end, BN):
+        n = n0 + tl.arange(0, BN)
+        position = far_position(n, dilation, sinks)
+        there = (n < far_end)[:, None]
+        k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there, other=0.0)
+        v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there, other=0.0)
+        visible = (position[None, :] < limit) & (n < far_end)[None, :]
+        acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
+
+    if window > 0:
+        for j0 in range(tl.maximum(t0 - window, 0), last, BN):
+            j = j0 + tl.arange(0, BN)
+            there = (j < length)[:, None]
+            k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there, other=0.0)
+            v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
+            visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
+            acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
+
+    size = heads.to(tl.int64) * D
+    out += b * length * size + h * D
+    tl.store(tile_pointers(out, t, size, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
+    tl.store(lse + row.to(tl.int64) * length + t, (m + tl.log2(total)) * 0.6931471805599453, mask=t < length)

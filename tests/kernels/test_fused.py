@@ -1,0 +1,260 @@
+"""The Triton kernels, in Triton's interpreter, against the float64 definitions.
+
+Fresh memory is filled with NaN, so an element that a kernel leaves out shows. bf16 isn't tested here: the interpreter
+computes it on raw bits. The compiled kernels are tested in test_aot.py and test_gpu.py.
+"""
+
+import os
+from itertools import accumulate
+
+import pytest
+import torch
+from helpers import projections, rope_tables
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ratplus.kernels import decode_attention, dilated_attention, gated_scan
+from ratplus.kernels.attention.patterns import head_patterns
+from ratplus.kernels.attention.reference import dilated_attention_reference
+from ratplus.kernels.decode.layout import slot_counts
+from ratplus.kernels.decode.reference import decode_attention_reference
+from ratplus.kernels.scan.reference import gated_scan_reference
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+
+from ratplus.kernels.attention import fused as attention
+from ratplus.kernels.decode import fused as decode
+from ratplus.kernels.scan import fused as scan
+
+D_HEAD = 16
+LIMITS = {torch.float32: 2e-5, torch.float16: 6e-3}
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_fresh_memory(monkeypatch):
+    torch.manual_seed(0)
+    empty, new_empty, empty_like = torch.empty, torch.Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(empty(*a, **k)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: _poison(new_empty(self, *a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: _poison(empty_like(*a, **k)))
+
+
+def _poison(x):
+    return x.fill_(torch.nan) if x.is_floating_point() else x
+
+
+def _close(actual, expected, dtype):
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x.double(), y.double(), atol=LIMITS[dtype], rtol=LIMITS[dtype])
+
+
+# The recurrence
+
+
+def _check_scan(length, splits, heads=2, dtype=torch.float32, rope="shared", initial=True):
+    batch = 2
+    logit, k, v = projections(batch, heads, length, D_HEAD, dtype=dtype)[2:]
+    logit = (6 * logit).clamp(-15, 15)
+    states = [torch.randn(batch, heads, D_HEAD) for _ in range(2)] if initial else [None, None]
+    tables, tables_BHTd = None, (None, None)
+    if rope:
+        positions = torch.arange(length) + (torch.tensor([[3], [500]]) if rope == "ragged" else 0)
+        tables = rope_tables(positions, D_HEAD)
+        tables_BHTd = tables if rope == "shared" else tuple(x.unsqueeze(1) for x in tables)
+
+    used = [x for x in (logit, k, v, *states) if x is not None]
+    exact = [x.double().requires_grad_() for x in used]
+    k_tilde, v_tilde, final = gated_scan_reference(*exact[:3], tuple(exact[3:]) or None, tables)
+    expected = [k_tilde, v_tilde, *final]
+    actual = scan.forward(logit, k, v, *states, *tables_BHTd, splits=splits)
+    _close(actual, expected, dtype)
+
+    gradients = [torch.randn(x.shape).to(x.dtype) for x in actual]
+    loss = sum((x * g.double()).sum() for x, g in zip(expected, gradients))
+    expected = torch.autograd.grad(loss, exact)
+    actual = scan.backward(*gradients, logit, k, v, *states, *tables_BHTd, *actual[:2], splits=splits)
+    _close(actual[: len(exact)], expected, dtype)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("length", [1, 7, 33, 64])
+def test_scan(length, splits):
+    _check_scan(length, splits)
+
+
+def test_scan_long():
+    _check_scan(130, 3, heads=1)
+
+
+@pytest.mark.parametrize("rope", [None, "ragged"])
+@pytest.mark.parametrize("initial", [False, True])
+def test_scan_without_rotation_and_ragged(rope, initial):
+    _check_scan(11, 2, heads=3, rope=rope, initial=initial)
+
+
+def test_scan_half_precision():
+    _check_scan(33, 2, dtype=torch.float16)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, "shared", "ragged"]))
+def test_scan_drawn_shapes(length, splits, heads, rope):
+    _check_scan(length, splits, heads=heads, rope=rope)
+
+
+def test_infinite_logit_holds_the_state_exactly():
+    logit, k, v = (x.clone() for x in projections(1, 2, 9, D_HEAD)[2:])
+    logit[:, :, 5:] = torch.inf
+    short = scan.forward(logit[:, :, :5], k[:, :, :5], v[:, :, :5], None, None, None, None)
+    padded = scan.forward(logit, k, v, None, None, None, None, splits=2)
+    _close(padded[2:], short[2:], torch.float32)
+    assert torch.equal(scan.forward(logit, k, v, None, None, None, None)[3], short[3])
+
+
+def test_splits_fill_the_gpu_and_stay_long():
+    assert scan.choose_splits(batch=64, heads=32, length=4096, d_head=128) == 1
+    assert scan.choose_splits(batch=1, heads=32, length=262144, d_head=128) == 64
+    assert scan.choose_splits(batch=1, heads=32, length=200, d_head=128) == 1
+    for heads, d_head in ((32, 128), (20, 128), (3, 64), (1, 16)):
+        pairs = scan.pairs_per_program(heads, d_head)
+        assert heads * (d_head // 2) % pairs == 0
+        assert pairs <= scan.PAIRS
+
+
+# Attention
+
+
+def _check_attention(length, dilation, window, sinks, heads=2, dtype=torch.float32):
+    q, k, v = projections(1, heads, length, D_HEAD, parts=3, dtype=dtype)
+    columns = [torch.as_tensor(x, dtype=torch.int32).expand(heads).contiguous() for x in (dilation, window, sinks)]
+    patterns = head_patterns(*columns, heads)
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    expected = dilated_attention_reference(*exact, patterns)
+    actual = attention.forward(q, k, v, *columns)
+    _close(actual, expected, dtype)
+
+    d_out = torch.randn(actual[0].shape).to(dtype)
+    longest_far = max(pattern.far_length(length) for pattern in patterns)
+    gradients = attention.backward(d_out, q, k, v, *columns, *actual, longest_far)
+    _close(gradients, torch.autograd.grad((expected[0] * d_out.double()).sum(), exact), dtype)
+
+
+@pytest.mark.parametrize("length", [1, 7, 33, 64])
+@pytest.mark.parametrize("dilation", [-1, 1, 3, 4, 16])
+def test_attention(length, dilation):
+    """Four combinations of window and sinks for each of these, as different heads of one call."""
+    windows = torch.tensor([0, 1, 5, length])
+    sinks = torch.tensor([[0, 3, 4, abs(dilation) + 1], [4, 0, abs(dilation) + 1, 3]])[length % 2]
+    _check_attention(length, dilation, windows, sinks, heads=4)
+
+
+def test_attention_with_a_different_pattern_in_every_head():
+    _check_attention(
+        130, torch.tensor([-1, 16, 3, 1]), torch.tensor([5, 40, 0, 0]), torch.tensor([4, 17, 0, 2]), heads=4
+    )
+
+
+def test_attention_half_precision():
+    _check_attention(64, torch.tensor([4, 16]), torch.tensor([5, 0]), torch.tensor([1, 3]), dtype=torch.float16)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.tuples(*[st.sampled_from([-1, 1, 2, 5, 16, 64])] * 2),
+    st.tuples(*[st.integers(0, 40)] * 2),
+    st.tuples(*[st.integers(0, 40)] * 2),
+)
+def test_attention_drawn_patterns(length, dilation, window, sinks):
+    _check_attention(length, torch.tensor(dilation), torch.tensor(window), torch.tensor(sinks))
+
+
+# Decoding
+
+
+@pytest.mark.parametrize(
+    ("splits", "gated", "mixed", "dtype"),
+    [
+        (1, True, True, torch.float32),
+        (3, True, True, torch.float32),
+        (3, False, False, torch.float32),
+        (1, True, False, torch.float16),
+    ],
+)
+def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype):
+    """Ragged positions; the fused cache starts as NaN where nothing was written, the reference's as zeros."""
+    batch, heads, length = 2, 3, 26
+    lag = torch.tensor([0, 3])
+    columns = [[4, 16, -1], [1, 0, 5], [3, 0, 4]] if mixed else [[3] * 3, [2] * 3, [4] * 3]
+    patterns = [torch.tensor(x, dtype=torch.int32) for x in columns]
+    counts = slot_counts(*columns, length)
+    starts = [0, *accumulate(counts)]
+    tables = rope_tables(torch.arange(length), D_HEAD)
+    expected_cache = [torch.zeros(batch, starts[-1], D_HEAD, dtype=dtype) for _ in range(2)]
+    cache = [torch.full_like(x, torch.nan) for x in expected_cache]
+    expected_state = tuple(torch.zeros(batch, heads, D_HEAD) for _ in range(2)) if gated else None
+    state = [x.clone() for x in expected_state] if gated else [None, None]
+    for step in range(int(lag.max()), length):
+        positions = step - lag
+        q, k, v, logit = projections(batch, heads, 1, D_HEAD, parts=4, dtype=dtype)
+        token = [x[:, :, 0] for x in (q, k, v)]
+        logit = 5 * logit[:, :, 0] if gated else None
+        if step == int(lag.max()):  # the first sequence begins with a history that both caches share
+            for target, source in zip(cache, expected_cache):
+                target[0] = source[0].copy_(torch.randn(source[0].shape))
+        expected = decode_attention_reference(
+            *token, logit, *expected_cache, expected_state, positions, head_patterns(*patterns, heads), starts, tables
+        )
+        offsets = torch.tensor(starts) if mixed else None
+        actual = decode.step(*token, logit, *cache, *state, positions, *patterns, offsets, *tables, splits=splits)
+        _close([actual], [expected], dtype)
+        if gated:
+            _close(state, expected_state, torch.float32)
+    written = ~cache[0].isnan()
+    _close([cache[0][written], cache[1][written]], [x[written] for x in expected_cache], dtype)
+    assert (expected_cache[0][~written] == 0).all()
+
+
+def test_public_operators_take_the_fused_path(monkeypatch):
+    """Prefill, then decode step by step, all fused, equals the eager full forward pass; gradients too."""
+    batch, heads, length, prompt = 1, 2, 12, 7
+    q, k, v, logit = (x.detach().requires_grad_() for x in projections(batch, heads, length, D_HEAD, parts=4))
+
+    def run():
+        k_tilde, v_tilde, final = gated_scan(logit, k, v)
+        out = dilated_attention(q, k_tilde, v_tilde, 3, 2, 1)
+        gradients = torch.autograd.grad(out.square().sum() + final[1].sum(), (q, k, v, logit))
+        return [out, k_tilde, v_tilde, *gradients]
+
+    eager = run()
+    monkeypatch.setenv("RATPLUS_KERNELS", "fused")
+    fused = run()
+    _close(fused, eager, torch.float32)
+
+    with torch.no_grad():
+        _, _, (k_state, v_state) = gated_scan(logit[:, :, :prompt], k[:, :, :prompt], v[:, :, :prompt])
+        keys, values = (torch.zeros(batch, heads * slot_counts(3, 2, 1, length), D_HEAD) for _ in range(2))
+        _, k_tilde, v_tilde, *_ = eager
+        for t in range(prompt):  # fills the cache; its state is discarded
+            now = torch.tensor([t])
+            token = [x[:, :, t] for x in (q, k_tilde, v_tilde)]
+            decode_attention(*token, None, keys, values, None, now, 3, 2, 1)
+        for t in range(prompt, length):
+            token = [x[:, :, t] for x in (q, k, v, logit)]
+            out = decode_attention(*token, keys, values, (k_state, v_state), torch.tensor([t]), 3, 2, 1)
+            _close([out], [eager[0][:, :, t]], torch.float32)
+
+
+def test_unsupported_inputs_are_named(monkeypatch):
+    monkeypatch.setenv("RATPLUS_KERNELS", "fused")
+    x = torch.randn(1, 1, 4, 24)
+    with pytest.raises(ValueError, match=r"gated_scan can't run as a Triton kernel: d_head is 24; .* take 16, 32"):
+        gated_scan(x, x, x)
+    x = torch.randn(1, 1, 4, 16, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"the dtype is torch.float64"):
+        dilated_attention(x, x, x, 4, 0, 0)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    x = x.float()
+    with pytest.raises(ValueError, match="the device is cpu; the Triton kernels need CUDA"):
+        dilated_attention(x, x, x, 4, 0, 0)

@@ -1,0 +1,286 @@
+"""The console script as users run it: sweeps, resuming, failures, bad input. Each test works in a folder of its own."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RATPLUS = str(Path(sys.executable).with_name("ratplus"))
+# One small text file instead of the standard library, and next to no work.
+TINY = [
+    "data=text", "data.path=text.txt", "model=ratplus_nano", "logger=none", "train.context=64",
+    "data.recall.length=32", "data.recall.keys=4", "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8",
+    "train.pretrain.steps=4", "train.adapt.steps=2", "train.pretrain.batch=4", "train.adapt.batch=4",
+    "run.threads=1",  # the other core belongs to somebody else
+]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
+    return tmp_path
+
+
+def ratplus(place, *words, timeout=240, **kwargs):
+    return subprocess.run([RATPLUS, *words], cwd=place, capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+def records(sweep: Path) -> dict:
+    found = {p.parent.name: json.loads(p.read_text()) for p in sweep.glob("*/*/record.json")}
+    return {k: {"status": r["status"], "metrics": r["metrics"], "config": r["config"]} for k, r in found.items()}
+
+
+def weights(sweep: Path) -> dict:
+    return {p.parent.name: p.read_bytes() for p in sweep.glob("*/*/model.safetensors")}
+
+
+def leftovers(sweep: Path) -> list:
+    wanted = ("record.json", "curve.csv", "model.safetensors", "config.json", "sweep.json")
+    return [
+        p for p in sweep.rglob("*") if p.is_file() and p.name not in wanted and p.parts[-2] not in ("logs", "report")
+    ]
+
+
+def test_smoke_experiment(place):
+    """The shipped smoke sweep, whole: 2 models x 3 patterns, W&B offline, table and figure."""
+    started = time.monotonic()
+    done = ratplus(place, "sweep", "experiment=smoke", timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "6 done; table: outputs/smoke/report/accuracy_vs_dilation.md" in done.stdout
+    sweep = place / "outputs" / "smoke"
+    with (sweep / "report" / "accuracy_vs_dilation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    columns = (
+        "model, pattern, dilation, window, sinks, seed, loss, perplexity, next_token_accuracy, recall_accuracy, "
+        "kv_entries, attention_flops_ratio, status"
+    ).split(", ")
+    assert len(rows) == 6
+    assert set(columns) <= set(rows[0])
+    assert {r["status"] for r in rows} == {"done"}
+    for suffix in ("md", "tex", "csv", "png", "pdf"):
+        assert (sweep / "report" / f"accuracy_vs_dilation.{suffix}").stat().st_size > 100
+    runs = list((sweep / "wandb").glob("offline-run-*"))
+    assert {run.name.rpartition("-")[2] for run in runs} == set(records(sweep))  # one run a stage, named by its id
+    assert len(runs) == 2 + 6 + 6
+
+    stamps = {p: p.stat().st_mtime_ns for p in sweep.glob("*/*/*") if p.parts[-3] in ("pretrain", "adapt", "evaluate")}
+    again = ratplus(place, "sweep", "experiment=smoke")
+    assert again.returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    assert time.monotonic() - started < 400
+
+    status = ratplus(place, "status", "outputs/smoke")
+    assert status.returncode == 0
+    assert "6 done" in status.stdout
+    report = ratplus(place, "report", "outputs/smoke")
+    assert report.returncode == 0
+    assert "accuracy_vs_dilation.png" in report.stdout
+
+
+def test_killed_again_and_again(place):
+    """SIGKILL of the sweep and its workers at random moments: the end is the same, bit for bit."""
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "train.pretrain.steps=30", "run.checkpoint_seconds=0"]
+    assert ratplus(place, *words, "output=straight").returncode == 0
+    draw = random.Random(7)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [RATPLUS, *words, "output=killed"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(draw.uniform(3, 9))
+        workers = [pid for pid in children(process.pid)]
+        process.kill()
+        for pid in workers[: draw.randint(0, len(workers))]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        process.wait()
+    last = ratplus(place, *words, "output=killed")
+    assert last.returncode == 0, last.stderr
+    straight, killed = place / "straight", place / "killed"
+    assert records(straight) == records(killed)
+    assert weights(straight) == weights(killed)
+    assert leftovers(killed) == leftovers(straight) == []
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(p) for p in tasks.read_text().split()] if tasks.exists() else []
+
+
+def test_sigterm_saves_and_says_so(place):
+    words = [*TINY, "train.pretrain.steps=100000", "output=out"]
+    process = subprocess.Popen([RATPLUS, "pretrain", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(lambda: list(place.glob("out/pretrain/*/curve.csv")) and "\n1," in curve(place))
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - started < 10
+    assert process.returncode == 143
+    assert b"interrupted by SIGTERM; run the same command again to continue" in stderr
+    assert len(list(place.glob("out/pretrain/*/training-*.pt"))) == 1
+
+
+def curve(place) -> str:
+    return "\n" + next(place.glob("out/pretrain/*/curve.csv")).read_text()
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_ctrl_c_stops_a_sweep_and_its_workers(place):
+    words = [*TINY, "pattern=dense,dilated", "train.pretrain.steps=100000", "output=out"]
+    process = subprocess.Popen(
+        [RATPLUS, "sweep", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_for(lambda: list(place.glob("out/pretrain/*/curve.csv")) and "\n1," in curve(place))
+    workers = children(process.pid)
+    assert workers
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"stopped by SIGINT; run the same command again to continue" in stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert len(list(place.glob("out/pretrain/*/training-*.pt"))) == 1
+
+
+def test_one_failed_cell_does_not_stop_the_rest(place):
+    words = ["sweep", "-m", *TINY, "train.adapt.lr=1e-3,1e30", "train.adapt.lr_min=0", "output=out"]
+    done = ratplus(place, *words)
+    assert done.returncode == 1
+    assert "1 of 2 cells failed; `ratplus status out` says why" in done.stderr
+    assert "1 done, 1 failed" in done.stdout
+    status = ratplus(place, "status", "out")
+    assert status.returncode == 1
+    assert "BadLogits: the model's logits are NaN or infinite" in " ".join(status.stdout.split())
+    table = (place / "out" / "report" / "accuracy_vs_dilation.md").read_text()
+    assert "failed" in table.lower()
+    failed = [r for r in records(place / "out").values() if r["status"] == "failed"]
+    assert len(failed) == 1
+
+
+def test_two_processes_on_one_cell(place):
+    words = [RATPLUS, "evaluate", *TINY, "train.pretrain.steps=20", "output=out"]
+    both = [
+        subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert len(records(place / "out")) == 3
+    assert leftovers(place / "out") == []
+    assert all("1 done; table" in stdout for stdout, _ in outputs)
+    # Whoever came second waited for the other, and said so.
+    assert sum("waiting for process" in stderr for _, stderr in outputs) >= 1
+
+
+def test_stages_one_by_one(place):
+    for verb, stages in (("pretrain", {"pretrain"}), ("adapt", {"pretrain", "adapt"})):
+        assert ratplus(place, verb, *TINY, "output=out").returncode == 0
+        assert {p.parts[-3] for p in (place / "out").glob("*/*/record.json")} == stages
+
+
+def test_extending_a_sweep_and_refusing_strangers(place):
+    words = ["evaluate", *TINY, "output=out"]
+    assert ratplus(place, *words).returncode == 0
+    assert ratplus(place, *words, "pattern=dilated").returncode == 0
+    status = ratplus(place, "status", "out")
+    assert "2 done" in status.stdout
+    stranger = ratplus(place, *words, "train.pretrain.steps=5")
+    assert_one_line(stranger, "holds cells with train.pretrain.steps=4, this call asks for train.pretrain.steps=5")
+
+    # A record that lies under another id than its own.
+    pretrain = next((place / "out" / "pretrain").iterdir())
+    shutil.copy(next((place / "out" / "adapt").glob("*/record.json")), pretrain / "record.json")
+    assert_one_line(ratplus(place, *words), "it comes from another config: move it away and run again")
+
+
+def assert_one_line(done, *fragments):
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("ratplus: error: ")
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+
+
+def test_mistakes_leave_nothing_behind(place):
+    before = sorted(place.rglob("*"))
+    for words, message in [
+        (["sweep", "pattern.dilation=0"], "pattern.dilation: got 0"),
+        (["sweep", "model.layes=3"], "did you mean model.layers?"),
+        (["swep"], "swep: no such command; did you mean sweep?"),
+        (["status", "nowhere"], "nowhere: not a sweep folder"),
+        (["report", "."], "not a sweep folder"),
+        (["evaluate", "pattern.dilation=1,2"], "several values; add -m"),
+        (["sweep", *TINY, "data.path=nothing.txt"], "data.path=nothing.txt: no such file or folder"),
+        (["bench", "--threads", "0"], "--threads: got 0; it must be ≥ 1"),
+        (["import", "nothing.pt", "model"], "nothing.pt: no such file"),
+        (["sweep", *TINY, "run.accelerator=cuda"], "run.accelerator=cuda: this machine has no CUDA device"),
+    ]:
+        if "cuda" in message and Path("/dev/nvidiactl").exists():
+            continue
+        assert_one_line(ratplus(place, *words), message)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_unwritable_output(place):
+    (place / "file").write_text("")
+    assert_one_line(ratplus(place, "evaluate", *TINY, "output=file/out"), "output=file/out: cannot be written")
+
+
+def test_damaged_files_of_a_sweep(place):
+    words = ["evaluate", *TINY, "output=out"]
+    assert ratplus(place, *words).returncode == 0
+    tokens = next((place / "data").glob("*/train.bin"))
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-10])
+    assert_one_line(ratplus(place, *words), "train.bin: holds", "truncated? delete the folder")
+    tokens.write_bytes(whole[:-2] + b"\xff\xff")
+    assert_one_line(ratplus(place, *words), "SHA-256 differs from the manifest: the file was altered")
+    tokens.write_bytes(whole)
+
+    model = next((place / "out" / "pretrain").glob("*/model.safetensors"))
+    model.write_bytes(model.read_bytes()[:-10])
+    damaged = ratplus(place, *words, "pattern=dilated")
+    assert damaged.returncode == 2
+    assert "CheckpointError" in damaged.stderr
+    assert "SHA-256 differs from config.json: truncated or altered" in " ".join(damaged.stderr.split())
+    assert "Traceback" not in damaged.stderr
+
+    (place / "out" / "sweep.json").write_text("{")
+    assert_one_line(ratplus(place, *words), "sweep.json: damaged")
+
+
+def test_help_and_version(place):
+    assert "ratplus <command> --help" in ratplus(place, "--help").stdout
+    for verb in ("sweep", "pretrain", "adapt", "evaluate", "status", "report", "bench", "prepare", "import"):
+        done = ratplus(place, verb, "--help")
+        assert done.returncode == 0
+        assert f"ratplus {verb} " in done.stdout.partition("examples:")[2] or verb == "bench"
+    assert ratplus(place, "--version").stdout.startswith("ratplus 0.")
+    assert ratplus(place).returncode == 2
+
+
+def test_prepare_and_import(place, golden):
+    import torch
+
+    done = ratplus(place, "prepare", "data=text", "data.path=text.txt")
+    assert done.returncode == 0
+    assert "train.bin" in done.stdout
+    torch.save({"task": {k: torch.from_numpy(v) for k, v in golden("weights_re1").items()}}, place / "official.pt")
+    done = ratplus(place, "import", "official.pt", "model", "--d-head", "16")
+    assert done.returncode == 0
+    assert "recurrence on" in done.stdout
+    assert (place / "model" / "model.safetensors").exists()

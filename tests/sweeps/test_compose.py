@@ -1,0 +1,155 @@
+"""From overrides to cells, and one clear line for each mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from ratplus.pattern import Pattern, PatternMap
+from ratplus.sweeps.compose import UsageError, compose_cells, compose_one
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def labels(cells) -> list[str]:
+    return [f"{cell.config.model.name}:{cell.config.patterns.label}" for cell in cells]
+
+
+def shipped(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g.name, n) for g in sorted(CONF.iterdir()) if g.is_dir() for n in shipped(g.name)]
+)  # fmt: skip
+def test_every_shipped_choice_composes_and_builds(group, name):
+    if group == "pattern":
+        for model in shipped("model"):
+            assert compose_one([f"pattern={name}", f"model={model}"]).config.patterns.layers >= 1
+        return
+    words = [f"{group}={name}"] + (["data.path=README.md"] if name == "text" else [])
+    cells = compose_cells(words)
+    assert cells
+    for cell in cells:
+        cell.config.model.build(vocab_size=257, max_len=cell.config.train.context)
+
+
+def test_defaults_are_one_dense_cell():
+    (cell,) = compose_cells([])
+    assert cell.config.patterns == PatternMap.uniform(Pattern(), 4, 3)
+    assert cell.config.train.pretrain.arl
+    assert not compose_one(["model=attention_tiny"]).config.train.pretrain.arl
+
+
+def test_pattern_glob():
+    assert len(compose_cells(["pattern=glob(*)"])) == len(shipped("pattern"))
+    assert labels(compose_cells(["pattern=glob(hybrid*)", "model=ratplus_nano"])) == [
+        "ratplus_nano:heads[D64,D1]", "ratplus_nano:layers[D1,D64]",
+    ]  # fmt: skip
+
+
+def test_product_of_values():
+    cells = compose_cells(["pattern.dilation=1,2,4,8,16,32,64", "pattern.window=0,64"])
+    assert len(cells) == 14
+    assert {c.config.pattern.window for c in cells} == {0, 64}
+    assert cells[0].axes == ["pattern.dilation", "pattern.window"]
+
+
+def test_sweep_file_times_command_line():
+    demo = compose_cells(["experiment=demo"])
+    assert len(demo) == 22
+    assert len(set(labels(demo))) == 22
+    one_model = compose_cells(["experiment=demo", "model=ratplus_nano"])
+    assert len(one_model) == 11
+    assert {c.config.model.name for c in one_model} == {"ratplus_nano"}
+    assert len(compose_cells(["experiment=demo", "seed=0,1"])) == 44
+    # What the command line says of a group replaces what the sweep file says of it.
+    globbed = compose_cells(["experiment=demo", "pattern=glob(*)", "model=attention_tiny,ratplus_tiny"])
+    assert len(globbed) == 2 * len(shipped("pattern"))
+    assert len(compose_cells(["experiment=demo", "pattern.dilation=1,2"])) == 4
+
+
+def test_equal_cells_are_one():
+    assert len(compose_cells(["pattern=dense,dilated", "pattern.dilation=4"])) == 1
+
+
+def test_streaming_and_lists_on_the_command_line():
+    cells = compose_cells(["pattern.dilation=null", "pattern.window=8"])
+    assert labels(cells) == ["ratplus_tiny:stream-W8"]
+    layers = compose_cells(["pattern.dilation=[1,1,2,2],[1,2,4,8]"])
+    assert labels(layers) == ["ratplus_tiny:layers[D1x2,D2x2]", "ratplus_tiny:layers[D1,D2,D4,D8]"]
+    nested = compose_one(["model=ratplus_nano", "pattern.dilation=[[1,2],[4,null]]"])
+    assert nested.config.patterns.label == "mixed[D1,D2|D4,stream]"
+
+
+def test_own_config_folder(tmp_path):
+    (tmp_path / "pattern").mkdir()
+    (tmp_path / "pattern" / "mine.yaml").write_text("dilation: 5\nwindow: 1\nsinks: 2\n")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "pairs.yaml").write_text(
+        "name: pairs\npoints:\n  - {pattern: mine}\n  - {pattern: dilated, pattern.dilation: [2, 3], seed: 4}\n"
+    )
+    cells = compose_cells(["sweep=pairs"], str(tmp_path))
+    assert [c.config.patterns.label for c in cells] == ["D5-W1-I2", "D2", "D3"]
+    assert [c.config.seed for c in cells] == [0, 4, 4]
+    with pytest.raises(UsageError, match="no such folder"):
+        compose_cells([], str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pattern.dilaton=3", r"pattern.dilaton: unknown key; did you mean pattern.dilation\?"),
+        ("+model.recurence=true", r"model.recurence: unknown key; did you mean model.recurrence\?"),
+        ("patern=dense", r"patern: unknown key; did you mean pattern\?"),
+        ("foo=1", r"foo: unknown key; allowed: data, eval, experiment, launcher,"),
+        ("train.pretrain.stps=3", r"did you mean train.pretrain.steps\?"),
+        ("pattern.dilation=0", r"pattern.dilation: got 0; it must be a whole number ≥ 1"),
+        ("pattern.dilation=-7", r"pattern.dilation: got -7"),
+        ("pattern.dilation=banana", r"pattern.dilation: got 'banana'"),
+        ("pattern.window=-1", r"pattern.window: got -1; it must be ≥ 0"),
+        ("pattern.sinks=513", r"pattern.sinks: got 513; it must be ≤ train.context=512"),
+        ("pattern.dilation=[1,2,3]", r"over layers has 3 entries, but the model has 4 layers"),
+        ("pattern.over=rows", r"pattern.over: got 'rows'; allowed: layers, heads"),
+        ("model.d_model=100", r"model.d_model: got 100; it must be a multiple of model.d_head=32"),
+        ("model.layers=0", r"model.layers: got 0"),
+        ("model.layers=many", r"model.layers: got 'many'; it must be a whole number"),
+        ("model=ratplus_huge", r"model=ratplus_huge: no such choice; available: attention_nano,"),
+        ("pattern=sparse", r"pattern=sparse: no such choice; available: dense, dilated,"),
+        ("experiment=foo", r"experiment=foo: no such choice; available: demo, smoke"),
+        ("data=text", r"data.path: got None; data=text needs path="),
+        ("data.validation_fraction=1", r"data.validation_fraction: got 1"),
+        ("data.recall.pairs=99", r"data.recall.pairs: got 99; every pair needs a key"),
+        ("data.recall.length=513", r"data.recall.length: got 513; it must be ≤ train.context=512"),
+        ("train.context=64", r"data.recall.length: got 128; it must be ≤ train.context=64"),
+        ("train.pretrain.micro_batch=3", r"train.pretrain.micro_batch: got 3; it must divide"),
+        ("train.pretrain.lr=-1", r"train.pretrain.lr: got -1.0; it must be > 0"),
+        ("train.pretrain.arl_dilation=0", r"train.pretrain.arl_dilation: got 0"),
+        ("train.adapt.arl=true", r"train.adapt.arl: got True; adaptation trains one pattern alone"),
+        ("train.precision=fp8", r"train.precision: got 'fp8'; allowed: float32, bf16"),
+        ("run.accelerator=tpu", r"run.accelerator: got 'tpu'; allowed: auto, cpu, cuda"),
+        ("logger.wandb=maybe", r"logger.wandb: got 'maybe'; allowed: offline, online, none"),
+        ("seed=-1", r"seed: got -1"),
+        ("seed=a", r"seed: got 'a'; it must be a whole number"),
+        ("pattern.dilation=[1,", r"no viable alternative|mismatched input|extraneous"),
+    ],
+)
+def test_one_line_for_each_mistake(override, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        compose_cells([override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_typo_in_a_users_file(tmp_path):
+    (tmp_path / "pattern").mkdir()
+    (tmp_path / "pattern" / "mine.yaml").write_text("dilaton: 5\n")
+    with pytest.raises(UsageError, match="dilaton: unknown key"):
+        compose_cells(["pattern=mine"], str(tmp_path))
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "bad.yaml").write_text("name: x\npoint: []\n")
+    with pytest.raises(UsageError, match="sweep.point: unknown key; allowed: name, grid, points"):
+        compose_cells(["sweep=bad"], str(tmp_path))
+
+
+def test_several_values_need_multirun():
+    with pytest.raises(UsageError, match="pattern.dilation=1,2: several values; add -m"):
+        compose_one(["pattern.dilation=1,2"])
