@@ -36,8 +36,8 @@ from pathlib import Path
 import pandas as pd
 
 from ratplus.cost import attention_flops_ratio, cost
-from ratplus.pattern import PatternMap
 from ratplus.lock import is_locked
+from ratplus.pattern import PatternMap
 from ratplus.record import RecordError, read_record
 
 FORMAT = 1

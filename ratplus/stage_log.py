@@ -1,4 +1,4 @@
-"""The learning curve of a stage: `curve.csv` beside the record, and a mirror (such as W&B) that gets the same numbers."""
+"""The learning curve of a stage: `curve.csv` beside the record, and a mirror (such as W&B) that gets the same."""
 
 from __future__ import annotations
 

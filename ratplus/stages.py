@@ -1,7 +1,7 @@
 """The three stages: pretrain, adapt, evaluate. Each is a function of its config, and idempotent.
 
-Done: the stored record is returned. Interrupted: training continues from its last state. Failed: tried again. At work in
-another process: waited for. A stage makes sure of its parent first, so `evaluate` alone does all three.
+Done: the stored record is returned. Interrupted: training continues from its last state. Failed: tried again. At work
+in another process: waited for. A stage makes sure of its parent first, so `evaluate` alone does all three.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         corpus = open_corpus(prepare(config.data))
     except OSError as error:
         raise UsageError(f"data.root={config.data.root}: {error.strerror or error}") from None
-    for split, facts in corpus.manifest["splits"].items():
+    for facts in corpus.manifest["splits"].values():
         print(f"{corpus.folder / facts['file']}: {facts['tokens']} tokens, {facts['documents']} documents")
     return 0
 

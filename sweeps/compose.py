@@ -1,4 +1,4 @@
-"""From overrides to cells: Hydra composes each one, dataclasses validate it, and nothing starts before all are valid."""
+"""From overrides to cells: Hydra composes, dataclasses validate, and nothing starts before every cell is valid."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ratplus.data.sources import prepare
 from ratplus.lock import FolderLock
 from ratplus.record import RecordError, write_atomically
 from ratplus.stages import Plan, plan
-from ratplus.sweeps.compose import RUNTIME, NATURAL_AXES, Composed, UsageError, typed
+from ratplus.sweeps.compose import NATURAL_AXES, RUNTIME, Composed, UsageError, typed
 
 FORMAT = 1
 MANIFEST_FILE = "sweep.json"

@@ -1,8 +1,8 @@
 """A corpus on disk: two token streams (train, validation) and a manifest that says what they are.
 
 Layout of a corpus folder: `train.bin` and `validation.bin`, flat little-endian uint16 (or uint8) ids, documents
-separated by end-of-text; `manifest.json` with source, tokenizer, counts, dtype, SHA-256 and the split rule. The manifest
-is written last, so a folder with one is whole.
+separated by end-of-text; `manifest.json` with source, tokenizer, counts, dtype, SHA-256 and the split rule. The
+manifest is written last, so a folder with one is whole.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -94,4 +95,4 @@ def _distance_bins(context: int) -> list[tuple[int, int]]:
         edges.append(edges[-1] // 2)
     edges.append(1)
     edges.reverse()
-    return list(zip(edges, edges[1:]))
+    return list(pairwise(edges))

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_schedule_ends():
     recipe = RecipeSection(steps=10, lr=1.0, lr_min=0.1, warmup=0.2)
     rates = [learning_rate(step, recipe) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
-    assert all(a > b for a, b in zip(rates[2:], rates[3:]))
+    assert all(a > b for a, b in pairwise(rates[2:]))
     assert rates[-1] > 0.1
     assert learning_rate(0, RecipeSection(steps=1, warmup=0.0, lr=1.0)) == 1.0
 

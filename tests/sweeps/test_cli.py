@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,21 @@ def test_smoke_experiment(place):
     sweep = place / "outputs" / "smoke"
     with (sweep / "report" / "accuracy_vs_dilation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    columns = (
-        "model, pattern, dilation, window, sinks, seed, loss, perplexity, next_token_accuracy, recall_accuracy, "
-        "kv_entries, attention_flops_ratio, status"
-    ).split(", ")
+    columns = [
+        "model",
+        "pattern",
+        "dilation",
+        "window",
+        "sinks",
+        "seed",
+        "loss",
+        "perplexity",
+        "next_token_accuracy",
+        "recall_accuracy",
+        "kv_entries",
+        "attention_flops_ratio",
+        "status",
+    ]
     assert len(rows) == 6
     assert set(columns) <= set(rows[0])
     assert {r["status"] for r in rows} == {"done"}
@@ -98,10 +110,8 @@ def test_killed_again_and_again(place):
         workers = [pid for pid in children(process.pid)]
         process.kill()
         for pid in workers[: draw.randint(0, len(workers))]:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         process.wait()
     last = ratplus(place, *words, "output=killed")
     assert last.returncode == 0, last.stderr
