@@ -63,7 +63,7 @@ def test_folders_are_only_imported_as_ratplus():
          ("torch", "triton", "pandas")),
         ("import ratplus.sweeps.cli", ("torch", "hydra", "numpy")),
         ("from ratplus.kernels import gated_scan; import torch; x = torch.randn(1, 1, 2, 4); gated_scan(x, x, x)",
-         ("triton",)),
+         ("ratplus.kernels.scan.fused",)),
     ],
 )  # fmt: skip
 def test_light_imports(code, heavy):

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled, on a CUDA device: `pytest -m gpu`. Accuracy in bf16, repeatability, long sequences, graphs.
+"""The Triton kernels compiled, on a CUDA device (`pytest -m gpu`): bf16 accuracy, repeatability, long inputs, graphs.
 
 An error is judged by the one that plain bf16 arithmetic makes: the eager path on the same bf16 inputs, both against the
 reference in float64 (on the same inputs).

@@ -59,23 +59,12 @@ def test_smoke_experiment(place):
     sweep = place / "outputs" / "smoke"
     with (sweep / "report" / "accuracy_vs_dilation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    columns = [
-        "model",
-        "pattern",
-        "dilation",
-        "window",
-        "sinks",
-        "seed",
-        "loss",
-        "perplexity",
-        "next_token_accuracy",
-        "recall_accuracy",
-        "kv_entries",
-        "attention_flops_ratio",
-        "status",
-    ]
+    columns = {
+        "model", "pattern", "dilation", "window", "sinks", "seed", "loss", "perplexity", "next_token_accuracy",
+        "recall_accuracy", "kv_entries", "attention_flops_ratio", "status",
+    }  # fmt: skip
     assert len(rows) == 6
-    assert set(columns) <= set(rows[0])
+    assert columns <= set(rows[0])
     assert {r["status"] for r in rows} == {"done"}
     for suffix in ("md", "tex", "csv", "png", "pdf"):
         assert (sweep / "report" / f"accuracy_vs_dilation.{suffix}").stat().st_size > 100
