@@ -46,8 +46,9 @@ class PaperAttention:
     """Two FlexAttention passes and their merge. The block masks are made once here; the paper makes them every time."""
 
     def __init__(self, dilation: int, window: int, sinks: int, length: int, device: str, compile_it: bool):
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+        from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
+        self.request = AuxRequest(lse=True)
         self.dilation, self.first = dilation, (sinks // dilation) * dilation + dilation - 1
         kept = len(range(self.first, length, dilation))
 
@@ -63,13 +64,17 @@ class PaperAttention:
         self.flex = compiled(flex_attention) if compile_it else flex_attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        near, near_lse = self.flex(q, k, v, block_mask=self.near_mask, return_lse=True)
+        near, near_lse = self._attend(q, k, v, self.near_mask)
         if self.far_mask is None:
             return near
         k, v = (x[:, :, self.first :: self.dilation] for x in (k, v))
-        far, far_lse = self.flex(q, k, v, block_mask=self.far_mask, return_lse=True)
+        far, far_lse = self._attend(q, k, v, self.far_mask)
         weight = torch.sigmoid(far_lse.float() - near_lse.float()).unsqueeze(-1).to(q.dtype)  # exactly 0 at -inf
         return near + weight * (far - near)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask) -> tuple[Tensor, Tensor]:
+        out, extra = self.flex(q, k, v, block_mask=mask, return_aux=self.request)
+        return out, extra.lse
 
 
 class OneMaskAttention:

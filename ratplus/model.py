@@ -171,8 +171,10 @@ class RATPlus(nn.Module):
         """Cosine and sine tables [max_len, d_head], made once per device."""
         device = self.embed.weight.device
         if device not in self._rope:
-            positions = torch.arange(self.config.max_len, device=device)
-            self._rope[device] = rope_tables(positions, self.config.d_head, self.config.rope_base)
+            # Made once for all calls: tensors of an inference mode could not be used in training later.
+            with torch.inference_mode(False):
+                positions = torch.arange(self.config.max_len, device=device)
+                self._rope[device] = rope_tables(positions, self.config.d_head, self.config.rope_base)
         return self._rope[device]
 
     # ---- full forward ------------------------------------------------------------------------------------------

@@ -113,9 +113,11 @@ def _final_report(folder: Path) -> None:
     if not any(cell["status"] == "done" for cell in cells):
         print(f"{summary(cells)}; nothing to report yet")
         return
-    from ratplus.analysis.report import report
+    from ratplus.analysis.load import load_sweep
+    from ratplus.analysis.report import headline, report
 
     paths = report(folder)
+    print(headline(load_sweep(folder)))
     table = next((p for p in paths if p.suffix == ".md"), folder / "report")
     figure = next((p for p in paths if p.suffix == ".png"), None)
     print(f"{summary(cells)}; table: {table}" + (f"; figure: {figure}" if figure else ""))

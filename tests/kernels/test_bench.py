@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import projections, rope_tables
 
-from ratplus.kernels import bench, bench_gpu, bench_peers, dilated_attention, gated_scan
+from ratplus.kernels import bench, bench_cases, bench_gpu, bench_peers, dilated_attention, gated_scan
 from ratplus.kernels.attention.patterns import Pattern
 from ratplus.kernels.attention.reference import visible_mask
 
@@ -29,7 +29,7 @@ def test_repeats_must_be_positive():
 
 def test_gpu_benchmark_at_a_small_size_on_the_cpu():
     """Every case, candidate and figure, with peers that run without a GPU; the others are named with a reason."""
-    shapes = bench_gpu.Shapes(
+    shapes = bench_cases.Shapes(
         d_models=(32,), d_head=16, tokens=64, lengths=(64,), patterns=((1, 0, 0), (4, 3, 2)), decode_batches=(2,),
         repeats=2, device="cpu", dtype=torch.float32,
     )  # fmt: skip
@@ -61,4 +61,4 @@ def test_peers_compute_the_same():
 
 def test_pairs_are_counted_as_the_mask_shows_them():
     for pattern in ((1, 0, 0), (4, 3, 2), (16, 0, 17), (8, 70, 0)):
-        assert bench_gpu._pairs(64, *pattern) == int(visible_mask(Pattern(*pattern), 64).sum())
+        assert bench_cases._pairs(64, *pattern) == int(visible_mask(Pattern(*pattern), 64).sum())
