@@ -74,15 +74,22 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         yield name, 0, scan_forward.carry_kernel, {"REVERSE": reverse, "BLOCK": scan.CARRY_BLOCK, "num_warps": 1}
 
 
-def measure(kernel, constants: dict) -> dict:
-    """Compiles one kernel: registers, stack_bytes, shared_bytes, instructions, and how many use tensor cores."""
+def measure(kernel, constants: dict, sizes_are_one: bool = False) -> dict:
+    """Compiles one kernel: registers, stack_bytes, shared_bytes, instructions, and how many use tensor cores.
+
+    sizes_are_one: as Triton compiles it for one sequence with one head and one step, where it makes each of these a
+    constant, which is another type inside a kernel.
+    """
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     constants = {name: value for name, value in constants.items() if name not in options}
+    if sizes_are_one:
+        sizes = set(kernel.arg_names) - set(constants) - set(TYPES)
+        constants = constants | {name: 1 for name in sizes if not _is_stride(name)}
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else TYPES.get(name, "i32")
         # Pointers and strides are multiples of 16, as they are for every d_head that the kernels take.
-        if signature[name].startswith("*") or name.endswith(("_b", "_h", "_t")):
+        if signature[name].startswith("*") or _is_stride(name):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=TARGET, options=options)
@@ -97,12 +104,16 @@ def measure(kernel, constants: dict) -> dict:
     }
 
 
-def report() -> list[dict]:
+def _is_stride(name: str) -> bool:
+    return name.endswith(("_b", "_h", "_t"))
+
+
+def report(sizes_are_one: bool = False) -> list[dict]:
     """`measure` of every shipped configuration, with kernel and d_head (0: independent of it)."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("kernels/aot.py compiles kernels: run it in a process without TRITON_INTERPRET=1")
     return [
-        {"kernel": name, "d_head": d_head, **measure(kernel, constants)}
+        {"kernel": name, "d_head": d_head, **measure(kernel, constants, sizes_are_one)}
         for name, d_head, kernel, constants in configurations()
     ]
 

@@ -6,6 +6,7 @@ the key as a user writes it on the command line.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from ratplus.pattern import PatternMap, build_map
 
 
 def _check(ok: bool, key: str, value, allowed: str) -> None:
-    if not ok:
+    if not ok or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{key}: got {value!r}; {allowed}")
 
 

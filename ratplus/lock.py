@@ -54,16 +54,18 @@ class FolderLock:
             holder = _read(self.path)
             if holder is None:
                 # Released between our two looks, or damaged.
-                if not self.path.exists():
+                try:
+                    holder = {"token": _UNREADABLE, "beat": self.path.stat().st_size}
+                except FileNotFoundError:
                     continue
-                holder = {"token": _UNREADABLE, "beat": self.path.stat().st_size}
             state = (holder.get("token"), holder.get("beat"))
             if state != seen:
                 seen, since = state, time.monotonic()
             if (_gone(holder) or time.monotonic() - since > self.lease) and self._take_over(holder["token"]):
                 break
             if self.on_wait and not told:
-                self.on_wait(f"process {holder.get('pid')} on {holder.get('host')}")
+                known = "pid" in holder
+                self.on_wait(f"process {holder['pid']} on {holder['host']}" if known else f"damaged lock {self.path}")
                 told = True
             time.sleep(0.2)
         self._thread = threading.Thread(target=self._keep_beating, name="ratplus-lock", daemon=True)
@@ -92,6 +94,7 @@ class FolderLock:
                 "token": self.token,
                 "beat": self._beat,
                 "host": socket.gethostname(),
+                "space": _process_space(),
                 "pid": os.getpid(),
                 "started": _start_time(os.getpid()),
             }
@@ -116,7 +119,7 @@ class FolderLock:
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
-            # The claimant may have died too: its claim is void once it is older than a lease by our clock.
+            # The claimant may have died too; a live one needs milliseconds, so its claim is void after a while.
             time.sleep(min(self.lease, 1.0))
             holder = _read(self.path)
             if holder is not None and holder.get("token") == stale:
@@ -160,8 +163,8 @@ def _read(path: Path) -> dict | None:
 
 
 def _gone(holder: dict) -> bool:
-    """True if the holder was a process of this host that no longer runs."""
-    if holder.get("host") != socket.gethostname():
+    """True if the holder was a process that we could see if it still ran, and it doesn't."""
+    if (holder.get("host"), holder.get("space")) != (socket.gethostname(), _process_space()):
         return False
     try:
         os.kill(int(holder["pid"]), 0)
@@ -171,6 +174,14 @@ def _gone(holder: dict) -> bool:
         return False
     # The number may belong to a new process by now.
     return holder.get("started") != _start_time(holder["pid"])
+
+
+def _process_space() -> str | None:
+    """Tells boots and containers of one host name apart: their process numbers mean different processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _start_time(pid: int) -> str | None:

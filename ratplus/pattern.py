@@ -214,6 +214,8 @@ def _grid(name: str, value, layers: int, heads: int, over: str, tile: bool) -> l
     row = list(value)
     if tile and row:
         row = [row[i % len(row)] for i in range(need)]
+    if not row:
+        raise ValueError(f"pattern.{name}: got an empty list; give {need} entries, one for each of the {over}")
     if len(row) != need:
         raise ValueError(
             f"pattern.{name}: the list over {over} has {len(value)} entries, but the model has {need} {over}; "

@@ -27,6 +27,10 @@ class RecordError(ValueError):
     """A record or another file of a sweep folder is damaged or does not belong there."""
 
 
+class ForeignRecord(RecordError):
+    """A whole record that lies under another id than its own."""
+
+
 def canonical_json(value) -> str:
     """One text per value: sorted keys, no spaces; NaN and infinities are refused, since JSON has none."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -79,6 +83,13 @@ def _umask() -> int:
     return mask
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder; only for who holds its lock."""
+    for path in Path(folder).glob(".*.tmp"):
+        if "lock" not in path.name:
+            path.unlink(missing_ok=True)
+
+
 def _checksum(record: dict) -> str:
     body = {k: v for k, v in record.items() if k != "checksum"}
     # Metrics may be NaN in principle, so this text is only hashed, never parsed.
@@ -127,7 +138,8 @@ def read_record(folder: Path) -> dict | None:
     """The record of a stage folder, or None if there is none.
 
     Raises:
-        RecordError: the file is truncated or altered, of another format version, or not of this folder.
+        RecordError: the file is truncated or altered, or of another format version.
+        ForeignRecord: it is whole, but not of this folder.
     """
     path = Path(folder) / RECORD_FILE
     try:
@@ -147,16 +159,17 @@ def read_record(folder: Path) -> dict | None:
         raise RecordError(f"{path}: checksum differs, so it was altered or damaged; delete it and run again")
     expected = stage_id(record["stage"], record["config"], record["parent"])
     if not record["id"] == expected == path.parent.name:
-        raise RecordError(
+        raise ForeignRecord(
             f"{path}: the record is of {record['stage']} {record['id']}, but lies in folder {path.parent.name} and its "
             f"config hashes to {expected}; it comes from another config: move it away and run again"
         )
     return record
 
 
-def provenance() -> dict:
-    """Where a result comes from: code version, package versions, host, device-independent facts, command line."""
+def provenance(**facts) -> dict:
+    """Where a result comes from: code version, package versions, host, command line, and `facts` of the caller."""
     return {
+        **facts,
         "git": _git(),
         "versions": _versions(),
         "python": platform.python_version(),

@@ -6,20 +6,29 @@ in another process: waited for. A stage makes sure of its parent first, so `eval
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ratplus.config import Config, RecipeSection
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
-from ratplus.lock import FolderLock
-from ratplus.record import RecordError, provenance, read_record, stage_id, write_record
+from ratplus.lock import FolderLock, LockLost
+from ratplus.record import (
+    ForeignRecord,
+    RecordError,
+    provenance,
+    read_record,
+    remove_temporaries,
+    stage_id,
+    write_record,
+)
 
 Progress = Callable[[str, int, int, dict], None]
 
@@ -68,7 +77,6 @@ class Surroundings:
     make_mirror: Callable | None = None
     progress: Progress = lambda *_: None
     say: Callable[[str], None] = print
-    extra: dict = field(default_factory=dict)
 
 
 def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
@@ -120,7 +128,7 @@ class Cell:
                 break
         return record
 
-    # ---- the work of each stage: (stage, folder, log) -> (metrics, timing) ----
+    # ---- the work of each stage: (stage, folder, log, lock) -> (metrics, timing) ----
 
     def _batches(self):
         from ratplus.data.batches import Batches
@@ -130,7 +138,7 @@ class Cell:
     def _model_config(self):
         return self.config.model.build(self.plan.vocab_size, self.config.train.context)
 
-    def _pretrain(self, stage: Stage, folder: Path, log) -> tuple[dict, dict]:
+    def _pretrain(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus.model import RATPlus
         from ratplus.pattern import Pattern
 
@@ -138,29 +146,30 @@ class Cell:
         model.reset_parameters(self.config.seed, self.config.model.init_std)
         r = self.config.train.pretrain
         arl = Pattern(r.arl_dilation, r.arl_window, r.arl_sinks) if r.arl else None
-        return self._train(model, r, stage, folder, log, patterns=None, arl=arl)
+        return self._train(model, r, stage, folder, log, lock, patterns=None, arl=arl)
 
-    def _adapt(self, stage: Stage, folder: Path, log) -> tuple[dict, dict]:
+    def _adapt(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         model = self._load(self.plan.pretrain)
-        return self._train(model, self.config.train.adapt, stage, folder, log, self.config.patterns, arl=None)
+        return self._train(model, self.config.train.adapt, stage, folder, log, lock, self.config.patterns, arl=None)
 
-    def _train(self, model, recipe, stage: Stage, folder: Path, log, patterns, arl) -> tuple[dict, dict]:
+    def _train(self, model, recipe, stage: Stage, folder: Path, log, lock, patterns, arl) -> tuple[dict, dict]:
         from ratplus import checkpoint, training
         from ratplus.evaluation.metrics import metric
 
         outcome = training.train(
-            model, recipe, self._batches(), folder, stage_id=stage.id, run=self.config.run,
-            precision=self.config.train.precision, patterns=patterns, arl=arl, log=log,
+            model, recipe, self._batches(), folder, purpose=stage.name, stage_id=stage.id, run=self.config.run,
+            precision=self.config.train.precision, patterns=patterns, arl=arl, log=log, before_saving=lock.check,
             progress=lambda done, total, numbers: self.around.progress(stage.name, done, total, numbers),
         )  # fmt: skip
         checkpoint.save(model, folder)
         training.remove_states(folder)
-        tokens = recipe.steps * recipe.batch * self.config.train.context
-        metrics = {f"train_{k}": metric(v, None, tokens) for k, v in outcome["report"].items() if "loss" in k}
+        report = outcome["report"]
+        # Of the last step, over its labels.
+        metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
         metrics["parameters"] = metric(sum(p.numel() for p in model.parameters()), None, 1)
         return metrics, {"train_seconds": outcome["seconds"], "resumed_at_step": outcome["first_step"]}
 
-    def _evaluate(self, stage: Stage, folder: Path, log) -> tuple[dict, dict]:
+    def _evaluate(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus.evaluation.suites import evaluate_suites
 
         model = self._load(self.plan.adapt)
@@ -175,7 +184,11 @@ class Cell:
     def _load(self, parent: Stage):
         from ratplus import checkpoint
 
-        return checkpoint.load(parent.folder(self.around.root), self._model_config())
+        folder = parent.folder(self.around.root)
+        try:
+            return checkpoint.load(folder, self._model_config())
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{error}; delete {folder} to train it again") from None
 
 
 def training_device(accelerator: str) -> str:
@@ -203,53 +216,65 @@ def run_stage(stage: Stage, around: Surroundings, config: Config, work: Callable
 def _finished(folder: Path, say: Callable[[str], None]) -> dict | None:
     try:
         record = read_record(folder)
+    except ForeignRecord:
+        raise
     except RecordError as error:
-        if "another config" in str(error):
-            raise
         say(f"{error}; doing this stage again")
         return None
     return record if record is not None and record["status"] == "done" else None
 
 
 def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work: Callable, lock: FolderLock) -> dict:
+    """Do the work and write its record, done or failed; only an interruption leaves none."""
     from ratplus.stage_log import StageLog
     from ratplus.training import Interrupted
 
+    remove_temporaries(folder)
     mirror = around.make_mirror(stage, around.root, config) if around.make_mirror else None
     started = time.monotonic()
-    outcome = {"status": "failed", "metrics": {}, "timing": {}, "error": None}
+
+    def publish(**outcome) -> dict:
+        lock.check()
+        timing = {"seconds": time.monotonic() - started, "peak_memory_bytes": _peak_memory_bytes()}
+        record = write_record(
+            folder, stage=stage.name, config=stage.config, parent=stage.parent,
+            provenance=provenance(**_hardware(config)), **(outcome | {"timing": outcome["timing"] | timing}),
+        )  # fmt: skip
+        if mirror is not None:
+            mirror.finish(record)
+        return record
+
     try:
-        metrics, timing = work(stage, folder, StageLog(folder, mirror))
-        outcome = {"status": "done", "metrics": metrics, "timing": timing, "error": None}
-        return _publish(stage, folder, outcome, started, lock, mirror)
-    except (Interrupted, KeyboardInterrupt):
+        metrics, timing = work(stage, folder, StageLog(folder, mirror), lock)
+    except (Interrupted, KeyboardInterrupt, LockLost):
         if mirror is not None:
             mirror.abandon()
         raise
     except Exception as error:
-        lines = traceback.format_exc().splitlines()
-        outcome["error"] = {
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": lines[-50:],
-            "host": socket.gethostname(),
-        }
-        _publish(stage, folder, outcome, started, lock, mirror)
+        publish(status="failed", metrics={}, timing={}, error=_describe(error))
         raise
+    return publish(status="done", metrics=metrics, timing=timing, error=None)
 
 
-def _publish(stage: Stage, folder: Path, outcome: dict, started: float, lock: FolderLock, mirror) -> dict:
-    lock.check()
-    timing = {
-        **outcome.pop("timing"),
-        "seconds": time.monotonic() - started,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024),
+def _describe(error: Exception) -> dict:
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback.format_exc().splitlines()[-50:],
+        "host": socket.gethostname(),
     }
-    record = write_record(
-        folder, stage=stage.name, config=stage.config, parent=stage.parent, timing=timing, provenance=provenance(),
-        **outcome,
-    )  # fmt: skip
-    if mirror is not None:
-        mirror.finish(record)
-    return record
+
+
+def _hardware(config: Config) -> dict:
+    """What decides the last bits of a result beside code and config."""
+    import torch
+
+    device = training_device(config.run.accelerator)
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {"device": f"{device}: {name}", "threads": torch.get_num_threads(), "kernels": os.environ.get("RATPLUS_KERNELS")}
+
+
+def _peak_memory_bytes() -> int:
+    """Of this process so far; the unit differs between systems."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

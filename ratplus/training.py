@@ -105,16 +105,14 @@ class TrainingModule(lightning.LightningModule):
         rate = learning_rate(step, self.recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        report = {"lr": rate}
         # Each label weighs the same however the batch is cut; the reference averages micro-batch means instead.
         labels_in_all = sum((labels != IGNORE).sum() for _, labels in groups)
+        report = {"lr": rate, "labels": labels_in_all}
         count = self.recipe.batch // (self.recipe.micro_batch or self.recipe.batch)
         for prefix, patterns in self.passes:
             loss = 0.0
-            for part in range(count):
-                # Every count-th row, so that each micro-batch has its share of each group.
-                rows = [(inputs[part::count], labels[part::count]) for inputs, labels in groups]
-                part_loss = sum(token_loss(self.model(x, patterns), y) for x, y in rows if len(x)) / labels_in_all
+            for part in _deal(groups, count):
+                part_loss = sum(token_loss(self.model(x, patterns), y) for x, y in part) / labels_in_all
                 self.manual_backward(part_loss)
                 loss += part_loss.detach()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -125,18 +123,31 @@ class TrainingModule(lightning.LightningModule):
             self.on_step(step, report)
 
 
+def _deal(groups: list[tuple[Tensor, Tensor]], count: int):
+    """Deal the rows of all groups in turn to `count` micro-batches, so that each has its share of every group."""
+    for part in range(count):
+        dealt, before = [], 0
+        for inputs, labels in groups:
+            first = (part - before) % count
+            before += len(inputs)
+            if first < len(inputs):
+                dealt.append((inputs[first::count], labels[first::count]))
+        if dealt:
+            yield dealt
+
+
 class StepLoader:
     """Batches of the steps still to do, as Lightning's train loader."""
 
-    def __init__(self, batches: Batches, recipe: RecipeSection, first: int):
-        self.batches, self.recipe, self.first = batches, recipe, first
+    def __init__(self, batches: Batches, recipe: RecipeSection, purpose: str, first: int):
+        self.batches, self.recipe, self.purpose, self.first = batches, recipe, purpose, first
 
     def __len__(self) -> int:
         return self.recipe.steps - self.first
 
     def __iter__(self):
         for step in range(self.first, self.recipe.steps):
-            groups = self.batches.train(self.recipe, step)
+            groups = self.batches.train(self.recipe, self.purpose, step)
             yield step, [(torch.from_numpy(inputs), torch.from_numpy(labels)) for inputs, labels in groups]
 
 
@@ -146,6 +157,7 @@ def train(
     batches: Batches,
     folder: Path,
     *,
+    purpose: str,
     stage_id: str,
     run: RunSection,
     precision: str = "float32",
@@ -153,8 +165,12 @@ def train(
     arl: Pattern | None = None,
     log: StageLog | None = None,
     progress: Callable[[int, int, dict], None] | None = None,
+    before_saving: Callable[[], None] = lambda: None,
 ) -> dict:
     """Train `model` to the end of `recipe`, continuing from the newest training state in `folder`.
+
+    `purpose` is "pretrain" or "adapt": their draws never coincide. `before_saving` may raise to keep this process from
+    writing into a folder that is not its own any more.
 
     Returns the last step's report as floats, and the wall seconds of this call.
 
@@ -170,7 +186,7 @@ def train(
     if log is not None:
         log.start(first)
     last: dict = {} if state is None else state["report"]
-    saver = _Saver(folder, stage_id, run.checkpoint_seconds)
+    saver = _Saver(folder, stage_id, run.checkpoint_seconds, before_saving)
 
     def on_step(step: int, report: dict) -> None:
         last.update(report)
@@ -188,7 +204,7 @@ def train(
         trainer = make_trainer(run, precision, [saver])
         saver.last = last
         with _quiet_lightning():
-            trainer.fit(module, StepLoader(batches, recipe, first))
+            trainer.fit(module, StepLoader(batches, recipe, purpose, first))
     report = {k: float(v) for k, v in last.items()}
     return {"report": report, "seconds": time.monotonic() - started, "first_step": first}
 
@@ -223,8 +239,9 @@ def _quiet_lightning():
 class _Saver(lightning.Callback):
     """Saves the training state every `seconds`, and before giving way to SIGTERM or Ctrl-C."""
 
-    def __init__(self, folder: Path, stage_id: str, seconds: float):
+    def __init__(self, folder: Path, stage_id: str, seconds: float, before_saving: Callable[[], None]):
         self.folder, self.stage_id, self.seconds = folder, stage_id, seconds
+        self.before_saving = before_saving
         self.last: dict = {}
         self._signal: int | None = None
         self._previous: dict = {}
@@ -243,6 +260,7 @@ class _Saver(lightning.Callback):
         done = batch[0] + 1
         ended = done == module.recipe.steps
         if self._signal is not None or (not ended and time.monotonic() - self._saved >= self.seconds):
+            self.before_saving()
             save_state(self.folder, self.stage_id, done, module, self.last)
             self._saved = time.monotonic()
         if self._signal is not None:

@@ -149,21 +149,21 @@ def _bench(arguments: argparse.Namespace) -> int:
     from ratplus.kernels.bench import bench_cpu_ops
 
     rows = bench_cpu_ops(threads=arguments.threads, repeats=arguments.repeats)
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="CPU operators, interleaved with their baselines in one process")
-    for column in rows[0]:
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console(highlight=False).print(table)
+    _print_columns(rows)
     if arguments.json:
         from ratplus.record import provenance
 
         content = {"provenance": provenance(), "date": time.strftime("%Y-%m-%d"), "rows": rows}
         write_atomically(Path(arguments.json), json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def _print_columns(rows: list[dict]) -> None:
+    """Rows of equal keys as aligned plain text, whatever the terminal's width: figures must not be cut."""
+    lines = [list(rows[0]), *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip())
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ratplus.kernels.attention.patterns import Pattern, group_heads, head_patterns
 
-BLOCK_WITH_BAND = (64, 128)  # queries a block, window <= 64 and above: the band is this much wider than the window
-BLOCK_WITHOUT_BAND = 256
+# Queries a block. With a band, that is this much wider than the window: small where scores are written out (backward
+# pass), larger where a fused call keeps them in cache and only the number of calls counts.
+BAND_BLOCK, WIDE_BAND_BLOCK = (64, 128), (64, 256)  # window <= 64, and above
+SELF_BLOCK = 256  # no band
 SCORES_LIMIT = 1 << 23  # elements of one score buffer; rows (batch x head) are cut to stay below
 
 
@@ -36,13 +38,13 @@ class _Block:
 class _Plan:
     """Everything about one pattern and length that doesn't depend on the data."""
 
-    def __init__(self, pattern: Pattern, length: int, device: torch.device):
-        self.pattern, self.length = pattern, length
+    def __init__(self, pattern: Pattern, length: int, device: torch.device, band_block: tuple[int, int]):
+        self.pattern = pattern
         self.far_slices = pattern.far_slices(length)
         positions = [torch.arange(s.start, s.stop, s.step, device=device) for s in self.far_slices]
         self.far = torch.cat(positions) if positions else torch.empty(0, dtype=torch.long, device=device)
         self.self_only = pattern.window == 0
-        size = BLOCK_WITHOUT_BAND if self.self_only else BLOCK_WITH_BAND[pattern.window > 64]
+        size = SELF_BLOCK if self.self_only else band_block[pattern.window > 64]
         self.blocks = [self._block(start, min(start + size, length)) for start in range(0, length, size)]
         rows = torch.arange(size, device=device).unsqueeze(1)
         offset = torch.arange(-pattern.window, size, device=device).unsqueeze(0)  # key position minus block start
@@ -79,6 +81,12 @@ class _Plan:
         """How many (batch, head) rows are processed together."""
         widest = max((block.stop - block.start) * self.columns(block) for block in self.blocks)
         return max(1, SCORES_LIMIT // widest)
+
+    def bias(self, block: _Block, dtype: torch.dtype) -> Tensor:
+        """[rows, columns]: 0 for visible keys, -inf for the others."""
+        bias = torch.zeros(1, block.stop - block.start, self.columns(block), dtype=dtype, device=self.far.device)
+        self.mask_(bias, block)
+        return bias[0]
 
     def mask_(self, scores: Tensor, block: _Block) -> None:
         """-inf, in place, on the scores [N, rows, columns] of keys that a query doesn't see."""
@@ -177,7 +185,8 @@ def _dtype(q: Tensor) -> torch.dtype:
 def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_lse: bool) -> tuple[Tensor, Tensor]:
     """One pattern for all heads: out [B, H, T, d] and lse [B, H, T] (empty unless asked for)."""
     batch, heads, length, d_head = q.shape
-    plan = _Plan(pattern, length, q.device)
+    fused = pattern.window > 0 and not return_lse
+    plan = _Plan(pattern, length, q.device, WIDE_BAND_BLOCK if fused else BAND_BLOCK)
     q_rows, k_rows, v_rows = (_rows(x, _dtype(q)) for x in (q, k, v))
     out = torch.empty_like(q_rows)
     lse = q_rows.new_empty(q_rows.shape[0], length if return_lse else 0)
@@ -187,6 +196,11 @@ def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_ls
         keys, values = _Keys(plan, k_rows[part]), _Keys(plan, v_rows[part])
         for block in plan.blocks:
             queries = slice(block.start, block.stop)
+            if fused:
+                seen = (x[None] for x in (q_rows[part, queries], keys.visible(block), values.visible(block)))
+                bias = plan.bias(block, q_rows.dtype)
+                out[part, queries] = F.scaled_dot_product_attention(*seen, attn_mask=bias)[0]
+                continue
             scores = keys.products(q_rows[part, queries] * d_head**-0.5, block)
             plan.mask_(scores, block)
             if return_lse:
@@ -197,7 +211,7 @@ def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_ls
 
 def _backward_blocks(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> list[Tensor]:
     """Gradients of q, k, v. The scores of each block are computed anew; nothing T x T is kept."""
-    plan = _Plan(pattern, q.shape[2], q.device)
+    plan = _Plan(pattern, q.shape[2], q.device, BAND_BLOCK)
     dtype, scale = _dtype(q), q.shape[3] ** -0.5
     q_rows, k_rows, v_rows, g_rows = (_rows(x, dtype) for x in (q, k, v, d_out))
     dq, dk, dv = (torch.empty_like(q_rows) for _ in range(3))

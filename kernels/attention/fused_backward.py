@@ -18,7 +18,7 @@ def delta_kernel(out, d_out, delta, length, heads, D: tl.constexpr, BM: tl.const
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
     t = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
     inside = (t < length)[:, None]
-    size = heads.to(tl.int64) * D
+    size = tl.cast(heads, tl.int64) * D
     at = b * length * size + h * D
     x = tl.load(tile_pointers(out + at, t, size, D), mask=inside, other=0.0).to(tl.float32)
     y = tl.load(tile_pointers(d_out + at, t, size, D), mask=inside, other=0.0).to(tl.float32)
@@ -45,7 +45,7 @@ def dq_kernel(
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
     dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
-    size = heads.to(tl.int64) * D
+    size = tl.cast(heads, tl.int64) * D
     q += b * q_b + h * q_h
     k += b * k_b + h * k_h
     v += b * v_b + h * v_h
@@ -118,7 +118,7 @@ def dkv_band_kernel(
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
     window = tl.load(windows + h)
-    size = heads.to(tl.int64) * D
+    size = tl.cast(heads, tl.int64) * D
     q += b * q_b + h * q_h
     d_out += b * length * size + h * D
     lse += row.to(tl.int64) * length
@@ -166,7 +166,7 @@ def dkv_far_kernel(
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
     dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
-    size = heads.to(tl.int64) * D
+    size = tl.cast(heads, tl.int64) * D
     q += b * q_b + h * q_h
     d_out += b * length * size + h * D
     lse += row.to(tl.int64) * length

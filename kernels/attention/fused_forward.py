@@ -91,7 +91,7 @@ def forward_kernel(
             visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
             acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
 
-    size = heads.to(tl.int64) * D
+    size = tl.cast(heads, tl.int64) * D
     out += b * length * size + h * D
     tl.store(tile_pointers(out, t, size, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
     tl.store(lse + row.to(tl.int64) * length + t, (m + tl.log2(total)) * 0.6931471805599453, mask=t < length)

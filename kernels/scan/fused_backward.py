@@ -24,7 +24,7 @@ def backward_summary_kernel(
     first = split * steps
     last = tl.minimum(first + steps, length)
     t64 = (last - 1).to(tl.int64)
-    size = heads.to(tl.int64) * 2 * HALF
+    size = tl.cast(heads, tl.int64) * 2 * HALF
     packed = head * 2 * HALF + i
     logit += b * logit_b + t64 * logit_t
     x_at = head * logit_h + i
@@ -87,7 +87,7 @@ def backward_kernel(
     first = split * steps
     last = tl.minimum(first + steps, length)
     t64 = (last - 1).to(tl.int64)
-    size = heads.to(tl.int64) * 2 * HALF
+    size = tl.cast(heads, tl.int64) * 2 * HALF
     packed = head * 2 * HALF + i
     logit += b * logit_b + t64 * logit_t
     k += b * k_b + t64 * k_t

@@ -86,7 +86,7 @@ def forward_summary_kernel(
         logit += ROWS * logit_t
         k += ROWS * k_t
         v += ROWS * v_t
-    size = heads.to(tl.int64) * 2 * HALF
+    size = tl.cast(heads, tl.int64) * 2 * HALF
     begin = summary + (split.to(tl.int64) * 3 * batch + b) * size
     packed = head * 2 * HALF + i
     store_pair(begin, packed, gate_a, gate_b, HALF)
@@ -130,7 +130,7 @@ def forward_kernel(
     first = split * steps
     last = tl.minimum(first + steps, length)
     t64 = first.to(tl.int64)
-    size = heads.to(tl.int64) * 2 * HALF
+    size = tl.cast(heads, tl.int64) * 2 * HALF
     packed = head * 2 * HALF + i  # offset in a row [H, d]
     logit += b * logit_b + t64 * logit_t
     k += b * k_b + t64 * k_t

@@ -12,7 +12,7 @@ from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import labels_of, ordered_rows, random_rows
 
 # Draws for different purposes must never coincide.
-_TRAIN_STREAM, _EVAL_STREAM = 1, 2
+_STREAMS = {"pretrain": 1, "adapt": 2, "evaluate": 3}
 _EVAL_SEED = 20602  # held-out recall rows are the same for every seed of a sweep
 
 
@@ -36,10 +36,11 @@ class Batches:
     def vocab_size(self) -> int:
         return self.recall.vocab_size if self.recall else self.corpus.vocab_size
 
-    def train(self, recipe: RecipeSection, step: int, rank: int = 0, world: int = 1) -> list[tuple]:
+    def train(self, recipe: RecipeSection, purpose: str, step: int, rank: int = 0, world: int = 1) -> list[tuple]:
         """The groups of equally long rows of a training step: (inputs, labels), each int64 [rows / world, length].
 
-        `recipe.batch * context` tokens in all: text rows of `context` tokens, and recall rows of their own length.
+        About `recipe.batch * context` tokens in all (to whole rows): text rows of `context` tokens, and recall rows of
+        their own length. `purpose` is "pretrain" or "adapt"; random rows of the two are drawn apart.
         """
         recall_tokens = self.recall_fraction * recipe.batch * self.context if self.recall else 0
         recall_rows = round(recall_tokens / self.recall.length) if self.recall else 0
@@ -50,12 +51,10 @@ class Batches:
             if recipe.order == "ordered":
                 rows = ordered_rows(stream, step, text_rows, self.context)
             else:
-                rows = random_rows(stream, self.seed, step, text_rows, self.context)
+                rows = random_rows(stream, self.seed, step, text_rows, self.context, purpose=_STREAMS[purpose])
             groups.append((rows[:, :-1], labels_of(rows[:, :-1], rows[:, 1:], self.corpus.eos_id)))
         if recall_rows:
-            # Pretraining and adaptation must not see the same rows again.
-            stream = _TRAIN_STREAM + (0 if recipe.order == "ordered" else 2)
-            inputs, labels, _ = self.recall.rows(self.seed, stream, step, recall_rows)
+            inputs, labels, _ = self.recall.rows(self.seed, _STREAMS[purpose], step, recall_rows)
             groups.append((inputs, labels))
         # The whole global batch is made, then dealt, so that it does not depend on the number of processes.
         return [(inputs[rank::world], labels[rank::world]) for inputs, labels in groups]
@@ -69,4 +68,4 @@ class Batches:
 
     def held_out_recall(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recall rows for evaluation: inputs, labels, distances."""
-        return self.recall.rows(_EVAL_SEED, _EVAL_STREAM, 0, rows)
+        return self.recall.rows(_EVAL_SEED, _STREAMS["evaluate"], 0, rows)

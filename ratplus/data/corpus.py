@@ -76,13 +76,14 @@ def write_corpus(
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
         held_out = int.from_bytes(digest, "big") < validation_fraction * 2**64
         parts["validation" if held_out else "train"] += [tokenizer.encode_array(text), eos]
-    splits = {}
     for split, pieces in parts.items():
         if not pieces:
             raise CorpusError(
                 f"{folder}: no document fell into the {split} split; give more documents or another "
                 f"data.validation_fraction (now {validation_fraction})"
             )
+    splits = {}
+    for split, pieces in parts.items():
         ids = np.concatenate(pieces).astype("<u2")
         data = ids.tobytes()
         write_atomically(Path(folder) / f"{split}.bin", data)

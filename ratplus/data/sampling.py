@@ -28,11 +28,11 @@ def ordered_rows(stream: np.ndarray, step: int, batch: int, context: int, rank: 
 
 
 def random_rows(
-    stream: np.ndarray, seed: int, step: int, batch: int, context: int, rank: int = 0, world: int = 1
+    stream: np.ndarray, seed: int, step: int, batch: int, context: int, rank: int = 0, world: int = 1, purpose: int = 0
 ) -> np.ndarray:
-    """Windows [rows, context + 1] at uniformly random offsets, drawn from Philox keyed by (seed, step)."""
+    """Windows [rows, context + 1] at uniformly random offsets, drawn from Philox keyed by (seed, step, purpose)."""
     _check((len(stream) - 1) // context, stream, context)
-    draw = np.random.Generator(np.random.Philox(key=[seed, step]))
+    draw = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, purpose]))
     starts = draw.integers(0, len(stream) - context, size=batch)
     return _windows(stream, starts[rank::world], context)
 

@@ -41,7 +41,7 @@ def prepare(data: DataSection) -> Path:
             write_corpus(folder, pydocs(), source=source, validation_fraction=data.validation_fraction)
         return folder
     files = text_files(Path(data.path))
-    source = {"name": "text", "files": [{"name": name, "bytes": f.stat().st_size} for name, f in files]}
+    source = {"name": "text", "files": [{"name": name, "sha256": _sha256(file)} for name, file in files]}
     if (folder / MANIFEST_FILE).exists():
         try:
             made_from = json.loads((folder / MANIFEST_FILE).read_text())["source"]
@@ -103,7 +103,7 @@ def text_files(path: Path) -> list[tuple[str, Path]]:
 
 def _read_documents(files: list[tuple[str, Path]], validation_fraction: float) -> Iterator[tuple[str, str]]:
     """One document per file; a few files are cut into pieces, so that both splits get some of each."""
-    pieces = 1 if len(files) >= 10 / validation_fraction else int(10 / validation_fraction)
+    few = len(files) < 10 / validation_fraction
     for name, path in files:
         try:
             text = path.read_text(encoding="utf-8")
@@ -111,8 +111,17 @@ def _read_documents(files: list[tuple[str, Path]], validation_fraction: float) -
             raise CorpusError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
         except OSError as error:
             raise CorpusError(f"{path}: cannot be read ({error.strerror})") from None
-        size = -(-len(text) // pieces)
+        pieces = min(len(text), int(10 / validation_fraction)) if few else 1
+        size = -(-len(text) // max(pieces, 1))
         for index in range(pieces):
             piece = text[index * size : (index + 1) * size]
             if piece:
                 yield f"{name}#{index}", piece
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror})") from None

@@ -15,9 +15,9 @@ LENGTHS = [1, 7, 33, 64, 130]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    """Blocks of 8, 16 and 32 queries and few rows at a time, so that short sequences cross block borders."""
-    monkeypatch.setattr("ratplus.kernels.attention.eager.BLOCK_WITH_BAND", (8, 16))
-    monkeypatch.setattr("ratplus.kernels.attention.eager.BLOCK_WITHOUT_BAND", 32)
+    """Blocks of 8 to 32 queries and few rows at a time, so that short sequences cross block borders."""
+    for name, value in (("BAND_BLOCK", (8, 16)), ("WIDE_BAND_BLOCK", (8, 16)), ("SELF_BLOCK", 32)):
+        monkeypatch.setattr(f"ratplus.kernels.attention.eager.{name}", value)
     monkeypatch.setattr("ratplus.kernels.attention.eager.SCORES_LIMIT", 2000)
     torch.manual_seed(0)
 

@@ -85,7 +85,8 @@ def test_own_text_files(tmp_path):
     total = sum(s["tokens"] - s["documents"] for s in opened.manifest["splits"].values())
     assert total == len("Kürzlich. ".encode()) * 300
     assert prepare(data) == folder
-    (tmp_path / "books" / "one.txt").write_text("changed")
+    text = (tmp_path / "books" / "one.txt").read_text(encoding="utf-8")
+    (tmp_path / "books" / "one.txt").write_text(text.replace("K", "k"), encoding="utf-8")  # as long as before
     with pytest.raises(CorpusError, match="the files changed since"):
         prepare(data)
 
@@ -96,6 +97,7 @@ def test_own_text_files(tmp_path):
         (lambda p: None, "no such file or folder"),
         (lambda p: p.mkdir(), "no text files in this folder"),
         (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not UTF-8 text"),
+        (lambda p: p.write_text("x"), "no document fell into the"),
     ],
 )
 def test_bad_text_sources(tmp_path, make, message):
@@ -103,7 +105,7 @@ def test_bad_text_sources(tmp_path, make, message):
     make(path)
     with pytest.raises(CorpusError, match=message):
         prepare(DataSection(source="text", path=str(path), root=str(tmp_path / "data")))
-    assert not list((tmp_path / "data").rglob("manifest.json"))
+    assert not list((tmp_path / "data").rglob("*.*"))
 
 
 def test_text_files_keep_a_fixed_order(tmp_path):
@@ -179,15 +181,19 @@ def test_batches_mix_text_and_recall_by_tokens(corpus):
     config = Config()
     config.train.context = 256
     batches = Batches.of(config, open_corpus(corpus))
-    (text, text_labels), (recall, _) = batches.train(RecipeSection(batch=8), 0)
+    (text, text_labels), (recall, _) = batches.train(RecipeSection(batch=8), "pretrain", 0)
     assert text.shape == (4, 256)
     assert recall.shape == (8, 128)
     np.testing.assert_array_equal(text[:, 1:][text[:, :-1] != 256], text_labels[:, :-1][text[:, :-1] != 256])
     assert (text_labels[text == 256] == IGNORE).all()
-    halves = [batches.train(RecipeSection(batch=8), 0, rank=r, world=2) for r in range(2)]
+    halves = [batches.train(RecipeSection(batch=8), "pretrain", 0, rank=r, world=2) for r in range(2)]
     assert [g[0].shape for g in halves[0]] == [(2, 256), (4, 128)]
     held_out = batches.held_out_recall(8)[0]
-    trained = np.concatenate([batches.train(RecipeSection(batch=8), s)[1][0] for s in range(20)])
+    trained = np.concatenate([batches.train(RecipeSection(batch=8), "pretrain", s)[1][0] for s in range(20)])
+    for order in ("ordered", "random"):
+        first, other = (batches.train(RecipeSection(batch=8, order=order), p, 0) for p in ("pretrain", "adapt"))
+        assert not np.array_equal(first[1][0], other[1][0])
+        assert order == "ordered" or not np.array_equal(first[0][0], other[0][0])
     assert not any((row == held_out).all(axis=1).any() for row in trained)
 
 

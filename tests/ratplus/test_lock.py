@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -92,10 +93,13 @@ def test_a_beating_holder_is_never_replaced(tmp_path):
 
 
 def test_a_reused_pid_is_not_the_holder(tmp_path):
-    import socket
-
-    foreign(tmp_path, host=socket.gethostname(), pid=os.getpid(), started="0")
-    assert not is_locked(tmp_path)
+    space = lock_module._process_space()
+    for started, locked in ((lock_module._start_time(os.getpid()), True), ("0", False)):
+        foreign(tmp_path, host=socket.gethostname(), space=space, pid=os.getpid(), started=started)
+        assert is_locked(tmp_path) == locked
+    # The same numbers in another container say nothing about our processes.
+    foreign(tmp_path, host=socket.gethostname(), space="other", pid=os.getpid(), started="0")
+    assert is_locked(tmp_path)
 
 
 def test_damaged_lock_file(tmp_path):

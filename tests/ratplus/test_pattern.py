@@ -98,7 +98,7 @@ def test_lists_over_layers_and_heads():
         ([1, 2, 3], "over layers has 3 entries, but the model has 2 layers"),
         ([[1, 2], [1]], "2 layers of 2 heads"),
         ([[1, 2], 3], "single value"),
-        ([], "has 0 entries"),
+        ([], "got an empty list; give 2 entries"),
     ],
 )
 def test_lists_of_the_wrong_length(value, message):

@@ -35,27 +35,27 @@ def data(tmp_path_factory):
     return open_corpus(write_corpus(folder, documents, source={"name": "test"}, validation_fraction=0.3))
 
 
-def batches_of(corpus) -> Batches:
+def batches_of(corpus, length=16) -> Batches:
     config = Config(
-        train=TrainSection(context=32), data=DataSection(recall=RecallSection(length=16, keys=4, values=4, pairs=4))
+        train=TrainSection(context=32), data=DataSection(recall=RecallSection(length=length, keys=4, values=4, pairs=4))
     )
     return Batches.of(config, corpus)
 
 
-def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", batch=4):
+def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", length=16):
     """Train a tiny model with active recurrence learning; with `stop_at`, SIGTERM arrives during that step."""
     folder.mkdir(exist_ok=True)
-    batches = batches_of(corpus)
+    batches = batches_of(corpus, length)
     model = RATPlus(ModelConfig(batches.vocab_size, 2, 16, 8, max_len=32))
     model.reset_parameters(0, 0.2)
-    recipe = RecipeSection(steps=steps, batch=batch, micro_batch=micro, lr=1e-2, arl=True)
+    recipe = RecipeSection(steps=steps, batch=4, micro_batch=micro, lr=1e-2, arl=True)
 
     def progress(done, _total, _numbers):
         if done == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     outcome = train(
-        model, recipe, batches, folder, stage_id="s", run=RUN, precision=precision, arl=Pattern(8), progress=progress
+        model, recipe, batches, folder, purpose="pretrain", stage_id="s", run=RUN, precision=precision, arl=Pattern(8), progress=progress
     )
     return model.state_dict(), outcome
 
@@ -87,13 +87,19 @@ def test_handlers_are_put_back(data, tmp_path):
     assert threading.current_thread() is threading.main_thread()
 
 
-def test_micro_batches_add_up(data, tmp_path):
-    """Four micro-batches give the gradients of the whole batch: the losses agree to rounding."""
-    whole, a = run(data, tmp_path / "a", steps=1)
-    parts, b = run(data, tmp_path / "b", steps=1, micro=1)
+@pytest.mark.parametrize("length", [16, 32])
+def test_micro_batches_add_up(data, tmp_path, length):
+    """Four micro-batches give the gradients of the whole batch: losses and weights agree to rounding.
+
+    With rows of one length there are as few rows as micro-batches, so some of these hold text or recall alone.
+    """
+    whole, a = run(data, tmp_path / "a", steps=1, length=length)
+    parts, b = run(data, tmp_path / "b", steps=1, micro=1, length=length)
     for name in ("arl_loss", "arl_grad_norm", "loss"):
         assert a["report"][name] == pytest.approx(b["report"][name], rel=1e-4)
-    assert whole.keys() == parts.keys()
+    # AdamW's first steps are sign-like: compare the tensors, not every entry.
+    for name, tensor in whole.items():
+        assert (tensor - parts[name]).norm() < 0.05 * tensor.norm(), name
 
 
 def test_bf16_autocast_trains_float32_weights(data, tmp_path):
