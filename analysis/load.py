@@ -29,16 +29,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
 from ratplus.cost import attention_flops_ratio, cost
-from ratplus.lock import is_locked
 from ratplus.pattern import PatternMap
-from ratplus.record import RecordError, read_record
+from ratplus.status import cell_state, stage_state
 
 FORMAT = 1
 STAGES = ("pretrain", "adapt", "evaluate")
@@ -63,7 +61,7 @@ def load_sweep(folder: Path | str) -> pd.DataFrame:
     """
     folder = Path(folder)
     sweep = _read_sweep(folder)
-    cached_record = lru_cache(maxsize=None)(lambda stage, name: _read_stage(folder / stage / name))
+    look = lru_cache(maxsize=None)(stage_state)
     rows, results, axes = [], [], []
     for number, cell in enumerate(sweep["cells"]):
         try:
@@ -75,7 +73,9 @@ def load_sweep(folder: Path | str) -> pd.DataFrame:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not understood ({error})"
             raise ValueError(f"{folder / 'sweep.json'}: cell number {number + 1} {what}; run the sweep again") from None
-        row["status"], row["error"], metrics = _state(stages, cached_record)
+        state = cell_state(folder, stages, look=look)
+        row["status"], row["error"] = state.status, state.error
+        metrics = state.record["metrics"] if state.record else {}
         rows.append(row)
         results.append(_flatten(metrics))
     frame = pd.DataFrame(_columns(rows, results, axes))
@@ -142,34 +142,6 @@ def _describe_pattern(plain: str, layers: int, heads: int, d_head: int, context:
         "kv_bytes": spent.cache_bytes,
         "attention_flops_ratio": attention_flops_ratio(patterns, context),
     }
-
-
-def _read_stage(folder: Path) -> tuple[str, str, dict]:
-    """(status, error, metrics) of one stage folder."""
-    try:
-        record = read_record(folder)
-    except RecordError as error:
-        # The file's place in the sweep is enough: a table should not tell where its author works.
-        return "damaged", _last_line(str(error)).replace(f"{folder.parents[1]}{os.sep}", ""), {}
-    if record is None:
-        return ("running" if is_locked(folder) else "missing"), "", {}
-    if record["status"] == "done":
-        return "done", "", record["metrics"]
-    error = record.get("error") or {}
-    return "failed", _last_line(str(error.get("message") or "")) or str(error.get("type") or "unknown error"), {}
-
-
-def _state(stages: dict[str, str], read) -> tuple[str, str, dict]:
-    """(status, error, metrics) of a cell: done if evaluated, else the most serious state among its stages."""
-    evaluated = read("evaluate", stages["evaluate"])
-    if evaluated[0] == "done":
-        return evaluated
-    states = [read(stage, name) for stage, name in stages.items()]
-    for serious in ("damaged", "failed", "running"):
-        for status, error, _ in states:
-            if status == serious:
-                return status, error, {}
-    return "missing", "", {}
 
 
 def _flatten(metrics: dict) -> dict[str, tuple[float, float]]:

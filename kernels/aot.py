@@ -77,13 +77,13 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
 def measure(kernel, constants: dict, sizes_are_one: bool = False) -> dict:
     """Compiles one kernel: registers, stack_bytes, shared_bytes, instructions, and how many use tensor cores.
 
-    sizes_are_one: as Triton compiles it for one sequence with one head and one step, where it makes each of these a
-    constant, which is another type inside a kernel.
+    sizes_are_one: as Triton compiles it for one sequence with one head, where it makes both a constant, which is
+    another type inside a kernel. (Sizes that change from call to call, like the length, are exempt from that.)
     """
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     constants = {name: value for name, value in constants.items() if name not in options}
     if sizes_are_one:
-        sizes = set(kernel.arg_names) - set(constants) - set(TYPES)
+        sizes = {param.name for param in kernel.params if not param.do_not_specialize} - set(constants) - set(TYPES)
         constants = constants | {name: 1 for name in sizes if not _is_stride(name)}
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):

@@ -145,8 +145,8 @@ def _read_torch(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:  # torch raises half a dozen types for damaged or unsafe files
-        reason = str(error).strip().splitlines()[0][:200]
-        raise CheckpointError(f"{path}: cannot be read as a weights-only checkpoint ({reason})") from None
+        # Torch's own text may advise to load with weights_only=False, which runs whatever the file says.
+        raise CheckpointError(f"{path}: cannot be read as a weights-only checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state_dict")
     return state

@@ -271,7 +271,11 @@ def _hardware(config: Config) -> dict:
 
     device = training_device(config.run.accelerator)
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {"device": f"{device}: {name}", "threads": torch.get_num_threads(), "kernels": os.environ.get("RATPLUS_KERNELS")}
+    return {
+        "device": f"{device}: {name}",
+        "threads": torch.get_num_threads(),
+        "kernels": os.environ.get("RATPLUS_KERNELS"),
+    }
 
 
 def _peak_memory_bytes() -> int:

@@ -57,8 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(141)
     except ValueError as error:
-        # Every error for a user is a ValueError with one line; our own bugs are anything else, or carry a cause.
+        # What users can mend is a ValueError of one line, by the house's rule.
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     sys.exit(code)
 
 

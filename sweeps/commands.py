@@ -68,7 +68,7 @@ def _one(entry: dict, folder: Path, last: str) -> int:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
@@ -127,8 +127,9 @@ def _status(arguments: argparse.Namespace) -> int:
     from ratplus.sweeps.status import print_status, sweep_status
 
     folder = Path(arguments.folder)
-    print_status(folder)
-    return EXIT_FAILED if any(c["status"] in ("failed", "damaged") for c in sweep_status(folder)) else 0
+    cells = sweep_status(folder)
+    print_status(folder, cells)
+    return EXIT_FAILED if any(cell["status"] in ("failed", "damaged") for cell in cells) else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -148,6 +149,9 @@ def _bench(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--repeats: got {arguments.repeats}; it must be ≥ 1")
     from ratplus.kernels.bench import bench_cpu_ops
 
+    if arguments.json:
+        # Seen now rather than after minutes of measuring.
+        write_atomically(Path(arguments.json), "")
     rows = bench_cpu_ops(threads=arguments.threads, repeats=arguments.repeats)
     _print_columns(rows)
     if arguments.json:
@@ -170,11 +174,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from ratplus.data.corpus import open_corpus
     from ratplus.data.sources import prepare
 
-    config = compose_one(arguments.overrides, arguments.config_dir).config
-    try:
-        corpus = open_corpus(prepare(config.data))
-    except OSError as error:
-        raise UsageError(f"data.root={config.data.root}: {error.strerror or error}") from None
+    corpus = open_corpus(prepare(compose_one(arguments.overrides, arguments.config_dir).config.data))
     for facts in corpus.manifest["splits"].values():
         print(f"{corpus.folder / facts['file']}: {facts['tokens']} tokens, {facts['documents']} documents")
     return 0
@@ -183,6 +183,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from ratplus.checkpoint import load_official, save
 
+    if arguments.max_len < 1:
+        raise UsageError(f"--max-len: got {arguments.max_len}; it must be ≥ 1")
     model = load_official(arguments.checkpoint, d_head=arguments.d_head, max_len=arguments.max_len)
     folder = save(model, arguments.folder)
     count = sum(p.numel() for p in model.parameters())

@@ -73,7 +73,9 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
         fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
         swept = [o for o in parsed if o.is_sweep_override()]
         given = [_plain_key(o.get_key_element()) for o in parsed]
-        axes = {_plain_key(o.get_key_element()) for o in swept}
+        own_axes = {_plain_key(o.get_key_element()) for o in swept}
+        _refuse_odd_axes(own_axes)
+        axes = set(own_axes)
         choices = [
             [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept
         ]  # fmt: skip
@@ -84,13 +86,15 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
             line = [*fixed, *combination]
             about_sweep = tuple(o for o in line if re.match(r"[+~]*(experiment|sweep)\b", o))
             if about_sweep not in grids:
-                grids[about_sweep] = _grid(list(about_sweep) + extra, given, composed) if sweep else [[]]
+                grids[about_sweep] = _grid(list(about_sweep) + extra, given, own_axes, composed) if sweep else [[]]
             for point in grids[about_sweep]:
                 axes |= {o.partition("=")[0] for o in point}
                 words = point + line
                 config, chosen = _compose(words + extra, composed)
                 key = repr({k: v for k, v in asdict(config).items() if k not in RUNTIME})
                 cells.setdefault(key, Composed(config, words, chosen))
+        if not cells:
+            raise UsageError(f"{' '.join(o.input_line for o in swept)}: matches nothing, so there is no cell to run")
         for cell in cells.values():
             cell.axes = sorted(axes)
         return list(cells.values())
@@ -157,32 +161,46 @@ def _is_value(key: str) -> bool:
 def _parse(overrides: list[str]):
     try:
         loader = GlobalHydra.instance().config_loader()
-        return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     except HydraException as error:
         raise UsageError(_hydra_line(error)) from None
+    for override in parsed:
+        if override.is_delete():
+            raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
+    return parsed
+
+
+def _refuse_odd_axes(axes: set[str]) -> None:
+    for axis in sorted(axes):
+        if axis.partition(".")[0] in RUNTIME:
+            raise UsageError(f"{axis}: cannot have several values; it says how cells run, not what they are")
 
 
 def _plain_key(key: str) -> str:
     return key.lstrip("+~").partition("@")[0].replace("/", ".")
 
 
-def _grid(about_sweep: list[str], given: list[str], composed: dict) -> list[list[str]]:
+def _grid(about_sweep: list[str], given: list[str], axes: set[str], composed: dict) -> list[list[str]]:
     """Override lists of the sweep group's grid × points, less what the command line itself decides.
 
-    What the command line says about a group (`pattern=...`, `pattern.window=...`) replaces all that the sweep file
-    says about it, so a shipped sweep can be run with other patterns or one model.
+    A group that the command line chooses (`pattern=...`) or makes an axis of (`pattern.window=0,64`) replaces all that
+    the sweep file says about it, so a shipped sweep can be run with other patterns or one model.
+
+    Args:
+        given: keys that the command line sets; `axes`: those that it gives several values.
     """
     config, _ = _compose(about_sweep, composed)
     spec = config.sweep or {}
     unknown = set(spec) - {"name", "grid", "points"}
     if unknown:
         raise UsageError(f"sweep.{sorted(unknown)[0]}: unknown key; allowed: name, grid, points")
-    decided = {key.partition(".")[0] for key in given}
+    # A choice or an axis replaces the group; a single value of a key is applied on top of every cell.
+    decided = {key for key in given if "." not in key} | {key.partition(".")[0] for key in axes}
 
     def expand(mapping: dict, where: str) -> list[list[str]]:
         if not isinstance(mapping, dict):
             raise UsageError(f"{where}: got {mapping!r}; it must be a mapping from keys to values")
-        kept = {k: v for k, v in mapping.items() if k.partition(".")[0] not in decided}
+        kept = {k: v for k, v in mapping.items() if k.partition(".")[0] not in decided and k not in given}
         lists = [[f"{k}={_word(v)}" for v in (vs if isinstance(vs, list) else [vs])] for k, vs in kept.items()]
         return [list(c) for c in product(*lists)]
 

@@ -9,14 +9,15 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ratplus.data.corpus import open_corpus
+from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
 from ratplus.lock import FolderLock
-from ratplus.record import RecordError, write_atomically
+from ratplus.record import STAGES, ForeignRecord, RecordError, read_record, remove_temporaries, write_atomically
 from ratplus.stages import Plan, plan
 from ratplus.sweeps.compose import NATURAL_AXES, RUNTIME, Composed, UsageError, typed
 
 FORMAT = 1
+_CELL_KEYS = ("id", "model", "pattern", "label", "seed", "stages", "axes", "swept", "config", "corpus", "run")
 MANIFEST_FILE = "sweep.json"
 
 
@@ -31,24 +32,32 @@ def sweep_folder(composed: list[Composed]) -> Path:
 
 
 def plan_cells(composed: list[Composed]) -> list[dict]:
-    """Manifest entries of cells, with the ids of their stages. Prepares their corpora, since content enters the ids."""
-    corpora: dict[str, object] = {}
+    """Manifest entries of cells, with the ids of their stages. Prepares their corpora, since content enters the ids.
+
+    Raises:
+        UsageError: a corpus too short for the context.
+    """
+    corpora: dict[str, Corpus] = {}
     entries = []
     for cell in composed:
-        key = repr({k: v for k, v in asdict(cell.config.data).items() if k != "recall"})
+        data, context = cell.config.data, cell.config.train.context
+        key = repr({k: v for k, v in asdict(data).items() if k != "recall"})
         if key not in corpora:
-            corpora[key] = open_corpus(prepare(cell.config.data))
+            corpora[key] = open_corpus(prepare(data))
         corpus = corpora[key]
-        stages = plan(cell.config, corpus.identity, corpus.vocab_size)
-        entries.append(_entry(cell, stages))
+        for split, stream in (("train", corpus.train), ("validation", corpus.validation)):
+            if len(stream) <= context:
+                raise UsageError(
+                    f"train.context={context}: the {split} split of {corpus.folder} holds only {len(stream)} tokens; "
+                    "use a shorter context, more text or another data.validation_fraction"
+                )
+        entries.append(_entry(cell, plan(cell.config, corpus.identity, corpus.vocab_size), corpus.identity))
     return entries
 
 
-def _entry(cell: Composed, stages: Plan) -> dict:
+def _entry(cell: Composed, stages: Plan, corpus: dict) -> dict:
     config = asdict(cell.config)
     config["model"]["vocab_size"] = stages.vocab_size
-    flat = flatten(config)
-    extra = [a for a in cell.axes if a.partition(".")[0] not in (*NATURAL_AXES, "experiment", "sweep") or "." in a]
     return {
         "id": stages.evaluate.id,
         "model": cell.config.model.name,
@@ -58,11 +67,37 @@ def _entry(cell: Composed, stages: Plan) -> dict:
         "seed": cell.config.seed,
         "stages": {stage.name: stage.id for stage in stages},
         "overrides": cell.overrides,
-        "axes": {a: flat[a] for a in extra if a in flat and not a.startswith("pattern.")},
+        "axes": {},
         "swept": cell.axes,
         "config": {k: v for k, v in config.items() if k not in RUNTIME},
+        "corpus": corpus,
         "run": {k: config[k] for k in ("run", "logger", "launcher")},
     }
+
+
+def science(entry: dict) -> dict:
+    """What decides a cell's result, flat, without its pattern and seed: `{"train.pretrain.lr": 4e-3, ...}`."""
+    flat = flatten({**entry["config"], "corpus": entry["corpus"]})
+    for key in ("seed", "eval.batch", "data.root", "data.path", "data.source", "model.name"):
+        flat.pop(key, None)
+    # Active recurrence learning follows the model unless it is set by hand.
+    if flat["train.pretrain.arl"] == flat["model.recurrence"]:
+        flat["train.pretrain.arl"] = "as the model"
+    return {k: v for k, v in flat.items() if not k.startswith("pattern.")}
+
+
+def _name_axes(cells: list[dict]) -> None:
+    """Set each cell's `axes`: the keys in which cells of one model name, pattern and seed differ, over the folder.
+
+    Derived from all cells, not from what one call swept: tables must never take different experiments for seeds.
+    """
+    groups: dict[str, list[dict]] = {}
+    for cell in cells:
+        groups.setdefault(repr((cell["model"], cell["label"], cell["seed"])), []).append(science(cell))
+    keys = {k for group in groups.values() for flat in group for k in flat if flat[k] != group[0].get(k)}
+    for cell in cells:
+        flat = science(cell)
+        cell["axes"] = {key: flat[key] for key in sorted(keys) if key in flat}
 
 
 def cell_config(entry: dict) -> dict:
@@ -97,7 +132,9 @@ def read_manifest(folder: Path) -> dict:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise UsageError(f"{path}: format {manifest['format']!r}; this version reads {FORMAT}")
-        manifest["cells"]
+        for cell in manifest["cells"]:
+            for key in _CELL_KEYS:
+                cell[key]
     except FileNotFoundError:
         raise UsageError(f"{folder}: not a sweep folder ({MANIFEST_FILE} is missing)") from None
     except UsageError:
@@ -118,7 +155,9 @@ def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
         with FolderLock(folder):
             old = read_manifest(folder)["cells"] if (folder / MANIFEST_FILE).exists() else []
             _refuse_strangers(folder, old, entries)
+            remove_temporaries(folder)
             cells = {cell["id"]: cell for cell in old} | {e["id"]: e for e in entries}
+            _name_axes(list(cells.values()))
             manifest = {"format": FORMAT, "name": name, "cells": list(cells.values())}
             write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
     except OSError as error:
@@ -127,18 +166,19 @@ def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
 
 def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
     """Cells of one folder may differ in model, pattern, seed and swept keys; anything else would not compare."""
+    known = {cell["stages"][stage] for cell in (*old, *new) for stage in STAGES}
+    for path in (p for stage in STAGES for p in folder.glob(f"{stage}/*/record.json") if not old):
+        if path.parent.name not in known:
+            raise UsageError(
+                f"{path}: a record of another config, in a folder without {MANIFEST_FILE}; "
+                "choose another folder with output=..."
+            )
     if not old:
         return
     axes = {*NATURAL_AXES, *(a for cell in (*old, *new) for a in cell["swept"])}
 
     def fixed(cell: dict) -> dict:
-        flat = flatten(cell["config"])
-        # `train.*.arl` follows the model unless it is set by hand.
-        follows = {"train.pretrain.arl"}
-        return {
-            k: v for k, v in flat.items()
-            if k not in follows and not any(k == a or k.startswith(f"{a}.") for a in axes)
-        }  # fmt: skip
+        return {k: v for k, v in science(cell).items() if not any(k == a or k.startswith(f"{a}.") for a in axes)}
 
     there, here = fixed(old[0]), fixed(new[0])
     for key in sorted(there.keys() | here.keys()):
@@ -150,16 +190,15 @@ def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
 
 
 def check_records(folder: Path, entries: list[dict]) -> None:
-    """Refuse a folder in which a record lies under a name that its content does not have.
+    """Refuse a folder in which a record lies under an id that its content does not have (ForeignRecord).
 
     Damaged records are no reason to refuse: the stage is done again.
     """
-    from ratplus.record import STAGES, read_record
-
     for stage in STAGES:
         for stage_id in {entry["stages"][stage] for entry in entries}:
             try:
                 read_record(folder / stage / stage_id)
-            except RecordError as error:
-                if "another config" in str(error):
-                    raise UsageError(str(error)) from None
+            except ForeignRecord:
+                raise
+            except RecordError:
+                continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratplus.record import provenance, read_record, write_record
+from ratplus.record import provenance, write_record
+from ratplus.status import cell_state, stage_state
 from ratplus.sweeps.manifest import cell_config, stages_of
-from ratplus.sweeps.status import cell_status
 
 
 @dataclass
@@ -69,7 +70,9 @@ def tasks_of(entries: list[dict], last: str) -> list[Task]:
     first = {entry["stages"]["pretrain"]: entry for entry in reversed(entries)}
     tasks = [Task(entry, "pretrain", None) for entry in reversed(first.values())]
     if last != "pretrain":
-        tasks += [Task(entry, last, entry["stages"]["pretrain"]) for entry in entries]
+        # Cells that differ only beyond the stage `last` share it.
+        unique = {entry["stages"][last]: entry for entry in reversed(entries)}
+        tasks += [Task(entry, last, entry["stages"]["pretrain"]) for entry in reversed(unique.values())]
     return tasks
 
 
@@ -98,7 +101,7 @@ def run_pool(
                     waiting.remove(task)
                     codes[task.id] = codes[task.needs]
                     on_event("skip", task, active, "its pretraining failed")
-                elif cell_status(folder, task.entry, task.last)["status"] == "done":
+                elif cell_state(folder, task.entry["stages"], task.last).status == "done":
                     waiting.remove(task)
                     codes[task.id] = 0
                     on_event("skip", task, active, "already done")
@@ -146,7 +149,8 @@ def _start(task: Task, folder: Path, slot: int, threads: int) -> Worker:
 def _environment(slot: int, threads: int) -> dict:
     """One GPU for each worker, in turn, of those that this process may use; CPU threads divided."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-    gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g] or _gpus()
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = _gpus() if allowed is None else [g for g in allowed.split(",") if g]  # "" hides them all
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return environment
@@ -179,18 +183,22 @@ def _ending(worker: Worker) -> str:
 
 
 def _record_death(worker: Worker, folder: Path) -> None:
-    """A killed process cannot write its own record: the pool does, for the stage that it was in."""
-    stage = worker.news().get("stage", "pretrain" if worker.task.last == "pretrain" else "adapt")
-    planned = getattr(stages_of(worker.task.entry), stage)
-    target = folder / stage / planned.id
+    """A killed process cannot write its own record: the pool does, for the first stage that is not done."""
     try:
-        if target.exists() and read_record(target) is None:
-            name = signal.Signals(-worker.process.returncode).name
-            error = {"type": name, "message": _ending(worker), "traceback": [], "host": os.uname().nodename}
-            write_record(
-                target, stage=stage, config=planned.config, parent=planned.parent, status="failed", metrics={},
-                timing={}, provenance=provenance(), error=error,
-            )  # fmt: skip
+        for stage in stages_of(worker.task.entry):
+            target = stage.folder(folder)
+            if stage_state(target).status != "done":
+                break
+        error = {
+            "type": signal.Signals(-worker.process.returncode).name,
+            "message": _ending(worker),
+            "traceback": [],
+            "host": socket.gethostname(),
+        }
+        write_record(
+            target, stage=stage.name, config=stage.config, parent=stage.parent, status="failed", metrics={},
+            timing={}, provenance=provenance(), error=error,
+        )  # fmt: skip
     except (OSError, ValueError):
         pass  # nothing more can be done than to report it, which the caller does
 

@@ -4,46 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ratplus.lock import is_locked
-from ratplus.record import STAGES, RecordError, read_record
+from ratplus.status import cell_state
 from ratplus.sweeps.manifest import read_manifest
 
 MARKS = {"done": "done", "running": "running", "failed": "FAILED", "missing": "–", "damaged": "DAMAGED"}
 
 
-def cell_status(folder: Path, entry: dict, last: str = "evaluate") -> dict:
-    """{"status", "stage", "error"} of a cell up to the stage `last`; status is a key of MARKS."""
-    for stage in STAGES[STAGES.index(last) :: -1]:
-        target = Path(folder) / stage / entry["stages"][stage]
-        try:
-            record = read_record(target)
-        except RecordError as error:
-            return {"status": "damaged", "stage": stage, "error": str(error)}
-        if record is not None and record["status"] == "done" and stage == last:
-            return {"status": "done", "stage": stage, "error": ""}
-        if is_locked(target):
-            return {"status": "running", "stage": stage, "error": ""}
-        if record is not None and record["status"] == "failed":
-            lines = (record["error"] or {}).get("message", "").strip().splitlines()
-            text = f"{(record['error'] or {}).get('type', '')}: {lines[-1] if lines else ''}"
-            return {"status": "failed", "stage": stage, "error": text}
-    return {"status": "missing", "stage": "", "error": ""}
-
-
 def sweep_status(folder: Path) -> list[dict]:
     """One entry a cell of the sweep: model, label, seed, axes, status, stage, error."""
-    return [
-        {k: cell[k] for k in ("id", "model", "label", "seed", "axes")} | cell_status(folder, cell)
-        for cell in read_manifest(folder)["cells"]
-    ]
+    cells = []
+    for cell in read_manifest(folder)["cells"]:
+        state = cell_state(folder, cell["stages"])
+        known = {k: cell[k] for k in ("id", "model", "label", "seed", "axes")}
+        cells.append(known | {"status": state.status, "stage": state.stage, "error": state.error})
+    return cells
 
 
-def print_status(folder: Path) -> None:
+def print_status(folder: Path, cells: list[dict]) -> None:
     """The grid pattern × model (and seed, and other axes), then the failures' last lines and the counts."""
     from rich.console import Console
     from rich.table import Table
 
-    cells = sweep_status(folder)
     columns = list(dict.fromkeys(_column(cell) for cell in cells))
     rows = list(dict.fromkeys(cell["label"] for cell in cells))
     grid = {(cell["label"], _column(cell)): cell for cell in cells}

@@ -44,6 +44,15 @@ def test_imports_respect_the_borders(folder):
                 assert not is_or_below(name, banned), f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_kernels_stand_on_torch_and_triton_alone():
+    """So that an operator can be read, copied and timed without the rest of the house."""
+    for path in (ROOT / "kernels").rglob("*.py"):
+        for name in imports(path):
+            top = name.partition(".")[0]
+            allowed = top in ("torch", "triton", *sys.stdlib_module_names) or is_or_below(name, "ratplus.kernels")
+            assert allowed or path.name.startswith("bench_"), f"{path.relative_to(ROOT)} imports {name}"
+
+
 def test_folders_are_only_imported_as_ratplus():
     """`kernels` and `sweeps` are other people's packages on PyPI."""
     for path in ROOT.rglob("*.py"):

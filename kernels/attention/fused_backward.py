@@ -10,7 +10,7 @@ import triton.language as tl
 from ratplus.kernels.attention.fused_forward import far_count, far_position, tile_pointers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def delta_kernel(out, d_out, delta, length, heads, D: tl.constexpr, BM: tl.constexpr):
     """delta [B * H, T] = sum over channels of out * d_out, both [B, T, H, D]."""
     tiles = tl.cdiv(length, BM)
@@ -33,7 +33,7 @@ def _d_scores(a, b, c, d, visible, lse2, delta, scale2):
     return weights, weights * (tl.dot(c, tl.trans(d), input_precision="ieee") - delta)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def dq_kernel(
     q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dq, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
@@ -107,7 +107,7 @@ def _add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visib
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def dkv_band_kernel(
     q, k, v, windows, d_out, lse, delta, dk, dv, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
@@ -153,7 +153,7 @@ def dkv_band_kernel(
     tl.store(tile_pointers(dv + at, j, size, D), acc_v.to(dv.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "tiles"])
 def dkv_far_kernel(
     q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dk, dv, tiles, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,

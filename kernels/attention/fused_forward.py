@@ -44,7 +44,7 @@ def _attend(acc, m, total, q, k, v, visible, scale2):
     return acc, m_new, total * shrink + tl.sum(weights, axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def forward_kernel(
     q, k, v, dilations, windows, sinks_of, out, lse, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,

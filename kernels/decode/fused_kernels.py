@@ -19,7 +19,7 @@ def _state_step(state, new, logit, at, GATED: tl.constexpr):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def step_kernel(
     q, k, v, logit, keys, values, k_state, v_state, positions, dilations, windows, sinks_of, offsets, cos, sin,
     out, part_acc, part_max, part_sum, slots, share, heads, splits, scale,
@@ -120,7 +120,7 @@ def step_kernel(
         tl.store(out + row * D + d, (acc / total).to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def combine_kernel(part_acc, part_max, part_sum, out, splits, D: tl.constexpr):
     """Merges the splits of one head of one sequence, always in the same order. Split 0 is never empty."""
     row = tl.program_id(0).to(tl.int64)

@@ -9,7 +9,7 @@ import triton.language as tl
 from ratplus.kernels.scan.fused_forward import gates, load_pair, load_rows, store_pair, store_pair_if
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "steps"])
 def backward_summary_kernel(
     logit, grad_k, grad_v, cos, sin, summary, length, steps, batch, heads, logit_b, logit_h, logit_t, rope_b,
     ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
@@ -69,7 +69,7 @@ def backward_summary_kernel(
     store_pair(begin + 2 * batch * size, packed, v_one, v_two, HALF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "steps"])
 def backward_kernel(
     logit, k, v, initial, cos, sin, k_out, v_out, grad_k, grad_v, start, d_logit, dk, dv, d_initial,
     length, steps, batch, heads,

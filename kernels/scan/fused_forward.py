@@ -44,7 +44,7 @@ def gates(x):
     return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "steps"])
 def forward_summary_kernel(
     logit, k, v, summary, length, steps, batch, heads,
     logit_b, logit_h, logit_t, k_b, k_h, k_t, v_b, v_h, v_t,
@@ -94,7 +94,7 @@ def forward_summary_kernel(
     store_pair(begin + 2 * batch * size, packed, v_one, v_two, HALF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def carry_kernel(summary, start, initial, splits, size, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
     """State that each split starts from: summary [splits, 3, size], initial [2, size] -> start [splits, 2, size]."""
     stream = tl.program_id(1).to(tl.int64)
@@ -117,7 +117,7 @@ def carry_kernel(summary, start, initial, splits, size, REVERSE: tl.constexpr, B
         start += 2 * stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "steps"])
 def forward_kernel(
     logit, k, v, start, cos, sin, k_out, v_out, final, length, steps, batch, heads,
     logit_b, logit_h, logit_t, k_b, k_h, k_t, v_b, v_h, v_t, rope_b,

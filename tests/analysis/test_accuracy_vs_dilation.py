@@ -89,7 +89,7 @@ def test_cells_without_a_result_are_marked_everywhere(sweep):
     assert [row[2] for row in rows_of(text)[2:]] == ["**failed**", "**running**", "**missing**", "**damaged**"]
     assert rows_of(text)[2][3:7] == ["—"] * 4
     assert "2 of 6 cells finished (1 damaged, 1 failed, 1 running, 1 missing)." in text
-    assert r"ratplus_tiny D4 (seed 0) failed: boom_1 \| 50%" in text
+    assert r"ratplus_tiny D4 (seed 0) failed: RuntimeError: boom_1 \| 50%" in text
     assert r"boom\_1 $|$ 50\%" in paths[1].read_text()
     assert list(pd.read_csv(paths[2])["status"]) == ["done", "done", "failed", "running", "missing", "damaged"]
     drawn = module.figure(load_sweep(sweep.path))

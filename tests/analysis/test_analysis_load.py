@@ -62,7 +62,7 @@ def test_an_earlier_stage_decides_for_the_cells_that_wait_for_it(sweep, stage):
         sweep.add("ratplus_tiny", Pattern(2), seed=seed, status=status, at=stage, message="boom\n")
     frame = load_sweep(sweep.write())
     assert list(frame["status"]) == states
-    assert frame.loc[0, "error"] == "boom"
+    assert frame.loc[0, "error"] == "RuntimeError: boom"
 
 
 def test_an_error_without_message_is_named_by_its_type(sweep):

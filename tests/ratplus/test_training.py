@@ -55,7 +55,16 @@ def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", 
             os.kill(os.getpid(), signal.SIGTERM)
 
     outcome = train(
-        model, recipe, batches, folder, purpose="pretrain", stage_id="s", run=RUN, precision=precision, arl=Pattern(8), progress=progress
+        model,
+        recipe,
+        batches,
+        folder,
+        purpose="pretrain",
+        stage_id="s",
+        run=RUN,
+        precision=precision,
+        arl=Pattern(8),
+        progress=progress,
     )
     return model.state_dict(), outcome
 

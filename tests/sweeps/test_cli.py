@@ -91,11 +91,14 @@ def test_killed_again_and_again(place):
     words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "train.pretrain.steps=30", "run.checkpoint_seconds=0"]
     assert ratplus(place, *words, "output=straight").returncode == 0
     draw = random.Random(7)
-    for _ in range(4):
+    for attempt in range(4):
         process = subprocess.Popen(
             [RATPLUS, *words, "output=killed"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(draw.uniform(3, 9))
+        if attempt == 0:  # once for sure in the middle of training
+            wait_for(lambda: list(place.glob("killed/pretrain/*/training-*.pt")))
+        else:
+            time.sleep(draw.uniform(3, 9))
         workers = [pid for pid in children(process.pid)]
         process.kill()
         for pid in workers[: draw.randint(0, len(workers))]:
@@ -108,6 +111,8 @@ def test_killed_again_and_again(place):
     assert records(straight) == records(killed)
     assert weights(straight) == weights(killed)
     assert leftovers(killed) == leftovers(straight) == []
+    (pretrain,) = (json.loads(p.read_text()) for p in killed.glob("pretrain/*/record.json"))
+    assert pretrain["timing"]["resumed_at_step"] > 0
 
 
 def children(pid: int) -> list[int]:
@@ -198,11 +203,38 @@ def test_extending_a_sweep_and_refusing_strangers(place):
     assert "2 done" in status.stdout
     stranger = ratplus(place, *words, "train.pretrain.steps=5")
     assert_one_line(stranger, "holds cells with train.pretrain.steps=4, this call asks for train.pretrain.steps=5")
+    # What doesn't change results makes no stranger, and a changed text does.
+    assert ratplus(place, *words, "eval.batch=3", f"data.path={place / 'text.txt'}").returncode == 0
+    text = (place / "text.txt").read_text()
+    (place / "text.txt").write_text(text.upper())
+    assert_one_line(ratplus(place, *words), "the files changed since")
+    assert_one_line(ratplus(place, *words, "data.root=elsewhere"), "holds cells with corpus.sha256.train=")
+    (place / "text.txt").write_text(text)
 
     # A record that lies under another id than its own.
     pretrain = next((place / "out" / "pretrain").iterdir())
     shutil.copy(next((place / "out" / "adapt").glob("*/record.json")), pretrain / "record.json")
     assert_one_line(ratplus(place, *words), "it comes from another config: move it away and run again")
+
+
+def test_two_models_of_one_name_are_two_lines_of_the_table(place):
+    """Cells that differ in more than the seed must never be averaged as seeds."""
+    for extra in ([], ["model.layers=1"]):
+        assert ratplus(place, "evaluate", *TINY, "output=out", *extra).returncode == 0
+    with (place / "out" / "report" / "accuracy_vs_dilation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["model.layers"] for row in rows) == ["1", "2"]
+    assert [row["loss_delta"] for row in rows] == ["0.0", "0.0"]
+    assert "Seeds" not in (place / "out" / "report" / "accuracy_vs_dilation.md").read_text()
+
+
+def test_records_without_a_manifest(place):
+    assert ratplus(place, "pretrain", *TINY, "output=out").returncode == 0
+    (place / "out" / "sweep.json").unlink()
+    assert ratplus(place, "pretrain", *TINY, "output=out").returncode == 0  # the same cell: nothing is lost
+    (place / "out" / "sweep.json").unlink()
+    stranger = ratplus(place, "pretrain", *TINY, "output=out", "train.pretrain.steps=5")
+    assert_one_line(stranger, "a record of another config, in a folder without sweep.json")
 
 
 def assert_one_line(done, *fragments):
@@ -226,6 +258,12 @@ def test_mistakes_leave_nothing_behind(place):
         (["sweep", *TINY, "data.path=nothing.txt"], "data.path=nothing.txt: no such file or folder"),
         (["bench", "--threads", "0"], "--threads: got 0; it must be ≥ 1"),
         (["import", "nothing.pt", "model"], "nothing.pt: no such file"),
+        (["sweep", *TINY, "data.root=/proc/nowhere"], "/proc/nowhere"),
+        (["sweep", *TINY, "pattern=glob(zzz*)"], "pattern=glob(zzz*): matches nothing"),
+        (["sweep", *TINY, "output=a,b"], "output: cannot have several values"),
+        (["sweep", *TINY, "~model"], "~model: a cell needs all of its groups"),
+        (["sweep", *TINY, "train.pretrain.lr=inf"], "train.pretrain.lr: got inf"),
+        (["import", "text.txt", "model"], "text.txt: cannot be read as a weights-only checkpoint"),
         (["sweep", *TINY, "run.accelerator=cuda"], "run.accelerator=cuda: this machine has no CUDA device"),
     ]:
         if "cuda" in message and Path("/dev/nvidiactl").exists():
@@ -255,8 +293,11 @@ def test_damaged_files_of_a_sweep(place):
     damaged = ratplus(place, *words, "pattern=dilated")
     assert damaged.returncode == 2
     assert "CheckpointError" in damaged.stderr
-    assert "SHA-256 differs from config.json: truncated or altered" in " ".join(damaged.stderr.split())
+    (line,) = (line for line in damaged.stderr.splitlines() if "CheckpointError" in line)
+    assert "SHA-256 differs from config.json: truncated or altered; delete out/pretrain/" in line
     assert "Traceback" not in damaged.stderr
+    shutil.rmtree(model.parent)  # as it says
+    assert ratplus(place, *words, "pattern=dilated").returncode == 0
 
     (place / "out" / "sweep.json").write_text("{")
     assert_one_line(ratplus(place, *words), "sweep.json: damaged")

@@ -66,6 +66,10 @@ def test_sweep_file_times_command_line():
     globbed = compose_cells(["experiment=demo", "pattern=glob(*)", "model=attention_tiny,ratplus_tiny"])
     assert len(globbed) == 2 * len(shipped("pattern"))
     assert len(compose_cells(["experiment=demo", "pattern.dilation=1,2"])) == 4
+    # A single value is applied on top of every cell.
+    small = compose_cells(["experiment=demo", "model.d_model=64"])
+    assert len(small) == 22
+    assert {c.config.model.d_model for c in small} == {64}
 
 
 def test_equal_cells_are_one():

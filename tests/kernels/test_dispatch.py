@@ -1,0 +1,61 @@
+"""Which implementation runs where, and what is said when the fast one can't."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ratplus.kernels import dispatch
+
+
+@pytest.fixture(autouse=True)
+def _nothing_forced(monkeypatch):
+    monkeypatch.delenv("RATPLUS_KERNELS", raising=False)
+
+
+def _on_cuda(dtype=torch.bfloat16):
+    """Stands for a CUDA tensor: dispatch looks at nothing else."""
+    return SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+
+
+def test_cpu_tensors_take_the_eager_path():
+    assert dispatch.implementation("gated_scan", 64, torch.zeros(1)) == "eager"
+
+
+def test_cuda_tensors_take_the_fused_path(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    assert dispatch.implementation("gated_scan", 64, _on_cuda()) == "fused"
+
+
+@pytest.mark.parametrize(
+    ("d_head", "dtype", "reason"),
+    [
+        (24, torch.float32, "d_head is 24; the Triton kernels take 16, 32"),
+        (64, torch.float64, "dtype is torch.float64"),
+    ],
+)
+def test_an_unsupported_input_falls_back_with_a_warning(monkeypatch, d_head, dtype, reason):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    with pytest.warns(UserWarning, match=f"gated_scan runs on the slower eager path: .*{reason}"):
+        assert dispatch.implementation("gated_scan", d_head, _on_cuda(dtype)) == "eager"
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    with pytest.warns(UserWarning, match="Triton is not installed"):
+        assert dispatch.implementation("gated_scan", 64, _on_cuda()) == "eager"
+    monkeypatch.setenv("RATPLUS_KERNELS", "fused")
+    with pytest.raises(ValueError, match="RATPLUS_KERNELS=fused: gated_scan can't run .*: Triton is not installed"):
+        dispatch.implementation("gated_scan", 64, _on_cuda())
+
+
+@pytest.mark.parametrize("name", ["reference", "eager"])
+def test_forced(monkeypatch, name):
+    monkeypatch.setenv("RATPLUS_KERNELS", name)
+    assert dispatch.implementation("gated_scan", 64, _on_cuda()) == name
+
+
+def test_unknown_name(monkeypatch):
+    monkeypatch.setenv("RATPLUS_KERNELS", "quick")
+    with pytest.raises(ValueError, match="RATPLUS_KERNELS='quick' is unknown: use one of reference, eager, fused"):
+        dispatch.implementation("gated_scan", 64, torch.zeros(1))
