@@ -30,5 +30,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# On a machine with a CUDA device and torch, triton and pytest installed; needs neither network nor .venv.
+# Results go to $OUT (default outputs/gpu).
+gpu:
+	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
+	$(PYTHON) -m pytest -m gpu tests/kernels/test_gpu.py
+	$(PYTHON) -m ratplus.kernels.bench_gpu "$${OUT:-outputs/gpu}/kernels.json"
+
 clean:
 	rm -rf $(VENV)

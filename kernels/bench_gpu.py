@@ -4,8 +4,11 @@ Candidates take turns, so that clocks and temperature change for all of them ali
 matrix product) are measured in the same run: results are fractions of these, not of a data sheet.
 """
 
+import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -23,7 +26,7 @@ def bench_gpu_ops(shapes: Shapes | None = None, progress: Callable[[str], None] 
     """
     shapes = shapes or Shapes()
     if shapes.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("bench kernels: no CUDA device; `ratplus bench` without `kernels` times the CPU path")
+        raise ValueError("no CUDA device here; `ratplus bench` times the CPU path")
     ceilings = measure_ceilings(shapes)
     rows, skipped = [], []
     for case in cases(shapes):
@@ -100,3 +103,21 @@ def _peak_bytes(run: Run, shapes: Shapes) -> int:
     run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def main(path: str) -> None:
+    """Run everything on this machine's GPU and write it to `path` as JSON, whole or not at all."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    result = bench_gpu_ops(progress=lambda text: print(text, flush=True)) | {"date": time.strftime("%Y-%m-%d")}
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(target)
+    print(target)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
