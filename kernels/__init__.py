@@ -1,7 +1,8 @@
 """The operators: gated recurrence, dilated attention and one-token decoding.
 
-Each operator has a folder with `reference.py` (the readable truth), `eager.py` (the fast PyTorch path) and an
-`__init__.py` that dispatches. Torch is imported when an operator is first asked for.
+Each operator has a folder with `reference.py` (the readable truth), `eager.py` (the fast PyTorch path), `fused.py` (the
+Triton kernels) and an `__init__.py` that dispatches. Torch is imported when an operator is first asked for, Triton when
+a fused one first runs.
 """
 
 from importlib import import_module

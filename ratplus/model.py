@@ -25,8 +25,8 @@ def kernel_pattern(row: tuple[Pattern, ...], device: torch.device):
     row = tuple(p.canonical for p in row)
     if len(set(row)) == 1:
         return row[0].dilation, row[0].window, row[0].sinks
-    columns = [[-1 if p.dilation is None else p.dilation, p.window, p.sinks] for p in row]
-    return tuple(torch.tensor(columns, dtype=torch.int32, device=device).unbind(dim=1))
+    columns = zip(*((-1 if p.dilation is None else p.dilation, p.window, p.sinks) for p in row))
+    return tuple(torch.tensor(column, dtype=torch.int32, device=device) for column in columns)
 
 
 class Mixer(nn.Module):
@@ -183,11 +183,13 @@ class RATPlus(nn.Module):
         """Logits [B, T, vocab] of tokens [B, T]. `patterns` None means dense.
 
         Raises:
-            ValueError: T > max_len, or a PatternMap of another shape than the model's.
+            ValueError: T > max_len, a PatternMap of another shape than the model's, or (on a CPU; elsewhere the look
+                would stall the device) a token outside the vocabulary.
         """
         patterns = self.resolve_patterns(patterns)
         length = tokens.shape[1]
         self._check_length(length)
+        self._check_tokens(tokens)
         rope = tuple(table[:length] for table in self.rope())
         x = self.embed(tokens)
         for block, row in zip(self.layers, patterns):
@@ -202,6 +204,15 @@ class RATPlus(nn.Module):
             raise ValueError(
                 f"sequence of {length} tokens is longer than the model's max_len={self.config.max_len}; "
                 "shorten it or build the model with a larger max_len"
+            )
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.device.type != "cpu" or torch.compiler.is_compiling() or not tokens.numel():
+            return
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"tokens: id {low if low < 0 else high} is outside the model's vocabulary of {self.config.vocab_size}"
             )
 
     # ---- decoding ----------------------------------------------------------------------------------------------
@@ -223,7 +234,7 @@ class RATPlus(nn.Module):
                 as it is, and its logits are NaN.
 
         Raises:
-            ValueError: the cache would overrun, or lengths do not fit.
+            ValueError: the cache would overrun, lengths do not fit, or a token is outside the vocabulary.
         """
         batch, width = tokens.shape
         lengths = [width] * batch if lengths is None else [int(n) for n in lengths]
@@ -234,7 +245,9 @@ class RATPlus(nn.Module):
         real_BT = offsets_T < lengths_B[:, None]
         positions_BT = (cache.positions[:, None] + offsets_T).clamp_(max=self.config.max_len - 1)
         rope = tuple(table[positions_BT] for table in self.rope())
-        x = self.embed(tokens.where(real_BT, 0))
+        tokens = tokens.where(real_BT, 0)
+        self._check_tokens(tokens)
+        x = self.embed(tokens)
         for block, layer in zip(self.layers, cache.layers):
             x = block.ffn(block.mixer.prefill(x, layer, rope, real_BT))
         cache.advance(lengths)
@@ -247,6 +260,7 @@ class RATPlus(nn.Module):
         """Feed one token [B] per sequence at its own position; logits [B, vocab]. Raises ValueError on overrun."""
         batch = token.shape[0]
         cache.check_room([1] * batch, 1, batch)
+        self._check_tokens(token)
         rope = self.rope()
         x = self.embed(token[:, None])
         for block, layer in zip(self.layers, cache.layers):

@@ -84,7 +84,7 @@ def _umask() -> int:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder; only for who holds its lock."""
+    """Delete what killed writers left in a folder; only under its lock, or when nobody writes there any more."""
     for path in Path(folder).glob(".*.tmp"):
         if "lock" not in path.name:
             path.unlink(missing_ok=True)

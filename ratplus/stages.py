@@ -97,9 +97,7 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
         return plain | {"precision": config.train.precision}
 
     pretrain = Stage("pretrain", {**common, "model": shape, "recipe": recipe(config.train.pretrain)}, None)
-    adapt = Stage(
-        "adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id
-    )  # fmt: skip
+    adapt = Stage("adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id)
     rows = {"text_rows": config.eval.text_rows, "recall_rows": config.eval.recall_rows}
     evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": rows}, parent=adapt.id)
     return Plan(pretrain, adapt, evaluate, vocab)
@@ -162,7 +160,6 @@ class Cell:
             progress=lambda done, total, numbers: self.around.progress(stage.name, done, total, numbers),
         )  # fmt: skip
         checkpoint.save(model, folder)
-        training.remove_states(folder)
         report = outcome["report"]
         # Of the last step, over its labels.
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
@@ -205,6 +202,7 @@ def run_stage(stage: Stage, around: Surroundings, config: Config, work: Callable
     folder = stage.folder(around.root)
     record = _finished(folder, say=lambda _line: None)
     if record is not None:
+        _tidy(folder)
         return record
     with FolderLock(folder, on_wait=lambda who: around.say(f"{stage.name} {stage.id}: waiting for {who}")) as lock:
         record = _finished(folder, around.say)  # somebody may have done it while we waited
@@ -253,7 +251,16 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
     except Exception as error:
         publish(status="failed", metrics={}, timing={}, error=_describe(error))
         raise
-    return publish(status="done", metrics=metrics, timing=timing, error=None)
+    record = publish(status="done", metrics=metrics, timing=timing, error=None)
+    _tidy(folder)
+    return record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a finished stage needs no more; only once its record stands, so that no kill costs a finished run."""
+    remove_temporaries(folder)
+    for path in folder.glob("training-*.pt"):
+        path.unlink(missing_ok=True)
 
 
 def _describe(error: Exception) -> dict:

@@ -316,12 +316,6 @@ def load_state(folder: Path, stage_id: str) -> dict | None:
     return state
 
 
-def remove_states(folder: Path) -> None:
-    """Delete the training states of a finished stage."""
-    for path in _states(folder):
-        path.unlink(missing_ok=True)
-
-
 def _states(folder: Path) -> list[Path]:
     """Training states by step, oldest first."""
     return sorted(p for p in folder.glob("training-*.pt") if _STATE_NAME.fullmatch(p.name))

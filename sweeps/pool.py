@@ -101,11 +101,13 @@ def run_pool(
                     waiting.remove(task)
                     codes[task.id] = codes[task.needs]
                     on_event("skip", task, active, "its pretraining failed")
+                elif len(active) == workers:
+                    continue
                 elif cell_state(folder, task.entry["stages"], task.last).status == "done":
                     waiting.remove(task)
                     codes[task.id] = 0
                     on_event("skip", task, active, "already done")
-                elif len(active) < workers:
+                else:
                     waiting.remove(task)
                     slot = min(set(range(workers)) - {w.slot for w in active})
                     active.append(_start(task, folder, slot, threads))

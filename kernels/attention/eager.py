@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ratplus.kernels.attention.patterns import Pattern, group_heads, head_patterns
+from ratplus.kernels.attention.patterns import HeadPattern, group_heads, head_patterns
 
 # Queries a block. With a band, that is this much wider than the window: small where scores are written out (backward
 # pass), larger where a fused call keeps them in cache and only the number of calls counts.
@@ -38,7 +38,7 @@ class _Block:
 class _Plan:
     """Everything about one pattern and length that doesn't depend on the data."""
 
-    def __init__(self, pattern: Pattern, length: int, device: torch.device, band_block: tuple[int, int]):
+    def __init__(self, pattern: HeadPattern, length: int, device: torch.device, band_block: tuple[int, int]):
         self.pattern = pattern
         self.far_slices = pattern.far_slices(length)
         positions = [torch.arange(s.start, s.stop, s.step, device=device) for s in self.far_slices]
@@ -182,7 +182,7 @@ def _dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_lse: bool) -> tuple[Tensor, Tensor]:
+def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: HeadPattern, return_lse: bool) -> tuple[Tensor, Tensor]:
     """One pattern for all heads: out [B, H, T, d] and lse [B, H, T] (empty unless asked for)."""
     batch, heads, length, d_head = q.shape
     fused = pattern.window > 0 and not return_lse
@@ -209,7 +209,7 @@ def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_ls
     return out.view(q.shape), lse.view(batch, heads, -1)
 
 
-def _backward_blocks(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> list[Tensor]:
+def _backward_blocks(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: HeadPattern) -> list[Tensor]:
     """Gradients of q, k, v. The scores of each block are computed anew; nothing T x T is kept."""
     plan = _Plan(pattern, q.shape[2], q.device, BAND_BLOCK)
     dtype, scale = _dtype(q), q.shape[3] ** -0.5
@@ -235,12 +235,12 @@ def _backward_blocks(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Pa
     return [x.view(q.shape) for x in (dq, dk, dv)]
 
 
-def _as_band(pattern: Pattern, length: int) -> Pattern:
+def _as_band(pattern: HeadPattern, length: int) -> HeadPattern:
     """The same pattern; a dense one written as a window over everything, which blocks handle as a growing prefix."""
-    return Pattern(-1, length - 1, 0) if pattern.is_dense(length) else pattern
+    return HeadPattern(-1, length - 1, 0) if pattern.is_dense(length) else pattern
 
 
-def _forward_group(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, return_lse: bool) -> tuple[Tensor, Tensor]:
+def _forward_group(q: Tensor, k: Tensor, v: Tensor, pattern: HeadPattern, return_lse: bool) -> tuple[Tensor, Tensor]:
     if pattern.is_dense(q.shape[2]) and not return_lse:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True), q.new_empty(*q.shape[:2], 0)
     return _forward_blocks(q, k, v, _as_band(pattern, q.shape[2]), return_lse)
@@ -252,7 +252,7 @@ def _time_major(like: Tensor) -> Tensor:
     return like.new_empty(batch, length, heads, d_head).transpose(1, 2)
 
 
-def _by_group(patterns: list[Pattern], *tensors: Tensor):
+def _by_group(patterns: list[HeadPattern], *tensors: Tensor):
     """(pattern, heads or None for all, those heads of each tensor) for every distinct pattern."""
     groups = group_heads(patterns)
     for pattern, heads in groups.items():

@@ -10,7 +10,7 @@ Setting = int | None | Tensor | Sequence[int]
 
 
 @dataclass(frozen=True)
-class Pattern:
+class HeadPattern:
     """What a query at position t sees: p <= t and (p < sinks or t - p <= window or (p + 1) % dilation == 0).
 
     dilation -1 means that nothing dilated is kept.
@@ -38,7 +38,7 @@ class Pattern:
         return sum(len(range(s.start, s.stop, s.step)) for s in self.far_slices(length))
 
 
-def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int) -> list[Pattern]:
+def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int) -> list[HeadPattern]:
     """One pattern for every head, from ints (all heads alike) or from int tensors or sequences of length `heads`.
 
     Raises ValueError that names the setting, what was given and what is allowed.
@@ -48,7 +48,7 @@ def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int
         _per_head("window", window, heads),
         _per_head("sinks", sinks, heads),
     )
-    patterns = [Pattern(*row) for row in zip(*columns, strict=True)]
+    patterns = [HeadPattern(*row) for row in zip(*columns, strict=True)]
     for pattern in set(patterns):
         if pattern.dilation < 1 and pattern.dilation != -1:
             raise ValueError(f"dilation is {pattern.dilation}; it must be at least 1, or None (or -1) for no dilation")
@@ -71,9 +71,9 @@ def _per_head(name: str, value: Setting, heads: int) -> list[int]:
     return list(value)
 
 
-def group_heads(patterns: list[Pattern]) -> dict[Pattern, list[int]]:
+def group_heads(patterns: list[HeadPattern]) -> dict[HeadPattern, list[int]]:
     """Heads that share a pattern, in order of first appearance."""
-    groups: dict[Pattern, list[int]] = {}
+    groups: dict[HeadPattern, list[int]] = {}
     for head, pattern in enumerate(patterns):
         groups.setdefault(pattern, []).append(head)
     return groups

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ratplus.kernels.attention.patterns import Pattern
+from ratplus.kernels.attention.patterns import HeadPattern
 
 
-def visible_mask(pattern: Pattern, length: int, device: torch.device | None = None) -> Tensor:
+def visible_mask(pattern: HeadPattern, length: int, device: torch.device | None = None) -> Tensor:
     """[length, length] bool: whether query t (row) sees key p (column)."""
     t = torch.arange(length, device=device).unsqueeze(1)
     p = torch.arange(length, device=device).unsqueeze(0)
@@ -16,7 +16,7 @@ def visible_mask(pattern: Pattern, length: int, device: torch.device | None = No
     return near & (p <= t)
 
 
-def dilated_attention_reference(q: Tensor, k: Tensor, v: Tensor, patterns: list[Pattern]) -> tuple[Tensor, Tensor]:
+def dilated_attention_reference(q: Tensor, k: Tensor, v: Tensor, patterns: list[HeadPattern]) -> tuple[Tensor, Tensor]:
     """q, k, v: [B, H, T, d]; one pattern a head. Returns out in q's dtype and the log-sum-exp [B, H, T]."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     length, d_head = q.shape[2:]

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ratplus.kernels.attention.patterns import Pattern, group_heads
+from ratplus.kernels.attention.patterns import HeadPattern, group_heads
 from ratplus.kernels.decode.layout import dilated_in_use, dilated_slot, ring_position, ring_slot, sink_slot
 from ratplus.kernels.scan.reference import rotate
 
@@ -21,7 +21,7 @@ def decode_attention_eager(
     values: Tensor,
     state: Pair | None,
     positions: Tensor,
-    patterns: list[Pattern],
+    patterns: list[HeadPattern],
     offsets: list[int],
     rope: Pair | None,
 ) -> Tensor:
@@ -60,7 +60,7 @@ def _step(
     keys: Tensor,
     values: Tensor,
     positions: Tensor,
-    pattern: Pattern,
+    pattern: HeadPattern,
     starts: list[int],
     span: tuple[int, int],
 ) -> Tensor:
@@ -108,7 +108,7 @@ def _head_view(cache: Tensor, starts: list[int], used: int) -> Tensor:
     return torch.stack([cache[:, start : start + used] for start in starts], dim=1)
 
 
-def _visible(pattern: Pattern, positions: Tensor, used: int) -> Tensor:
+def _visible(pattern: HeadPattern, positions: Tensor, used: int) -> Tensor:
     """[B, used] bool: which slots hold a token that the step at `positions` sees."""
     dilation, window, sinks = pattern.dilation, pattern.window, pattern.sinks
     now = positions.unsqueeze(1)

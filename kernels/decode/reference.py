@@ -3,20 +3,20 @@
 import torch
 from torch import Tensor
 
-from ratplus.kernels.attention.patterns import Pattern
+from ratplus.kernels.attention.patterns import HeadPattern
 from ratplus.kernels.decode.layout import dilated_slot, ring_slot, sink_slot
 from ratplus.kernels.scan.reference import rotate
 
 Pair = tuple[Tensor, Tensor]
 
 
-def sees(pattern: Pattern, position: int, key: int) -> bool:
+def sees(pattern: HeadPattern, position: int, key: int) -> bool:
     """Whether the query at `position` sees `key`."""
     dilated = pattern.dilation >= 1 and (key + 1) % pattern.dilation == 0
     return key <= position and (key < pattern.sinks or position - key <= pattern.window or dilated)
 
 
-def slots_of(pattern: Pattern, token: int) -> list[int]:
+def slots_of(pattern: HeadPattern, token: int) -> list[int]:
     """Every slot that `token` is written to."""
     slots = [ring_slot(token, pattern.window, pattern.sinks)]
     for slot, kept in (
@@ -28,7 +28,7 @@ def slots_of(pattern: Pattern, token: int) -> list[int]:
     return slots
 
 
-def read_slot(pattern: Pattern, position: int, key: int) -> int:
+def read_slot(pattern: HeadPattern, position: int, key: int) -> int:
     """The slot in which the step at `position` finds the visible token `key`."""
     if key < pattern.sinks:
         return sink_slot(key, pattern.sinks)[0]
@@ -46,7 +46,7 @@ def decode_attention_reference(
     values: Tensor,
     state: Pair | None,
     positions: Tensor,
-    patterns: list[Pattern],
+    patterns: list[HeadPattern],
     offsets: list[int],
     rope: Pair | None,
 ) -> Tensor:

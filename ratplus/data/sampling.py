@@ -1,7 +1,6 @@
-"""Which tokens a training step reads: pure functions of (seed, step, rank), so that resuming needs no replay.
+"""Which tokens a training step reads: pure functions of (seed, step), so that resuming needs no replay.
 
-Rows of the global batch are dealt to ranks in turn (rank, rank + world, ...), so the global batch of a step is the same
-for every number of processes.
+They give the rows of the global batch; `Batches` deals them to processes.
 """
 
 from __future__ import annotations
@@ -16,25 +15,23 @@ def labels_of(inputs: np.ndarray, following: np.ndarray, eos_id: int) -> np.ndar
     return np.where(inputs == eos_id, IGNORE, following)
 
 
-def ordered_rows(stream: np.ndarray, step: int, batch: int, context: int, rank: int = 0, world: int = 1) -> np.ndarray:
-    """Windows [rows, context + 1] of a step that reads the stream front to back, wrapping around at its end.
+def ordered_rows(stream: np.ndarray, step: int, batch: int, context: int) -> np.ndarray:
+    """Windows [batch, context + 1] of a step that reads the stream front to back, wrapping around at its end.
 
     Row j of step s starts at token ((s * batch + j) mod windows) * context.
     """
     windows = (len(stream) - 1) // context
     _check(windows, stream, context)
-    rows = (step * batch + np.arange(rank, batch, world)) % windows
+    rows = (step * batch + np.arange(batch)) % windows
     return _windows(stream, rows * context, context)
 
 
-def random_rows(
-    stream: np.ndarray, seed: int, step: int, batch: int, context: int, rank: int = 0, world: int = 1, purpose: int = 0
-) -> np.ndarray:
-    """Windows [rows, context + 1] at uniformly random offsets, drawn from Philox keyed by (seed, step, purpose)."""
+def random_rows(stream: np.ndarray, seed: int, step: int, batch: int, context: int, purpose: int = 0) -> np.ndarray:
+    """Windows [batch, context + 1] at uniformly random offsets, drawn from Philox keyed by (seed, step, purpose)."""
     _check((len(stream) - 1) // context, stream, context)
     draw = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, purpose]))
     starts = draw.integers(0, len(stream) - context, size=batch)
-    return _windows(stream, starts[rank::world], context)
+    return _windows(stream, starts, context)
 
 
 def _windows(stream: np.ndarray, starts: np.ndarray, context: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers import golden, gradients, projections
 
 from ratplus.kernels import dilated_attention
-from ratplus.kernels.attention.patterns import Pattern, head_patterns
+from ratplus.kernels.attention.patterns import HeadPattern, head_patterns
 from ratplus.kernels.attention.reference import dilated_attention_reference, visible_mask
 
 LENGTHS = [1, 7, 33, 64, 130]
@@ -80,7 +80,7 @@ def test_no_square_object_at_long_length():
     """T = 20000 would need 1.6 GB for one float32 score matrix; blocks need a few megabytes."""
     q, k, v = projections(1, 1, 20000, 4, parts=3)
     out = dilated_attention(q, k, v, 64, 0, 0)
-    seen = visible_mask(Pattern(64, 0, 0), 200)[-1].nonzero().flatten()
+    seen = visible_mask(HeadPattern(64, 0, 0), 200)[-1].nonzero().flatten()
     weights = torch.softmax(q[0, 0, 199] @ k[0, 0, seen].T / 2, dim=0)
     torch.testing.assert_close(out[0, 0, 199], weights @ v[0, 0, seen])
 
@@ -97,7 +97,7 @@ def _grid():
 
 def test_golden_masks_predicate():
     for length, config, mask in _grid():
-        assert np.array_equal(visible_mask(Pattern(*config), length).numpy(), mask), (length, config)
+        assert np.array_equal(visible_mask(HeadPattern(*config), length).numpy(), mask), (length, config)
 
 
 def test_golden_masks_through_eager_attention():

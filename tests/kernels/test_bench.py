@@ -7,7 +7,7 @@ import torch
 from helpers import projections, rope_tables
 
 from ratplus.kernels import bench, bench_cases, bench_gpu, bench_peers, dilated_attention, gated_scan
-from ratplus.kernels.attention.patterns import Pattern
+from ratplus.kernels.attention.patterns import HeadPattern
 from ratplus.kernels.attention.reference import visible_mask
 
 
@@ -61,4 +61,4 @@ def test_peers_compute_the_same():
 
 def test_pairs_are_counted_as_the_mask_shows_them():
     for pattern in ((1, 0, 0), (4, 3, 2), (16, 0, 17), (8, 70, 0)):
-        assert bench_cases._pairs(64, *pattern) == int(visible_mask(Pattern(*pattern), 64).sum())
+        assert bench_cases._pairs(64, *pattern) == int(visible_mask(HeadPattern(*pattern), 64).sum())

@@ -115,20 +115,31 @@ def test_text_files_keep_a_fixed_order(tmp_path):
     assert [name for name, _ in text_files(tmp_path)] == ["a.md", "b.txt", "c/d.rst"]
 
 
-def test_sampling_is_a_function_of_step_and_the_same_for_any_number_of_ranks():
+def test_sampling_is_a_function_of_step_and_the_same_for_any_number_of_ranks(corpus):
     stream = np.arange(10_000, dtype=np.uint16)
-    for sample in (
-        lambda **kw: ordered_rows(stream, 5, 8, 32, **kw),
-        lambda **kw: random_rows(stream, 3, 5, 8, 32, **kw),
+    for rows in (ordered_rows(stream, 5, 8, 32), random_rows(stream, 3, 5, 8, 32)):
+        assert rows.shape == (8, 33)
+        np.testing.assert_array_equal(np.diff(rows, axis=1), 1)
+    first = random_rows(stream, 3, 5, 8, 32)
+    np.testing.assert_array_equal(first, random_rows(stream, 3, 5, 8, 32))
+    for other in (
+        random_rows(stream, 3, 6, 8, 32),
+        random_rows(stream, 4, 5, 8, 32),
+        random_rows(stream, 3, 5, 8, 32, 1),
     ):
-        whole = sample()
-        assert whole.shape == (8, 33)
-        np.testing.assert_array_equal(np.diff(whole, axis=1), 1)
+        assert not np.array_equal(first, other)
+
+    config = Config()
+    config.train.context = 128
+    batches = Batches.of(config, open_corpus(corpus))
+    for recipe in (RecipeSection(batch=8), RecipeSection(batch=8, order="random")):
+        whole = batches.train(recipe, "adapt", 5)
         for world in (2, 4):
-            dealt = [sample(rank=rank, world=world) for rank in range(world)]
-            np.testing.assert_array_equal(np.stack(dealt, axis=1).reshape(8, 33), whole)
-    assert not np.array_equal(random_rows(stream, 3, 6, 8, 32), random_rows(stream, 3, 5, 8, 32))
-    assert not np.array_equal(random_rows(stream, 4, 5, 8, 32), random_rows(stream, 3, 5, 8, 32))
+            dealt = [batches.train(recipe, "adapt", 5, rank, world) for rank in range(world)]
+            for group, parts in zip(whole, zip(*dealt)):
+                for which in range(2):
+                    together = np.stack([part[which] for part in parts], axis=1).reshape(group[which].shape)
+                    np.testing.assert_array_equal(together, group[which])
 
 
 def test_ordered_reading_wraps_and_covers_everything():

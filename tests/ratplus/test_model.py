@@ -156,6 +156,20 @@ def test_patterns_must_fit_the_model():
         model(torch.zeros(1, 65, dtype=torch.int64))
 
 
+def test_tokens_outside_the_vocabulary():
+    model = make()
+    for bad, shown in ((VOCAB, VOCAB), (-1, -1)):
+        cache = model.new_cache(1, None, 8)
+        for call in (
+            lambda b=bad: model(torch.tensor([[1, b]])),
+            lambda b=bad, c=cache: model.prefill(torch.tensor([[1, b]]), c),
+            lambda b=bad, c=cache: model.step(torch.tensor([b]), c),
+        ):
+            with pytest.raises(ValueError, match=f"tokens: id {shown} is outside the model's vocabulary of {VOCAB}"):
+                call()
+        assert cache.lengths == [0]
+
+
 def test_gradients_flow_to_every_parameter():
     model = make()
     model(tokens(), MAPS["mixed"]).square().mean().backward()

@@ -179,6 +179,31 @@ def test_three_stages_once(config, tmp_path):
     assert said == []
 
 
+def test_a_kill_before_the_record_costs_no_training(config, tmp_path, monkeypatch):
+    """The training state goes only after the record stands; what a kill in between leaves is tidied later."""
+    import ratplus.stages as stages
+
+    config.run = RunSection(accelerator="cpu", checkpoint_seconds=0.0)
+    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    folder = cell.plan.pretrain.folder(tmp_path / "sweep")
+
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cell.run("pretrain")
+    assert len(list(folder.glob("training-*.pt"))) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "_tidy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cell.run("pretrain")
+    record = cell.run("pretrain")
+    assert record["timing"]["resumed_at_step"] == 2
+    assert list(folder.glob("training-*.pt")) == []
+
+
 def test_damaged_record_is_told_and_redone(config, tmp_path):
     said = []
     first = Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run()
