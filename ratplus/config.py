@@ -289,6 +289,24 @@ class LauncherSection:
 
 
 @dataclass
+class TrainerSection:
+    """`trainer=`: how one training run is spread over devices. Changes no result beyond the order of float sums."""
+
+    strategy: str = "single"
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self):
+        allowed = ("single", "ddp", "fsdp")
+        _check(self.strategy in allowed, "trainer.strategy", self.strategy, f"allowed: {', '.join(allowed)}")
+        for name in ("devices", "nodes"):
+            value = getattr(self, name)
+            _check(value >= 1, f"trainer.{name}", value, "it must be ≥ 1")
+            alone = self.strategy != "single" or value == 1
+            _check(alone, f"trainer.{name}", value, "more than one needs trainer=ddp or trainer=fsdp")
+
+
+@dataclass
 class Config:
     """One cell of a sweep, complete: science (model, data, train, pattern, seed, eval) and how it is run."""
 
@@ -301,10 +319,17 @@ class Config:
     run: RunSection = field(default_factory=RunSection)
     logger: LoggerSection = field(default_factory=LoggerSection)
     launcher: LauncherSection = field(default_factory=LauncherSection)
+    trainer: TrainerSection = field(default_factory=TrainerSection)
     sweep: Any = None
     output: str | None = None
+    retry: str = "all"
+    max_failures: int | None = None
+    dry_run: bool = False
 
     def __post_init__(self):
+        _check(self.retry in ("all", "failed", "none"), "retry", self.retry, "allowed: all, failed, none")
+        _check(self.max_failures is None or self.max_failures >= 1, "max_failures", self.max_failures,
+               "it must be ≥ 1, or null for no limit")  # fmt: skip
         _check(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2147483647")
         recall = self.data.recall
         _check(

@@ -25,7 +25,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 # Keys that two cells of one sweep folder may differ in without being named as an axis.
 NATURAL_AXES = ("model", "pattern", "seed")
 # How and where cells run; differences here are nobody's business.
-RUNTIME = ("run", "logger", "launcher", "output", "sweep")
+RUNTIME = ("run", "logger", "launcher", "trainer", "output", "sweep", "retry", "max_failures", "dry_run")
 
 # What a word on the command line may begin with.
 _SECTIONS = {f.name for f in fields(Config)} | {"experiment"}

@@ -71,7 +71,7 @@ def _entry(cell: Composed, stages: Plan, corpus: dict) -> dict:
         "swept": cell.axes,
         "config": {k: v for k, v in config.items() if k not in RUNTIME},
         "corpus": corpus,
-        "run": {k: config[k] for k in ("run", "logger", "launcher")},
+        "run": {k: config[k] for k in ("run", "logger", "launcher", "trainer")},
     }
 
 

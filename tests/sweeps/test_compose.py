@@ -105,7 +105,7 @@ def test_own_config_folder(tmp_path):
         ("pattern.dilaton=3", r"pattern.dilaton: unknown key; did you mean pattern.dilation\?"),
         ("+model.recurence=true", r"model.recurence: unknown key; did you mean model.recurrence\?"),
         ("patern=dense", r"patern: unknown key; did you mean pattern\?"),
-        ("foo=1", r"foo: unknown key; allowed: data, eval, experiment, launcher,"),
+        ("foo=1", r"foo: unknown key; allowed: data, dry_run, eval, experiment, launcher,"),
         ("train.pretrain.stps=3", r"did you mean train.pretrain.steps\?"),
         ("pattern.dilation=0", r"pattern.dilation: got 0; it must be a whole number ≥ 1"),
         ("pattern.dilation=-7", r"pattern.dilation: got -7"),
