@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import re
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from itertools import product
 from pathlib import Path
+from typing import get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -19,6 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ratplus.config import Config
+from ratplus.sweeps import grid
+from ratplus.sweeps.mistakes import UsageError, hydra_line, omegaconf_line
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -26,13 +29,6 @@ ConfigStore.instance().store(name="schema", node=Config)
 NATURAL_AXES = ("model", "pattern", "seed")
 # How and where cells run; differences here are nobody's business.
 RUNTIME = ("run", "logger", "launcher", "trainer", "output", "sweep", "retry", "max_failures", "dry_run")
-
-# What a word on the command line may begin with.
-_SECTIONS = {f.name for f in fields(Config)} | {"experiment"}
-
-
-class UsageError(ValueError):
-    """A user's mistake; the message is one line: which key or file, what was given, what is allowed."""
 
 
 @dataclass
@@ -63,38 +59,46 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
 
     Args:
         overrides: as on Hydra's command line; `a=1,2`, `glob(*)` and `range()` make axes.
-        sweep: also expand the grid and points of the chosen `sweep` group.
+        sweep: also expand the chosen `sweep` group (grid, zip, points, seeds, exclude).
 
     Raises:
         UsageError: any mistake in any cell.
     """
     with hydra_session(config_dir) as extra:
-        parsed = _parse(overrides)
+        composer = _Composer(extra)
+        parsed = composer.parse(overrides)
         fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
         swept = [o for o in parsed if o.is_sweep_override()]
-        given = [_plain_key(o.get_key_element()) for o in parsed]
+        given = {_plain_key(o.get_key_element()) for o in parsed}
         own_axes = {_plain_key(o.get_key_element()) for o in swept}
         _refuse_odd_axes(own_axes)
+        # A choice or an axis replaces the group; a single value of a key is applied on top of every cell.
+        decided = {key for key in given if "." not in key} | {key.partition(".")[0] for key in own_axes}
         axes = set(own_axes)
         choices = [
             [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept
         ]  # fmt: skip
         cells: dict[str, Composed] = {}
-        grids: dict[tuple, list[list[str]]] = {}
-        composed: dict = {}
+        specs: dict[tuple, dict] = {}
+        dropped = 0
         for combination in product(*choices):
             line = [*fixed, *combination]
             about_sweep = tuple(o for o in line if re.match(r"[+~]*(experiment|sweep)\b", o))
-            if about_sweep not in grids:
-                grids[about_sweep] = _grid(list(about_sweep) + extra, given, own_axes, composed) if sweep else [[]]
-            for point in grids[about_sweep]:
+            if about_sweep not in specs:
+                specs[about_sweep] = (composer.compose(list(about_sweep))[0].sweep or {}) if sweep else {}
+            spec = specs[about_sweep]
+            for point in grid.expand(spec, decided, given):
                 axes |= {o.partition("=")[0] for o in point}
-                words = point + line
-                config, chosen = _compose(words + extra, composed)
+                config, chosen = composer.compose(point + line)
+                if grid.excluded(spec.get("exclude") or [], config, chosen):
+                    dropped += 1
+                    continue
                 key = repr({k: v for k, v in asdict(config).items() if k not in RUNTIME})
-                cells.setdefault(key, Composed(config, words, chosen))
+                cells.setdefault(key, Composed(config, point + line, chosen))
         if not cells:
-            raise UsageError(f"{' '.join(o.input_line for o in swept)}: matches nothing, so there is no cell to run")
+            asked = " ".join(o.input_line for o in swept)
+            raise UsageError(f"sweep.exclude: it leaves none of {dropped} cells" if dropped else
+                             f"{asked}: matches nothing, so there is no cell to run")  # fmt: skip
         for cell in cells.values():
             cell.axes = sorted(axes)
         return list(cells.values())
@@ -107,67 +111,128 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
         UsageError: a mistake, or an override that asks for several values.
     """
     with hydra_session(config_dir) as extra:
-        several = [o.input_line for o in _parse(overrides) if o.is_sweep_override()]
+        composer = _Composer(extra)
+        several = [o.input_line for o in composer.parse(overrides) if o.is_sweep_override()]
         if several:
             raise UsageError(f"{several[0]}: several values; add -m to run them all, or use `ratplus sweep`")
-        config, chosen = _compose(overrides + extra, {})
+        config, chosen = composer.compose(overrides)
         return Composed(config, overrides, chosen)
 
 
-def typed(plain) -> Config:
+# ---- composition --------------------------------------------------------------------------------------------------
+
+
+class _Composer:
+    """Hydra's composition, with what is equal between the cells of a sweep done once: a compose takes Hydra 0.1 s."""
+
+    def __init__(self, extra: list[str]):
+        self.extra = extra  # overrides of every composition, such as the search path
+        self._loader = GlobalHydra.instance().config_loader()
+        self._composed: dict[tuple, tuple[dict, dict]] = {}
+        self._groups: dict[str, bool] = {}
+
+    def compose(self, overrides: list[str]) -> tuple[Config, dict[str, str]]:
+        """Typed config, and the chosen name of each config group."""
+        # Plain `key=value` words change values of a composed config; everything else chooses what it is composed of.
+        values = [o for o in self.parse(overrides) if o.type == OverrideType.CHANGE and not self._is_group(o)]
+        lines = {o.input_line for o in values}
+        chosen_by = tuple(o for o in overrides if o not in lines)
+        try:
+            sections, chosen = self._chosen(chosen_by)
+            cfg = OmegaConf.create(sections)
+            for o in values:
+                OmegaConf.update(cfg, o.key_or_group, o.value())
+            plain = OmegaConf.to_container(cfg, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(hydra_line(error)) from None
+        return typed(plain), chosen
+
+    def _chosen(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
+        """Unresolved config and chosen names of group choices and other words that Hydra must see.
+
+        Groups that touch nothing but their own section are composed one by one and put together: a sweep over 2 models
+        and 50 patterns needs 52 compositions, not 100. Where a choice touches more, all are composed at once.
+        """
+        if words in self._composed:
+            return self._composed[words]
+        groups = [w for w in words if re.fullmatch(r"\w+=\w+", w) and w.partition("=")[0] in _SECTIONS]
+        if len({w.partition("=")[0] for w in groups}) < len(groups):
+            return self._by_hydra(words)  # chosen twice: Hydra says so
+        rest = tuple(w for w in words if w not in groups)
+        base = self._by_hydra(rest)
+        sections, chosen = dict(base[0]), dict(base[1])
+        for word in groups:
+            group, _, choice = word.partition("=")
+            if base[1].get(group) == choice:
+                continue
+            alone = self._by_hydra((*rest, word))
+            if any(alone[0][k] != base[0][k] for k in base[0] if k != group):
+                return self._by_hydra(words)
+            sections[group], chosen[group] = alone[0][group], choice
+        self._composed[words] = sections, chosen
+        return sections, chosen
+
+    def _by_hydra(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
+        if words not in self._composed:
+            composed = compose("config", overrides=[*words, *self.extra], return_hydra_config=True)
+            chosen = {k: v for k, v in composed.hydra.runtime.choices.items() if not k.startswith("hydra")}
+            own = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
+            self._composed[words] = OmegaConf.to_container(own), chosen
+        return self._composed[words]
+
+    def parse(self, overrides: list[str]):
+        try:
+            parsed = OverridesParser.create(config_loader=self._loader).parse_overrides(overrides)
+        except HydraException as error:
+            raise UsageError(hydra_line(error)) from None
+        for override in parsed:
+            if override.is_delete():
+                raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
+        return parsed
+
+    def _is_group(self, override) -> bool:
+        """True for a config group, and for what is Hydra's own."""
+        key = override.key_or_group
+        if key.startswith("hydra") or "@" in key or "/" in key:
+            return True
+        if key not in self._groups:
+            self._groups[key] = bool(self._loader.get_group_options(key))
+        return self._groups[key]
+
+
+_SECTIONS = {f.name: f.default_factory for f in fields(Config) if is_dataclass(f.default_factory)}
+_TYPES = get_type_hints(Config)
+_Scalars = make_dataclass(
+    "_Scalars", [(f.name, _TYPES[f.name], f.default) for f in fields(Config) if f.name not in _SECTIONS]
+)
+_typed: dict[tuple[str, str], object] = {}
+
+
+def typed(plain: dict) -> Config:
     """A validated Config of plain values (nested dicts).
 
     Raises:
         UsageError: unknown key, wrong type, or impossible value.
     """
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        sections = {name: _section(name, plain.get(name, {})) for name in _SECTIONS}
+        others = {name: value for name, value in plain.items() if name not in _SECTIONS}
+        scalars = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_Scalars), others))
+        return Config(**sections, **vars(scalars))
     except OmegaConfBaseException as error:
-        raise UsageError(_omegaconf_line(error)) from None
+        raise UsageError(omegaconf_line(error)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
-# ---- composition --------------------------------------------------------------------------------------------------
-
-
-def _compose(overrides: list[str], composed: dict) -> tuple[Config, dict]:
-    """Config and chosen names. `composed` keeps what Hydra made of equal group choices: composing takes it 0.2 s."""
-    # Plain `key=value` words change values of a composed config; everything else chooses what it is composed of.
-    values = [o for o in _parse(overrides) if o.type == OverrideType.CHANGE and _is_value(o.key_or_group)]
-    lines = {o.input_line for o in values}
-    chosen_by = tuple(o for o in overrides if o not in lines)
-    try:
-        if chosen_by not in composed:
-            composed[chosen_by] = compose("config", overrides=list(chosen_by), return_hydra_config=True)
-        cfg = composed[chosen_by].copy()
-        for o in values:
-            OmegaConf.update(cfg, o.key_or_group, o.value())
-        chosen = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra")}
-        plain = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
-                 for k, v in cfg.items() if k != "hydra"}  # fmt: skip
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(_hydra_line(error)) from None
-    return typed(plain), chosen
-
-
-def _is_value(key: str) -> bool:
-    """True for a key that is no config group and not Hydra's own."""
-    if key.startswith("hydra") or "@" in key or "/" in key:
-        return False
-    return not GlobalHydra.instance().config_loader().get_group_options(key)
-
-
-def _parse(overrides: list[str]):
-    try:
-        loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-    except HydraException as error:
-        raise UsageError(_hydra_line(error)) from None
-    for override in parsed:
-        if override.is_delete():
-            raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
-    return parsed
+def _section(name: str, plain):
+    """One section, typed. Cells of a sweep share most of their sections, and typing one takes milliseconds."""
+    key = (name, repr(plain))
+    if key not in _typed:
+        # Under its name, so that errors tell the whole key.
+        schema = OmegaConf.create({name: OmegaConf.structured(_SECTIONS[name])})
+        _typed[key] = OmegaConf.to_object(OmegaConf.merge(schema, {name: plain})[name])
+    return copy.deepcopy(_typed[key])
 
 
 def _refuse_odd_axes(axes: set[str]) -> None:
@@ -178,92 +243,3 @@ def _refuse_odd_axes(axes: set[str]) -> None:
 
 def _plain_key(key: str) -> str:
     return key.lstrip("+~").partition("@")[0].replace("/", ".")
-
-
-def _grid(about_sweep: list[str], given: list[str], axes: set[str], composed: dict) -> list[list[str]]:
-    """Override lists of the sweep group's grid × points, less what the command line itself decides.
-
-    A group that the command line chooses (`pattern=...`) or makes an axis of (`pattern.window=0,64`) replaces all that
-    the sweep file says about it, so a shipped sweep can be run with other patterns or one model.
-
-    Args:
-        given: keys that the command line sets; `axes`: those that it gives several values.
-    """
-    config, _ = _compose(about_sweep, composed)
-    spec = config.sweep or {}
-    unknown = set(spec) - {"name", "grid", "points"}
-    if unknown:
-        raise UsageError(f"sweep.{sorted(unknown)[0]}: unknown key; allowed: name, grid, points")
-    # A choice or an axis replaces the group; a single value of a key is applied on top of every cell.
-    decided = {key for key in given if "." not in key} | {key.partition(".")[0] for key in axes}
-
-    def expand(mapping: dict, where: str) -> list[list[str]]:
-        if not isinstance(mapping, dict):
-            raise UsageError(f"{where}: got {mapping!r}; it must be a mapping from keys to values")
-        kept = {k: v for k, v in mapping.items() if k.partition(".")[0] not in decided and k not in given}
-        lists = [[f"{k}={_word(v)}" for v in (vs if isinstance(vs, list) else [vs])] for k, vs in kept.items()]
-        return [list(c) for c in product(*lists)]
-
-    grid = expand(spec.get("grid") or {}, "sweep.grid")
-    points = [p for i, point in enumerate(spec.get("points") or [{}]) for p in expand(point, f"sweep.points[{i}]")]
-    return [a + b for a in grid for b in points]
-
-
-def _word(value) -> str:
-    """A value as Hydra's override grammar writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ",".join(_word(v) for v in value) + "]"
-    return str(value)
-
-
-# ---- one clear line per mistake -----------------------------------------------------------------------------------
-
-
-def _hydra_line(error: Exception) -> str:
-    text = str(error)
-    if found := re.search(r"Could not find '([^']+)'(?:\s+Available options in '[^']+':\n((?:\t.*\n?)+))?", text):
-        group, _, choice = found[1].rpartition("/")
-        options = ", ".join((found[2] or "").split())
-        return f"{group}={choice}: no such choice" + (f"; available: {options}" if options else "")
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1])
-    for cause in (error, error.__cause__, error.__context__):
-        if isinstance(cause, OmegaConfBaseException):
-            return _omegaconf_line(cause)
-    return " ".join(text.partition("See https")[0].split())
-
-
-def _omegaconf_line(error: OmegaConfBaseException) -> str:
-    first = str(error).splitlines()[0].strip()
-    key = getattr(error, "full_key", None) or ""
-    if "not in" in first and key:
-        return _unknown_key(key)
-    if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
-        kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-        return f"{key}: got {found[1]!r}; it must be {kinds.get(found[2], found[2])}"
-    return f"{key}: {first}" if key else first
-
-
-def _unknown_key(key: str) -> str:
-    key = key.lstrip("+~")
-    known = _known_keys(asdict(Config()))
-    parent, _, name = key.rpartition(".")
-    siblings = [k for k in known if k.rpartition(".")[0] == parent] if parent else sorted(_SECTIONS)
-    # A typo in the last word is likelier than a wrong group.
-    names = [k.rpartition(".")[2] for k in siblings]
-    close = [f"{parent}.{n}".lstrip(".") for n in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
-    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    if close:
-        return f"{key}: unknown key; did you mean {close[0]}?"
-    return f"{key}: unknown key; allowed: {', '.join(siblings or sorted(_SECTIONS))}"
-
-
-def _known_keys(plain: dict, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in plain.items():
-        keys += _known_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-    return keys

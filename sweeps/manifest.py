@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
+from ratplus.config import Config
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
 from ratplus.lock import FolderLock
@@ -77,7 +79,8 @@ def _entry(cell: Composed, stages: Plan, corpus: dict) -> dict:
 
 def science(entry: dict) -> dict:
     """What decides a cell's result, flat, without its pattern and seed: `{"train.pretrain.lr": 4e-3, ...}`."""
-    flat = flatten({**entry["config"], "corpus": entry["corpus"]})
+    # A key that this version adds has its default in older folders.
+    flat = _defaults() | flatten({**entry["config"], "corpus": entry["corpus"]})
     for key in ("seed", "eval.batch", "data.root", "data.path", "data.source", "model.name"):
         flat.pop(key, None)
     # Active recurrence learning follows the model unless it is set by hand.
@@ -86,7 +89,12 @@ def science(entry: dict) -> dict:
     return {k: v for k, v in flat.items() if not k.startswith("pattern.")}
 
 
-def _name_axes(cells: list[dict]) -> None:
+@lru_cache(maxsize=1)
+def _defaults() -> dict:
+    return flatten({k: v for k, v in asdict(Config()).items() if k not in RUNTIME})
+
+
+def name_axes(cells: list[dict]) -> None:
     """Set each cell's `axes`: the keys in which cells of one model name, pattern and seed differ, over the folder.
 
     Derived from all cells, not from what one call swept: tables must never take different experiments for seeds.
@@ -96,8 +104,9 @@ def _name_axes(cells: list[dict]) -> None:
         groups.setdefault(repr((cell["model"], cell["label"], cell["seed"])), []).append(science(cell))
     keys = {k for group in groups.values() for flat in group for k in flat if flat[k] != group[0].get(k)}
     for cell in cells:
-        flat = science(cell)
-        cell["axes"] = {key: flat[key] for key in sorted(keys) if key in flat}
+        flat, arl = science(cell), cell["config"]["train"]["pretrain"]["arl"]
+        flat["train.pretrain.arl"] = arl
+        cell["axes"] = {key: flat[key] for key in sorted(keys) if arl or not key.startswith("train.pretrain.arl_")}
 
 
 def cell_config(entry: dict) -> dict:
@@ -144,6 +153,17 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
+def check_cells(folder: Path, entries: list[dict]) -> list[dict]:
+    """The cells that a folder already has.
+
+    Raises:
+        UsageError: they are of another config than `entries`.
+    """
+    old = read_manifest(folder)["cells"] if (folder / MANIFEST_FILE).exists() else []
+    _refuse_strangers(folder, old, entries)
+    return old
+
+
 def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
     """Write or extend the manifest; cells already there keep their place.
 
@@ -153,11 +173,10 @@ def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FolderLock(folder):
-            old = read_manifest(folder)["cells"] if (folder / MANIFEST_FILE).exists() else []
-            _refuse_strangers(folder, old, entries)
+            old = check_cells(folder, entries)
             remove_temporaries(folder)
             cells = {cell["id"]: cell for cell in old} | {e["id"]: e for e in entries}
-            _name_axes(list(cells.values()))
+            name_axes(list(cells.values()))
             manifest = {"format": FORMAT, "name": name, "cells": list(cells.values())}
             write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
     except OSError as error:

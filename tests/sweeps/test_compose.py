@@ -8,6 +8,7 @@ from ratplus.pattern import Pattern, PatternMap
 from ratplus.sweeps.compose import UsageError, compose_cells, compose_one
 
 CONF = Path(__file__).parents[2] / "conf"
+NEEDS_PATH = ("text", "files", "hub", "bin", "prepared")
 
 
 def labels(cells) -> list[str]:
@@ -26,7 +27,7 @@ def test_every_shipped_choice_composes_and_builds(group, name):
         for model in shipped("model"):
             assert compose_one([f"pattern={name}", f"model={model}"]).config.patterns.layers >= 1
         return
-    words = [f"{group}={name}"] + (["data.path=README.md"] if name == "text" else [])
+    words = [f"{group}={name}"] + (["data.path=README.md"] if name in NEEDS_PATH else [])
     cells = compose_cells(words)
     assert cells
     for cell in cells:
@@ -70,6 +71,74 @@ def test_sweep_file_times_command_line():
     small = compose_cells(["experiment=demo", "model.d_model=64"])
     assert len(small) == 22
     assert {c.config.model.d_model for c in small} == {64}
+
+
+def own_sweep(folder, text: str):
+    (folder / "sweep").mkdir(exist_ok=True)
+    (folder / "sweep" / "mine.yaml").write_text(f"name: mine\n{text}")
+    return lambda *words: compose_cells(["sweep=mine", *words], str(folder))
+
+
+def test_zip_pairs_values(tmp_path):
+    cells = own_sweep(tmp_path, "zip: {pattern.dilation: [4, 16, 64], pattern.window: [0, 8, 16]}\nseeds: 2\n")
+    assert labels(cells()) == [f"ratplus_tiny:{x}" for x in ("D4", "D4", "D16-W8", "D16-W8", "D64-W16", "D64-W16")]
+    assert [c.config.seed for c in cells()] == [0, 1] * 3
+    # What the command line decides drops out of the pairs; the rest stays paired.
+    assert labels(cells("seed=5", "pattern.window=2"))[0] == "ratplus_tiny:D4-W2"
+    assert [c.config.seed for c in cells("seed=5")] == [5, 5, 5]
+    with pytest.raises(UsageError, match=r"paired lists must be equally long; seed has 2, pattern.window has 1"):
+        own_sweep(tmp_path, "zip: {seed: [1, 2], pattern.window: [3]}\n")()
+    with pytest.raises(UsageError, match=r"sweep.zip.seed: got 1; it must be a list"):
+        own_sweep(tmp_path, "zip: {seed: 1}\n")()
+
+
+def test_seeds_as_a_list(tmp_path):
+    assert [c.config.seed for c in own_sweep(tmp_path, "seeds: [3, 7]\n")()] == [3, 7]
+    for wrong in ("0", "many", "[]"):
+        with pytest.raises(UsageError, match=r"sweep.seeds: got .*; give how many \(≥ 1\) or a list of seeds"):
+            own_sweep(tmp_path, f"seeds: {wrong}\n")()
+
+
+def test_exclude_leaves_cells_out(tmp_path):
+    text = (
+        "grid: {model: [attention_tiny, ratplus_tiny], pattern.dilation: [1, 4, 16], pattern.window: [0, 8]}\n"
+        "exclude:\n  - {model: attention_tiny, pattern.window: 8}\n  - {pattern.dilation: [4, 16], pattern.window: 0}\n"
+    )
+    assert labels(own_sweep(tmp_path, text)()) == [
+        "attention_tiny:D1", "ratplus_tiny:D1", "ratplus_tiny:D1-W8", "ratplus_tiny:D4-W8", "ratplus_tiny:D16-W8",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"sweep.exclude\[0\]: pattern.dilaton: unknown key"):
+        own_sweep(tmp_path, "exclude: [{pattern.dilaton: 1}]\n")()
+    with pytest.raises(UsageError, match=r"sweep.exclude\[0\]: got 'D4'; it must be a mapping"):
+        own_sweep(tmp_path, "exclude: [D4]\n")()
+    with pytest.raises(UsageError, match=r"sweep.exclude: it leaves none of 1 cells"):
+        own_sweep(tmp_path, "exclude: [{pattern.dilation: 1}]\n")()
+
+
+def test_named_sweeps():
+    sizes = {name: len(compose_cells([f"sweep={name}"])) for name in shipped("sweep")}
+    assert sizes == {
+        "none": 1, "overview": 22, "paper_dilation": 14, "paper_local": 26, "hybrid_layers": 20, "hybrid_heads": 10,
+        "streaming": 14, "ablation": 30, "from_scratch": 10,
+    }  # fmt: skip
+    scratch = [c for c in compose_cells(["sweep=from_scratch"]) if c.config.train.pretrain.sparse]
+    assert labels(scratch) == [f"{m}_tiny:{d}" for m in ("attention", "ratplus") for d in ("D16", "D64")]
+    assert not any(c.config.train.pretrain.arl or c.config.train.adapt.steps for c in scratch)
+
+
+def test_groups_composed_apart_equal_groups_composed_at_once(tmp_path):
+    """A choice that reaches into another section must not be taken for one that doesn't."""
+    (tmp_path / "pattern").mkdir()
+    (tmp_path / "pattern" / "far.yaml").write_text(
+        "# @package _global_\npattern: {dilation: 9}\nmodel: {layers: 7}\n"
+    )
+    cells = compose_cells(["pattern=dense,far", "model=ratplus_tiny,attention_tiny"], str(tmp_path))
+    found = [(c.config.model.name, c.config.pattern.dilation, c.config.model.layers) for c in cells]
+    assert found == [
+        ("ratplus_tiny", 1, 4), ("attention_tiny", 1, 4), ("ratplus_tiny", 9, 7), ("attention_tiny", 9, 7),
+    ]  # fmt: skip
+    # Interpolations see the combination.
+    assert [c.config.train.pretrain.arl for c in cells] == [True, False, True, False]
 
 
 def test_equal_cells_are_one():
@@ -150,8 +219,15 @@ def test_a_typo_in_a_users_file(tmp_path):
         compose_cells(["pattern=mine"], str(tmp_path))
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "bad.yaml").write_text("name: x\npoint: []\n")
-    with pytest.raises(UsageError, match="sweep.point: unknown key; allowed: name, grid, points"):
+    with pytest.raises(UsageError, match="sweep.point: unknown key; allowed: name, grid, zip, points, seeds"):
         compose_cells(["sweep=bad"], str(tmp_path))
+
+
+def test_an_experiment_without_its_header(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# no header\nseed: 3\n")
+    with pytest.raises(UsageError, match="experiment=mine: its file must begin with the line `# @package _global_`"):
+        compose_cells(["experiment=mine"], str(tmp_path))
 
 
 def test_several_values_need_multirun():
