@@ -1,0 +1,149 @@
+"""`ratplus plan`: what a sweep would cost, from its config alone. No data, no weights, no GPU; torch-free."""
+
+from __future__ import annotations
+
+import argparse
+
+from ratplus.budget import forward_flops, parameters, stage_flops
+from ratplus.config import Config, ModelConfig
+from ratplus.cost import cost
+from ratplus.data.tokenizer import ByteTokenizer
+from ratplus.memory import cache_memory, training_memory
+from ratplus.pattern import Pattern
+from ratplus.stages import plan
+from ratplus.sweeps.compose import Composed, compose_cells
+from ratplus.sweeps.mistakes import UsageError
+from ratplus.sweeps.text_table import columns
+
+_GB = 1e9
+
+
+def print_plan(arguments: argparse.Namespace) -> None:
+    """Print parameters, tokens, FLOPs, GPU-hours, memory a GPU and each pattern's savings for all cells.
+
+    Raises:
+        UsageError: a mistake in the config or an option out of range.
+    """
+    for name, value in (("--mfu", arguments.mfu), ("--tflops", arguments.tflops), ("--vocab", arguments.vocab),
+                        ("--tokens-per-second", arguments.tokens_per_second)):  # fmt: skip
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{name}: got {value:g}; it must be > 0")
+    if arguments.mfu > 1:
+        raise UsageError(f"--mfu: got {arguments.mfu:g}; it is a fraction of --tflops: at most 1")
+    cells = compose_cells(arguments.overrides, arguments.config_dir)
+    vocab = arguments.vocab or ByteTokenizer.vocab_size
+    of_model: dict[str, list[Composed]] = {}
+    for cell in cells:
+        model = cell.config.model.build(vocab, cell.config.train.context)
+        of_model.setdefault(repr((cell.config.model.name, model, cell.config.trainer)), []).append(cell)
+    texts = [_model_text(group, vocab, arguments) for group in of_model.values()]
+    print("\n\n".join(texts))
+    print(
+        f"\nGPU-hours are estimates: {_speed(arguments)}. Memory is what tensors need at the peak of a training step; "
+        "a few percent come on top for the allocator and kernels."
+    )
+
+
+def _speed(arguments: argparse.Namespace) -> str:
+    if arguments.tokens_per_second:
+        return f"every stage at {arguments.tokens_per_second:g} tokens a second and GPU"
+    return f"{arguments.mfu:.0%} of {arguments.tflops:g} TFLOP/s a GPU"
+
+
+def _model_text(cells: list[Composed], vocab: int, arguments: argparse.Namespace) -> str:
+    config = cells[0].config
+    vocab = plan(config, {}, vocab).vocab_size  # with the symbols of the recall task
+    model = config.model.build(vocab, config.train.context)
+    count = parameters(model)
+    head = (
+        f"{config.model.name}: {count:,} parameters ({model.layers} layers, d_model {model.d_model:,}, {model.heads} "
+        f"heads of {model.d_head}, vocabulary {vocab:,}), context {config.train.context:,}"
+    )
+    return "\n\n".join(
+        [
+            head,
+            columns(_stage_rows(cells, vocab, arguments)),
+            _memory_text(config, model, count),
+            columns(_pattern_rows(cells, model)),
+        ]
+    )
+
+
+def _stage_rows(cells: list[Composed], vocab: int, arguments: argparse.Namespace) -> list[dict]:
+    """One row a stage: how many distinct ones the cells need, and what these cost in all."""
+    needed: dict[str, dict[str, tuple[int, int]]] = {"pretrain": {}, "adapt": {}, "evaluate": {}}
+    for cell in cells:
+        config = cell.config
+        flops = stage_flops(config, vocab)
+        for stage in plan(config, {}, vocab):
+            needed[stage.name][stage.id] = (_tokens(config, stage.name), flops[stage.name])
+    rows = []
+    for stage, of_id in needed.items():
+        tokens, flops = (sum(column) for column in zip(*of_id.values()))
+        recipe = getattr(cells[0].config.train, stage, None)
+        rows.append(
+            {
+                "stage": stage,
+                "runs": len(of_id),
+                "steps": "" if recipe is None else f"{recipe.steps:,}",
+                "batch": "" if recipe is None else f"{recipe.batch:,}",
+                "tokens": f"{tokens:,}",
+                "FLOPs": f"{flops:.4g}",
+                "GPU-hours": f"{_hours(tokens, flops, arguments):,.4g}",
+            }
+        )
+    return rows
+
+
+def _tokens(config: Config, stage: str) -> int:
+    if stage == "evaluate":
+        recall = config.data.recall
+        rows = config.eval.recall_rows * recall.length if recall.fraction > 0 else 0
+        return config.eval.text_rows * config.train.context + rows
+    recipe = getattr(config.train, stage)
+    return recipe.steps * recipe.batch * config.train.context
+
+
+def _hours(tokens: int, flops: int, arguments: argparse.Namespace) -> float:
+    if arguments.tokens_per_second:
+        return tokens / arguments.tokens_per_second / 3600
+    return flops / (arguments.mfu * arguments.tflops * 1e12) / 3600
+
+
+def _memory_text(config: Config, model: ModelConfig, count: int) -> str:
+    trainer, recipe = config.trainer, config.train.pretrain
+    gpus = trainer.devices * trainer.nodes
+    rows = min(recipe.micro_batch or recipe.batch, -(-recipe.batch // gpus))
+    shards = gpus if trainer.strategy == "fsdp" else 1
+    memory = training_memory(
+        model, count, rows * config.train.context, config.train.precision, shards,
+        getattr(trainer, "activation_checkpointing", False),
+    )  # fmt: skip
+    parts = {k: v for k, v in vars(memory).items()} | {"total": memory.total}
+    line = columns([{f"{name} (GB)": f"{value / _GB:.3g}" for name, value in parts.items()}])
+    how = f"{trainer.strategy}, {gpus} GPU{'s' if gpus > 1 else ''}, {rows} sequence{'s' if rows > 1 else ''} at a time"
+    return f"memory of each GPU in training ({how}, {config.train.precision}):\n{line}"
+
+
+def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
+    """One row a pattern: what it saves at the context's end, beside dense attention."""
+    rows, seen = [], set()
+    for cell in cells:
+        config = cell.config
+        if config.patterns in seen:
+            continue
+        seen.add(config.patterns)
+        length, precision = config.train.context, config.train.precision
+        spent = cost(config.patterns, length, model.d_head, recurrence=model.recurrence)
+        dense = forward_flops(model, Pattern(), length)
+        rows.append(
+            {
+                "pattern": config.patterns.label,
+                "attention FLOPs": f"{spent.attention_flops:.4g}",
+                "of dense": f"1/{1 / spent.attention_flops_ratio:.1f}",
+                "all FLOPs": f"{forward_flops(model, config.patterns, length) / dense:.1%}",
+                "KV bytes a sequence": f"{cache_memory(model, config.patterns, length, precision):,}",
+                "KV entries of dense": f"1/{1 / spent.kv_ratio:.1f}" if spent.kv_ratio else "0",
+            }
+        )
+    return rows

@@ -1,0 +1,28 @@
+"""Rows of figures as aligned plain text, whatever the terminal's width: figures must not be cut."""
+
+from __future__ import annotations
+
+
+def columns(rows: list[dict]) -> str:
+    """Rows as lines below a header; numbers to the right, keys that a row lacks are empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, *([_word(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    right = [all(_is_number(row[name]) for row in rows if name in row) for name in names]
+    return "\n".join(
+        "  ".join(w.rjust(n) if r else w.ljust(n) for w, n, r in zip(line, widths, right)).rstrip() for line in lines
+    )
+
+
+def _word(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return True
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

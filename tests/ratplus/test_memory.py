@@ -1,0 +1,67 @@
+"""The estimate of training memory beside what a live model's tensors take at their peak."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
+from ratplus.budget import parameters
+from ratplus.memory import cache_memory, training_memory
+
+
+def measured_peak(config: ModelConfig, batch: int, length: int, precision: str) -> int:
+    """Bytes of all tensors at their peak over two accumulated micro-batches, with gradients and moments in place."""
+    model = RATPlus(config)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.randint(0, config.vocab_size, (batch, length))
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer, tokens)
+    with tracker:
+        for micro in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(tokens, Pattern(16))
+            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+            del logits
+            loss.backward()
+            if micro == 0:
+                optimizer.step()
+            if micro < 2:
+                tracker.reset_mod_stats()  # it follows one iteration of each module
+    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+    return snapshot["Total"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("recurrence", "layers", "d_model", "vocab", "length"),
+    [(True, 4, 256, 1000, 512), (False, 4, 256, 1000, 512), (True, 6, 128, 4000, 256), (True, 2, 512, 500, 256)],
+)
+def test_training_memory_within_a_tenth(precision, recurrence, layers, d_model, vocab, length):
+    config = ModelConfig(vocab_size=vocab, layers=layers, d_model=d_model, d_head=64, recurrence=recurrence)
+    estimate = training_memory(config, parameters(config), 2 * length, precision)
+    assert estimate.total == pytest.approx(measured_peak(config, 2, length, precision), rel=0.1)
+
+
+def test_sharding_and_checkpointing():
+    config = ModelConfig(vocab_size=32000, layers=32, d_model=4096, d_head=128)
+    n = parameters(config)
+    one, eight = (training_memory(config, n, 4096, "bf16", shards) for shards in (1, 8))
+    assert one.optimizer == 8 * n
+    assert eight.optimizer == n
+    assert eight.activations == one.activations
+    light = training_memory(config, n, 4096, "bf16", 8, checkpointing=True)
+    assert light.activations < eight.activations / 8
+    assert light.total < 80e9 < one.total
+
+
+@pytest.mark.parametrize("recurrence", [True, False])
+def test_cache_memory_is_that_of_the_formula_and_at_most_the_caches(recurrence):
+    config = ModelConfig(vocab_size=50, layers=2, d_model=64, d_head=32, recurrence=recurrence)
+    model, patterns = RATPlus(config), PatternMap.uniform(Pattern(4, 3, 2), 2, 2)
+    cache = model.new_cache(1, patterns, 40)
+    model.prefill(torch.zeros(1, 39, dtype=torch.long), cache)
+    held = sum(n for layer in cache.kv_entries() for head in layer for n in head)
+    state = 2 * 2 * 2 * 32 * 4 if recurrence else 0
+    assert cache_memory(config, patterns, 39, "float32") == held * 2 * 32 * 4 + state
+    assert cache_memory(config, patterns, 39, "float32") <= cache.bytes()

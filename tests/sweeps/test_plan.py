@@ -1,0 +1,82 @@
+"""`ratplus plan`: figures of a sweep before anything runs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ratplus.sweeps import cli
+
+PAPER = [
+    "plan", "model=ratplus_7b", "train=paper_7b", "sweep=paper_dilation", "data.recall.fraction=0", "trainer=fsdp",
+    "trainer.devices=8", "trainer.nodes=4", "--vocab", "32000",
+]  # fmt: skip
+
+
+def plan(capsys, *words) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    captured = capsys.readouterr()
+    assert not ended.value.code, captured.err
+    return captured.out
+
+
+def row(text: str, first: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(first + " "))
+    return line.split()
+
+
+def test_the_papers_largest_model(capsys):
+    text = plan(capsys, *PAPER)
+    assert "ratplus_7b: 7,647,531,008 parameters" in text
+    assert row(text, "pretrain")[1:5] == ["1", "34,968", "768", "109,999,816,704"]
+    assert row(text, "adapt")[1:4] == ["7", "317", "768"]
+    # Two passes of 6 FLOPs a parameter and token, and attention on top.
+    assert 12 * 7.5e9 * 1.1e11 < float(row(text, "pretrain")[5]) < 1.1 * 12 * 7.65e9 * 1.1e11
+    # 2 (k and v) x 32 layers x 4096 channels x 4096 tokens x 2 bytes, and a float32 state of 2 x 32 x 4096.
+    assert row(text, "D1")[-2] == f"{2 * 32 * 4096 * 4096 * 2 + 2 * 32 * 4096 * 4:,}"
+    assert row(text, "D64")[-1] == "1/64.0"
+    assert row(text, "D64")[2] == "1/63.0"  # every query sees itself too
+
+
+def test_speed_options(capsys):
+    slow, fast = (plan(capsys, *PAPER, "--mfu", mfu) for mfu in ("0.2", "0.4"))
+    assert float(row(slow, "adapt")[-1]) == pytest.approx(2 * float(row(fast, "adapt")[-1]), rel=1e-3)
+    told = plan(capsys, *PAPER, "--tokens-per-second", "10000")
+    assert float(row(told, "adapt")[-1]) == pytest.approx(7 * 317 * 768 * 4096 / 1e4 / 3600, rel=1e-3)
+
+
+def test_memory_of_strategies(capsys):
+    def total(*words):
+        lines = plan(capsys, "plan", "model=ratplus_1b", "train=paper_1b", "--vocab", "32000", *words).splitlines()
+        (header,) = (i for i, line in enumerate(lines) if "total (GB)" in line)
+        return float(lines[header + 1].split()[-1])
+
+    alone, sharded = total(), total("trainer=fsdp", "trainer.devices=8")
+    assert total("trainer=ddp", "trainer.devices=8") == alone
+    # 16 bytes of each of 1.47e9 parameters, 7/8 of which lie elsewhere; and no bf16 copy of all weights.
+    assert alone - sharded == pytest.approx((16 * 7 / 8 + 2) * 1.475, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mfu", "2"], "--mfu: got 2; it is a fraction of --tflops: at most 1"),
+        (["--tflops", "0"], "--tflops: got 0; it must be > 0"),
+        (["model=ratplus_9b"], "model=ratplus_9b: no such choice"),
+    ],
+)
+def test_mistakes(capsys, words, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", *words])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_plan_needs_no_torch():
+    code = (
+        f"import sys\nfrom ratplus.sweeps import cli\ntry:\n    cli.main({PAPER!r})\n"
+        "except SystemExit:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False", done
