@@ -6,60 +6,35 @@ in another process: waited for. A stage makes sure of its parent first, so `eval
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import resource
-import socket
+import sys
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from ratplus.config import Config, RecipeSection
+from ratplus.config import Config
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
+from ratplus.failures import describe_failure, failure_of
 from ratplus.lock import FolderLock, LockLost
+from ratplus.plan import Plan, Stage, plan
+from ratplus.ranks import Place, micro_batches, place_of
 from ratplus.record import (
     ForeignRecord,
     RecordError,
     provenance,
     read_record,
     remove_temporaries,
-    stage_id,
     write_record,
 )
 
+__all__ = ["Cell", "Plan", "Stage", "Surroundings", "describe_failure", "plan", "run_stage", "training_device"]
+
 Progress = Callable[[str, int, int, dict], None]
-
-
-@dataclass
-class Stage:
-    """One stage of a cell: its name, the config that decides its result, and its parent's id."""
-
-    name: str
-    config: dict
-    parent: str | None
-
-    @property
-    def id(self) -> str:
-        return stage_id(self.name, self.config, self.parent)
-
-    def folder(self, root: Path) -> Path:
-        return Path(root) / self.name / self.id
-
-
-@dataclass
-class Plan:
-    """The stages of one cell, parent first; torch-free, so that a sweep can be listed in no time."""
-
-    pretrain: Stage
-    adapt: Stage
-    evaluate: Stage
-    vocab_size: int
-
-    def __iter__(self):
-        return iter((self.pretrain, self.adapt, self.evaluate))
 
 
 @dataclass
@@ -79,30 +54,6 @@ class Surroundings:
     say: Callable[[str], None] = print
 
 
-def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
-    """The stages of a cell with their ids. Only what decides results enters: no paths, devices or worker counts."""
-    recall = config.data.recall
-    data = {**corpus_identity, "recall": asdict(recall) if recall.fraction > 0 else None}
-    vocab = text_vocab
-    if recall.fraction > 0:
-        vocab += 1 + recall.keys * recall.values + recall.keys + recall.values
-    shape = {k: v for k, v in asdict(config.model).items() if k != "name"} | {"vocab_size": vocab}
-    common = {"data": data, "context": config.train.context, "seed": config.seed}
-    patterns = config.patterns.to_dict()
-
-    def recipe(section: RecipeSection) -> dict:
-        plain = asdict(section) | {"micro_batch": section.micro_batch or section.batch}
-        if not section.arl:
-            plain = {k: v for k, v in plain.items() if not k.startswith("arl_")}
-        return plain | {"precision": config.train.precision}
-
-    pretrain = Stage("pretrain", {**common, "model": shape, "recipe": recipe(config.train.pretrain)}, None)
-    adapt = Stage("adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id)
-    rows = {"text_rows": config.eval.text_rows, "recall_rows": config.eval.recall_rows}
-    evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": rows}, parent=adapt.id)
-    return Plan(pretrain, adapt, evaluate, vocab)
-
-
 class Cell:
     """One cell of a sweep: `Cell(config, surroundings).run("evaluate")` makes sure of its three stages."""
 
@@ -110,14 +61,34 @@ class Cell:
         self.config, self.around = config, around
         self.corpus: Corpus = open_corpus(prepare(config.data))
         self.plan = plan(config, self.corpus.identity, self.corpus.vocab_size)
+        self._team = None  # of several ranks, while rank 0 runs the stages
 
     def run(self, last: str = "evaluate") -> dict:
         """Run the stages up to `last`; returns its record.
 
+        Under torchrun or srun every rank calls this, and all get the record: rank 0 runs the stages, the others
+        train along when it tells them to.
+
         Raises:
             RecordError, CheckpointError, ...: the stage's own failure, after it has been recorded.
             ratplus.training.Interrupted: on SIGTERM or Ctrl-C, with the training state saved.
+            ratplus.ranks.LayoutError: `trainer` asks for ranks that are not there, or cannot share a batch.
+            ratplus.distributed.PeerFailed: on other ranks than the one that failed first.
         """
+        place = place_of(self.config.trainer)
+        if place.rank > 0:
+            return self.follow(place)
+        if place.world == 1:
+            return self._run_stages(last)
+        for name in ("pretrain", "adapt"):
+            micro_batches(getattr(self.config.train, name), place.world, f"train.{name}")
+        from ratplus.distributed import Team
+
+        with Team(place, self.config.trainer, self.config.run, self._start_rank) as self._team:
+            self._team.result = self._run_stages(last)
+        return self._team.result
+
+    def _run_stages(self, last: str) -> dict:
         work = {"pretrain": self._pretrain, "adapt": self._adapt, "evaluate": self._evaluate}
         record = None
         for stage in self.plan:
@@ -125,6 +96,42 @@ class Cell:
             if stage.name == last:
                 break
         return record
+
+    # ---- ranks other than 0 ----
+
+    def _start_rank(self, place: Place):
+        # A fresh interpreter: a fork would share CUDA and thread state with this one.
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(
+            target=_rank_process, args=(self.config, place), name=f"ratplus-rank-{place.rank}", daemon=True
+        )
+        process.start()
+        return process
+
+    def follow(self, place: Place) -> dict:
+        """A rank's part other than 0's: train along as rank 0 orders; returns the record that rank 0 ends with."""
+        from ratplus.distributed import Team
+
+        team = Team(place, self.config.trainer, self.config.run)
+        for order in team.orders():
+            stage = getattr(self.plan, order["stage"])
+            with team.together():
+                if stage.id != order["id"]:
+                    raise ValueError(
+                        f"{stage.name}: its id is {stage.id} here and {order['id']} on rank 0, so code, config or data "
+                        "differ between the two; start all ranks with the same command, code and corpus"
+                    )
+                self._train_along(team, stage, order["first"])
+        return team.result
+
+    def _train_along(self, team, stage: Stage, first: int) -> None:
+        from ratplus import training
+
+        recipe, patterns, arl = self._assignment(stage)
+        training.train_along(
+            self._model_config(), recipe, self._batches(), purpose=stage.name, first=first, run=self.config.run,
+            team=team, precision=self.config.train.precision, patterns=patterns, arl=arl,
+        )  # fmt: skip
 
     # ---- the work of each stage: (stage, folder, log, lock) -> (metrics, timing) ----
 
@@ -136,35 +143,58 @@ class Cell:
     def _model_config(self):
         return self.config.model.build(self.plan.vocab_size, self.config.train.context)
 
-    def _pretrain(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
-        from ratplus.model import RATPlus
+    def _assignment(self, stage: Stage) -> tuple:
+        """What a training stage trains with: (recipe, patterns, active recurrence learning's pattern or None)."""
         from ratplus.pattern import Pattern
 
-        model = RATPlus(self._model_config())
-        model.reset_parameters(self.config.seed, self.config.model.init_std)
+        if stage.name == "adapt":
+            return self.config.train.adapt, self.config.patterns, None
         r = self.config.train.pretrain
         arl = Pattern(r.arl_dilation, r.arl_window, r.arl_sinks) if r.arl else None
-        return self._train(model, r, stage, folder, log, lock, patterns=None, arl=arl)
+        return r, self.config.patterns if r.sparse else None, arl
+
+    def _pretrain(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
+        from ratplus.model import RATPlus
+
+        if self.config.model.init_from:
+            return self._take_weights(stage, folder)
+        model = RATPlus(self._model_config())
+        model.reset_parameters(self.config.seed, self.config.model.init_std)
+        return self._train(model, stage, folder, log, lock)
+
+    def _take_weights(self, stage: Stage, folder: Path) -> tuple[dict, dict]:
+        """Weights of `model.init_from` instead of pretraining."""
+        from ratplus.checkpoint import adopt
+        from ratplus.evaluation.metrics import metric
+
+        source, weights = Path(self.config.model.init_from), stage.config["weights"]
+        parameters = adopt(source, folder, self._model_config(), weights, self.around.say)
+        return {"parameters": metric(parameters, None, 1)}, {}
 
     def _adapt(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
-        model = self._load(self.plan.pretrain)
-        return self._train(model, self.config.train.adapt, stage, folder, log, lock, self.config.patterns, arl=None)
+        return self._train(self._load(self.plan.pretrain), stage, folder, log, lock)
 
-    def _train(self, model, recipe, stage: Stage, folder: Path, log, lock, patterns, arl) -> tuple[dict, dict]:
+    def _train(self, model, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus import checkpoint, training
         from ratplus.evaluation.metrics import metric
 
+        recipe, patterns, arl = self._assignment(stage)
         outcome = training.train(
             model, recipe, self._batches(), folder, purpose=stage.name, stage_id=stage.id, run=self.config.run,
             precision=self.config.train.precision, patterns=patterns, arl=arl, log=log, before_saving=lock.check,
             progress=lambda done, total, numbers: self.around.progress(stage.name, done, total, numbers),
+            team=self._team, say=self.around.say,
         )  # fmt: skip
+        model = outcome["model"]
         checkpoint.save(model, folder)
         report = outcome["report"]
         # Of the last step, over its labels.
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
         metrics["parameters"] = metric(sum(p.numel() for p in model.parameters()), None, 1)
-        return metrics, {"train_seconds": outcome["seconds"], "resumed_at_step": outcome["first_step"]}
+        timing = {"train_seconds": outcome["seconds"], "resumed_at_step": outcome["first_step"]}
+        if len(outcome["layouts"]) > 1 or self._team is not None:
+            timing["layouts"] = outcome["layouts"]
+        return metrics, timing
 
     def _evaluate(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus.evaluation.suites import evaluate_suites
@@ -176,7 +206,13 @@ class Cell:
             model.to(device), self.config.patterns, self._batches(), self.config.eval,
             lambda done, total: self.around.progress(stage.name, done, total, {}),
         )  # fmt: skip
-        return metrics, {"evaluate_seconds": time.monotonic() - started}
+        timing = {"evaluate_seconds": time.monotonic() - started}
+        if self.config.eval.efficiency.enabled:
+            from ratplus.evaluation.efficiency import measure_efficiency
+
+            counts, times = measure_efficiency(model, self.config.patterns, self.config.eval.efficiency, device)
+            metrics, timing = metrics | counts, timing | times
+        return metrics, timing
 
     def _load(self, parent: Stage):
         from ratplus import checkpoint
@@ -186,6 +222,25 @@ class Cell:
             return checkpoint.load(folder, self._model_config())
         except checkpoint.CheckpointError as error:
             raise checkpoint.CheckpointError(f"{error}; delete {folder} to train it again") from None
+
+
+def _rank_process(config: Config, place: Place) -> None:
+    """A rank that rank 0 started on its own machine."""
+    # torch's sockets would print a stack trace when rank 0 goes.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from ratplus.distributed import PeerFailed
+    from ratplus.training import Interrupted
+
+    if config.run.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.run.threads)
+    try:
+        Cell(config, Surroundings(Path())).follow(place)
+    except Interrupted as error:
+        sys.exit(128 + error.number)
+    except (PeerFailed, KeyboardInterrupt):
+        sys.exit(1)  # rank 0 says what happened
 
 
 def training_device(accelerator: str) -> str:
@@ -236,7 +291,8 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
         timing = {"seconds": time.monotonic() - started, "peak_memory_bytes": _peak_memory_bytes()}
         record = write_record(
             folder, stage=stage.name, config=stage.config, parent=stage.parent,
-            provenance=provenance(**_hardware(config)), **(outcome | {"timing": outcome["timing"] | timing}),
+            provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config)),
+            **(outcome | {"timing": outcome["timing"] | timing}),
         )  # fmt: skip
         if mirror is not None:
             mirror.finish(record)
@@ -249,7 +305,7 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
             mirror.abandon()
         raise
     except Exception as error:
-        publish(status="failed", metrics={}, timing={}, error=_describe(error))
+        publish(status="failed", metrics={}, timing={}, error=failure_of(error, stage.name, config, folder))
         raise
     record = publish(status="done", metrics=metrics, timing=timing, error=None)
     _tidy(folder)
@@ -261,15 +317,6 @@ def _tidy(folder: Path) -> None:
     remove_temporaries(folder)
     for path in folder.glob("training-*.pt"):
         path.unlink(missing_ok=True)
-
-
-def _describe(error: Exception) -> dict:
-    return {
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": traceback.format_exc().splitlines()[-50:],
-        "host": socket.gethostname(),
-    }
 
 
 def _hardware(config: Config) -> dict:

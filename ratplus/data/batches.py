@@ -6,14 +6,49 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ratplus.config import Config, RecipeSection
+from ratplus.config import Config, RecallSection, RecipeSection
 from ratplus.data.corpus import Corpus
 from ratplus.data.recall import RecallTask
-from ratplus.data.sampling import labels_of, ordered_rows, random_rows
+from ratplus.data.sampling import IGNORE, labels_of, ordered_rows, random_rows
 
 # Draws for different purposes must never coincide.
 _STREAMS = {"pretrain": 1, "adapt": 2, "evaluate": 3}
 _EVAL_SEED = 20602  # held-out recall rows are the same for every seed of a sweep
+
+
+def row_counts(batch: int, context: int, recall: RecallSection) -> tuple[int, int]:
+    """(text rows, recall rows) of a training step that has about `batch * context` tokens."""
+    return _row_counts(batch, context, recall.fraction, recall.length)
+
+
+def _row_counts(batch: int, context: int, share: float, length: int) -> tuple[int, int]:
+    recall_tokens = share * batch * context
+    return batch - round(recall_tokens / context), round(recall_tokens / length)
+
+
+def deal(groups: list[tuple], count: int, alike: int = 1) -> list[list[tuple]]:
+    """Deal the rows of all groups of a step in turn to `count` micro-batches: each has its share of every group.
+
+    None is empty as long as there are at least `count` rows; groups of which a micro-batch has no row are left out.
+
+    Args:
+        groups: (inputs, labels) of arrays or tensors [rows, length].
+        alike: so many micro-batches in a row shall have the same groups; one that has no row of a group which another
+            of them has gets a row without labels, which adds nothing to the loss.
+    """
+    parts = []
+    for part in range(count):
+        dealt, before = [], 0
+        for inputs, labels in groups:
+            first = (part - before) % count
+            together = range(part - part % alike, part - part % alike + alike)
+            if first < len(inputs):
+                dealt.append((inputs[first::count], labels[first::count]))
+            elif any((other - before) % count < len(inputs) for other in together):
+                dealt.append((inputs[:1], labels[:1] * 0 + IGNORE))
+            before += len(inputs)
+        parts.append(dealt)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -36,15 +71,15 @@ class Batches:
     def vocab_size(self) -> int:
         return self.recall.vocab_size if self.recall else self.corpus.vocab_size
 
-    def train(self, recipe: RecipeSection, purpose: str, step: int, rank: int = 0, world: int = 1) -> list[tuple]:
-        """The groups of equally long rows of a training step: (inputs, labels), each int64 [rows / world, length].
+    def train(self, recipe: RecipeSection, purpose: str, step: int) -> list[tuple]:
+        """The groups of equally long rows of a training step: (inputs, labels), each int64 [rows, length].
 
         About `recipe.batch * context` tokens in all (to whole rows): text rows of `context` tokens, and recall rows of
-        their own length. `purpose` is "pretrain" or "adapt"; random rows of the two are drawn apart.
+        their own length. `purpose` is "pretrain" or "adapt"; random rows of the two are drawn apart. Every rank makes
+        the whole batch and takes its share (`deal`), so the data of a step does not depend on the number of ranks.
         """
-        recall_tokens = self.recall_fraction * recipe.batch * self.context if self.recall else 0
-        recall_rows = round(recall_tokens / self.recall.length) if self.recall else 0
-        text_rows = recipe.batch - round(recall_tokens / self.context)
+        share, length = (self.recall_fraction, self.recall.length) if self.recall else (0.0, 1)
+        text_rows, recall_rows = _row_counts(recipe.batch, self.context, share, length)
         groups = []
         if text_rows:
             stream = self.corpus.train
@@ -56,8 +91,7 @@ class Batches:
         if recall_rows:
             inputs, labels, _ = self.recall.rows(self.seed, _STREAMS[purpose], step, recall_rows)
             groups.append((inputs, labels))
-        # The whole global batch is made, then dealt, so that it does not depend on the number of processes.
-        return [(inputs[rank::world], labels[rank::world]) for inputs, labels in groups]
+        return groups
 
     def held_out_text(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `rows` validation windows (all, if there are fewer) as inputs and labels."""

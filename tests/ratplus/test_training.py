@@ -18,10 +18,13 @@ from ratplus.config import (
     RecallSection,
     RecipeSection,
     RunSection,
+    TrainerSection,
     TrainSection,
 )
 from ratplus.data.batches import Batches
 from ratplus.data.corpus import open_corpus, write_corpus
+from ratplus.failures import memory_advice
+from ratplus.stage_log import StageLog
 from ratplus.stages import Cell, Surroundings
 from ratplus.training import Interrupted, learning_rate, load_state, train
 
@@ -42,17 +45,22 @@ def batches_of(corpus, length=16) -> Batches:
     return Batches.of(config, corpus)
 
 
-def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", length=16):
-    """Train a tiny model with active recurrence learning; with `stop_at`, SIGTERM arrives during that step."""
+def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", length=16, crash_at=None, batch=4):
+    """Train a tiny model with active recurrence learning; with `stop_at`, SIGTERM arrives during that step.
+
+    With `crash_at`, that step ends the run before its state is saved.
+    """
     folder.mkdir(exist_ok=True)
     batches = batches_of(corpus, length)
     model = RATPlus(ModelConfig(batches.vocab_size, 2, 16, 8, max_len=32))
     model.reset_parameters(0, 0.2)
-    recipe = RecipeSection(steps=steps, batch=4, micro_batch=micro, lr=1e-2, arl=True)
+    recipe = RecipeSection(steps=steps, batch=batch, micro_batch=micro, lr=1e-2, arl=True)
 
     def progress(done, _total, _numbers):
         if done == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
+        if done == crash_at:
+            raise ZeroDivisionError
 
     outcome = train(
         model,
@@ -64,6 +72,7 @@ def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", 
         run=RUN,
         precision=precision,
         arl=Pattern(8),
+        log=StageLog(folder),
         progress=progress,
     )
     return model.state_dict(), outcome
@@ -73,19 +82,36 @@ def same(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.values(), b.values()))
 
 
-@pytest.mark.parametrize("micro", [None, 2])
+@pytest.mark.parametrize("micro", [None, 1, 2])
 def test_interrupted_training_ends_in_the_same_bits(data, tmp_path, micro):
+    """Weights and curve, whichever step a signal or a crash came in; each step has two passes, of `micro` rows."""
     straight, outcome = run(data, tmp_path / "straight", micro=micro)
     assert outcome["first_step"] == 0
-    for stop_at in (1, 4):
-        folder = tmp_path / f"stop{stop_at}"
+    for at in range(1, 7):
+        folder = tmp_path / f"at{at}"
         with pytest.raises(Interrupted) as stopped:
-            run(data, folder, stop_at=stop_at, micro=micro)
+            run(data, folder, stop_at=at, micro=micro)
         assert stopped.value.number == signal.SIGTERM
-        assert load_state(folder, "s")["step"] == stop_at
+        assert load_state(folder, "s")["step"] == at
+        if at < 6:
+            with pytest.raises(ZeroDivisionError):
+                run(data, folder, crash_at=at + 1, micro=micro)
         resumed, outcome = run(data, folder, micro=micro)
-        assert outcome["first_step"] == stop_at
+        assert outcome["first_step"] == at
         assert same(straight, resumed)
+        assert (folder / "curve.csv").read_text() == (tmp_path / "straight" / "curve.csv").read_text()
+
+
+def test_continuing_with_another_batch_layout(data, tmp_path):
+    """What changes the data of a step is refused; what only changes the order of sums is done, and told."""
+    with pytest.raises(Interrupted):
+        run(data, tmp_path / "x", stop_at=2)
+    with pytest.raises(CheckpointError, match=r"train.pretrain.batch was 4 when this state was saved and is 8 now"):
+        run(data, tmp_path / "x", batch=8)
+    with pytest.raises(CheckpointError, match=r"train.pretrain.steps was 6 .* delete the file to train this stage"):
+        run(data, tmp_path / "x", steps=7)
+    _, outcome = run(data, tmp_path / "x", micro=1)
+    assert [(at["from_step"], at["micro_batches"]) for at in outcome["layouts"]] == [(0, 1), (2, 4)]
 
 
 def test_handlers_are_put_back(data, tmp_path):
@@ -263,7 +289,52 @@ def test_failure_is_recorded_then_retried(config, tmp_path, monkeypatch):
     assert record["error"]["type"] == "RuntimeError"
     assert "last line" in record["error"]["message"]
     assert any("broken" in line for line in record["error"]["traceback"])
+    assert record["error"]["attempt"] == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(suites, "evaluate_suites", broken)
+        with pytest.raises(RuntimeError):
+            cell.run()
+    assert read_record(cell.plan.evaluate.folder(tmp_path / "sweep"))["error"]["attempt"] == 2
     assert cell.run()["status"] == "done"
+
+
+def out_of_gpu(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def out_of_ram(*_):
+    torch.empty(2**50)
+
+
+@pytest.mark.parametrize("broken", [out_of_gpu, out_of_ram])
+@pytest.mark.parametrize(
+    ("batch", "micro", "advice"),
+    [(6, None, "train.pretrain.micro_batch=3"), (6, 2, "train.pretrain.micro_batch=1"), (1, None, "a shorter train.")],
+)
+def test_out_of_memory_says_what_to_try(config, tmp_path, monkeypatch, broken, batch, micro, advice):
+    from ratplus.record import read_record
+    from ratplus.training_step import TrainingModule
+
+    config.train.pretrain = RecipeSection(steps=2, batch=batch, micro_batch=micro)
+    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    monkeypatch.setattr(TrainingModule, "training_step", broken)
+    with pytest.raises(RuntimeError, match=advice):
+        cell.run("pretrain")
+    message = read_record(cell.plan.pretrain.folder(tmp_path / "sweep"))["error"]["message"]
+    assert advice in message
+    assert "memory" in message.split(";")[0]
+
+
+def test_memory_advice_fits_the_ranks_and_the_stage(config):
+    config.train.pretrain = RecipeSection(batch=12)
+    config.trainer = TrainerSection("ddp", 2)
+    assert memory_advice("OutOfMemoryError", "", "pretrain", config) == (
+        "to use less memory, try train.pretrain.micro_batch=3"
+    )
+    assert memory_advice("MemoryError", "", "evaluate", config) == "to use less memory, try eval.batch=2"
+    config.eval.batch = 1
+    assert "smaller model" in memory_advice("MemoryError", "", "evaluate", config)
+    assert memory_advice("ValueError", "no", "pretrain", config) is None
 
 
 def test_nan_model_fails_its_evaluation(config, tmp_path):

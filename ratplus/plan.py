@@ -1,0 +1,73 @@
+"""The stages of a cell and their ids: what is done under which name; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ratplus.config import Config, RecipeSection
+from ratplus.record import stage_id
+from ratplus.starting_point import weights_of
+
+
+@dataclass
+class Stage:
+    """One stage of a cell: its name, the config that decides its result, and its parent's id."""
+
+    name: str
+    config: dict
+    parent: str | None
+
+    @property
+    def id(self) -> str:
+        return stage_id(self.name, self.config, self.parent)
+
+    def folder(self, root: Path) -> Path:
+        return Path(root) / self.name / self.id
+
+
+@dataclass
+class Plan:
+    """The stages of one cell, parent first; torch-free, so that a sweep can be listed in no time."""
+
+    pretrain: Stage
+    adapt: Stage
+    evaluate: Stage
+    vocab_size: int
+
+    def __iter__(self):
+        return iter((self.pretrain, self.adapt, self.evaluate))
+
+
+def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
+    """The stages of a cell with their ids. Only what decides results enters: no paths, devices or worker counts."""
+    recall = config.data.recall
+    data = {**corpus_identity, "recall": asdict(recall) if recall.fraction > 0 else None}
+    vocab = text_vocab
+    if recall.fraction > 0:
+        vocab += 1 + recall.keys * recall.values + recall.keys + recall.values
+    given = config.model.init_from
+    unnamed = ("name", "init_from", "init_std") if given else ("name", "init_from")
+    shape = {k: v for k, v in asdict(config.model).items() if k not in unnamed} | {"vocab_size": vocab}
+    common = {"data": data, "context": config.train.context, "seed": config.seed}
+    patterns = config.patterns.to_dict()
+
+    def recipe(section: RecipeSection) -> dict:
+        plain = asdict(section) | {"micro_batch": section.micro_batch or section.batch}
+        if not section.arl:
+            plain = {k: v for k, v in plain.items() if not k.startswith("arl_")}
+        # What is as it was before the key existed keeps its id.
+        plain = {k: v for k, v in plain.items() if k != "sparse" or v}
+        return plain | {"precision": config.train.precision}
+
+    shared = {"pattern": patterns} if config.train.pretrain.sparse else {}
+    pretrain = Stage("pretrain", {**common, **shared, "model": shape, "recipe": recipe(config.train.pretrain)}, None)
+    if given:
+        weights = {"model": shape, "context": config.train.context, "weights": weights_of(config, vocab)}
+        pretrain = Stage("pretrain", weights, None)
+    adapt = Stage("adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id)
+    rows = {"text_rows": config.eval.text_rows, "recall_rows": config.eval.recall_rows}
+    if config.eval.efficiency.enabled:
+        rows["efficiency"] = asdict(config.eval.efficiency)
+    evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": rows}, parent=adapt.id)
+    return Plan(pretrain, adapt, evaluate, vocab)

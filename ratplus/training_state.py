@@ -1,0 +1,95 @@
+"""The training state on disk: weights, optimizer and step of an unfinished run, and what it must continue with."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+
+import torch
+
+from ratplus.checkpoint import CheckpointError
+from ratplus.config import RecipeSection
+from ratplus.data.batches import Batches
+from ratplus.record import write_atomically
+
+_FORMAT = 1
+_NAME = re.compile(r"training-(\d{8})-([0-9a-f]{16})\.pt")
+ONE_RANK = {"strategy": "single", "ranks": 1}
+
+
+def save_state(folder: Path, stage_id: str, step: int, content: dict) -> Path:
+    """Write `training-<step>-<hash>.pt`; the name carries the content's hash, so damage is seen on loading.
+
+    Args:
+        step: number of steps done.
+        content: "model" and "optimizer" (state_dicts of whole tensors, whatever trained them), "report", "reads"
+            (`what_it_reads`) and "layouts" (`layouts_of`).
+    """
+    buffer = BytesIO()
+    torch.save({"format": _FORMAT, "stage_id": stage_id, "step": step, **content}, buffer)
+    data = buffer.getbuffer()
+    path = folder / f"training-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    write_atomically(path, data)
+    for old in _states(folder):
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def load_state(folder: Path, stage_id: str, reads: dict | None = None) -> dict | None:
+    """The newest training state of a stage, or None.
+
+    Args:
+        reads: `what_it_reads` of the run that wants to continue.
+
+    Raises:
+        CheckpointError: truncated, altered, of another stage, or of a run that reads other data at some step.
+    """
+    paths = _states(folder)
+    if not paths:
+        return None
+    path = paths[-1]
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest()[:16] != _NAME.fullmatch(path.name)[2]:
+        raise CheckpointError(f"{path}: training state is truncated or altered; delete it to train this stage again")
+    state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    if state["stage_id"] != stage_id:
+        raise CheckpointError(f"{path}: training state of stage {state['stage_id']}, not {stage_id}; move it away")
+    for key, now in (reads or {}).items():
+        was = state.get("reads", {}).get(key, now)
+        if was != now:
+            raise CheckpointError(
+                f"{path}: {key} was {was} when this state was saved and is {now} now, which changes what the remaining "
+                "steps read or do; set it back, or delete the file to train this stage again"
+            )
+    return state
+
+
+def what_it_reads(recipe: RecipeSection, batches: Batches, purpose: str) -> dict:
+    """All that decides what a step reads and does, by the key that a user knows it by.
+
+    The number of ranks and the micro-batch are not among it: every step's rows are made for all ranks and then dealt,
+    so these change the order of float sums only.
+    """
+    facts = {f"train.{purpose}.{key}": value for key, value in asdict(recipe).items() if key != "micro_batch"}
+    facts |= {"train.context": batches.context, "seed": batches.seed, "data.recall.fraction": batches.recall_fraction}
+    return facts
+
+
+def layouts_of(state: dict | None, layout: dict) -> list[dict]:
+    """How the steps of a run were shared out so far: [{"from_step", "strategy", "ranks", "micro_batches"}, ...]."""
+    if state is None:
+        return [{"from_step": 0, **layout}]
+    before = state.get("layouts") or [{"from_step": 0, **ONE_RANK}]
+    known = {key: value for key, value in before[-1].items() if key != "from_step"}
+    if all(known.get(key, value) == value for key, value in layout.items()):
+        return before
+    return [*before, {"from_step": state["step"], **layout}]
+
+
+def _states(folder: Path) -> list[Path]:
+    """Training states by step, oldest first."""
+    return sorted(p for p in folder.glob("training-*.pt") if _NAME.fullmatch(p.name))
