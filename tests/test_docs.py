@@ -1,0 +1,70 @@
+"""The commands of docs/sweeps.md run as they stand, in their order."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "sweeps.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def commands(language: str) -> list[list[str]]:
+    lines = [line for block in blocks(language) for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def ratplus(*words) -> int:
+    from ratplus.sweeps import cli
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    return ended.value.code or 0
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the page's YAML files where it says that they lie."""
+    for block in blocks("yaml"):
+        path = tmp_path / re.search(r"^# ([^\s:]+\.yaml):", block, re.MULTILINE)[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_run_in_order(place, capsys):
+    for words in commands("bash"):
+        assert words[0] == "ratplus"
+        assert ratplus(*words[1:]) == 0, (words, capsys.readouterr().err)
+    out = capsys.readouterr().out
+    assert "6 cells in outputs/quick; 0 of 13 stages done" in out
+    assert "12 cells in outputs/mine" in out
+    assert "3 done" in out
+    assert '"done"' in out  # status --json
+
+
+@pytest.mark.parametrize("words", commands("sh"), ids=" ".join)
+def test_cluster_commands_compose(words):
+    from ratplus.sweeps.cli import VERBS, _parser
+    from ratplus.sweeps.compose import compose_cells
+
+    assert words[0] == "ratplus"
+    assert words[1] in VERBS
+    arguments = _parser(words[1]).parse_intermixed_args(words[2:])
+    if words[1] == "sweep":
+        assert len(compose_cells(arguments.overrides, arguments.config_dir)) > 1
+
+
+def test_shipped_sweeps_and_launchers_are_listed():
+    conf = Path(__file__).parents[1] / "conf"
+    for heading, group in (("shipped sweep", "sweep"), ("`launcher=`", "launcher")):
+        table = PAGE.partition(f"| {heading} |")[2].partition("\n\n")[0]
+        first = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
+        listed = set(re.findall(r"`(\w+)`", first))
+        assert listed == {p.stem for p in (conf / group).glob("*.yaml")} - {"none"}
