@@ -14,9 +14,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+
+from ratplus.secrets import safe_environment, scrub, scrub_tree, scrub_words
 
 FORMAT = 1
 RECORD_FILE = "record.json"
@@ -56,8 +59,10 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         # mkstemp makes files private; a result is as readable as any other file of this user.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which file had no room
         raise
     sync_folder(path.parent)
 
@@ -112,7 +117,7 @@ def write_record(
     """Write `<folder>/record.json` atomically and return it.
 
     `metrics` holds reproducible results only, {name: {"value", "stderr", "count"}}; wall times and memory go to
-    `timing`.
+    `timing`. Keys and tokens in `provenance` and `error` are masked (ratplus.secrets).
     """
     assert status in ("done", "failed"), status
     record = {
@@ -124,14 +129,22 @@ def write_record(
         "config": config,
         "metrics": metrics,
         "timing": timing,
-        "provenance": provenance,
-        "error": error,
+        "provenance": scrub_tree(provenance),
+        "error": _scrubbed_error(error),
     }
     # Through text and back, so that the checksum is of what a reader will see.
     record = json.loads(json.dumps(record))
     record["checksum"] = _checksum(record)
     write_atomically(Path(folder) / RECORD_FILE, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _scrubbed_error(error: dict | None) -> dict | None:
+    if error is None or not isinstance(error.get("traceback"), list):
+        return scrub_tree(error)
+    # As one text: a private key has several lines.
+    lines = scrub("\n".join(error["traceback"])).split("\n") if error["traceback"] else []
+    return scrub_tree(error) | {"traceback": lines}
 
 
 def read_record(folder: Path) -> dict | None:
@@ -166,39 +179,75 @@ def read_record(folder: Path) -> dict | None:
     return record
 
 
-def provenance(**facts) -> dict:
-    """Where a result comes from: code version, package versions, host, command line, and `facts` of the caller."""
+def provenance(save_diff_in: Path | None = None, **facts) -> dict:
+    """Where a result comes from: code, package versions, host, environment, command line, and `facts` of the caller.
+
+    Args:
+        save_diff_in: sweep folder; of a dirty checkout its diff is kept there as `provenance/<sha256>.diff`.
+    """
+    git = code_version()
+    if save_diff_in is not None and git is not None and git["dirty"]:
+        _save_diff(Path(save_diff_in), git["diff_sha256"])
     return {
         **facts,
-        "git": _git(),
+        "git": git,
         "versions": _versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "environment": safe_environment(),
+        "command": scrub_words([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 @lru_cache(maxsize=1)
-def _git() -> dict | None:
-    """Commit and dirty flag of the checkout that this code runs from; None for an installed wheel."""
-    here = Path(__file__).resolve().parent
+def code_version() -> dict | None:
+    """Commit, dirty flag and SHA-256 of `git diff HEAD` of the checkout that this code runs from.
+
+    None for an installed wheel. Asked once a process, and best at its start: the files may change while it works.
+    """
     try:
-        root = _run_git(here, "rev-parse", "--show-toplevel")
-        if not (Path(root) / "ratplus" / "record.py").exists():
-            return None  # somebody else's repository that happens to hold our site-packages
+        root = _checkout()
+        if root is None:
+            return None
+        diff = _run_git(root, *_DIFF)
         return {
-            "commit": _run_git(here, "rev-parse", "HEAD"),
-            "dirty": bool(_run_git(here, "status", "--porcelain", "--untracked-files=no")),
+            "commit": _run_git(root, "rev-parse", "HEAD").decode().strip(),
+            "dirty": bool(diff),
+            "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
         }
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _run_git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
+_DIFF = ("diff", "--no-color", "--no-ext-diff", "HEAD")
+
+
+def _save_diff(folder: Path, sha256: str) -> None:
+    """Keep the diff of this hash, unless it is kept already or the files have changed since.
+
+    The name is of the diff itself; in the file, keys and tokens are masked.
+    """
+    path = folder / "provenance" / f"{sha256}.diff"
+    if path.exists():
+        return
+    diff = _run_git(_checkout(), *_DIFF)
+    if hashlib.sha256(diff).hexdigest() == sha256:
+        write_atomically(path, scrub(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape"))
+
+
+def _checkout() -> Path | None:
+    """Root of the git checkout that this code lies in; not of somebody's that happens to hold our site-packages."""
+    here = Path(__file__).resolve().parent
+    root = Path(_run_git(here, "rev-parse", "--show-toplevel").decode().strip())
+    return root if (root / "ratplus" / "record.py").exists() else None
+
+
+def _run_git(folder: Path, *words: str) -> bytes:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True, timeout=10)
+    return done.stdout
 
 
 @lru_cache(maxsize=1)

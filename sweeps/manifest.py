@@ -15,6 +15,7 @@ from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
 from ratplus.lock import FolderLock
 from ratplus.record import STAGES, ForeignRecord, RecordError, read_record, remove_temporaries, write_atomically
+from ratplus.secrets import scrub_words
 from ratplus.stages import Plan, plan
 from ratplus.sweeps.compose import NATURAL_AXES, RUNTIME, Composed, UsageError, typed
 
@@ -68,7 +69,7 @@ def _entry(cell: Composed, stages: Plan, corpus: dict) -> dict:
         "label": cell.config.patterns.label,
         "seed": cell.config.seed,
         "stages": {stage.name: stage.id for stage in stages},
-        "overrides": cell.overrides,
+        "overrides": scrub_words(cell.overrides),
         "axes": {},
         "swept": cell.axes,
         "config": {k: v for k, v in config.items() if k not in RUNTIME},

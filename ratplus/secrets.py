@@ -1,0 +1,164 @@
+"""Keeping keys and tokens out of everything that is written: records, logs, job files and what W&B is told.
+
+Torch-free, standard library only. `scrub` is for text, `scrub_words` for a command line, `scrub_tree` for nested
+values, `safe_environment` for the few environment variables worth recording.
+
+What counts as a secret: the value of an environment variable with a secret-looking name (WANDB_API_KEY, HF_TOKEN,
+MY_SECRET, DB_PASSWORD), a value given to such a name in the text itself (`api_key=...`), credentials in a URL, and
+texts of a well-known shape (Hugging Face, GitHub, OpenAI, AWS, Slack, W&B; bearer tokens; private keys).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from functools import lru_cache
+from urllib.parse import quote
+
+MASK = "***"
+# Whole parts of a name: `logger.api_key` is one, `data.recall.keys` and `tokenizer` are none.
+_SECRET_PARTS = {
+    "key", "apikey", "token", "secret", "secrets", "password", "passwd", "passphrase", "pwd", "pass", "credential",
+    "credentials", "auth", "authorization", "cookie", "bearer",
+}  # fmt: skip
+# A shorter value of an environment variable is a word of ordinary text rather than a secret.
+_SHORTEST = 6
+
+# Environment variables that change what a run does or say where it ran; everything else is nobody's business.
+_ENVIRONMENT = re.compile(
+    r"CUDA_\w+|NVIDIA_VISIBLE_DEVICES|OMP_\w+|MKL_\w+|OPENBLAS_NUM_THREADS|KMP_\w+|GOMP_CPU_AFFINITY|MALLOC_\w+"
+    r"|RATPLUS_\w+|TRITON_\w+|PYTORCH_\w+|TORCH_\w+|TORCHINDUCTOR_\w+|TORCHDYNAMO_\w+|NCCL_\w+|GLOO_\w+"
+    r"|WORLD_SIZE|RANK|LOCAL_RANK|LOCAL_WORLD_SIZE|NODE_RANK|PYTHONHASHSEED|WANDB_MODE|HYDRA_FULL_ERROR"
+    r"|SLURM_(JOB_ID|JOB_NAME|ARRAY_JOB_ID|ARRAY_TASK_ID|NTASKS|NNODES|NODEID|PROCID|LOCALID|GPUS\w*|CPUS\w*"
+    r"|JOB_PARTITION|JOB_NUM_NODES|RESTART_COUNT)"
+)
+
+# Bounded, and from the start of a word on, so that a megabyte without a space costs no more than its length.
+_NAME = r"(?<![\w.])(?<![\w.]-)[A-Za-z_][\w.\-]{0,80}"
+_VALUE = r"\"[^\"]*\"|'[^']*'|[^\s,;&\"')}\]]+"
+_ASSIGNED = re.compile(rf"(?P<name>{_NAME})(?P<sign>[\"']?\s*(?:=|:)\s*)(?P<value>{_VALUE})")
+_URL = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.\-]{0,20}://)[^/\s@\"'<>]+@")
+_NO_NAMES = ("Error", "Exception", "Warning")  # "KeyError: 'loss'"
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/\-]{8,}=*", re.IGNORECASE)
+_SHAPES = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w\-]{16,}|\bsk-[\w\-]{20,}"
+    r"|\bxox[abeprs]-[\w\-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bwandb_v\d_\w{20,}|\bpypi-[\w\-]{20,}"
+    r"|\beyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+)
+
+
+def looks_secret(name: str) -> bool:
+    """True for a name whose value should not be written: WANDB_API_KEY, --hf-token, logger.apiKey."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return any(part.lower() in _SECRET_PARTS for part in re.split(r"[^A-Za-z0-9]+", spaced))
+
+
+def scrub(text: str) -> str:
+    """`text` with every secret in it replaced by `***`."""
+    values = _values_pattern(_secret_values())
+    if values is not None:
+        text = values.sub(MASK, text)
+    text = _SHAPES.sub(MASK, text)
+    text = _URL.sub(rf"\g<scheme>{MASK}@", text)
+    text = _BEARER.sub(rf"\1 {MASK}", text)
+    return _ASSIGNED.sub(_mask_assigned, text)
+
+
+def _mask_assigned(found: re.Match) -> str:
+    name, sign, value = found["name"], found["sign"], found["value"]
+    if not looks_secret(name) or MASK in value or value in ("Bearer", "Basic") or name.endswith(_NO_NAMES):
+        return found[0]
+    bare = re.fullmatch(r"[a-z]+", name) is not None
+    # `key=len` in a line of code and `token: 17` in a message are no secrets; `api_key: ...` and `password=...` are.
+    harmless = name.lower() in ("key", "token", "auth", "pass") and not _random_looking(value.strip("\"'"))
+    if harmless or (bare and ":" in sign and not _random_looking(value.strip("\"'"))):
+        return found[0]
+    return f"{name}{sign}{MASK}"
+
+
+def _random_looking(value: str) -> bool:
+    return len(value) >= 12 and any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
+
+
+def scrub_words(words: list[str]) -> list[str]:
+    """A command line's words: whatever a secret-looking name is given goes, in `a.key=x`, `--key=x` and `--key x`."""
+    clean, hide_next = [], False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if hide_next and not word.startswith("--"):
+            clean.append(MASK)
+        elif equals and re.fullmatch(r"[\w.\-+~/@]+", name) and looks_secret(name) and value:
+            clean.append(f"{name}={MASK}")
+        else:
+            clean.append(scrub(word))
+        hide_next = not equals and word.startswith("--") and looks_secret(word)
+    return clean
+
+
+def scrub_tree(value):
+    """Nested dicts and lists with `scrub` applied to every text; a text under a secret-looking name goes whole."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, dict):
+        return {
+            k: MASK if isinstance(v, str) and v and isinstance(k, str) and looks_secret(k) else scrub_tree(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [scrub_tree(v) for v in value]
+    return value
+
+
+def safe_environment() -> dict[str, str]:
+    """The environment variables worth recording, without any that look like a secret."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if _ENVIRONMENT.fullmatch(name) and not looks_secret(name) and scrub(value) == value
+    }
+
+
+class ScrubbedStream:
+    """A text stream that writes what it is given through `scrub`; everything else is the stream's own."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(scrub(text))
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def guard_output() -> None:
+    """From now on nothing secret leaves this process through print, tracebacks or warnings: for logs on disk."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, ScrubbedStream):
+            setattr(sys, name, ScrubbedStream(stream))
+
+
+def _secret_values() -> tuple[str, ...]:
+    """Values of secret-looking environment variables, longest first, so that a part never hides the whole."""
+    found = set()
+    for name, value in os.environ.items():
+        if not looks_secret(name) or name.upper().endswith(("_SOCK", "_FILE", "_PATH", "_DIR")):
+            continue  # where a secret lies is no secret
+        lines = value.splitlines() if "\n" in value else []
+        for part in (value.strip(), *(line.strip() for line in lines if len(line.strip()) >= 16)):
+            if len(part) >= _SHORTEST:
+                found |= {part, quote(part, safe=""), repr(part)[1:-1]}
+    return tuple(sorted(found, key=lambda part: (-len(part), part)))
+
+
+@lru_cache(maxsize=4)
+def _values_pattern(values: tuple[str, ...]) -> re.Pattern | None:
+    return re.compile("|".join(re.escape(value) for value in values)) if values else None
