@@ -21,6 +21,7 @@ from ratplus.record import write_atomically
 LOCK_FILE = "lock.json"
 BEAT_SECONDS = 2.0
 LEASE_SECONDS = 30.0
+SILENT_SECONDS = 600.0
 _UNREADABLE = "unreadable"
 
 
@@ -149,9 +150,19 @@ class FolderLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """True if a stage folder is being worked on (its lock exists and its holder is not known to be dead)."""
-    holder = _read(Path(folder) / LOCK_FILE)
-    return holder is not None and not _gone(holder)
+    """True if a stage folder is being worked on: its lock exists, and its holder seems to be alive.
+
+    A holder on another host cannot be asked. That a waiter may take its lock over is decided by waiting; here, at a
+    glance, its last beat counts as its last when it is older than clocks of two hosts should differ.
+    """
+    path = Path(folder) / LOCK_FILE
+    holder = _read(path)
+    if holder is None or _gone(holder):
+        return False
+    try:
+        return time.time() - path.stat().st_mtime < SILENT_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def _read(path: Path) -> dict | None:

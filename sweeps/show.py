@@ -8,7 +8,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ratplus.sweeps.pool import Task, Worker
+from ratplus.sweeps.launch_tasks import Task
+from ratplus.sweeps.pool import Running
 
 _LINE_SECONDS = 20.0  # between two plain progress lines
 
@@ -40,7 +41,7 @@ class SweepDisplay:
         if self._live:
             self._progress.stop()
 
-    def event(self, kind: str, task: Task | None, workers: list[Worker], text: str) -> None:
+    def event(self, kind: str, task: Task | None, workers: list[Running], text: str) -> None:
         if kind in ("end", "skip"):
             self.done += 1
             mark = "FAILED" if kind == "end" and text else "skipped" if kind == "skip" else "done"
@@ -56,7 +57,7 @@ class SweepDisplay:
         self._told = time.monotonic()
         self.console.print(line, markup=False)
 
-    def _line(self, worker: Worker) -> str:
+    def _line(self, worker: Running) -> str:
         news = worker.news()
         if not news:
             return f"{worker.task.name}: starting"
@@ -69,7 +70,7 @@ class SweepDisplay:
             return f" ({elapsed:.0f} s)"
         return f" ({elapsed:.0f} s, about {elapsed / self.done * (self.total - self.done):.0f} s left)"
 
-    def _draw(self, workers: list[Worker]) -> None:
+    def _draw(self, workers: list[Running]) -> None:
         self._progress.update(self._overall, completed=self.done)
         seen = set()
         for worker in workers:

@@ -16,6 +16,7 @@ def main(job_file: str) -> int:
     # SLURM sends its warning to every process of a job; only our parent acts on it, and tells us by SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     job = json.loads(Path(job_file).read_text())
+    sys.argv = job["command"]  # records tell what the user ran, not how we were started
     parent = os.getppid()
     file = ProgressFile(job["progress"])
 

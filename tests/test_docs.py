@@ -54,11 +54,11 @@ def test_cluster_commands_compose(words):
     from ratplus.sweeps.cli import VERBS, _parser
     from ratplus.sweeps.compose import compose_cells
 
-    assert words[0] == "ratplus"
+    words = words[next(i for i, word in enumerate(words) if word.endswith(("ratplus", "ratplus)"))) :]  # after torchrun
     assert words[1] in VERBS
     arguments = _parser(words[1]).parse_intermixed_args(words[2:])
-    if words[1] == "sweep":
-        assert len(compose_cells(arguments.overrides, arguments.config_dir)) > 1
+    if hasattr(arguments, "overrides"):
+        assert compose_cells(arguments.overrides, arguments.config_dir)
 
 
 def test_shipped_sweeps_and_launchers_are_listed():

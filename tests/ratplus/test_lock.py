@@ -102,6 +102,15 @@ def test_a_reused_pid_is_not_the_holder(tmp_path):
     assert is_locked(tmp_path)
 
 
+def test_a_lock_without_a_beat_for_long_is_nobodys(tmp_path):
+    """Of a holder on another host, which cannot be asked: it was killed together with its machine."""
+    foreign(tmp_path)
+    assert is_locked(tmp_path)
+    long_ago = time.time() - lock_module.SILENT_SECONDS - 1
+    os.utime(tmp_path / LOCK_FILE, (long_ago, long_ago))
+    assert not is_locked(tmp_path)
+
+
 def test_damaged_lock_file(tmp_path):
     (tmp_path / LOCK_FILE).write_text("{")
     with FolderLock(tmp_path, lease=0.5):
