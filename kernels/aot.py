@@ -1,11 +1,13 @@
 """Compiles every Triton kernel in every shipped configuration for an H100 (sm_90) without one, and measures the result.
 
 Registers, spills, shared memory and tensor-core instructions show in the machine code, so a regression there shows on
-any Linux machine. Must run in a process without TRITON_INTERPRET.
+any Linux machine. Must run in a process without TRITON_INTERPRET. `python -m ratplus.kernels.aot` prints the table of
+docs/kernels.md.
 """
 
 import os
 import re
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from ratplus.kernels.decode import fused_kernels as decode_kernels
 from ratplus.kernels.scan import fused as scan
 from ratplus.kernels.scan import fused_backward as scan_backward
 from ratplus.kernels.scan import fused_forward as scan_forward
+from ratplus.kernels.scan import fused_packed as scan_packed
 
 TARGET = GPUTarget("cuda", 90, 32)
 HEADS = 32  # of the paper's 7.6B model; decides how many heads a program of the recurrence takes
@@ -32,6 +35,7 @@ TYPES = {
     **dict.fromkeys(("grad_k", "grad_v", "d_logit", "keys", "values"), "*bf16"),
     **dict.fromkeys(("summary", "start", "initial", "final", "d_initial", "cos", "sin", "lse", "delta"), "*fp32"),
     **dict.fromkeys(("k_state", "v_state", "part_acc", "part_max", "part_sum"), "*fp32"),
+    **dict.fromkeys(("part_k", "part_v"), "*fp32"),
     **dict.fromkeys(("dilations", "windows", "sinks_of"), "*i32"),
     **dict.fromkeys(("positions", "offsets"), "*i64"),
     "scale": "fp32",
@@ -46,6 +50,7 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         forward, backward = base | {"ROWS": scan.FORWARD_ROWS}, base | {"ROWS": scan.BACKWARD_ROWS}
         yield "scan forward", d_head, scan_forward.forward_kernel, forward | {"ROPE": True}
         yield "scan forward, no rotation", d_head, scan_forward.forward_kernel, forward | {"ROPE": False}
+        yield "scan forward, kept rows only", d_head, scan_packed.packed_kernel, forward | {"ROPE": True}
         yield "scan forward, summary of a split", d_head, scan_forward.forward_summary_kernel, forward
         yield "scan backward", d_head, scan_backward.backward_kernel, backward | {"ROPE": True}
         yield "scan backward, no rotation", d_head, scan_backward.backward_kernel, backward | {"ROPE": False}
@@ -58,7 +63,11 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         yield "attention forward", d_head, attention_forward.forward_kernel, sizes["forward"]
         yield "attention dQ", d_head, attention_backward.dq_kernel, sizes["dq"]
         yield "attention dKV, band", d_head, attention_backward.dkv_band_kernel, sizes["dkv"]
-        yield "attention dKV, far list", d_head, attention_backward.dkv_far_kernel, sizes["dkv"]
+        far = attention_backward.dkv_far_kernel
+        yield "attention dKV, far list", d_head, far, sizes["dkv"] | {"SPLIT": False}
+        yield "attention dKV, far list, split", d_head, far, sizes["dkv"] | {"SPLIT": True}
+        combine = {"D": d_head, "BN": sizes["dkv"]["BN"], "num_warps": attention.COMBINE_WARPS}
+        yield "attention dKV, combine", d_head, attention_backward.dkv_combine_kernel, combine
         delta = {"D": d_head, "BM": attention.DELTA_ROWS}
         yield "attention delta", d_head, attention_backward.delta_kernel, delta
 
@@ -74,11 +83,11 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         yield name, 0, scan_forward.carry_kernel, {"REVERSE": reverse, "BLOCK": scan.CARRY_BLOCK, "num_warps": 1}
 
 
-def measure(kernel, constants: dict, sizes_are_one: bool = False) -> dict:
-    """Compiles one kernel: registers, stack_bytes, shared_bytes, instructions, and how many use tensor cores.
+def compiled(kernel, constants: dict, sizes_are_one: bool = False):
+    """One kernel as Triton compiles it.
 
-    sizes_are_one: as Triton compiles it for one sequence with one head, where it makes both a constant, which is
-    another type inside a kernel. (Sizes that change from call to call, like the length, are exempt from that.)
+    sizes_are_one: for one sequence with one head, where Triton makes both a constant, which is another type inside a
+    kernel. (Sizes that change from call to call, like the length, are exempt from that.)
     """
     options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
     constants = {name: value for name, value in constants.items() if name not in options}
@@ -92,37 +101,79 @@ def measure(kernel, constants: dict, sizes_are_one: bool = False) -> dict:
         if signature[name].startswith("*") or _is_stride(name):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=TARGET, options=options)
-    usage, code = _disassemble(compiled.asm["cubin"])
-    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]+)", code)
+    return triton.compile(source, target=TARGET, options=options)
+
+
+def measure(code) -> dict:
+    """Of a kernel: registers a thread, bytes of stack and shared memory, instructions, those that use tensor cores."""
+    cubin, ptx = code.asm["cubin"], code.asm["ptx"]
+    usage = _resource_usage(cubin)
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
-        "shared_bytes": compiled.metadata.shared,
-        "instructions": len(instructions),
-        "tensor_core": sum(name.startswith(("HGMMA", "HMMA")) for name in instructions),
+        "shared_bytes": code.metadata.shared,
+        "instructions": _executable_bytes(cubin) // 16,  # each of sm_90's is that long
+        "tensor_core": len(re.findall(r"^\s*(?:@\S+\s+)?w?g?mma\.(?:mma_async|sync)", ptx, re.MULTILINE)),
     }
+
+
+def _executable_bytes(elf: bytes) -> int:
+    """Size of the sections with machine code, padding included. (Disassembling would take as long as compiling.)"""
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    entry_bytes, entries = struct.unpack_from("<HH", elf, 0x3A)
+    executable = 4  # section flag
+    sections = [struct.unpack_from("<IIQQQQ", elf, table + n * entry_bytes) for n in range(entries)]
+    return sum(size for _name, _kind, flags, _address, _offset, size in sections if flags & executable)
 
 
 def _is_stride(name: str) -> bool:
     return name.endswith(("_b", "_h", "_t"))
 
 
-def report(sizes_are_one: bool = False) -> list[dict]:
+def report() -> list[dict]:
     """`measure` of every shipped configuration, with kernel and d_head (0: independent of it)."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("kernels/aot.py compiles kernels: run it in a process without TRITON_INTERPRET=1")
+    _refuse_the_interpreter()
     return [
-        {"kernel": name, "d_head": d_head, **measure(kernel, constants, sizes_are_one)}
+        {"kernel": name, "d_head": d_head, **measure(compiled(kernel, constants))}
         for name, d_head, kernel, constants in configurations()
     ]
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """(resource usage, machine code) as text, by the tools that Triton brings."""
+def compile_for_sizes_of_one() -> int:
+    """Compiles every kernel for one sequence with one head (of 64: types don't depend on it); how many."""
+    _refuse_the_interpreter()
+    chosen = [(kernel, constants) for _, d_head, kernel, constants in configurations() if d_head != 128]
+    for kernel, constants in chosen:
+        compiled(kernel, constants, sizes_are_one=True)
+    return len(chosen)
+
+
+def table(rows: list[dict]) -> str:
+    """`report` in Markdown, as docs/kernels.md has it."""
+    lines = [
+        "| kernel | d_head | registers | stack bytes | shared KB | instructions | tensor-core |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        values = (row["kernel"], row["d_head"] or "-", row["registers"], row["stack_bytes"])
+        values += (round(row["shared_bytes"] / 1024), row["instructions"], row["tensor_core"])
+        lines.append("| " + " | ".join(map(str, values)) + " |")
+    return "\n".join(lines)
+
+
+def _refuse_the_interpreter() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("kernels/aot.py compiles kernels: run it in a process without TRITON_INTERPRET=1")
+
+
+def _resource_usage(cubin: bytes) -> str:
+    """What the tool that Triton brings says about a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        code = [triton.knobs.nvidia.nvdisasm.path, file.name]
-        return tuple(subprocess.run(x, capture_output=True, text=True, check=True).stdout for x in (usage, code))
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    print(table(report()))

@@ -4,6 +4,7 @@ import os
 import warnings
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from ratplus.kernels.triton_support import unsupported
@@ -32,5 +33,11 @@ def implementation(op: str, d_head: int, *tensors: Tensor) -> str:
         return "fused"
     if forced:
         raise ValueError(f"{VARIABLE}=fused: {op} can't run as a Triton kernel: {reason}")
-    warnings.warn(f"{op} runs on the slower eager path: {reason}", stacklevel=3)
+    _warn(f"{op} runs on the slower eager path: {reason}")
     return "eager"
+
+
+@torch.compiler.assume_constant_result  # runs while a graph is traced, where a plain warning would break the graph
+def _warn(text: str) -> bool:
+    warnings.warn(text, stacklevel=4)
+    return True

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ratplus.kernels.attention.fused_backward import delta_kernel, dkv_band_kernel, dkv_far_kernel, dq_kernel
+from ratplus.kernels.attention.fused_backward import (
+    delta_kernel,
+    dkv_band_kernel,
+    dkv_combine_kernel,
+    dkv_far_kernel,
+    dq_kernel,
+)
 from ratplus.kernels.attention.fused_forward import forward_kernel
 from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
 
@@ -31,6 +37,9 @@ class Tiles:
 
 
 DELTA_ROWS = 64
+COMBINE_WARPS = 8
+FILL = 264  # programs that fill the GPU: 2 a multiprocessor of an H100
+MIN_QUERIES = 512  # queries a part of the far list's backward pass, at least
 
 
 def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:
@@ -44,6 +53,11 @@ def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:
     if kind == "dq":
         return Tiles(128, 64, 8, 2)
     return Tiles(64, 64, 8 if d_head == 128 else 4, 2)
+
+
+def choose_splits(programs: int, length: int) -> int:
+    """Parts that the queries of each tile of far keys are cut into; 1 where the tiles fill the GPU."""
+    return max(1, min(-(-FILL // programs), length // MIN_QUERIES))
 
 
 @on_its_device
@@ -74,8 +88,13 @@ def backward(
     out: Tensor,
     lse: Tensor,
     longest_far: int,
+    splits: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, each stored [B, T, H, d]. longest_far: an upper bound on the length of any far list."""
+    """Gradients of q, k, v, each stored [B, T, H, d].
+
+    longest_far: an upper bound on the length of any far list. splits: parts of the far list's queries (None: as many as
+    the GPU needs).
+    """
     batch, heads, length, d_head = q.shape
     q, k, v = (unit_stride(x) for x in (q, k, v))
     # In memory order [B, T, H, d]; the gradient of a sum arrives with stride 0 and is written out here.
@@ -96,10 +115,20 @@ def backward(
     )
     far_tiles = -(-longest_far // size.BN)
     if far_tiles:
-        dkv_far_kernel[(far_tiles * rows,)](
-            q, k, v, dilation, window, sinks, d_out, lse, delta, dk, dv, far_tiles, length, heads, scale,
-            *strides, **size.constants(d_head),
+        programs = far_tiles * rows
+        splits = choose_splits(programs, length) if splits is None else splits
+        part_k = part_v = delta
+        if splits > 1:
+            part_k, part_v = (delta.new_empty(splits, programs, size.BN, d_head) for _ in range(2))
+        dkv_far_kernel[(programs, splits)](
+            q, k, v, dilation, window, sinks, d_out, lse, delta, dk, dv, part_k, part_v, far_tiles, splits,
+            length, heads, scale, *strides, SPLIT=splits > 1, **size.constants(d_head),
         )  # fmt: skip
+        if splits > 1:
+            dkv_combine_kernel[(programs,)](
+                part_k, part_v, dilation, window, sinks, dk, dv, far_tiles, splits, length, heads, scale,
+                D=d_head, BN=size.BN, num_warps=COMBINE_WARPS,
+            )  # fmt: skip
     return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
 
 

@@ -1,7 +1,8 @@
 """Triton kernels of dilated attention's backward pass: scores are computed anew, nothing is added atomically.
 
 Four launches: delta; dQ, per tile of queries; dK and dV of the band and the token itself, per tile of keys; dK and dV
-of the far list, per tile of list entries, added to the rows that the band kernel has written.
+of the far list, per tile of list entries, added to the rows that the band kernel has written. Where the list is too
+short to fill the GPU, the queries of each tile are cut into parts, and a fifth launch adds their sums in order.
 """
 
 import triton
@@ -153,15 +154,27 @@ def dkv_band_kernel(
     tl.store(tile_pointers(dv + at, j, size, D), acc_v.to(dv.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["length", "tiles"])
+@triton.jit
+def _add_to_keys(dk, dv, more_k, more_v, base, position, size, there, D: tl.constexpr):
+    """dk, dv += more_k, more_v [keys, D] at the keys' positions."""
+    dk_at, dv_at = tile_pointers(dk + base, position, size, D), tile_pointers(dv + base, position, size, D)
+    more_k += tl.load(dk_at, mask=there, other=0.0).to(tl.float32)
+    more_v += tl.load(dv_at, mask=there, other=0.0).to(tl.float32)
+    tl.store(dk_at, more_k.to(dk.dtype.element_ty), mask=there)
+    tl.store(dv_at, more_v.to(dv.dtype.element_ty), mask=there)
+
+
+@triton.jit(do_not_specialize=["length", "tiles", "splits"])
 def dkv_far_kernel(
-    q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dk, dv, tiles, length, heads, scale,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dk, dv, part_k, part_v, tiles, splits, length, heads,
+    scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    SPLIT: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Adds to dk, dv what list entries receive from queries that have them outside their window.
 
     tiles: programs a head, enough for the longest list; those beyond a head's own list do nothing.
+    SPLIT: a program takes one of `splits` parts of the queries, and leaves its sums in part_k, part_v
+        [splits, B * H * tiles, BN, D] float32 for `dkv_combine_kernel`.
     """
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
@@ -183,15 +196,47 @@ def dkv_far_kernel(
         v_tile = tl.load(tile_pointers(v + b * v_b + h * v_h, position, v_t, D), mask=there, other=0.0)
         acc_k = tl.zeros((BN, D), tl.float32)
         acc_v = tl.zeros((BN, D), tl.float32)
-        for t0 in range((far_position(n0, dilation, sinks) + window + 1) // BM * BM, length, BM):
+        first = (far_position(n0, dilation, sinks) + window + 1) // BM * BM
+        last = length
+        if SPLIT:  # equal parts of the queries that this tile has
+            part = tl.cdiv(tl.cdiv(length - first, BM), splits) * BM
+            first += tl.program_id(1) * part
+            last = tl.minimum(first + part, length)
+        for t0 in range(first, last, BM):
             t = t0 + tl.arange(0, BM)
             visible = there & (t[None, :] - position[:, None] > window)
             acc_k, acc_v = _add_queries(
                 acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
             )
-        at = b * length * size + h * D
-        dk_at, dv_at = tile_pointers(dk + at, position, size, D), tile_pointers(dv + at, position, size, D)
-        acc_k = acc_k * scale + tl.load(dk_at, mask=there, other=0.0).to(tl.float32)
-        acc_v += tl.load(dv_at, mask=there, other=0.0).to(tl.float32)
-        tl.store(dk_at, acc_k.to(dk.dtype.element_ty), mask=there)
-        tl.store(dv_at, acc_v.to(dv.dtype.element_ty), mask=there)
+        if SPLIT:
+            at = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BN
+            tl.store(tile_pointers(part_k, at + tl.arange(0, BN), D, D), acc_k)
+            tl.store(tile_pointers(part_v, at + tl.arange(0, BN), D, D), acc_v)
+        else:
+            _add_to_keys(dk, dv, acc_k * scale, acc_v, b * length * size + h * D, position, size, there, D)
+
+
+@triton.jit(do_not_specialize=["length", "tiles", "splits"])
+def dkv_combine_kernel(
+    part_k, part_v, dilations, windows, sinks_of, dk, dv, tiles, splits, length, heads, scale,
+    D: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Adds the parts of `dkv_far_kernel` to dk, dv, always in the same order; the same programs, without splits."""
+    row = tl.program_id(0) // tiles
+    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    n0 = tl.program_id(0) % tiles * BN
+    far_end = far_count(length - 1 - window, dilation, sinks)
+    if n0 < far_end:
+        n = n0 + tl.arange(0, BN)
+        acc_k = tl.zeros((BN, D), tl.float32)
+        acc_v = tl.zeros((BN, D), tl.float32)
+        at = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+        for _ in range(splits):
+            acc_k += tl.load(tile_pointers(part_k, at, D, D))
+            acc_v += tl.load(tile_pointers(part_v, at, D, D))
+            at += tl.num_programs(0) * BN
+        size = tl.cast(heads, tl.int64) * D
+        position = far_position(n, dilation, sinks)
+        there = (n < far_end)[:, None]
+        _add_to_keys(dk, dv, acc_k * scale, acc_v, b * length * size + h * D, position, size, there, D)

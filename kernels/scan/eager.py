@@ -4,8 +4,13 @@ A block of time steps is copied into a small scratch buffer, time first and k be
 a contiguous row that is still in cache. The copies are also where dtypes change and where the rotation happens.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from ratplus.kernels.scan.packed import kept_steps, row_count
 
 SCRATCH_ELEMENTS = 1 << 17  # of one buffer [steps, B, H, d]; a few of them fit the second-level cache of a core
 
@@ -72,17 +77,74 @@ def forward(
 
     Returns k_tilde, v_tilde [B, H, T, d] (stored [B, T, H, d]) and the final states of k and v [B, H, d].
     """
-    dtype = state_dtype(k.dtype)
     batch, heads, length, d_head = k.shape
-    steps = _steps(k)
-    scratch = _Rows(k, steps, dtype)
-    take = k.new_empty(steps, 1, batch, heads, d_head, dtype=dtype)
-    take_rows = take.unbind(0)
     # Memory order [B, T, H, d], as the projections have it.
     k_tilde, v_tilde = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
-    carry = k.new_zeros(2, batch, heads, d_head, dtype=dtype)
+    carry = _carry(k, k0, v0)
+    for part, k_states, v_states in _walk(logit, k, v, carry):
+        if cos is None:
+            k_tilde[:, :, part] = k_states
+        else:
+            _rotate_into(k_tilde[:, :, part], k_states, cos[..., part, :], sin[..., part, :], sign=1)
+        v_tilde[:, :, part] = v_states
+    return k_tilde, v_tilde, carry[0].clone(), carry[1].clone()
+
+
+def forward_packed(
+    logit: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k0: Tensor | None,
+    v0: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    dilations: list[int],
+    sinks: list[int],
+    position: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`forward`, keeping only the rows that each head's (dilation, sinks) keeps. position: the first token's.
+
+    Returns k and v [B, H, rows, d] (zeros where a head keeps fewer than another) and the final states.
+    """
+    batch, heads, length, d_head = k.shape
+    rows = row_count(dilations, sinks, position, length)
+    k_rows, v_rows = (k.new_zeros(batch, heads, rows, d_head) for _ in range(2))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for head, pattern in enumerate(zip(dilations, sinks)):
+        groups.setdefault(pattern, []).append(head)
+    wanted = [(members, kept_steps(*pattern, position, length)) for pattern, members in groups.items()]
+    carry = _carry(k, k0, v0)
+    for part, k_states, v_states in _walk(logit, k, v, carry):
+        for members, kept in wanted:
+            at = slice(bisect_left(kept, part.start), bisect_left(kept, part.stop))
+            if at.start == at.stop:
+                continue
+            steps = torch.tensor(kept[at], device=k.device)
+            index = torch.tensor(members, device=k.device)
+            some_k, some_v = (x[:, index[:, None], steps - part.start] for x in (k_states, v_states))
+            if cos is not None:
+                rotated = torch.empty_like(some_k)
+                _rotate_into(rotated, some_k, cos[..., steps, :], sin[..., steps, :], sign=1)
+                some_k = rotated
+            k_rows[:, index, at], v_rows[:, index, at] = some_k.to(k.dtype), some_v.to(v.dtype)
+    return k_rows, v_rows, carry[0].clone(), carry[1].clone()
+
+
+def _carry(k: Tensor, k0: Tensor | None, v0: Tensor | None) -> Tensor:
+    """[2, B, H, d]: the two states before the first step."""
+    carry = k.new_zeros(2, k.shape[0], k.shape[1], k.shape[3], dtype=state_dtype(k.dtype))
     if k0 is not None:
         carry[0], carry[1] = k0, v0
+    return carry
+
+
+def _walk(logit: Tensor, k: Tensor, v: Tensor, carry: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(steps, states of k, states of v [B, H, n, d]) block by block, valid until the next; moves `carry` on."""
+    batch, heads, length, d_head = k.shape
+    steps = _steps(k)
+    scratch = _Rows(k, steps, carry.dtype)
+    take = k.new_empty(steps, 1, batch, heads, d_head, dtype=carry.dtype)
+    take_rows = take.unbind(0)
     for part in _blocks(length, steps):
         count = part.stop - part.start
         _shut(logit[:, :, part], out=take[:count])
@@ -92,13 +154,7 @@ def forward(
         for row, take_row in zip(scratch.rows[:count], take_rows):
             state = torch.lerp(state, row, take_row, out=row)
         carry.copy_(state)
-        k_states, v_states = scratch.streams[0][:, :, :count], scratch.streams[1][:, :, :count]
-        if cos is None:
-            k_tilde[:, :, part] = k_states
-        else:
-            _rotate_into(k_tilde[:, :, part], k_states, cos[..., part, :], sin[..., part, :], sign=1)
-        v_tilde[:, :, part] = v_states
-    return k_tilde, v_tilde, carry[0].clone(), carry[1].clone()
+        yield part, scratch.streams[0][:, :, :count], scratch.streams[1][:, :, :count]
 
 
 def backward(

@@ -4,22 +4,19 @@ import os
 
 import pytest
 import torch
+import torch._dynamo.testing
 from helpers import projections, rope_tables
 from torch.library import opcheck
 
+from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.kernels import decode_attention, dilated_attention, gated_scan
 from ratplus.kernels.attention.ops import attention_op
 from ratplus.kernels.decode.ops import decode_op
-from ratplus.kernels.scan.ops import scan_op
+from ratplus.kernels.scan.ops import scan_op, scan_packed_op
 
 LENGTH, D_HEAD = 6, 16
-IMPLEMENTATIONS = [
-    "eager",
-    pytest.param(
-        "fused",
-        marks=pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
-    ),
-]
+FUSED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+IMPLEMENTATIONS = ["eager", pytest.param("fused", marks=FUSED)]
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +41,21 @@ def test_scan_opcheck(implementation, full):
     initial = [torch.randn(1, 2, D_HEAD, requires_grad=True) for _ in range(2)] if full else [None, None]
     tables = rope_tables(torch.arange(LENGTH), D_HEAD) if full else (None, None)
     opcheck(scan_op, (*_leaves(3), *initial, *tables, implementation))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_scan_of_kept_rows(monkeypatch, implementation):
+    tables = rope_tables(torch.arange(LENGTH), D_HEAD)
+    inputs = [x.detach() for x in _leaves(3)]
+    opcheck(scan_packed_op, (*inputs, None, None, *tables, [2, -1], [0, 1], 3, implementation))
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+
+    def rows(*inputs):
+        return gated_scan(*inputs, rope=tables, keep=(2, 1), start=3)[:2]
+
+    for x, y in zip(rows(*inputs), torch.compile(rows, fullgraph=True, backend="aot_eager")(*inputs)):
+        assert x.shape[2] == 3
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -100,3 +112,57 @@ def test_one_graph_for_a_decoding_step(monkeypatch, implementation):
         torch.testing.assert_close(*outs)
     torch.testing.assert_close(*caches)
     torch.testing.assert_close(*states)
+
+
+# The whole model: nothing in it breaks the graph, on either path. One layer, since all are alike.
+
+SPARSE, STREAMING = Pattern(dilation=4, window=2, sinks=1), Pattern(dilation=None, window=3, sinks=1)
+PATTERNS = {"dense": Pattern(), "sparse": SPARSE, "hybrid": PatternMap.per_head([SPARSE, STREAMING], layers=1)}
+
+
+@pytest.fixture
+def model():
+    model = RATPlus(ModelConfig(vocab_size=11, layers=1, d_model=32, d_head=D_HEAD, max_len=32))
+    model.reset_parameters(seed=0, std=0.2)
+    return model
+
+
+# Tracing goes through the cache of `kernel_pattern`, a pure function.
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
+@pytest.mark.parametrize(
+    ("implementation", "kind"), [*(("eager", kind) for kind in PATTERNS), pytest.param("fused", "hybrid", marks=FUSED)]
+)
+def test_one_graph_for_the_model_and_its_gradients(monkeypatch, model, implementation, kind):
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+    tokens = torch.arange(2 * LENGTH).view(2, LENGTH) % 11
+
+    def forward(tokens):
+        return model(tokens, PATTERNS[kind])
+
+    results = []
+    for function in (forward, torch.compile(forward, fullgraph=True, backend="aot_eager")):
+        logits = function(tokens)
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))])
+    for x, y in zip(*results):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "kind"), [("eager", "dense"), ("eager", "hybrid"), pytest.param("fused", "sparse", marks=FUSED)]
+)
+def test_one_graph_for_the_models_step(monkeypatch, model, implementation, kind):
+    """The second graph takes the sequences' lengths as variables; it serves every later step."""
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+    caches = [model.new_cache(2, PATTERNS[kind], max_len=16) for _ in range(2)]
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    steps = model.step, torch.compile(model.step, fullgraph=True, backend=counter)
+    for cache in caches:
+        model.prefill(torch.tensor([[1, 2, 3], [4, 5, 0]]), cache, lengths=[3, 2])
+    with torch.no_grad():
+        for t in range(5):
+            token = torch.tensor([t, 10 - t])
+            torch.testing.assert_close(*(step(token, cache) for step, cache in zip(steps, caches)))
+    assert counter.frame_count <= 2
+    assert caches[1].lengths == caches[1].positions.tolist() == [8, 7]
+    for name in ("keys", "values", "state"):
+        torch.testing.assert_close(*(getattr(cache.layers[0], name) for cache in caches))

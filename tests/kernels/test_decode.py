@@ -75,6 +75,37 @@ def test_decoding_equals_full_forward(monkeypatch, implementation, dilation):
         assert _replay(dilation, window, sinks) < 1e-5, (window, sinks)
 
 
+@pytest.mark.parametrize(("window", "sinks"), [(0, 0), (5, 3)])
+def test_a_cache_filled_with_kept_rows_and_the_tail(window, sinks):
+    """The prompt's full outputs are needed only for its last window + 1 tokens; then decoding goes on."""
+    dilation, prompt = 4, 23
+    q, k, v, logit = projections(1, HEADS, LENGTH, D_HEAD, parts=4)
+    tables = rope_tables(torch.arange(LENGTH), D_HEAD)
+    full = dilated_attention(rotate(q, *tables), *gated_scan(logit, k, v, rope=tables)[:2], dilation, window, sinks)
+
+    body = prompt - window - 1
+    head, tail = ([x[:, :, part] for x in (logit, k, v)] for part in (slice(body), slice(body, prompt)))
+    ropes = [tuple(x[part] for x in tables) for part in (slice(body), slice(body, prompt))]
+    *rows, state = gated_scan(*head, rope=ropes[0], keep=(dilation, sinks))
+    *recent, state = gated_scan(*tail, initial=state, rope=ropes[1])
+    share = slot_counts(dilation, window, sinks, LENGTH)
+    caches = [torch.zeros(1, HEADS, share, D_HEAD) for _ in range(2)]
+    area = sinks + window + 1  # where the dilated rows begin
+    for cache, kept, last in zip(caches, rows, recent):
+        cache[:, :, :sinks] = kept[:, :, :sinks]
+        cache[:, :, area : area + kept.shape[2] - sinks] = kept[:, :, sinks:]
+        for t in range(body, prompt):
+            cache[:, :, ring_slot(t, window, sinks)] = last[:, :, t - body]
+            slot, is_kept = dilated_slot(t, dilation, window, sinks)
+            if is_kept:
+                cache[:, :, slot] = last[:, :, t - body]
+    for t in range(prompt, LENGTH):
+        token = [x[:, :, t] for x in (q, k, v, logit)]
+        flat = [cache.flatten(1, 2) for cache in caches]
+        out = decode_attention(*token, *flat, state, torch.tensor([t]), dilation, window, sinks, rope=tables)
+        torch.testing.assert_close(out, full[:, :, t], atol=1e-5, rtol=0)
+
+
 def test_decoding_without_recurrence():
     assert _replay(4, 5, 2, recurrence=False) < 1e-5
 

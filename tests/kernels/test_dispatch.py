@@ -40,6 +40,18 @@ def test_an_unsupported_input_falls_back_with_a_warning(monkeypatch, d_head, dty
         assert dispatch.implementation("gated_scan", d_head, _on_cuda(dtype)) == "eager"
 
 
+def test_the_warning_does_not_break_a_graph(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    tensor = _on_cuda()
+
+    def double(x):
+        assert dispatch.implementation("gated_scan", 24, tensor) == "eager"
+        return 2 * x
+
+    with pytest.warns(UserWarning, match="gated_scan runs on the slower eager path: d_head is 24"):
+        assert torch.compile(double, fullgraph=True, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+
+
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     with pytest.warns(UserWarning, match="Triton is not installed"):

@@ -26,6 +26,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from ratplus.kernels.attention import fused as attention
 from ratplus.kernels.decode import fused as decode
 from ratplus.kernels.scan import fused as scan
+from ratplus.kernels.scan.packed import pack
 
 D_HEAD = 16
 LIMITS = {torch.float32: 2e-5, torch.float16: 6e-3}
@@ -52,8 +53,7 @@ def _close(actual, expected, dtype):
 # The recurrence
 
 
-def _check_scan(length, splits, heads=2, dtype=torch.float32, rope="shared", initial=True):
-    batch = 2
+def _check_scan(length, splits, heads=2, dtype=torch.float32, rope="shared", initial=True, batch=2):
     logit, k, v = projections(batch, heads, length, D_HEAD, dtype=dtype)[2:]
     logit = (6 * logit).clamp(-15, 15)
     states = [torch.randn(batch, heads, D_HEAD) for _ in range(2)] if initial else [None, None]
@@ -80,17 +80,18 @@ def _check_scan(length, splits, heads=2, dtype=torch.float32, rope="shared", ini
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("length", [1, 7, 33, 64])
 def test_scan(length, splits):
-    _check_scan(length, splits)
+    _check_scan(length, splits, batch=2 if length < 33 else 1)
 
 
-def test_scan_long():
-    _check_scan(130, 3, heads=1)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_scan_long(splits):
+    _check_scan(130, splits, heads=1, batch=1)
 
 
 @pytest.mark.parametrize("rope", [None, "ragged"])
 @pytest.mark.parametrize("initial", [False, True])
 def test_scan_without_rotation_and_ragged(rope, initial):
-    _check_scan(11, 2, heads=3, rope=rope, initial=initial)
+    _check_scan(7, 2, heads=3, rope=rope, initial=initial)
 
 
 def test_scan_half_precision():
@@ -98,9 +99,28 @@ def test_scan_half_precision():
 
 
 @settings(max_examples=4, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, "shared", "ragged"]))
+@given(st.integers(1, 14), st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, "shared", "ragged"]))
 def test_scan_drawn_shapes(length, splits, heads, rope):
     _check_scan(length, splits, heads=heads, rope=rope)
+
+
+@pytest.mark.parametrize(("length", "splits", "start"), [(1, 1, 0), (1, 1, 3), (18, 1, 0), (21, 3, 7), (6, 2, 100)])
+def test_scan_of_kept_rows(length, splits, start):
+    """Every element that heads of different patterns keep, and zeros after the shorter lists."""
+    dilations, sinks = [-1, 1, 3, 4, 16], [4, 0, 4, 3, 17]
+    logit, k, v = projections(2, 5, length, D_HEAD)[2:]
+    states = [torch.randn(2, 5, D_HEAD) for _ in range(2)]
+    tables = rope_tables(start + torch.arange(length), D_HEAD)
+    exact = [x.double() for x in (logit, k, v, *states)]
+    *full, final = gated_scan_reference(*exact[:3], tuple(exact[3:]), tables)
+    expected = [*(pack(x, dilations, sinks, start) for x in full), *final]
+    arguments = (logit, k, v, *states, *tables)
+    _close(scan.forward_packed(*arguments, dilations, sinks, start, splits=splits), expected, torch.float32)
+    if splits > 1:
+        return
+    alike = [*(x[:, :1] for x in arguments[:5]), *tables]
+    expected = [*(pack(x[:, :1], [3], [4], start) for x in full), *(x[:, :1] for x in final)]
+    _close(scan.forward_packed(*alike, [3], [4], start, splits=splits), expected, torch.float32)
 
 
 def test_infinite_logit_holds_the_state_exactly():
@@ -125,7 +145,7 @@ def test_splits_fill_the_gpu_and_stay_long():
 # Attention
 
 
-def _check_attention(length, dilation, window, sinks, heads=2, dtype=torch.float32):
+def _check_attention(length, dilation, window, sinks, heads=2, dtype=torch.float32, splits=(None,)):
     q, k, v = projections(1, heads, length, D_HEAD, parts=3, dtype=dtype)
     columns = [torch.as_tensor(x, dtype=torch.int32).expand(heads).contiguous() for x in (dilation, window, sinks)]
     patterns = head_patterns(*columns, heads)
@@ -136,11 +156,13 @@ def _check_attention(length, dilation, window, sinks, heads=2, dtype=torch.float
 
     d_out = torch.randn(actual[0].shape).to(dtype)
     longest_far = max(pattern.far_length(length) for pattern in patterns)
-    gradients = attention.backward(d_out, q, k, v, *columns, *actual, longest_far)
-    _close(gradients, torch.autograd.grad((expected[0] * d_out.double()).sum(), exact), dtype)
+    expected = torch.autograd.grad((expected[0] * d_out.double()).sum(), exact)
+    for count in splits:
+        gradients = attention.backward(d_out, q, k, v, *columns, *actual, longest_far, splits=count)
+        _close(gradients, expected, dtype)
 
 
-@pytest.mark.parametrize("length", [1, 7, 33, 64])
+@pytest.mark.parametrize("length", [1, 7, 33, 64, 130])
 @pytest.mark.parametrize("dilation", [-1, 1, 3, 4, 16])
 def test_attention(length, dilation):
     """Four combinations of window and sinks for each of these, as different heads of one call."""
@@ -150,13 +172,26 @@ def test_attention(length, dilation):
 
 
 def test_attention_with_a_different_pattern_in_every_head():
-    _check_attention(
-        130, torch.tensor([-1, 16, 3, 1]), torch.tensor([5, 40, 0, 0]), torch.tensor([4, 17, 0, 2]), heads=4
-    )
+    """Far keys' queries whole and in 3 parts."""
+    columns = [-1, 16, 3, 4, 1], [5, 40, 0, 1, 0], [4, 17, 0, 3, 2]
+    _check_attention(130, *(torch.tensor(x) for x in columns), heads=5, splits=(1, 3))
+
+
+@pytest.mark.parametrize("length", [1, 7, 33])
+def test_attention_with_more_parts_than_queries(length):
+    _check_attention(length, torch.tensor([2, -1]), torch.tensor([0, 3]), torch.tensor([1, 4]), splits=(1, 3))
+
+
+def test_attention_splits_fill_the_gpu_and_stay_long():
+    assert attention.choose_splits(programs=32, length=4096) == 8
+    assert attention.choose_splits(programs=32, length=262144) == 9
+    assert attention.choose_splits(programs=264, length=262144) == 1
+    assert attention.choose_splits(programs=1, length=100) == 1
 
 
 def test_attention_half_precision():
-    _check_attention(64, torch.tensor([4, 16]), torch.tensor([5, 0]), torch.tensor([1, 3]), dtype=torch.float16)
+    columns = [torch.tensor(x) for x in ([4, 16], [5, 0], [1, 3])]
+    _check_attention(64, *columns, dtype=torch.float16, splits=(1, 3))
 
 
 @settings(max_examples=8, deadline=None)
@@ -165,9 +200,10 @@ def test_attention_half_precision():
     st.tuples(*[st.sampled_from([-1, 1, 2, 5, 16, 64])] * 2),
     st.tuples(*[st.integers(0, 40)] * 2),
     st.tuples(*[st.integers(0, 40)] * 2),
+    st.integers(1, 4),
 )
-def test_attention_drawn_patterns(length, dilation, window, sinks):
-    _check_attention(length, torch.tensor(dilation), torch.tensor(window), torch.tensor(sinks))
+def test_attention_drawn_patterns(length, dilation, window, sinks, splits):
+    _check_attention(length, *(torch.tensor(x) for x in (dilation, window, sinks)), splits=(splits,))
 
 
 # Decoding
@@ -216,6 +252,29 @@ def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype)
     assert (expected_cache[0][~written] == 0).all()
 
 
+@settings(max_examples=4, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([-1, 1, 2, 5]), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=3),
+    st.lists(st.integers(0, 30), min_size=1, max_size=2),
+    st.integers(1, 4),
+)
+def test_decode_of_drawn_patterns_and_positions(patterns, positions, splits):
+    """One step in the middle of a sequence, on a cache that holds anything."""
+    batch, heads = len(positions), len(patterns)
+    columns = [list(column) for column in zip(*patterns)]
+    starts = [0, *accumulate(slot_counts(*columns, 31))]
+    token = [x[:, :, 0] for x in projections(batch, heads, 1, D_HEAD, parts=4)]
+    expected_cache = [torch.randn(batch, starts[-1], D_HEAD) for _ in range(2)]
+    expected_state = [torch.randn(batch, heads, D_HEAD) for _ in range(2)]
+    cache, state = ([x.clone() for x in pair] for pair in (expected_cache, expected_state))
+    now, tables = torch.tensor(positions), rope_tables(torch.arange(31), D_HEAD)
+    found = head_patterns(*columns, heads)
+    expected = decode_attention_reference(*token, *expected_cache, expected_state, now, found, starts, tables)
+    settings = [torch.tensor(x, dtype=torch.int32) for x in columns]
+    actual = decode.step(*token, *cache, *state, now, *settings, torch.tensor(starts), *tables, splits=splits)
+    _close([actual, *cache, *state], [expected, *expected_cache, *expected_state], torch.float32)
+
+
 def test_public_operators_take_the_fused_path(monkeypatch):
     """Prefill, then decode step by step, all fused, equals the eager full forward pass; gradients too."""
     batch, heads, length, prompt = 1, 2, 12, 7
@@ -254,6 +313,9 @@ def test_unsupported_inputs_are_named(monkeypatch):
     x = torch.randn(1, 1, 4, 16, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"the dtype is torch.float64"):
         dilated_attention(x, x, x, 4, 0, 0)
+    token, cache = x[:, :, 0], torch.zeros(1, 8, 16, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"decode_attention can't run as a Triton kernel: the dtype is torch.float64"):
+        decode_attention(token, token, token, None, cache, cache, None, torch.tensor([0]), 4, 0, 0)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     x = x.float()
     with pytest.raises(ValueError, match="the device is cpu; the Triton kernels need CUDA"):
