@@ -4,7 +4,6 @@ import os
 import warnings
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
 from ratplus.kernels.triton_support import unsupported
@@ -37,7 +36,11 @@ def implementation(op: str, d_head: int, *tensors: Tensor) -> str:
     return "eager"
 
 
-@torch.compiler.assume_constant_result  # runs while a graph is traced, where a plain warning would break the graph
 def _warn(text: str) -> bool:
     warnings.warn(text, stacklevel=4)
     return True
+
+
+# Runs while a graph is traced, where a plain warning would break the graph. This is what the decorator
+# torch.compiler.assume_constant_result does, without importing Dynamo (2 s) into every process that compiles nothing.
+_warn._dynamo_marked_constant = True

@@ -180,12 +180,29 @@ class KVCache:
 
     def advance(self, new: list[int]) -> None:
         """Move every sequence on by its number of new tokens."""
-        for row, more in enumerate(new):
-            self.lengths[row] += more
+        self.count(new)
         if len(set(new)) == 1:
             self.positions += new[0]
         else:
             self.positions += torch.tensor(new, device=self.positions.device)
+
+    def count(self, new: list[int]) -> None:
+        """The host's half of `advance`: for a caller who sees to the positions on the device (a captured graph)."""
+        for row, more in enumerate(new):
+            self.lengths[row] += more
+
+    def rewind(self, length: int = 0) -> None:
+        """Every sequence stands at `length` tokens, with an empty recurrent state; the slots keep what they hold.
+
+        At 0 the cache is as good as new. Raises ValueError if length is not between 0 and max_len.
+        """
+        if not 0 <= length <= self.max_len:
+            raise ValueError(f"cache: cannot stand at {length} tokens; it was made for max_len={self.max_len}")
+        self.lengths[:] = [length] * len(self.lengths)
+        self.positions.fill_(length)
+        for layer in self.layers:
+            for state in layer.state or ():
+                state.zero_()
 
     def kv_entries(self) -> list[list[list[int]]]:
         """Entries held, [layers][heads][B]: what the next query will see besides itself at most."""
@@ -193,8 +210,15 @@ class KVCache:
 
     def bytes(self) -> int:
         """Bytes that the cache occupies: keys, values and recurrent state of all layers."""
-        tensors = [t for layer in self.layers for t in (layer.keys, layer.values, *(layer.state or ()))]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return self.kv_bytes() + self.state_bytes()
+
+    def kv_bytes(self) -> int:
+        """Bytes of the key and value slots of all layers."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values))
+
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent state of all layers; 0 without a recurrence."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer.state or ())
 
 
 def _bounded(pattern: Pattern, max_len: int) -> Pattern:

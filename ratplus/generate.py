@@ -1,4 +1,4 @@
-"""Batched generation with the compact cache: greedy, temperature, top-p."""
+"""Batched generation with the compact cache: greedy, temperature, top-p. On CUDA the steps are replays of one graph."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ratplus.decode_loop import keep, take
 
 if TYPE_CHECKING:
     from ratplus.model import RATPlus
@@ -29,6 +31,9 @@ def generate(
 ) -> Tensor:
     """Continue prompts; returns the new tokens only, int64 [B, n] with n <= max_new_tokens.
 
+    On CUDA the cache and the captured graph of a step are kept for the next call with the same batch size and patterns;
+    `ratplus.decode_loop.release(model)` frees them.
+
     Args:
         tokens: prompts [B, T] (right-padded, with `lengths`), or a list of prompts of different lengths.
         patterns: what the heads see; None is dense.
@@ -47,8 +52,10 @@ def generate(
     _check(model, tokens, lengths, max_new_tokens, temperature, top_p, prefill_chunk)
     batch = tokens.shape[0]
     # The last new token is never fed back.
-    cache = model.new_cache(batch, patterns, max(lengths) + max(max_new_tokens, 1) - 1)
-    logits = _prefill(model, tokens, lengths, cache, prefill_chunk or tokens.shape[1])
+    needed = max(lengths) + max(max_new_tokens, 1) - 1
+    model.check_length(needed)
+    loop = take(model, batch, model.resolve_patterns(patterns), needed)
+    logits = _prefill(model, tokens, lengths, loop.cache, prefill_chunk or tokens.shape[1])
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
 
     stopped = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -61,7 +68,8 @@ def generate(
         out.append(token)
         if i + 1 == max_new_tokens or (stop_token is not None and bool(stopped.all())):
             break
-        logits = model.step(token, cache)
+        logits = loop.step(token)
+    keep(loop)
     return torch.stack(out, dim=1) if out else tokens.new_zeros((batch, 0))
 
 

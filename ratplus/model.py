@@ -188,7 +188,7 @@ class RATPlus(nn.Module):
         """
         patterns = self.resolve_patterns(patterns)
         length = tokens.shape[1]
-        self._check_length(length)
+        self.check_length(length)
         self._check_tokens(tokens)
         rope = tuple(table[:length] for table in self.rope())
         x = self.embed(tokens)
@@ -199,7 +199,8 @@ class RATPlus(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(x), self.embed.weight)
 
-    def _check_length(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
+        """Raises ValueError if the model can't take so many tokens."""
         if length > self.config.max_len:
             raise ValueError(
                 f"sequence of {length} tokens is longer than the model's max_len={self.config.max_len}; "
@@ -219,12 +220,12 @@ class RATPlus(nn.Module):
 
     def new_cache(self, batch: int, patterns: PatternMap | Pattern | None, max_len: int) -> KVCache:
         """Empty compact cache for `batch` sequences of at most `max_len` tokens (prompt and continuation)."""
-        self._check_length(max_len)
+        self.check_length(max_len)
         weight = self.embed.weight
         return KVCache.empty(self.config, self.resolve_patterns(patterns), batch, max_len, weight.device, weight.dtype)
 
     @torch.no_grad()
-    def prefill(self, tokens: Tensor, cache: KVCache, lengths=None) -> Tensor:
+    def prefill(self, tokens: Tensor, cache: KVCache, lengths=None, every: bool = False) -> Tensor:
         """Feed a chunk of each sequence; logits [B, vocab] after each sequence's last real token.
 
         Args:
@@ -232,6 +233,7 @@ class RATPlus(nn.Module):
             cache: from `new_cache`; call again with the next chunk to continue.
             lengths: real tokens of each row (list or tensor [B]); None means T for all. A row of length 0 is left
                 as it is, and its logits are NaN.
+            every: logits [B, T, vocab] after every token instead; those of padding mean nothing.
 
         Raises:
             ValueError: the cache would overrun, lengths do not fit, or a token is outside the vocabulary.
@@ -251,6 +253,8 @@ class RATPlus(nn.Module):
         for block, layer in zip(self.layers, cache.layers):
             x = block.ffn(block.mixer.prefill(x, layer, rope, real_BT))
         cache.advance(lengths)
+        if every:
+            return self._head(x)
         rows = torch.arange(batch, device=device)
         logits = self._head(x[rows, (lengths_B - 1).clamp(min=0)])
         return logits.masked_fill(lengths_B[:, None] == 0, torch.nan)
@@ -261,11 +265,21 @@ class RATPlus(nn.Module):
         batch = token.shape[0]
         cache.check_room([1] * batch, 1, batch)
         self._check_tokens(token)
+        logits = self.step_on_device(token, cache)
+        cache.count([1] * batch)
+        return logits
+
+    @torch.no_grad()
+    def step_on_device(self, token: Tensor, cache: KVCache) -> Tensor:
+        """The device's half of `step`: no look at the host's counters, nothing that waits, so a graph can capture it.
+
+        The caller has checked that there is room, and counts the token on the host (`cache.count`).
+        """
         rope = self.rope()
         x = self.embed(token[:, None])
         for block, layer in zip(self.layers, cache.layers):
             x = block.ffn(block.mixer.step(x, layer, rope))
-        cache.advance([1] * batch)
+        cache.positions += 1
         return self._head(x[:, 0])
 
     generate = generate

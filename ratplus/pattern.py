@@ -5,10 +5,15 @@ Torch-free, so that tables and dry runs stay light. Definition: paper arXiv 2602
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+_LABEL = re.compile(r"(?:D(?P<dilation>\d+)|stream)(?:-W(?P<window>\d+))?(?:-I(?P<sinks>\d+))?")
+_MAP_LABEL = re.compile(r"(?P<over>layers|heads)\[(?P<runs>.+)\]")
+_RUN = re.compile(r"(?P<label>.+?)(?:x(?P<count>\d+))?")
 
 
 def _whole_number(name: str, value, least: int) -> int:
@@ -69,6 +74,22 @@ class Pattern:
         if self.sinks:
             parts.append(f"I{self.sinks}")
         return "-".join(parts)
+
+    @classmethod
+    def from_label(cls, label: str) -> Pattern:
+        """Inverse of `label`.
+
+        Raises:
+            ValueError: a text that is no label, or a label of an impossible pattern.
+        """
+        found = _LABEL.fullmatch(label)
+        if found is None:
+            raise ValueError(
+                f"pattern {label!r}: not a label; allowed: D<dilation> or stream, then -W<window> and -I<sinks>, "
+                "such as D16, D16-W256-I4, stream-W1024-I4"
+            )
+        dilation, window, sinks = (None if text is None else int(text) for text in found.groups())
+        return cls(dilation, window or 0, sinks or 0)
 
     @property
     def sort_key(self) -> tuple[float, int, int]:
@@ -161,6 +182,28 @@ class PatternMap:
         if len(set(self.rows)) == 1:
             return f"heads[{_runs(self.rows[0])}]"
         return "mixed[" + "|".join(_runs(row) for row in self.rows) + "]"
+
+    @classmethod
+    def from_label(cls, label: str, layers: int, heads: int) -> PatternMap:
+        """The map that a Pattern's label, or `layers[...]` or `heads[...]` stands for in a model of the given size.
+
+        A list of runs that is shorter than the model is repeated in turn: `layers[D1,D64]` fits any depth.
+
+        Raises:
+            ValueError: a text that is no label, or a list that is longer than the model.
+        """
+        found = _MAP_LABEL.fullmatch(label)
+        if found is None:
+            return cls.uniform(Pattern.from_label(label), layers, heads)
+        over, need = found["over"], layers if found["over"] == "layers" else heads
+        row: list[Pattern] = []
+        for text in found["runs"].split(","):
+            run = _RUN.fullmatch(text.strip())
+            row += [Pattern.from_label(run["label"] if run else text)] * int(run["count"] or 1 if run else 1)
+        if not 1 <= len(row) <= need:
+            raise ValueError(f"pattern {label!r}: names {len(row)} {over}, but the model has {need}")
+        row = [row[i % len(row)] for i in range(need)]
+        return cls.per_layer(row, heads) if over == "layers" else cls.per_head(row, layers)
 
     def to_dict(self) -> dict:
         """Canonical plain form: scalars if uniform, else `[layers][heads]` lists; equal maps give equal dicts."""

@@ -64,6 +64,40 @@ def test_impossible_patterns_are_refused(kwargs, message):
 )
 def test_labels(pattern, label):
     assert pattern.label == label
+    assert Pattern.from_label(label) == pattern
+
+
+@given(patterns)
+def test_a_label_says_the_whole_pattern(pattern):
+    assert Pattern.from_label(pattern.label) == pattern
+
+
+@pytest.mark.parametrize("label", ["", "16", "D", "d16", "D16-I4-W256", "D16-W", "D16 W3", "D1.5", "stream-", "D16-"])
+def test_what_is_no_label(label):
+    with pytest.raises(ValueError, match=r"not a label; allowed: D<dilation> or stream, then -W<window> and -I<sinks>"):
+        Pattern.from_label(label)
+
+
+def test_map_labels_are_read_for_a_model():
+    a, b, c = Pattern(), Pattern(64), Pattern(None, 8, 1)
+    for label, made in [
+        ("D64", PatternMap.uniform(b, 4, 2)),
+        ("layers[D1,D64x2,stream-W8-I1]", PatternMap.per_layer([a, b, b, c], 2)),
+        ("layers[D1, D64]", PatternMap.per_layer([a, b, a, b], 2)),  # in turn
+        ("heads[stream-W8-I1,D1]", PatternMap.per_head([c, a], 4)),
+    ]:
+        assert PatternMap.from_label(label, 4, 2) == made
+    assert PatternMap.from_label("heads[D1,D64,D1,D64]", 1, 4).label == "heads[D1,D64,D1,D64]"
+    for label, message in [
+        ("heads[D1,D4,D1]", "names 3 heads, but the model has 2"),
+        ("layers[D1x9]", "names 9 layers, but the model has 4"),
+        ("layers[]", "not a label"),
+        ("layers[D1,,D2]", "not a label"),
+        ("layers[D1,D0]", r"pattern.dilation: got 0"),
+        ("layers[D1x0]", "names 0 layers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            PatternMap.from_label(label, 4, 2)
 
 
 def test_map_labels_and_round_trip():

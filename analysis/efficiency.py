@@ -1,0 +1,281 @@
+# %% [markdown]
+"""
+# Efficiency
+
+What do the patterns save in time and memory? Tables and figures from the JSON files of `ratplus bench kernels` and
+`ratplus bench model` (`--json FILE`), a file or a folder of them.
+
+- `kernels_table`, `models_table`: one row a measurement, plain values
+- `kernels_summary`, `models_summary`: the same rounded, for a reader
+- `kernels_figure`: time of every operator against the pattern, all candidates, at its largest shape
+- `lengths_figure`: time of our operators against the context length, one line a pattern
+- `models_figure`: prefill, decoding and throughput of whole models against the pattern
+
+A black tick is the limit that the device's measured ceilings (a large copy, a large matrix product) set.
+
+Run it as `python -m ratplus.analysis.efficiency bench.json`, with `ratplus bench ... --report FOLDER`, or as a notebook
+(with jupytext; set the environment variable RATPLUS_BENCH to the file or folder).
+"""
+
+# %%
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ratplus.analysis import style
+from ratplus.analysis.efficiency_figures import OURS, case_names, kernels_figure, lengths_figure, models_figure
+from ratplus.analysis.run import display_files, in_notebook
+from ratplus.analysis.tables import number, write_table
+
+# Rows of a printed table beyond these are in the CSV file alone.
+MOST_ROWS = 120
+
+# %% [markdown]
+"""
+## Reading
+
+Columns of `kernels_table`: device, op, shape, pattern, candidate, ms_p50, ms_p20, ms_p80, repeats, dense_ratio (time
+over that of dense attention at the same shape; null where there is none), limit_ms, limit_fraction (limit_ms over
+ms_p50: 1 is as fast as the ceilings allow), bandwidth_fraction, matmul_fraction, gb_s, tflop_s, peak_bytes.
+
+Columns of `models_table`: device, then those of a row of `ratplus bench model` (ratplus/bench_measure.py), with
+prefill_limit_fraction and decode_limit_fraction.
+"""
+
+
+# %%
+def read_results(path: Path | str) -> list[dict]:
+    """The benchmark results of a JSON file, or of every one in a folder (other JSON files there are left alone).
+
+    Raises:
+        ValueError: no such file, not a benchmark's, or a folder without one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [result for file in sorted(path.glob("*.json")) if (result := _read(file)) is not None]
+        if not found:
+            raise ValueError(f"{path}: holds no JSON file of `ratplus bench ... --json`")
+        return found
+    result = _read(path)
+    if result is None:
+        raise ValueError(f"{path}: not a JSON file of `ratplus bench ... --json`")
+    return [result]
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file or folder; `ratplus bench ... --json {path}` writes it") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from None
+    whole = isinstance(result, dict) and result.get("benchmark") in ("kernels", "model")
+    return result if whole and isinstance(result.get("rows"), list) else None
+
+
+def kernels_table(results: list[dict]) -> pd.DataFrame:
+    """One row a candidate and case; columns as above. Empty if no result is of `bench kernels`."""
+    rows = _rows(results, "kernels")
+    if rows.empty:
+        return rows
+    dense = rows[rows["candidate"].str.startswith("dense SDPA")]
+    # Long dense attention is timed with the dense pattern only, and stands for all patterns of its shape.
+    exact = dense.set_index(["device", "op", "shape", "pattern"])["ms_p50"].to_dict()
+    once = dense.drop_duplicates(["device", "op", "shape"]).set_index(["device", "op", "shape"])["ms_p50"].to_dict()
+    baseline = [
+        exact.get(key, once.get(key[:3])) for key in rows[["device", "op", "shape", "pattern"]].agg(tuple, axis=1)
+    ]
+    rows["dense_ratio"] = rows["ms_p50"] / pd.Series(baseline, index=rows.index, dtype="float64")
+    rows["limit_fraction"] = rows["limit_ms"] / rows["ms_p50"]
+    return rows[[
+        "device", "op", "shape", "pattern", "candidate", "ms_p50", "ms_p20", "ms_p80", "repeats", "dense_ratio",
+        "limit_ms", "limit_fraction", "bandwidth_fraction", "matmul_fraction", "gb_s", "tflop_s", "peak_bytes",
+    ]]  # fmt: skip
+
+
+def models_table(results: list[dict]) -> pd.DataFrame:
+    """One row a model, context, batch and pattern; columns as above. Empty if no result is of `bench model`."""
+    rows = _rows(results, "model")
+    if rows.empty:
+        return rows
+    for name in ("prefill", "decode"):
+        for column in (f"{name}_ms_p50", f"{name}_limit_ms", f"{name}_ratio"):
+            rows[column] = rows[column].astype("float64")
+        rows[f"{name}_limit_fraction"] = rows[f"{name}_limit_ms"] / rows[f"{name}_ms_p50"]
+    return rows
+
+
+def _rows(results: list[dict], benchmark: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"device": result["device"]} | row for result in results if result["benchmark"] == benchmark
+         for row in result["rows"]]
+    )  # fmt: skip
+
+
+def skipped(results: list[dict], benchmark: str) -> list[str]:
+    """What was not measured and why, one line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if result["benchmark"] != benchmark:
+            continue
+        for left in result["skipped"]:
+            what = " ".join(str(value) for key, value in left.items() if key != "reason")
+            reasons.setdefault(left["reason"], []).append(what)
+        if not result["complete"]:
+            reasons.setdefault("the run was cut off", []).append("everything after the last row")
+    return [
+        f"Not measured ({reason}): {'; '.join(what[:3])}" + (f"; and {len(what) - 3} more." if len(what) > 3 else ".")
+        for reason, what in reasons.items()
+    ]
+
+
+# %% [markdown]
+"""
+## Tables
+"""
+
+
+# %%
+def kernels_summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """`kernels_table` rounded, as strings; one row a candidate, grouped by operator and shape."""
+    return pd.DataFrame({
+        "Operator": rows["op"] + " " + rows["shape"],
+        "Pattern": rows["pattern"].replace("-", "—"),
+        "Candidate": [f"**{name}**" if name == OURS else name for name in rows["candidate"]],
+        "ms": [_three_digits(value) for value in rows["ms_p50"]],
+        "p20–p80": [f"{_three_digits(low)}–{_three_digits(high)}" for low, high in zip(rows["ms_p20"], rows["ms_p80"])],
+        "× dense": [number(value, 2) for value in rows["dense_ratio"]],
+        "Of limit (%)": [number(100 * value, 0) for value in rows["limit_fraction"]],
+        "Copy (%)": [number(100 * value, 0) for value in rows["bandwidth_fraction"]],
+        "Product (%)": [number(100 * value, 0) for value in rows["matmul_fraction"]],
+        "Peak (MiB)": [number(value / 2**20, 1) for value in rows["peak_bytes"]],
+    })  # fmt: skip
+
+
+def models_summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """`models_table` rounded, as strings; one row a pattern, grouped by model, context and batch."""
+    return pd.DataFrame({
+        "Model": case_names(rows),
+        "Pattern": rows["pattern"],
+        "Batch": rows["batch"].astype(str),
+        "Prefill (ms)": [_three_digits(value) for value in rows["prefill_ms_p50"]],
+        "Prefill × dense": [number(value, 2) for value in rows["prefill_ratio"]],
+        "Decode (ms)": [_three_digits(value) for value in rows["decode_ms_p50"]],
+        "Decode × dense": [number(value, 2) for value in rows["decode_ratio"]],
+        "Of limit (%)": [number(100 * value, 0) for value in rows["decode_limit_fraction"]],
+        "Tokens/s": [f"{value:,.0f}" for value in rows["tokens_per_second"]],
+        "KV (MiB)": [_three_digits(value / 2**20) for value in rows["kv_bytes"]],
+        "KV × dense": [number(value, 3) for value in rows["kv_ratio"]],
+        "State (KiB)": [number(value / 1024, 1) for value in rows["state_bytes"]],
+        "Most seq.": [f"{value:,}" for value in rows["max_batch"]],
+    })  # fmt: skip
+
+
+def kernels_caption(results: list[dict]) -> str:
+    """What the columns of `kernels_summary` mean."""
+    return (
+        f"Operators on {_machines(results, 'kernels')}. ms: median. × dense: time over that of dense attention at the "
+        "same shape. Of limit: the time that the ceilings allow over the time taken. Copy, product: least bytes and "
+        "FLOPs by the time, over a large copy's and a large matrix product's rate in the same run. Peak: memory beyond "
+        "the inputs. B: sequences, T: tokens of each, d: channels of all heads."
+    )
+
+
+def models_caption(results: list[dict]) -> str:
+    """What the columns of `models_summary` mean."""
+    return (
+        f"Whole models on {_machines(results, 'model')}. Prefill: of the context; decode: a token at that context "
+        "(medians). × dense: over the same model's dense pattern, of one sequence. Of limit: the time that the "
+        "measured ceilings allow for weights and cache over the time taken. KV: bytes of key and value slots; "
+        "state: of the recurrence. Most seq.: sequences whose caches fit in memory."
+    )
+
+
+def _machines(results: list[dict], benchmark: str) -> str:
+    def one(result: dict) -> str:
+        threads = "" if "NVIDIA" in result["device"] else f", {result['threads']} thread{'s'[: result['threads'] > 1]}"
+        return f"{result['device']} ({result['dtype']}{threads}, torch {result['torch']})"
+
+    return " and ".join(dict.fromkeys(one(result) for result in results if result["benchmark"] == benchmark))
+
+
+def _three_digits(value: float) -> str:
+    """A number ≥ 0 rounded to three significant digits, not into its whole part."""
+    if pd.isna(value):
+        return "—"
+    return number(value, max(0, 2 - int(np.floor(np.log10(value))))) if value > 0 else "0"
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def write_results(results: list[dict], folder: Path) -> list[Path]:
+    """Write `efficiency_kernels.*`, `efficiency_lengths.*` and `efficiency_models.*` into `folder`, as far as measured.
+
+    Raises:
+        ValueError: nothing was measured at all.
+    """
+    folder, written = Path(folder), []
+    kernels, models = kernels_table(results), models_table(results)
+    if kernels.empty and models.empty:
+        raise ValueError("nothing was measured, so there is nothing to show; the JSON file's `skipped` says why")
+    if not kernels.empty:
+        stem = folder / "efficiency_kernels"
+        look = {"caption": kernels_caption(results), "names": 3, "grouped": True}
+        notes = skipped(results, "kernels")
+        shown = kernels_summary(kernels)
+        if len(shown) > MOST_ROWS:
+            notes.insert(0, f"{len(shown) - MOST_ROWS} more rows: see the CSV file.")
+        written += write_table(stem, kernels, shown.head(MOST_ROWS), notes=notes, **look)
+        written += style.save(kernels_figure(kernels), stem)
+        drawing = lengths_figure(kernels)
+        if drawing is not None:
+            written += style.save(drawing, folder / "efficiency_lengths")
+    if not models.empty:
+        stem = folder / "efficiency_models"
+        look = {"caption": models_caption(results), "names": 2, "grouped": True}
+        notes = skipped(results, "model")
+        written += write_table(stem, models, models_summary(models), notes=notes, **look)
+        written += style.save(models_figure(models), stem)
+    return written
+
+
+def main(path: Path, folder: Path | None = None) -> list[Path]:
+    """Read a benchmark's file, or a folder of them, and write into `folder` (default: beside what was read)."""
+    path = Path(path)
+    results = read_results(path)
+    return write_results(results, folder or (path if path.is_dir() else path.parent) / "report")
+
+
+def run() -> None:
+    """As a script, the file or folder is the first argument; as a notebook, the variable RATPLUS_BENCH."""
+    if in_notebook():
+        display_files(main(Path(os.environ.get("RATPLUS_BENCH", "outputs/bench"))))
+        return
+    parser = argparse.ArgumentParser(description="Tables and figures of `ratplus bench ... --json`.")
+    parser.add_argument("path", type=Path, help="JSON file, or a folder of them")
+    parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: report/ beside the file)")
+    arguments = parser.parse_args()
+    try:
+        written = main(arguments.path, arguments.folder)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for path in written:
+        print(path)
+
+
+# %%
+if __name__ == "__main__":
+    run()

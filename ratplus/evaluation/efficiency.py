@@ -1,0 +1,78 @@
+"""What a pattern costs a model: exact counts, which are metrics, and times measured on this machine, which are not.
+
+The times are those of `ratplus bench model`, taken in turns with the same model's dense pattern, so that a machine
+that is busy with other things slows both.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ratplus.bench_measure import DENSE, Measuring
+from ratplus.bench_settings import BenchSettings
+from ratplus.cache import KVCache
+from ratplus.config import EfficiencySection, ModelConfig
+from ratplus.cost import attention_flops, cost, decode_flops
+from ratplus.evaluation.metrics import metric
+from ratplus.model import RATPlus
+from ratplus.pattern import PatternMap
+
+# Of weights, keys and values in the counts, whatever the precision of training, so that cells compare.
+_BYTES_PER_ELEMENT = 2
+
+
+def measure_efficiency(
+    model: RATPlus, patterns: PatternMap, section: EfficiencySection, device: str
+) -> tuple[dict[str, dict], dict[str, float | str]]:
+    """(metrics, timing) of a model under a pattern.
+
+    Metrics, of one sequence in bfloat16: prefill_attention_flops, decode_attention_flops (of the step after the
+    prompt), decode_kv_bytes (entries held at the end), decode_cache_bytes (allocated for them, with the state),
+    state_bytes, max_batch (sequences whose caches fit section.memory_gb beside the weights).
+    Timing, in the model's own precision: prefill_ms, decode_ms_per_token (medians; `_p20`, `_p80`), tokens_per_second,
+    dense_prefill_ms, dense_decode_ms_per_token, prefill_peak_bytes, decode_peak_bytes, decode_path.
+
+    Raises:
+        ValueError: the caches of such a batch don't fit in memory.
+    """
+    prompt = section.prompt(model.config.max_len)
+    parameters = sum(p.numel() for p in model.parameters())
+    counts = efficiency_counts(model.config, patterns, prompt, section.new_tokens, section.memory_gb, parameters)
+    settings = BenchSettings(
+        batches=(section.batch,), contexts=(prompt,), new_tokens=section.new_tokens, repeats=section.repeats,
+        prefill_tokens=section.batch * prompt, device=device,
+    )  # fmt: skip
+    found: dict[str, list] = {"rows": [], "skipped": []}
+    dense = PatternMap.from_label(DENSE, model.config.layers, model.config.heads)
+    with torch.inference_mode():
+        measuring = Measuring("model", model, settings, None, found)
+        measuring.at(prompt, section.batch, {DENSE: dense} | {patterns.label: patterns})
+    if found["skipped"]:
+        raise ValueError(f"eval.efficiency.batch: got {section.batch}; {found['skipped'][0]['reason']}")
+    rows = {row["pattern"]: row for row in found["rows"]}
+    row = rows[patterns.label]
+    timing = {"tokens_per_second": row["tokens_per_second"]}
+    for name, key in (("prefill_ms", "prefill_ms"), ("decode_ms_per_token", "decode_ms")):
+        timing |= {name: row[f"{key}_p50"], f"{name}_p20": row[f"{key}_p20"], f"{name}_p80": row[f"{key}_p80"]}
+        timing[f"dense_{name}"] = rows[DENSE][f"{key}_p50"]
+    return counts, timing | {key: row[key] for key in ("prefill_peak_bytes", "decode_peak_bytes", "decode_path")}
+
+
+def efficiency_counts(
+    config: ModelConfig, patterns: PatternMap, prompt: int, new_tokens: int, memory_gb: float, parameters: int
+) -> dict[str, dict]:
+    """The metrics of `measure_efficiency`; they depend on shapes only."""
+    length = prompt + new_tokens
+    spent = cost(patterns, length, config.d_head, recurrence=config.recurrence, bytes_per_element=_BYTES_PER_ELEMENT)
+    # As it would be allocated: its areas are rounded up to whole rings and blocks.
+    cache = KVCache.empty(config, patterns, 1, length, "meta", torch.bfloat16).bytes()
+    left = int(memory_gb * 1e9) - parameters * _BYTES_PER_ELEMENT
+    counts = {
+        "prefill_attention_flops": attention_flops(patterns, prompt, config.d_head),
+        "decode_attention_flops": decode_flops(patterns, prompt, config.d_head),
+        "decode_kv_bytes": spent.kv_bytes,
+        "decode_cache_bytes": cache,
+        "state_bytes": spent.state_bytes,
+        "max_batch": max(0, left // cache),
+    }
+    return {name: metric(value, None, 1) for name, value in counts.items()}

@@ -1,0 +1,186 @@
+"""`ratplus bench kernels` and `ratplus bench model`: the operators, and whole models, timed on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ratplus.bench_settings import BenchSettings, add_arguments, settings_of
+from ratplus.pattern import PatternMap
+from ratplus.record import write_atomically
+from ratplus.sweeps.text_table import columns
+
+WHAT = ("kernels", "model")
+EXAMPLES = [
+    "ratplus bench kernels --threads 1 --json bench.json",
+    "ratplus bench model ratplus_tiny attention_tiny --context 480 --batch 1,8",
+    "ratplus bench model ratplus-24x2048x128 --device cuda --batch 1,64,max --pattern D16,D64-W256,hybrid_layers",
+]
+_OF_MODELS = ("pattern", "batch", "context", "new_tokens", "memory_gb", "prefill_tokens", "vocab_size", "dtype")
+_SHOWN = {
+    "kernels": ["op", "shape", "pattern", "candidate", "ms_p50", "ms_p20", "ms_p80", "bandwidth_fraction",
+                "matmul_fraction", "peak_bytes"],
+    "model": ["model", "pattern", "batch", "context", "prefill_ms_p50", "prefill_ratio", "decode_ms_p50",
+              "decode_ratio", "tokens_per_second", "kv_bytes", "kv_ratio", "state_bytes", "max_batch"],
+}  # fmt: skip
+
+
+def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb `bench`."""
+    add = parser.add_argument
+    add("words", nargs="*", metavar="kernels | model MODEL...",
+        help="kernels (the default): the operators. model: whole models, each a name of conf/model, a folder with a "
+        "model, or a shape with random weights such as ratplus-24x2048x128")  # fmt: skip
+    add("--device", help="cpu or cuda (default: cuda if there is one)")
+    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--repeats", type=int, help="timed repetitions (default: 7; operators on cuda: 20)")
+    add("--budget", type=float, help="seconds that the repetitions of one candidate may take; at least 3 are made")
+    add("--seconds", type=float, help="begin nothing more after so many seconds")
+    add("--json", metavar="FILE", help="also write the figures here, after every step")
+    add("--report", metavar="FOLDER", help="also write tables and figures here")
+    add_arguments(parser.add_argument_group("of model"))
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Run the verb; exit code.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    what, *models = arguments.words or ["kernels"]
+    if what not in WHAT:
+        raise ValueError(f"bench {what}: no such benchmark; allowed: {', '.join(WHAT)}")
+    measure = _prepare_models(models, arguments) if what == "model" else _prepare_kernels(models, arguments)
+    for option in ("json", "report"):
+        if path := getattr(arguments, option):
+            _check_writable(Path(path) if option == "json" else Path(path) / "efficiency.csv", f"--{option} {path}")
+
+    def save(result: dict) -> None:
+        if arguments.json:
+            from ratplus.record import provenance
+
+            write_atomically(Path(arguments.json), json.dumps(result | {"provenance": provenance()}, indent=1) + "\n")
+
+    result = measure(lambda text: print(text, file=sys.stderr, flush=True), save)
+    _show(result, _SHOWN[what])
+    if arguments.report:
+        from ratplus.analysis.efficiency import write_results
+
+        for path in write_results([result], Path(arguments.report)):
+            print(path)
+    return 0
+
+
+def _prepare_kernels(models: list[str], arguments: argparse.Namespace) -> Callable[..., dict]:
+    if models:
+        raise ValueError(f"bench kernels: takes no models, got {models[0]}; models are for `ratplus bench model`")
+    for name in _OF_MODELS:
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: is for `ratplus bench model`; kernels have fixed shapes")
+    common = BenchSettings(**{
+        key: value for key, value in (
+            ("threads", arguments.threads), ("repeats", arguments.repeats), ("budget_s", arguments.budget),
+            ("seconds", arguments.seconds), ("device", _device(arguments.device)),
+        ) if value is not None
+    })  # fmt: skip  # raises for values out of range
+
+    from ratplus.kernels.bench import bench_ops
+    from ratplus.kernels.bench_cases import CPU_SHAPES, Shapes
+    from ratplus.kernels.bench_timing import check_device
+
+    check_device(common.device)
+    shapes = Shapes() if common.device == "cuda" else CPU_SHAPES
+    shapes = replace(shapes, repeats=arguments.repeats or shapes.repeats, budget_s=arguments.budget or shapes.budget_s)
+
+    def measure(progress: Callable, save: Callable) -> dict:
+        return bench_ops(shapes, threads=common.threads, seconds=common.seconds, progress=progress, save=save)
+
+    return measure
+
+
+def _prepare_models(names: list[str], arguments: argparse.Namespace) -> Callable[..., dict]:
+    if not names:
+        raise ValueError(
+            "bench model: give one or more models: a name of conf/model such as ratplus_tiny, a folder with a model, "
+            "or a shape such as ratplus-24x2048x128"
+        )
+    settings = settings_of(arguments, _device(arguments.device))
+
+    from ratplus.benchmark import bench_models, check
+
+    subjects = [_subject(name, settings, arguments.vocab_size) for name in names]
+    check(subjects, settings)
+    return lambda progress, save: bench_models(subjects, settings, progress=progress, save=save)
+
+
+def _subject(name: str, settings: BenchSettings, vocab_size: int | None):
+    """A model of conf/model with random weights over bytes; else a folder or a shape."""
+    from ratplus.benchmark import Subject, dtype_of, random_model, subject_of
+    from ratplus.data.tokenizer import ByteTokenizer
+    from ratplus.sweeps.compose import UsageError, compose_one
+
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"--vocab-size: got {vocab_size}; it must be ≥ 1")
+    try:
+        subject = subject_of(name, settings, vocab_size)
+    except ValueError as neither:
+        if Path(name).is_dir() or "=" in name:
+            raise
+        try:
+            section = compose_one([f"model={name}"]).config.model
+        except UsageError as error:
+            raise ValueError(f"{neither}; {error}") from None
+        config = section.build(vocab_size or ByteTokenizer.vocab_size, settings.longest)
+        subject = Subject(name, config, lambda: random_model(config, settings.device, dtype_of(settings)))
+
+    return replace(subject, patterns=_named_pattern)
+
+
+def _named_pattern(name: str, layers: int, heads: int) -> PatternMap:
+    """A label, or a name of conf/pattern."""
+    from ratplus.sweeps.compose import UsageError, compose_one
+
+    try:
+        return PatternMap.from_label(name, layers, heads)
+    except ValueError as no_label:
+        if not name.isidentifier():
+            raise
+        try:
+            return compose_one([f"pattern={name}"]).config.pattern.build(layers, heads)
+        except UsageError as error:
+            raise ValueError(f"{no_label}; {error}") from None
+
+
+def _device(word: str | None) -> str:
+    if word is not None:
+        return word
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_writable(path: Path, option: str) -> None:
+    """Seen now rather than after minutes of measuring; nothing is left behind."""
+    missing = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a folder")
+        write_atomically(probe, "")
+        probe.unlink()
+        for folder in missing:
+            folder.rmdir()
+    except OSError as error:
+        raise ValueError(f"{option}: cannot be written ({error.strerror or error})") from None
+
+
+def _show(result: dict, names: list[str]) -> None:
+    if result["rows"]:
+        print(columns([{name: "-" if row[name] is None else row[name] for name in names} for row in result["rows"]]))
+    for left in result["skipped"]:
+        words = [str(value) for key, value in left.items() if key != "reason"]
+        print(f"not measured: {' '.join(words)}: {left['reason']}")
