@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ratplus.pattern import Pattern, PatternMap
 
 
-@torch.no_grad()
 def generate(
     model: RATPlus,
     tokens: Tensor | Sequence[Sequence[int]],
@@ -47,6 +46,34 @@ def generate(
         ValueError: an empty prompt, a token outside the vocabulary, values out of range, or more tokens than the
             model's max_len.
     """
+    rows, own = _as_batch(tokens, lengths, model.embed.weight.device)
+    out = list(
+        stream(
+            model, rows, patterns, max_new_tokens, lengths=own, temperature=temperature, top_p=top_p,
+            stop_token=stop_token, seed=seed, prefill_chunk=prefill_chunk,
+        )
+    )  # fmt: skip
+    return torch.stack(out, dim=1) if out else rows.new_zeros((len(rows), 0))
+
+
+@torch.no_grad()
+def stream(
+    model: RATPlus,
+    tokens: Tensor | Sequence[Sequence[int]],
+    patterns: PatternMap | Pattern | None = None,
+    max_new_tokens: int = 64,
+    *,
+    lengths: Sequence[int] | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_token: int | None = None,
+    seed: int | None = None,
+    prefill_chunk: int | None = None,
+) -> Iterator[Tensor]:
+    """Like `generate`, but yields each step's tokens, int64 [B], as soon as they are chosen.
+
+    The cache and graph are kept for the next call only if it runs to its end.
+    """
     device = model.embed.weight.device
     tokens, lengths = _as_batch(tokens, lengths, device)
     _check(model, tokens, lengths, max_new_tokens, temperature, top_p, prefill_chunk)
@@ -59,18 +86,16 @@ def generate(
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
 
     stopped = torch.zeros(batch, dtype=torch.bool, device=device)
-    out = []
     for i in range(max_new_tokens):
         token = _choose(logits, temperature, top_p, generator)
         if stop_token is not None:
             token = token.masked_fill(stopped, stop_token)
             stopped |= token == stop_token
-        out.append(token)
+        yield token
         if i + 1 == max_new_tokens or (stop_token is not None and bool(stopped.all())):
             break
         logits = loop.step(token)
     keep(loop)
-    return torch.stack(out, dim=1) if out else tokens.new_zeros((batch, 0))
 
 
 def _prefill(model: RATPlus, tokens: Tensor, lengths: list[int], cache, chunk: int) -> Tensor:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from ratplus.record import write_atomically
+from ratplus.config import LoggerSection
 from ratplus.sweeps.compose import Composed, UsageError, compose_cells, compose_one
-from ratplus.sweeps.manifest import add_cells, cell_config, check_records, plan_cells, read_manifest, sweep_folder
-from ratplus.sweeps.run import EXIT_FAILED, run_cell
+from ratplus.sweeps.manifest import add_cells, check_records, plan_cells, read_manifest, sweep_folder
+from ratplus.sweeps.run import EXIT_FAILED
 
 
 def run(verb: str, arguments: argparse.Namespace) -> int:
@@ -23,9 +21,11 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
     stages = {"sweep": "evaluate", "pretrain": "pretrain", "adapt": "adapt", "evaluate": "evaluate"}
     if verb in stages:
         return _cells(verb, stages[verb], arguments)
-    return {"status": _status, "report": _report, "bench": _bench, "prepare": _prepare, "import": _import}[verb](
-        arguments
-    )
+    verbs = {
+        "generate": _generate, "status": _status, "plan": _plan, "show": _show, "report": _report, "sync": _sync, "bench": _bench,
+        "prepare": _prepare, "import": _import, "export": _export,
+    }  # fmt: skip
+    return verbs[verb](arguments)
 
 
 def _cells(verb: str, last: str, arguments: argparse.Namespace) -> int:
@@ -34,79 +34,39 @@ def _cells(verb: str, last: str, arguments: argparse.Namespace) -> int:
     else:
         cells = [compose_one(arguments.overrides, arguments.config_dir)]
     folder = sweep_folder(cells)
+    if cells[0].config.dry_run:
+        from ratplus.sweeps.dry_run import print_plan
+
+        print_plan(folder, cells, last)
+        return 0
     for cell in cells:
         _check_accelerator(cell)
+    if cells[0].config.logger.wandb == "online":
+        from ratplus.sweeps.wandb_mirror import warn_without_key
+
+        warn_without_key(folder)
     entries = plan_cells(cells)
     check_records(folder, entries)
     add_cells(folder, folder.name, entries)
-    if len(entries) == 1:
-        code = _one(entries[0], folder, last)
-    else:
-        code = _many(entries, folder, last, cells[0])
-    if last == "evaluate" and code in (0, EXIT_FAILED):
-        _final_report(folder)
-    return code
+    from ratplus.sweeps.launch import launch
+
+    ended = launch(entries, folder, last, cells[0].config)
+    if last == "evaluate" and ended.complete and ended.code in (0, EXIT_FAILED):
+        _final_report(folder, cells[0].config.logger)
+    return ended.code
 
 
 def _check_accelerator(cell: Composed) -> None:
-    if cell.config.run.accelerator == "cuda" and not Path("/dev/nvidiactl").exists():
+    # The machine that submits jobs needs no GPU of its own.
+    here = cell.config.launcher.kind == "local"
+    if here and cell.config.run.accelerator == "cuda" and not Path("/dev/nvidiactl").exists():
         import torch
 
         if not torch.cuda.is_available():
             raise UsageError("run.accelerator=cuda: this machine has no CUDA device; use cpu or auto")
 
 
-def _one(entry: dict, folder: Path, last: str) -> int:
-    """A single cell runs in this process."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
-    ) as bars:  # fmt: skip
-        shown: dict[str, int] = {}
-
-        def progress(stage: str, done: int, total: int, numbers: dict) -> None:
-            if stage not in shown:
-                shown[stage] = bars.add_task(f"{entry['model']} {entry['label']}: {stage}", total=total, note="")
-            note = f"loss {float(numbers['loss']):.3f}" if "loss" in numbers else ""
-            bars.update(shown[stage], completed=done, note=note)
-
-        return run_cell(cell_config(entry), folder, last, progress, say=lambda line: console.print(line, markup=False))
-
-
-def _many(entries: list[dict], folder: Path, last: str, first: Composed) -> int:
-    from ratplus.sweeps.pool import Stopped, run_pool, tasks_of
-    from ratplus.sweeps.show import SweepDisplay
-
-    tasks = tasks_of(entries, last)
-    launcher = first.config.launcher
-    try:
-        with SweepDisplay(len(tasks)) as display:
-            codes = run_pool(tasks, folder, launcher.workers, launcher.threads, display.event)
-    except Stopped as stop:
-        print(f"ratplus: {stop}", file=sys.stderr)
-        return 128 + stop.number
-    failed = [task for task in tasks if task.last == last and codes[task.id] != 0]
-    if failed:
-        print(
-            f"{len(failed)} of {len(entries)} cells failed; `ratplus status {folder}` says why, logs are in "
-            f"{folder / 'logs'}; running the same command again retries them",
-            file=sys.stderr,
-        )
-    return EXIT_FAILED if failed else 0
-
-
-def _final_report(folder: Path) -> None:
+def _final_report(folder: Path, logger: LoggerSection) -> None:
     from ratplus.sweeps.status import summary, sweep_status
 
     cells = sweep_status(folder)
@@ -116,77 +76,118 @@ def _final_report(folder: Path) -> None:
     from ratplus.analysis.load import load_sweep
     from ratplus.analysis.report import headline, report
 
-    paths = report(folder)
+    paths = report(folder, reproduce=_reproducer(folder))
+    if logger.wandb != "none":
+        from ratplus.sweeps.wandb_mirror import mirror_report
+
+        mirror_report(folder, logger)
     print(headline(load_sweep(folder)))
     table = next((p for p in paths if p.suffix == ".md"), folder / "report")
     figure = next((p for p in paths if p.suffix == ".png"), None)
-    print(f"{summary(cells)}; table: {table}" + (f"; figure: {figure}" if figure else ""))
+    print(f"{summary(cells)}; table: {table}" + (f"; figure: {figure}" if figure else "") + f"; page: {paths[-1]}")
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from ratplus.sweeps.status import print_status, sweep_status
+    from ratplus.sweeps.status import SweepView
+    from ratplus.sweeps.status_view import exit_code, print_json, print_status, watch
 
     folder = Path(arguments.folder)
-    cells = sweep_status(folder)
-    print_status(folder, cells)
-    return EXIT_FAILED if any(cell["status"] in ("failed", "damaged") for cell in cells) else 0
+    if arguments.watch is not None:
+        if arguments.json:
+            raise UsageError("--watch and --json: choose one; a script can ask for --json again")
+        if arguments.watch <= 0:
+            raise UsageError(f"--watch: got {arguments.watch:g}; it must be > 0 seconds")
+        return watch(folder, arguments.watch)
+    view = SweepView(folder)
+    print_json(view) if arguments.json else print_status(view)
+    return exit_code(view)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from ratplus.sweeps.plan import print_plan
+
+    print_plan(arguments)
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from ratplus.sweeps.generate_text import run as generate
+
+    return generate(arguments.words)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from ratplus.sweeps.show_record import show
+
+    show(arguments.id, arguments.folder, arguments.json)
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    folder = Path(arguments.folder)
-    read_manifest(folder)
+    from ratplus.analysis.compare import compare
     from ratplus.analysis.report import report
 
-    for path in report(folder):
+    folders = [Path(folder) for folder in arguments.folder]
+    for folder in folders:
+        read_manifest(folder)
+    if len(folders) > 2:
+        raise UsageError(f"report: got {len(folders)} folders; give one sweep folder, or two to compare")
+    if len(folders) == 2:
+        if arguments.reference or arguments.gates:
+            raise UsageError("--reference and --gates: of one sweep folder, not of a comparison")
+        paths = compare(*folders)
+    else:
+        if arguments.gates:
+            from ratplus.sweeps.measure_gates import measure_sweep_gates
+
+            measure_sweep_gates(folders[0])
+        paths = report(folders[0], reference=arguments.reference, reproduce=_reproducer(folders[0]))
+    for path in paths:
         print(path)
     return 0
 
 
+def _reproducer(folder: Path) -> Callable[[dict], str] | None:
+    """The command of each cell for the report's page; None for so many that composing them all would take minutes."""
+    from ratplus.sweeps.reproduce import command
+
+    if len(read_manifest(folder)["cells"]) > 100:
+        return None
+
+    def reproduce(entry: dict) -> str:
+        try:
+            return command(entry, "evaluate", f"outputs/again-{entry['id']}")
+        except UsageError as error:
+            return f"# this version of ratplus can't compose it: {error}"
+
+    return reproduce
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    from ratplus.sweeps.wandb_sync import sync
+
+    return sync(arguments)
+
+
 def _bench(arguments: argparse.Namespace) -> int:
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads: got {arguments.threads}; it must be ≥ 1")
-    if arguments.repeats < 1:
-        raise UsageError(f"--repeats: got {arguments.repeats}; it must be ≥ 1")
-    from ratplus.kernels.bench import bench_cpu_ops
+    from ratplus.sweeps.bench import bench
 
-    if arguments.json:
-        # Seen now rather than after minutes of measuring.
-        write_atomically(Path(arguments.json), "")
-    rows = bench_cpu_ops(threads=arguments.threads, repeats=arguments.repeats)
-    _print_columns(rows)
-    if arguments.json:
-        from ratplus.record import provenance
-
-        content = {"provenance": provenance(), "date": time.strftime("%Y-%m-%d"), "rows": rows}
-        write_atomically(Path(arguments.json), json.dumps(content, indent=1) + "\n")
-    return 0
-
-
-def _print_columns(rows: list[dict]) -> None:
-    """Rows of equal keys as aligned plain text, whatever the terminal's width: figures must not be cut."""
-    lines = [list(rows[0]), *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip())
+    return bench(arguments)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from ratplus.data.corpus import open_corpus
-    from ratplus.data.sources import prepare
+    from ratplus.sweeps.prepare import run_prepare
 
-    corpus = open_corpus(prepare(compose_one(arguments.overrides, arguments.config_dir).config.data))
-    for facts in corpus.manifest["splits"].values():
-        print(f"{corpus.folder / facts['file']}: {facts['tokens']} tokens, {facts['documents']} documents")
-    return 0
+    return run_prepare(arguments)
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from ratplus.checkpoint import load_official, save
+    from ratplus.sweeps.checkpoints import run_import
 
-    if arguments.max_len < 1:
-        raise UsageError(f"--max-len: got {arguments.max_len}; it must be ≥ 1")
-    model = load_official(arguments.checkpoint, d_head=arguments.d_head, max_len=arguments.max_len)
-    folder = save(model, arguments.folder)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{folder}: {count} parameters, recurrence {'on' if model.config.recurrence else 'off'}")
-    return 0
+    return run_import(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ratplus.sweeps.checkpoints import run_export
+
+    return run_export(arguments)
