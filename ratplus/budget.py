@@ -52,7 +52,7 @@ def stage_flops(config: Config, vocab_size: int) -> dict[str, int]:
     if config.data.recall.fraction > 0:
         rows.append((section.recall_rows, config.data.recall.length))
     return {
-        "pretrain": training_flops(config, train.pretrain, first, model),
+        "pretrain": 0 if config.model.init_from else training_flops(config, train.pretrain, first, model),
         "adapt": training_flops(config, train.adapt, config.patterns, model),
         "evaluate": sum(count * forward_flops(model, config.patterns, length) for count, length in rows),
     }

@@ -66,8 +66,6 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
         weights = {"model": shape, "context": config.train.context, "weights": weights_of(config, vocab)}
         pretrain = Stage("pretrain", weights, None)
     adapt = Stage("adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id)
-    rows = {"text_rows": config.eval.text_rows, "recall_rows": config.eval.recall_rows}
-    if config.eval.efficiency.enabled:
-        rows["efficiency"] = asdict(config.eval.efficiency)
-    evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": rows}, parent=adapt.id)
+    asked = config.eval.science(config.train.context)
+    evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": asked}, parent=adapt.id)
     return Plan(pretrain, adapt, evaluate, vocab)

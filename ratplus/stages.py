@@ -60,6 +60,7 @@ class Cell:
     def __init__(self, config: Config, around: Surroundings):
         self.config, self.around = config, around
         self.corpus: Corpus = open_corpus(prepare(config.data))
+        check_suites(config, self.corpus)
         self.plan = plan(config, self.corpus.identity, self.corpus.vocab_size)
         self._team = None  # of several ranks, while rank 0 runs the stages
 
@@ -133,7 +134,7 @@ class Cell:
             team=team, precision=self.config.train.precision, patterns=patterns, arl=arl,
         )  # fmt: skip
 
-    # ---- the work of each stage: (stage, folder, log, lock) -> (metrics, timing) ----
+    # ---- the work of each stage: (stage, folder, log, lock) -> (metrics, timing[, facts for the provenance]) ----
 
     def _batches(self):
         from ratplus.data.batches import Batches
@@ -196,23 +197,25 @@ class Cell:
             timing["layouts"] = outcome["layouts"]
         return metrics, timing
 
-    def _evaluate(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
+    def _evaluate(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict, dict]:
+        from ratplus.evaluation.samples import write_samples
         from ratplus.evaluation.suites import evaluate_suites
 
         model = self._load(self.plan.adapt)
         device = training_device(self.config.run.accelerator)
         started = time.monotonic()
-        metrics = evaluate_suites(
+        found = evaluate_suites(
             model.to(device), self.config.patterns, self._batches(), self.config.eval,
             lambda done, total: self.around.progress(stage.name, done, total, {}),
         )  # fmt: skip
-        timing = {"evaluate_seconds": time.monotonic() - started}
+        metrics, timing = found.metrics, {"evaluate_seconds": time.monotonic() - started}
+        write_samples(folder, found.samples)
         if self.config.eval.efficiency.enabled:
             from ratplus.evaluation.efficiency import measure_efficiency
 
             counts, times = measure_efficiency(model, self.config.patterns, self.config.eval.efficiency, device)
             metrics, timing = metrics | counts, timing | times
-        return metrics, timing
+        return metrics, timing, ({"tasks": found.facts} if found.facts else {})
 
     def _load(self, parent: Stage):
         from ratplus import checkpoint
@@ -222,6 +225,25 @@ class Cell:
             return checkpoint.load(folder, self._model_config())
         except checkpoint.CheckpointError as error:
             raise checkpoint.CheckpointError(f"{error}; delete {folder} to train it again") from None
+
+
+def check_suites(config: Config, corpus: Corpus) -> None:
+    """Refuse an evaluation that could not run, before anything is trained for it.
+
+    Raises:
+        MissingExtra, TaskError: of ratplus.evaluation.harness, where lm-eval or a task is not there.
+        ValueError: questions that do not fit the context.
+    """
+    asked = config.eval
+    if asked.tasks:
+        from ratplus.evaluation.harness import check_tasks
+
+        check_tasks(asked.tasks)
+        corpus.tokenizer()
+    if asked.niah.tasks:
+        from ratplus.evaluation.niah import check_section
+
+        check_section(asked.niah, corpus.tokenizer(), config.train.context)
 
 
 def _rank_process(config: Config, place: Place) -> None:
@@ -286,12 +308,12 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
     mirror = around.make_mirror(stage, around.root, config) if around.make_mirror else None
     started = time.monotonic()
 
-    def publish(**outcome) -> dict:
+    def publish(facts: dict | None = None, **outcome) -> dict:
         lock.check()
         timing = {"seconds": time.monotonic() - started, "peak_memory_bytes": _peak_memory_bytes()}
         record = write_record(
             folder, stage=stage.name, config=stage.config, parent=stage.parent,
-            provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config)),
+            provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config), **(facts or {})),
             **(outcome | {"timing": outcome["timing"] | timing}),
         )  # fmt: skip
         if mirror is not None:
@@ -299,7 +321,7 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
         return record
 
     try:
-        metrics, timing = work(stage, folder, StageLog(folder, mirror), lock)
+        metrics, timing, *facts = work(stage, folder, StageLog(folder, mirror), lock)
     except (Interrupted, KeyboardInterrupt, LockLost):
         if mirror is not None:
             mirror.abandon()
@@ -307,7 +329,7 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
     except Exception as error:
         publish(status="failed", metrics={}, timing={}, error=failure_of(error, stage.name, config, folder))
         raise
-    record = publish(status="done", metrics=metrics, timing=timing, error=None)
+    record = publish(*facts, status="done", metrics=metrics, timing=timing, error=None)
     _tidy(folder)
     return record
 

@@ -22,9 +22,17 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
     if verb in stages:
         return _cells(verb, stages[verb], arguments)
     verbs = {
-        "generate": _generate, "status": _status, "plan": _plan, "show": _show, "report": _report, "sync": _sync, "bench": _bench,
-        "prepare": _prepare, "import": _import, "export": _export,
-    }  # fmt: skip
+        "generate": _generate,
+        "status": _status,
+        "plan": _plan,
+        "show": _show,
+        "report": _report,
+        "sync": _sync,
+        "bench": _bench,
+        "prepare": _prepare,
+        "import": _import,
+        "export": _export,
+    }
     return verbs[verb](arguments)
 
 

@@ -1,4 +1,4 @@
-"""`dry_run=true`: the cells of a sweep, their ids, what exists already, and what they cost. Torch-free, runs nothing."""
+"""`dry_run=true`: the cells of a sweep, their ids, what exists already, and what they cost. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ratplus generate model=... prompt=... pattern=...`: stream text from a trained model, one pattern after the other."""
+"""`ratplus generate model=... prompt=... pattern=...`: stream text of a trained model under each pattern in turn."""
 
 from __future__ import annotations
 

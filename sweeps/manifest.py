@@ -82,7 +82,7 @@ def science(entry: dict) -> dict:
     """What decides a cell's result, flat, without its pattern and seed: `{"train.pretrain.lr": 4e-3, ...}`."""
     # A key that this version adds has its default in older folders.
     flat = _defaults() | flatten({**entry["config"], "corpus": entry["corpus"]})
-    for key in ("seed", "eval.batch", "data.root", "data.path", "data.source", "model.name"):
+    for key in ("seed", "eval.batch", "data.root", "data.path", "data.source", "data.workers", "model.name"):
         flat.pop(key, None)
     # Active recurrence learning follows the model unless it is set by hand.
     if flat["train.pretrain.arl"] == flat["model.recurrence"]:

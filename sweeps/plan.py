@@ -80,7 +80,8 @@ def _stage_rows(cells: list[Composed], vocab: int, arguments: argparse.Namespace
     rows = []
     for stage, of_id in needed.items():
         tokens, flops = (sum(column) for column in zip(*of_id.values()))
-        recipe = getattr(cells[0].config.train, stage, None)
+        given = stage == "pretrain" and cells[0].config.model.init_from
+        recipe = None if given else getattr(cells[0].config.train, stage, None)
         rows.append(
             {
                 "stage": stage,
@@ -100,6 +101,8 @@ def _tokens(config: Config, stage: str) -> int:
         recall = config.data.recall
         rows = config.eval.recall_rows * recall.length if recall.fraction > 0 else 0
         return config.eval.text_rows * config.train.context + rows
+    if stage == "pretrain" and config.model.init_from:
+        return 0
     recipe = getattr(config.train, stage)
     return recipe.steps * recipe.batch * config.train.context
 

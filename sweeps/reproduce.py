@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import lru_cache
 
 from ratplus.sweeps.compose import UsageError, compose_one
 from ratplus.sweeps.manifest import flatten
 
 # What decides nothing, or is decided by the other keys.
-_IGNORED = ("model.vocab_size", "eval.batch", "data.root")
+_IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers")
 _PLAIN = re.compile(r"[\w./@%+:-]+")
 
 
@@ -48,11 +49,8 @@ def _first_words(wanted: dict) -> list[str]:
     """The choices of groups that come closest: a shipped model of that name, and the source of the data."""
     words = []
     for word in (f"model={wanted['model.name']}", f"data={wanted['data.source']}"):
-        try:
-            compose_one([*words, word, *_required(wanted)])
+        if _composes((*words, word, *_required(wanted))):  # else a model of the user's own: all of its keys are named
             words.append(word)
-        except UsageError:
-            continue  # a model of the user's own: all of its keys are named
     return words + _required(wanted)
 
 
@@ -60,8 +58,23 @@ def _required(wanted: dict) -> list[str]:
     return [f"data.path={_word(wanted['data.path'])}"] if wanted.get("data.path") else []
 
 
+# Cells of a sweep have most of this in common, and composing takes a tenth of a second.
+@lru_cache(maxsize=256)
+def _composes(words: tuple[str, ...]) -> bool:
+    try:
+        compose_one(list(words))
+    except UsageError:
+        return False
+    return True
+
+
 def _flat(words: list[str]) -> dict:
-    config = vars(compose_one(words).config)
+    return _flat_of(tuple(words))
+
+
+@lru_cache(maxsize=256)
+def _flat_of(words: tuple[str, ...]) -> dict:
+    config = vars(compose_one(list(words)).config)
     sections = {name: config[name] for name in ("model", "data", "train", "pattern", "eval", "seed")}
     return {k: v for k, v in flatten(_plain(sections)).items() if k not in _IGNORED}
 

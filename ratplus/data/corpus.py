@@ -1,8 +1,9 @@
 """A corpus on disk: two token streams (train, validation) and a manifest that says what they are.
 
-Layout of a corpus folder: `train.bin` and `validation.bin`, flat little-endian uint16 (or uint8) ids, documents
-separated by end-of-text; `manifest.json` with source, tokenizer, counts, dtype, SHA-256 and the split rule. The
-manifest is written last, so a folder with one is whole.
+Layout of a corpus folder: flat little-endian ids (uint16, or uint32 for more than 65,536 ids), documents separated by
+end-of-text, each split in one file or in several that are read as one; `manifest.json` with source, tokenizer, counts,
+dtype, SHA-256 and the split rule; the tokenizer's own file, if it has one. The manifest is written last, so a folder
+with one is whole.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ratplus.data.tokenizer import ByteTokenizer
+from ratplus.data.stream import ShardedStream, join
+from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from ratplus.record import write_atomically
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
+VERIFIED_FILE = "verified.json"
 SPLITS = ("train", "validation")
+DTYPES = {"uint8": "u1", "uint16": "<u2", "uint32": "<u4"}
+# Files from this size on are hashed once, and again only when their size or time of change is another.
+HASHED_ONCE_BYTES = 64 << 20
+_REDO = "delete the folder and run `ratplus prepare`"
 
 
 class CorpusError(ValueError):
@@ -29,12 +37,12 @@ class CorpusError(ValueError):
 
 @dataclass
 class Corpus:
-    """An opened corpus; `train` and `validation` are memory-mapped id arrays."""
+    """An opened corpus; `train` and `validation` are memory-mapped ids: `len(stream)` and `stream[a:b]`."""
 
     folder: Path
     manifest: dict
-    train: np.ndarray
-    validation: np.ndarray
+    train: np.ndarray | ShardedStream
+    validation: np.ndarray | ShardedStream
 
     @property
     def vocab_size(self) -> int:
@@ -52,6 +60,38 @@ class Corpus:
             "sha256": {split: self.manifest["splits"][split]["sha256"] for split in SPLITS},
         }
 
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the streams: encode(text), decode(ids), eos_id, vocab_size.
+
+        Raises:
+            CorpusError: its file is missing or altered, or nobody has said which it is (bare .bin streams).
+            TokenizerError: its library is not installed.
+        """
+        facts = self.manifest["tokenizer"]
+        if facts["name"] == ByteTokenizer.name:
+            return ByteTokenizer()
+        if "file" not in facts:
+            raise CorpusError(
+                f"{self.folder}: the tokenizer of these streams is not known; name its file with data.tokenizer=..."
+            )
+        path = self.folder / facts["file"]
+        if not path.is_file():
+            raise CorpusError(f"{path}: the tokenizer's file is missing; {_REDO}")
+        tokenizer = load_tokenizer(path, facts["eos_id"])
+        if tokenizer.sha256 != facts["sha256"]:
+            raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {_REDO}")
+        return tokenizer
+
+
+def held_out(key: bytes, fraction: float) -> bool:
+    """Whether the document of this key belongs to validation: by a hash, so that order and company don't matter."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < fraction * 2**64
+
+
+def dtype_of(vocab_size: int) -> str:
+    """The smallest of uint16 and uint32 that holds every id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
 
 def write_corpus(
     folder: Path,
@@ -59,9 +99,9 @@ def write_corpus(
     *,
     source: dict,
     validation_fraction: float,
-    tokenizer: ByteTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
-    """Tokenize (name, text) documents into a corpus folder.
+    """Tokenize (name, text) documents into a corpus folder, in memory: for megabytes.
 
     A document goes to validation if the hash of its name falls below `validation_fraction`: the split depends on
     nothing but the document itself.
@@ -70,22 +110,20 @@ def write_corpus(
         CorpusError: no documents, or a split that stayed empty.
     """
     tokenizer = tokenizer or ByteTokenizer()
+    dtype = dtype_of(tokenizer.vocab_size)
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    eos = np.array([tokenizer.eos_id], dtype=np.uint16)
+    eos = np.array([tokenizer.eos_id], dtype=dtype)
     for name, text in documents:
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        held_out = int.from_bytes(digest, "big") < validation_fraction * 2**64
-        parts["validation" if held_out else "train"] += [tokenizer.encode_array(text), eos]
+        split = "validation" if held_out(name.encode(), validation_fraction) else "train"
+        parts[split] += [*tokenizer.encode_batch([text]), eos]
     for split, pieces in parts.items():
         if not pieces:
-            raise CorpusError(
-                f"{folder}: no document fell into the {split} split; give more documents or another "
-                f"data.validation_fraction (now {validation_fraction})"
-            )
+            raise CorpusError(f"{folder}: {empty_split(split, validation_fraction)}")
     splits = {}
     for split, pieces in parts.items():
-        ids = np.concatenate(pieces).astype("<u2")
-        data = ids.tobytes()
+        ids = np.concatenate(pieces)
+        check_ids(ids, tokenizer.vocab_size, f"{folder}: {split}")
+        data = ids.astype(DTYPES[dtype]).tobytes()
         write_atomically(Path(folder) / f"{split}.bin", data)
         splits[split] = {
             "file": f"{split}.bin",
@@ -94,53 +132,134 @@ def write_corpus(
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
+    rule = f"blake2b-64 of the document's name < {validation_fraction} * 2^64 goes to validation"
+    return write_manifest(folder, source=source, tokenizer=tokenizer, splits=splits, split_rule=rule)
+
+
+def empty_split(split: str, validation_fraction: float) -> str:
+    """What to say of a split that got no document."""
+    return (
+        f"no document fell into the {split} split; give more documents or another "
+        f"data.validation_fraction (now {validation_fraction})"
+    )
+
+
+def write_manifest(
+    folder: Path, *, source: dict, tokenizer: Tokenizer | dict, splits: dict, split_rule: str, dtype: str | None = None
+) -> Path:
+    """Write the tokenizer's file (if `tokenizer` is one that has it), then the manifest, which makes a corpus whole."""
+    folder = Path(folder)
+    facts = tokenizer if isinstance(tokenizer, dict) else tokenizer.facts
+    if not isinstance(tokenizer, dict) and tokenizer.file is not None:
+        write_atomically(folder / facts["file"], tokenizer.file.read_bytes())
     manifest = {
         "format": FORMAT,
         "source": source,
-        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id},
-        "dtype": "uint16",
-        "split_rule": f"blake2b-64 of the document's name < {validation_fraction} * 2^64 goes to validation",
+        "tokenizer": facts,
+        "dtype": dtype or dtype_of(facts["vocab_size"]),
+        "split_rule": split_rule,
         "splits": splits,
     }
-    write_atomically(Path(folder) / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
-    return Path(folder)
+    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+    return folder
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a corpus folder.
+
+    Raises:
+        CorpusError: there is none, or it is damaged.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text())
+        manifest["source"], manifest["tokenizer"]["vocab_size"], DTYPES[manifest["dtype"]]
+        for split in SPLITS:
+            manifest["splits"][split]["sha256"]
+    except FileNotFoundError:
+        raise CorpusError(f"{folder}: no corpus here ({MANIFEST_FILE} is missing); run `ratplus prepare`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{path}: damaged ({error}); delete the folder and run `ratplus prepare`") from None
+    return manifest
 
 
 def open_corpus(folder: str | Path) -> Corpus:
     """Open a corpus and check it against its manifest: sizes, SHA-256, and that every id is in the vocabulary.
 
+    Big files are hashed only when they changed since they were last found whole.
+
     Raises:
         CorpusError: a file is missing, truncated or altered, or holds an id outside the vocabulary.
     """
     folder = Path(folder)
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_text())
-        vocab = manifest["tokenizer"]["vocab_size"]
-        dtype = {"uint16": "<u2", "uint8": "u1"}[manifest["dtype"]]
-        splits = {split: manifest["splits"][split] for split in SPLITS}
-    except FileNotFoundError:
-        raise CorpusError(f"{folder}: no corpus here ({MANIFEST_FILE} is missing); run `ratplus prepare`") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{path}: damaged ({error}); delete the folder and run `ratplus prepare`") from None
-    streams = {split: _open_stream(folder, facts, dtype, vocab) for split, facts in splits.items()}
+    manifest = read_manifest(folder)
+    vocab, dtype = manifest["tokenizer"]["vocab_size"], DTYPES[manifest["dtype"]]
+    verified = Verified(folder)
+    streams = {}
+    for split in SPLITS:
+        facts = manifest["splits"][split]
+        parts = [_open_part(folder, part, dtype, vocab, verified) for part in facts.get("shards", [facts])]
+        streams[split] = join(parts)
+    verified.save()
     return Corpus(folder, manifest, streams["train"], streams["validation"])
 
 
-def _open_stream(folder: Path, facts: dict, dtype: str, vocab: int) -> np.ndarray:
+def _open_part(folder: Path, facts: dict, dtype: str, vocab: int, verified: Verified) -> np.ndarray:
     path = folder / facts["file"]
-    redo = "delete the folder and run `ratplus prepare`"
     try:
         size = path.stat().st_size
     except OSError:
-        raise CorpusError(f"{path}: token file is missing; {redo}") from None
+        raise CorpusError(f"{path}: token file is missing; {_REDO}") from None
     if size != facts["bytes"]:
-        raise CorpusError(f"{path}: holds {size} bytes, the manifest says {facts['bytes']}: truncated? {redo}")
+        raise CorpusError(f"{path}: holds {size} bytes, the manifest says {facts['bytes']}: truncated? {_REDO}")
     stream = np.memmap(path, dtype=dtype, mode="r")
-    if hashlib.sha256(stream).hexdigest() != facts["sha256"]:
-        raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {redo}")
-    check_ids(stream, vocab, path)
-    return stream
+    if not verified.knows(facts["file"], facts["sha256"]):
+        if hashlib.sha256(stream).hexdigest() != facts["sha256"]:
+            raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {_REDO}")
+        check_ids(stream, vocab, path)
+        verified.add(facts["file"], facts["sha256"])
+    first = facts.get("first", 0)
+    return stream[first : first + facts["tokens"]]
+
+
+class Verified:
+    """Which big files of a corpus were found whole: `verified.json`, {file: [bytes, time of change, SHA-256]}."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        try:
+            found = json.loads((self.folder / VERIFIED_FILE).read_text())
+        except (OSError, ValueError):
+            found = {}
+        self._found = found if isinstance(found, dict) else {}
+        self._now: set[str] = set()
+        self._changed = False
+
+    def knows(self, file: str, sha256: str) -> bool:
+        # Train and validation may lie in one file.
+        return file in self._now or self._known(file, sha256)
+
+    def _known(self, file: str, sha256: str) -> bool:
+        stamp = self._stamp(file, sha256)
+        return stamp is not None and self._found.get(file) == stamp
+
+    def add(self, file: str, sha256: str) -> None:
+        self._now.add(file)
+        stamp = self._stamp(file, sha256)
+        if stamp is not None:
+            self._found[file] = stamp
+            self._changed = True
+
+    def save(self) -> None:
+        if self._changed:
+            # A corpus that can only be read here is hashed again next time.
+            with suppress(OSError):
+                write_atomically(self.folder / VERIFIED_FILE, json.dumps(self._found, indent=1) + "\n")
+
+    def _stamp(self, file: str, sha256: str) -> list | None:
+        """None for a file that is small enough to be hashed every time."""
+        stat = (self.folder / file).stat()
+        return [stat.st_size, stat.st_mtime_ns, sha256] if stat.st_size >= HASHED_ONCE_BYTES else None
 
 
 def check_ids(stream: np.ndarray, vocab: int, where) -> None:

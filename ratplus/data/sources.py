@@ -1,4 +1,4 @@
-"""Where documents come from: the English text that every Python ships, or a user's own text files."""
+"""Where documents come from: the English text that every Python ships, a user's files, a data set of the hub."""
 
 from __future__ import annotations
 
@@ -6,55 +6,158 @@ import ast
 import hashlib
 import json
 import platform
+import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ratplus.config import DataSection
-from ratplus.data.corpus import MANIFEST_FILE, CorpusError, write_corpus
+from ratplus.data.bare import check_bare, write_bare
+from ratplus.data.corpus import MANIFEST_FILE, CorpusError, read_manifest, write_corpus
+from ratplus.data.inputs import TEXT_SUFFIXES, Input, list_inputs
+from ratplus.data.shards import Settings, write_shards
+from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from ratplus.record import write_atomically
 
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "pydoc_data"}
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 
 def corpus_folder(data: DataSection) -> Path:
-    """Folder of the prepared corpus of a data section; texts that differ in path or split get folders of their own."""
+    """Folder of the prepared corpus of a data section; what is read or cut otherwise gets a folder of its own."""
+    if data.source == "prepared":
+        return Path(data.path)
     if data.source == "pydocs":
         name = f"pydocs-py{platform.python_version()}"
+    elif data.source == "text":
+        name = f"{Path(data.path).resolve().stem}-{_digest(str(Path(data.path).resolve()))}"
     else:
-        digest = hashlib.sha256(str(Path(data.path).resolve()).encode()).hexdigest()[:8]
-        name = f"{Path(data.path).resolve().stem}-{digest}"
+        place = data.path if data.source == "hub" else str(Path(data.path).resolve())
+        more = (data.source, data.files, data.revision, data.column, data.separator, data.split, data.validation_files,
+                data.validation_path, data.vocab_size, data.eos_id)  # fmt: skip
+        name = f"{Path(place).name.partition('.')[0]}-{_digest(repr((place, *more)))}"
+    if data.tokenizer not in (None, ByteTokenizer.name) or data.eos is not None:
+        where = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""
+        name += f"-{Path(where).stem}-{_digest(where + (f' {data.eos!r}' if data.eos is not None else ''))}"
     return Path(data.root) / f"{name}-v{data.validation_fraction:g}"
 
 
-def prepare(data: DataSection) -> Path:
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path:
     """Make the corpus of a data section unless it is there and its source unchanged; returns its folder.
+
+    Args:
+        say: told one-line messages; None prints them to stderr.
 
     Raises:
         CorpusError: missing or unreadable source files, or a source that changed since the corpus was made.
+        TokenizerError: the tokenizer's file or library is missing, or is not what it should be.
     """
     folder = corpus_folder(data)
+    made = (folder / MANIFEST_FILE).exists()
+    if data.source == "prepared":
+        return _prepared(data, folder)
+    if made and _damaged(folder):
+        return folder  # opening it says what is wrong
+    if data.source == "bin":
+        if not made:
+            return write_bare(data, folder)
+        check_bare(data, folder)
+        return folder
+    tokenizer = None if made and data.tokenizer is None else load_tokenizer(data.tokenizer, data.eos)
+    if made:
+        _same_tokenizer(data, folder, tokenizer)
+    if data.source in ("files", "hub"):
+        return _prepare_files(data, folder, tokenizer, made, say or _to_stderr)
     if data.source == "pydocs":
-        if not (folder / MANIFEST_FILE).exists():
+        if not made:
             source = {"name": "pydocs", "python": platform.python_version()}
-            write_corpus(folder, pydocs(), source=source, validation_fraction=data.validation_fraction)
+            write_corpus(
+                folder, pydocs(), source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
+            )
         return folder
     files = text_files(Path(data.path))
     source = {"name": "text", "files": [{"name": name, "sha256": _sha256(file)} for name, file in files]}
-    if (folder / MANIFEST_FILE).exists():
-        try:
-            made_from = json.loads((folder / MANIFEST_FILE).read_text())["source"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return folder  # damaged; opening it says so
-        if made_from != source:
-            raise CorpusError(
-                f"data.path={data.path}: the files changed since {folder} was made from them; "
-                "delete that folder to tokenize them again"
-            )
+    if made:
+        if read_manifest(folder)["source"] != source:
+            raise _changed(data, folder)
         return folder
     documents = _read_documents(files, data.validation_fraction)
-    return write_corpus(folder, documents, source=source, validation_fraction=data.validation_fraction)
+    return write_corpus(
+        folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
+    )
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _damaged(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except CorpusError:
+        return True
+    return False
+
+
+def _changed(data: DataSection, folder: Path) -> CorpusError:
+    return CorpusError(
+        f"data.path={data.path}: the files changed since {folder} was made from them; "
+        "delete that folder to tokenize them again"
+    )
+
+
+def _same_tokenizer(data: DataSection, folder: Path, tokenizer: Tokenizer) -> None:
+    made_with = read_manifest(folder)["tokenizer"]
+    if (tokenizer.name, tokenizer.eos_id) != (made_with["name"], made_with["eos_id"]):
+        raise CorpusError(
+            f"data.tokenizer={data.tokenizer}: it is {tokenizer.name} with end of text {tokenizer.eos_id}, but "
+            f"{folder} was made with {made_with['name']} and {made_with['eos_id']}; give that one, or delete the folder"
+        )
+
+
+def _prepared(data: DataSection, folder: Path) -> Path:
+    """A folder that is whole as it is; a tokenizer that is named must be its own."""
+    read_manifest(folder)
+    if data.tokenizer not in (None, ByteTokenizer.name):
+        _same_tokenizer(data, folder, load_tokenizer(data.tokenizer, data.eos))
+    return folder
+
+
+def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer, made: bool, say) -> Path:
+    # What is made of a commit stays what it was, and compute nodes have no network; raw files may be gone by now.
+    if made and (data.source == "hub" or not Path(data.path).exists()):
+        return folder
+    inputs = list_inputs(data)
+    if made:
+        _same_files(data, folder, inputs)
+        return folder
+    settings = Settings(data.column, data.separator, data.split, data.validation_fraction, data.validation_files)
+    source = {"name": data.source}
+    if data.source == "hub":
+        source |= {"data_set": data.path, "commit": inputs[0].path.partition("@")[2].partition("/")[0]}
+    return write_shards(folder, inputs, settings, tokenizer, data.workers, source, say)
+
+
+def _same_files(data: DataSection, folder: Path, inputs: list[Input]) -> None:
+    """Refuse inputs that are not the ones that the corpus was made of; only what was touched is read."""
+    manifest = read_manifest(folder)
+    known = manifest["source"]["files"]
+    if [item.name for item in inputs] != [file["name"] for file in known]:
+        raise _changed(data, folder)
+    touched = [(item, file) for item, file in zip(inputs, known) if item.stamp() != file["stamp"]]
+    for item, file in touched:
+        if item.sha256() != file["sha256"]:
+            raise _changed(data, folder)
+        file["stamp"] = item.stamp()
+    if touched:
+        # So that it need not be read again; a corpus that can only be read stays as it is.
+        with suppress(OSError):
+            write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
 
 
 def pydocs() -> list[tuple[str, str]]:
@@ -95,9 +198,9 @@ def text_files(path: Path) -> list[tuple[str, Path]]:
         return [(path.name, path)]
     if not path.exists():
         raise CorpusError(f"data.path={path}: no such file or folder")
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _TEXT_SUFFIXES)
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in TEXT_SUFFIXES)
     if not found:
-        raise CorpusError(f"data.path={path}: no text files in this folder (looked for {', '.join(_TEXT_SUFFIXES)})")
+        raise CorpusError(f"data.path={path}: no text files in this folder (looked for {', '.join(TEXT_SUFFIXES)})")
     return [(p.relative_to(path).as_posix(), p) for p in found]
 
 

@@ -1,8 +1,24 @@
-"""Tokenizers. A tokenizer is anything with encode, decode, eos_id and vocab_size."""
+"""Tokenizers. A tokenizer is anything with encode, decode, eos_id and vocab_size.
+
+Ours also have `encode_batch` (arrays, for corpora) and `facts`, what a corpus says of them: `name` holds a hash of the
+tokenizer's file, so that streams of different tokenizers never pass for each other.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from pathlib import Path
+
 import numpy as np
+
+# What tokenizer files call the end of a text, most specific first.
+_EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+
+
+class TokenizerError(ValueError):
+    """A tokenizer's file is missing, unreadable or of an unknown kind, or its library is not installed."""
 
 
 class ByteTokenizer:
@@ -11,14 +27,184 @@ class ByteTokenizer:
     name = "bytes"
     eos_id = 256
     vocab_size = 257
+    bytes_per_token = 1
+    file = None
+
+    @property
+    def facts(self) -> dict:
+        return {"name": self.name, "vocab_size": self.vocab_size, "eos_id": self.eos_id}
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def encode_array(self, text: str) -> np.ndarray:
-        """Like encode, as uint16."""
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, without end-of-text."""
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
 
     def decode(self, ids) -> str:
         """Text of ids; end-of-text and ids of other symbols are left out."""
         return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
+
+
+class _FileTokenizer:
+    """What tokenizers that are read from a file have in common."""
+
+    kind: str
+    bytes_per_token = 4  # of English; only for estimates
+
+    def __init__(self, path: Path, vocab_size: int, eos_id: int):
+        self.file = path
+        self.vocab_size, self.eos_id = vocab_size, eos_id
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.name = f"{self.kind}-{self.sha256[:12]}"
+        if not 0 <= eos_id < vocab_size:
+            raise TokenizerError(f"data.eos: id {eos_id} is not among the {vocab_size} ids of {path}")
+
+    @property
+    def facts(self) -> dict:
+        stored = "tokenizer" + self.file.suffix
+        return {
+            "name": self.name, "vocab_size": self.vocab_size, "eos_id": self.eos_id, "kind": self.kind,
+            "file": stored, "sha256": self.sha256,
+        }  # fmt: skip
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0].tolist()
+
+
+class HuggingFaceTokenizer(_FileTokenizer):
+    """A `tokenizer.json`, through the `tokenizers` library. Adds no special tokens, and reads none out of the text."""
+
+    kind = "huggingface"
+
+    def __init__(self, path: Path, eos: str | int | None = None):
+        tokenizers = _library("tokenizers", path)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(f"{path}: not a Hugging Face tokenizer.json ({_first_line(error)})") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # A document that contains the characters of a special token must not end a text by them.
+        self._tokenizer.encode_special_tokens = True
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise TokenizerError(f"{path}: its vocabulary is empty")
+        super().__init__(path, max(vocabulary.values()) + 1, _eos_id(path, vocabulary, eos))
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, without end-of-text."""
+        return [
+            np.asarray(e.ids, dtype=np.int64)
+            for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+
+    def decode(self, ids) -> str:
+        """Text of ids; special tokens and ids outside the vocabulary are left out."""
+        return self._tokenizer.decode([int(i) for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=True)
+
+
+class SentencePieceTokenizer(_FileTokenizer):
+    """A SentencePiece `.model`, such as LLaMA-2's `tokenizer.model`. Adds no begin or end of text."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: Path, eos: str | int | None = None):
+        sentencepiece = _library("sentencepiece", path)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise TokenizerError(f"{path}: not a SentencePiece model ({_first_line(error)})") from None
+        pieces = {self._processor.id_to_piece(i): i for i in range(self._processor.vocab_size())}
+        if eos is None and self._processor.eos_id() >= 0:
+            eos = self._processor.eos_id()
+        super().__init__(path, self._processor.vocab_size(), _eos_id(path, pieces, eos))
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, without end-of-text."""
+        return [np.asarray(ids, dtype=np.int64) for ids in self._processor.encode(texts, num_threads=1)]
+
+    def decode(self, ids) -> str:
+        """Text of ids; end-of-text and ids outside the vocabulary are left out."""
+        return self._processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size and i != self.eos_id])
+
+
+Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
+
+
+def load_tokenizer(which: str | Path | None, eos: str | int | None = None) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`.
+
+    Args:
+        which: "bytes", a Hugging Face `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
+        eos: token or id that ends a text (`data.eos`); None takes what the file, or a tokenizer_config.json beside
+            it, says.
+
+    Raises:
+        TokenizerError: one line that says what is wrong.
+    """
+    if which is None:
+        raise TokenizerError(
+            "data.tokenizer: got null; give the path of a tokenizer.json or of a SentencePiece .model (the paper used "
+            "LLaMA-2's tokenizer.model), or bytes"
+        )
+    if str(which) == ByteTokenizer.name:
+        if eos is not None:
+            raise TokenizerError(f"data.eos: got {eos!r}; bytes have their own end of text, 256; leave it null")
+        return ByteTokenizer()
+    path = Path(which)
+    if path.is_dir():
+        names = ("tokenizer.json", "tokenizer.model")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise TokenizerError(f"data.tokenizer={path}: no {' or '.join(names)} in this folder")
+        path = found[0]
+    if not path.is_file():
+        raise TokenizerError(f"data.tokenizer={path}: no such file; allowed: bytes, a tokenizer.json, or a .model")
+    try:
+        if path.suffix == ".model":
+            return SentencePieceTokenizer(path, eos)
+        if path.suffix == ".json":
+            return HuggingFaceTokenizer(path, eos)
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
+    raise TokenizerError(f"data.tokenizer={path}: unknown kind of file; allowed: bytes, a tokenizer.json, or a .model")
+
+
+def _library(name: str, path: Path):
+    # Our workers are processes; threads of the library's own would only fight them for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return __import__(name)
+    except ImportError:
+        raise TokenizerError(
+            f"data.tokenizer={path}: needs the package {name}; install the extra: pip install 'ratplus[tokenizers]'"
+        ) from None
+
+
+def _eos_id(path: Path, vocabulary: dict[str, int], eos: str | int | None) -> int:
+    """Id of the token that ends a text: what is asked for, else what the files say, else a well-known name."""
+    if isinstance(eos, int):
+        return eos
+    if eos is not None:
+        if eos not in vocabulary:
+            raise TokenizerError(f"data.eos: {path} has no token {eos!r}; give one that it has, or an id")
+        return vocabulary[eos]
+    said = _said_eos(path)
+    known = [name for name in ((said,) if said else _EOS_NAMES) if name in vocabulary]
+    if len(known) != 1:
+        found = f"several may end a text ({', '.join(known)})" if known else "it names no token that ends a text"
+        raise TokenizerError(f"data.tokenizer={path}: {found}; give data.eos=<token or id>")
+    return vocabulary[known[0]]
+
+
+def _said_eos(path: Path) -> str | None:
+    try:
+        said = json.loads((path.parent / "tokenizer_config.json").read_text())["eos_token"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said.get("content") if isinstance(said, dict) else said
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

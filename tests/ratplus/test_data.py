@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ratplus.config import Config, DataSection, RecallSection, RecipeSection
-from ratplus.data.batches import Batches
+from ratplus.data.batches import Batches, deal
 from ratplus.data.corpus import CorpusError, check_ids, open_corpus, write_corpus
 from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import IGNORE, ordered_rows, random_rows
@@ -134,12 +136,18 @@ def test_sampling_is_a_function_of_step_and_the_same_for_any_number_of_ranks(cor
     batches = Batches.of(config, open_corpus(corpus))
     for recipe in (RecipeSection(batch=8), RecipeSection(batch=8, order="random")):
         whole = batches.train(recipe, "adapt", 5)
-        for world in (2, 4):
-            dealt = [batches.train(recipe, "adapt", 5, rank, world) for rank in range(world)]
-            for group, parts in zip(whole, zip(*dealt)):
-                for which in range(2):
-                    together = np.stack([part[which] for part in parts], axis=1).reshape(group[which].shape)
-                    np.testing.assert_array_equal(together, group[which])
+        for count in (2, 4, 8):
+            parts = deal(whole, count)
+            assert all(parts)
+            for which in range(2):
+                dealt = [bytes(np.ascontiguousarray(row)) for part in parts for group in part for row in group[which]]
+                rows = [bytes(np.ascontiguousarray(row)) for group in whole for row in group[which]]
+                assert sorted(dealt) == sorted(rows)
+        # 4 text rows and 4 of recall: each of 8 micro-batches has one of the two, and one that weighs nothing.
+        alike = deal(whole, 8, alike=8)
+        assert {tuple(len(inputs) for inputs, _ in part) for part in alike} == {(1, 1)}
+        counted = sum(int((labels != IGNORE).sum()) for part in alike for _, labels in part)
+        assert counted == sum(int((labels != IGNORE).sum()) for _, labels in whole)
 
 
 def test_ordered_reading_wraps_and_covers_everything():
@@ -197,7 +205,7 @@ def test_batches_mix_text_and_recall_by_tokens(corpus):
     assert recall.shape == (8, 128)
     np.testing.assert_array_equal(text[:, 1:][text[:, :-1] != 256], text_labels[:, :-1][text[:, :-1] != 256])
     assert (text_labels[text == 256] == IGNORE).all()
-    halves = [batches.train(RecipeSection(batch=8), "pretrain", 0, rank=r, world=2) for r in range(2)]
+    halves = deal(batches.train(RecipeSection(batch=8), "pretrain", 0), 2)
     assert [g[0].shape for g in halves[0]] == [(2, 256), (4, 128)]
     held_out = batches.held_out_recall(8)[0]
     trained = np.concatenate([batches.train(RecipeSection(batch=8), "pretrain", s)[1][0] for s in range(20)])
@@ -206,6 +214,20 @@ def test_batches_mix_text_and_recall_by_tokens(corpus):
         assert not np.array_equal(first[1][0], other[1][0])
         assert order == "ordered" or not np.array_equal(first[0][0], other[0][0])
     assert not any((row == held_out).all(axis=1).any() for row in trained)
+
+
+def test_the_identity_of_a_known_corpus_stays():
+    """Ids of finished stages hang on it: a fixed text has the hashes that it had in the first version."""
+    with tempfile.TemporaryDirectory() as place:
+        documents = [(f"doc{i}", f"Grüße {i}") for i in range(20)]
+        folder = write_corpus(Path(place) / "c", documents, source={}, validation_fraction=0.3)
+        assert open_corpus(folder).identity == {
+            "tokenizer": "bytes",
+            "sha256": {
+                "train": "d690adb55f13d695e30729c0419d83c3b5f2c6ca1a27a5dadec886259bfcad87",
+                "validation": "d0bdcee55542a23e0ca8cded0cda5950f50c7c41af9d121609d21306cc54a154",
+            },
+        }
 
 
 def test_prepared_folder_can_be_moved(corpus, tmp_path):

@@ -193,14 +193,14 @@ def test_three_training_iterations(golden, model):
 
 def own_name(theirs: str) -> str:
     """Our parameter name for one of the reference layout."""
-    from ratplus.checkpoint import _EMBED, _LAYER_KEYS, _LAYER_PREFIX, _NORM
+    from ratplus.official import EMBED, LAYER_KEYS, LAYER_PREFIX, NORM
 
-    if theirs == _EMBED:
+    if theirs == EMBED:
         return "embed.weight"
-    if theirs == _NORM:
+    if theirs == NORM:
         return "norm.weight"
-    number, _, rest = theirs.removeprefix(_LAYER_PREFIX).partition(".")
-    return f"layers.{number}.{_LAYER_KEYS[rest]}"
+    number, _, rest = theirs.removeprefix(LAYER_PREFIX).partition(".")
+    return f"layers.{number}.{LAYER_KEYS[rest]}"
 
 
 def test_learning_rates(golden):

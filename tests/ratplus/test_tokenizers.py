@@ -1,0 +1,95 @@
+"""Tokenizers from files: what they give, and what is said of wrong ones."""
+
+import json
+import sys
+
+import pytest
+from corpora import texts, train_bpe, train_sentencepiece
+
+from ratplus.data.tokenizer import ByteTokenizer, TokenizerError, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    place = tmp_path_factory.mktemp("tokenizers")
+    return {
+        "bytes": "bytes",
+        "huggingface": train_bpe(place / "hf" / "tokenizer.json"),
+        "sentencepiece": train_sentencepiece(place / "sp" / "tokenizer.model"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bytes", "huggingface", "sentencepiece"])
+def test_round_trip(files, kind):
+    tokenizer = load_tokenizer(files[kind])
+    for text in texts(5, seed=9):
+        ids = tokenizer.encode(text)
+        assert all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in ids)
+        assert tokenizer.eos_id not in ids
+        # LLaMA's kind of model normalizes white space, as SentencePiece does by default.
+        same = (lambda t: " ".join(t.split())) if kind == "sentencepiece" else (lambda t: t)
+        assert same(tokenizer.decode([*ids, tokenizer.eos_id])) == same(text)
+    together = tokenizer.encode_batch(texts(3))
+    assert [ids.tolist() for ids in together] == [tokenizer.encode(text) for text in texts(3)]
+
+
+def test_names_tell_tokenizers_apart(files, tmp_path):
+    other = train_bpe(tmp_path / "tokenizer.json", vocab=350)
+    names = {load_tokenizer(path).name for path in (*files.values(), other)}
+    assert len(names) == 4
+    assert load_tokenizer(files["huggingface"].parent).name == load_tokenizer(files["huggingface"]).name
+
+
+def test_text_that_looks_like_a_special_token_ends_nothing(files):
+    for kind in ("huggingface", "sentencepiece"):
+        tokenizer = load_tokenizer(files[kind])
+        assert tokenizer.eos_id not in tokenizer.encode("a <|endoftext|> b </s> c")
+
+
+def test_end_of_text(files, tmp_path):
+    bpe = files["huggingface"]
+    assert load_tokenizer(bpe).eos_id == 0
+    assert load_tokenizer(files["sentencepiece"]).eos_id == 2
+    assert load_tokenizer(bpe, 5).eos_id == 5
+    strange = train_bpe(tmp_path / "tokenizer.json", special="[END]")
+    with pytest.raises(TokenizerError, match=r"names no token that ends a text; give data\.eos="):
+        load_tokenizer(strange)
+    assert load_tokenizer(strange, "[END]").eos_id == 0
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "[END]"}}))
+    assert load_tokenizer(strange).eos_id == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "eos", "message"),
+    [
+        (None, None, r"data\.tokenizer: got null; give the path"),
+        ("nowhere.json", None, r"data\.tokenizer=nowhere\.json: no such file; allowed: bytes"),
+        ("text.txt", None, "unknown kind of file"),
+        ("broken.json", None, "not a Hugging Face tokenizer.json"),
+        ("broken.model", None, "not a SentencePiece model"),
+        ("empty", None, r"no tokenizer\.json or tokenizer\.model in this folder"),
+        ("good.json", "</none>", "has no token '</none>'"),
+        ("good.json", 4000, "id 4000 is not among the 400 ids"),
+        ("bytes", 3, "bytes have their own end of text"),
+    ],
+)
+def test_mistakes(files, tmp_path, monkeypatch, which, eos, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("text.txt", "broken.json", "broken.model"):
+        (tmp_path / name).write_text("{")
+    (tmp_path / "good.json").write_bytes(files["huggingface"].read_bytes())
+    with pytest.raises(TokenizerError, match=message) as caught:
+        load_tokenizer(which, eos)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "library"), [("huggingface", "tokenizers"), ("sentencepiece", "sentencepiece")])
+def test_missing_library_names_the_extra(files, monkeypatch, kind, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(TokenizerError, match=rf"needs the package {library}; .*ratplus\[tokenizers\]"):
+        load_tokenizer(files[kind])
+
+
+def test_bytes_need_nothing():
+    assert ByteTokenizer().facts == {"name": "bytes", "vocab_size": 257, "eos_id": 256}

@@ -1,0 +1,135 @@
+"""Cells that start from given weights: an imported model goes straight into adapt and evaluate."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import records
+
+from ratplus import ModelConfig, RATPlus
+from ratplus.checkpoint import load, save
+from ratplus.stages import Cell, Surroundings
+from ratplus.sweeps import cli
+from ratplus.sweeps.compose import compose_one
+
+WORDS = [
+    "data=text", "data.path=text.txt", "data.recall.fraction=0", "model=ratplus_nano", "model.layers=3",
+    "model.d_model=64", "model.d_head=16", "logger=none", "train.context=64", "eval.text_rows=4", "eval.recall_rows=0",
+    "train.adapt.steps=2", "train.adapt.batch=4", "run.threads=1", "run.accelerator=cpu",
+]  # fmt: skip
+SHAPE = ModelConfig(257, 3, 64, 16, max_len=128)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("".join(f"Line {i} of a text that nobody reads.\n" for i in range(400)))
+    model = RATPlus(SHAPE)
+    model.reset_parameters(3)
+    save(model, "given")
+    return tmp_path
+
+
+def ratplus(*words) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    return ended.value.code or 0
+
+
+def stage_folder(sweep: str, stage: str) -> Path:
+    (folder,) = Path(sweep, stage).iterdir()
+    return folder
+
+
+def test_an_imported_model_is_adapted_and_evaluated(place, capsys):
+    """Reference file -> import -> evaluate: the pretrain stage holds the given weights, and no recipe."""
+    assert ratplus("export", "given", "theirs.pt") == 0
+    assert "import it with --d-head 16" in capsys.readouterr().out
+    assert ratplus("import", "theirs.pt", "imported", "--d-head", "16", "--max-len", "128") == 0
+    told = capsys.readouterr().out
+    assert "parameters, recurrence on" in told
+    shape = told.rpartition("use it with: ")[2].split()
+    words = [*(w for w in WORDS if not w.startswith("model.")), *shape]
+    evaluated = Cell(compose_one([*words, "pattern.dilation=8"]).config, Surroundings(Path("one"))).run("evaluate")
+    assert evaluated["metrics"]["loss"]["value"] > 1
+    pretrain = json.loads((stage_folder("one", "pretrain") / "record.json").read_text())
+    assert set(pretrain["config"]) == {"model", "context", "weights"}
+    assert pretrain["metrics"]["parameters"]["value"] == sum(p.numel() for p in RATPlus(SHAPE).parameters())
+    taken, given = load(stage_folder("one", "pretrain")), load("given")
+    assert taken.config.max_len == 64
+    assert all(torch.equal(a, b) for a, b in zip(taken.state_dict().values(), given.state_dict().values()))
+
+    # The weights count, not where they lie; and neither the seed nor the recipe of a pretraining that was not.
+    Path("imported").rename("elsewhere")
+    words = [w.replace("imported", "elsewhere") for w in words]
+    assert ratplus("pretrain", *words, "output=two", "seed=5", "train.pretrain.steps=7") == 0
+    assert stage_folder("two", "pretrain").name == stage_folder("one", "pretrain").name
+
+
+def test_a_link_outlives_its_source(place):
+    assert ratplus("pretrain", *WORDS, "model.init_from=given", "output=one") == 0
+    before = load(stage_folder("one", "pretrain")).state_dict()
+    other = RATPlus(SHAPE)
+    other.reset_parameters(4)
+    save(other, "given")
+    after = load(stage_folder("one", "pretrain")).state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values()))
+
+
+def test_no_adaptation(place):
+    """Zero steps: the weights as they are, under any pattern."""
+    assert ratplus("adapt", *WORDS, "model.init_from=given", "output=one", "train.adapt.steps=0") == 0
+    given, adapted = load("given").state_dict(), load(stage_folder("one", "adapt")).state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(given.values(), adapted.values()))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.init_from=nowhere"], "model.init_from: nowhere: no checkpoint here (config.json is missing)"),
+        (["model.layers=2", "model.d_model=32"], "it needs model.layers=3 (not 2), model.d_model=64 (not 32)"),
+        (["model.recurrence=false", "train.pretrain.arl=false"], "it needs model.recurrence=True (not False)"),
+        (["data.recall.fraction=0.5", "data.recall.length=64"], "data.recall.fraction=0 leaves out"),
+    ],
+)
+def test_what_does_not_fit(place, capsys, words, message):
+    assert ratplus("adapt", *WORDS, "model.init_from=given", "output=one", *words) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not Path("one").exists()
+
+
+def test_weights_that_are_altered(place, capsys):
+    data = bytearray(Path("given/model.safetensors").read_bytes())
+    data[-1] ^= 1
+    Path("given/model.safetensors").write_bytes(data)
+    assert ratplus("pretrain", *WORDS, "model.init_from=given", "output=one") == 2
+    (record,) = records(Path("one")).values()
+    assert record["status"] == "failed"
+    assert not list(Path("one").rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export", "given", "given", "--format", "official"], "is a folder; --format official writes one file"),
+        (["export", "given", "text.txt", "--format", "hf"], "is a file; --format hf writes a folder"),
+        (["export", "nothing", "x.pt"], "nothing: no checkpoint here"),
+        (["import", "text.txt", "m"], "cannot be read as a weights-only checkpoint"),
+        (["import", "given", "m"], "is a ratplus model folder already"),
+        (["import", "given", "m", "--d-head", "0"], "--d-head: got 0"),
+    ],
+)
+def test_mistakes_of_import_and_export(place, capsys, words, message):
+    assert ratplus(*words) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_the_plan_knows_that_nothing_is_pretrained(place, capsys):
+    assert ratplus("plan", *WORDS, "model.init_from=given") == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pretrain"))
+    assert row.split() == ["pretrain", "1", "0", "0", "0"]
