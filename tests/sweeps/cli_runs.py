@@ -36,7 +36,7 @@ def weights(sweep: Path) -> dict:
 
 def leftovers(sweep: Path) -> list:
     """Files that a finished sweep has no use for."""
-    wanted = ("record.json", "curve.csv", "model.safetensors", "config.json", "sweep.json")
+    wanted = ("record.json", "curve.csv", "samples.jsonl", "model.safetensors", "config.json", "sweep.json")
     inside = ("logs", "report", "wandb")
     return [
         p for p in sweep.rglob("*")

@@ -172,9 +172,9 @@ def test_read_only_folder(place, small_disk):
         f"{shell_line('pretrain', *words[1:])} 2>/dev/null\nmount -o remount,ro disk\nset +e\n"
         f"{shell_line(*words)}\necho code $?\n{shell_line('status', 'disk/out')}\necho code $?"
     )
-    assert done.stderr.splitlines() == [
-        "ratplus: error: output=disk/out: cannot be written (Read-only file system)"
-    ], done.stderr
+    assert done.stderr.splitlines() == ["ratplus: error: output=disk/out: cannot be written (Read-only file system)"], (
+        done.stderr
+    )
     assert done.stdout.count("code 2") == 1
     assert "1 missing" in done.stdout  # looking is allowed
     assert done.stdout.endswith("code 0\n")

@@ -3,51 +3,20 @@
 import csv
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
-RATPLUS = str(Path(sys.executable).with_name("ratplus"))
-# One small text file instead of the standard library, and next to no work.
-TINY = [
-    "data=text", "data.path=text.txt", "model=ratplus_nano", "logger=none", "train.context=64",
-    "data.recall.length=32", "data.recall.keys=4", "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8",
-    "train.pretrain.steps=4", "train.adapt.steps=2", "train.pretrain.batch=4", "train.adapt.batch=4",
-    "run.threads=1",  # the other core belongs to somebody else
-]  # fmt: skip
+from cli_runs import RATPLUS, TINY, descendants, leftovers, ratplus, records, wait_for
 
 
 @pytest.fixture
 def place(tmp_path):
     (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
     return tmp_path
-
-
-def ratplus(place, *words, timeout=240, **kwargs):
-    return subprocess.run([RATPLUS, *words], cwd=place, capture_output=True, text=True, timeout=timeout, **kwargs)
-
-
-def records(sweep: Path) -> dict:
-    found = {p.parent.name: json.loads(p.read_text()) for p in sweep.glob("*/*/record.json")}
-    return {k: {"status": r["status"], "metrics": r["metrics"], "config": r["config"]} for k, r in found.items()}
-
-
-def weights(sweep: Path) -> dict:
-    return {p.parent.name: p.read_bytes() for p in sweep.glob("*/*/model.safetensors")}
-
-
-def leftovers(sweep: Path) -> list:
-    wanted = ("record.json", "curve.csv", "model.safetensors", "config.json", "sweep.json")
-    return [
-        p for p in sweep.rglob("*") if p.is_file() and p.name not in wanted and p.parts[-2] not in ("logs", "report")
-    ]
 
 
 def test_smoke_experiment(place):
@@ -86,40 +55,6 @@ def test_smoke_experiment(place):
     assert "accuracy_vs_dilation.png" in report.stdout
 
 
-def test_killed_again_and_again(place):
-    """SIGKILL of the sweep and its workers at random moments: the end is the same, bit for bit."""
-    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "train.pretrain.steps=30", "run.checkpoint_seconds=0"]
-    assert ratplus(place, *words, "output=straight").returncode == 0
-    draw = random.Random(7)
-    for attempt in range(4):
-        process = subprocess.Popen(
-            [RATPLUS, *words, "output=killed"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        if attempt == 0:  # once for sure in the middle of training
-            wait_for(lambda: list(place.glob("killed/pretrain/*/training-*.pt")))
-        else:
-            time.sleep(draw.uniform(3, 9))
-        workers = [pid for pid in children(process.pid)]
-        process.kill()
-        for pid in workers[: draw.randint(0, len(workers))]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-    last = ratplus(place, *words, "output=killed")
-    assert last.returncode == 0, last.stderr
-    straight, killed = place / "straight", place / "killed"
-    assert records(straight) == records(killed)
-    assert weights(straight) == weights(killed)
-    assert leftovers(killed) == leftovers(straight) == []
-    (pretrain,) = (json.loads(p.read_text()) for p in killed.glob("pretrain/*/record.json"))
-    assert pretrain["timing"]["resumed_at_step"] > 0
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(p) for p in tasks.read_text().split()] if tasks.exists() else []
-
-
 def test_sigterm_saves_and_says_so(place):
     words = [*TINY, "train.pretrain.steps=100000", "output=out"]
     process = subprocess.Popen([RATPLUS, "pretrain", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -141,20 +76,13 @@ def curve(place) -> str:
     return "\n" + next(place.glob("out/pretrain/*/curve.csv")).read_text()
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_ctrl_c_stops_a_sweep_and_its_workers(place):
     words = [*TINY, "pattern=dense,dilated", "train.pretrain.steps=100000", "output=out"]
     process = subprocess.Popen(
         [RATPLUS, "sweep", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     wait_for(lambda: list(place.glob("out/pretrain/*/curve.csv")) and "\n1," in curve(place))
-    workers = children(process.pid)
+    workers = descendants(process.pid)
     assert workers
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -129,9 +129,7 @@ def test_named_sweeps():
 def test_groups_composed_apart_equal_groups_composed_at_once(tmp_path):
     """A choice that reaches into another section must not be taken for one that doesn't."""
     (tmp_path / "pattern").mkdir()
-    (tmp_path / "pattern" / "far.yaml").write_text(
-        "# @package _global_\npattern: {dilation: 9}\nmodel: {layers: 7}\n"
-    )
+    (tmp_path / "pattern" / "far.yaml").write_text("# @package _global_\npattern: {dilation: 9}\nmodel: {layers: 7}\n")
     cells = compose_cells(["pattern=dense,far", "model=ratplus_tiny,attention_tiny"], str(tmp_path))
     found = [(c.config.model.name, c.config.pattern.dilation, c.config.model.layers) for c in cells]
     assert found == [
@@ -186,7 +184,7 @@ def test_own_config_folder(tmp_path):
         ("model.d_model=100", r"model.d_model: got 100; it must be a multiple of model.d_head=32"),
         ("model.layers=0", r"model.layers: got 0"),
         ("model.layers=many", r"model.layers: got 'many'; it must be a whole number"),
-        ("model=ratplus_huge", r"model=ratplus_huge: no such choice; available: attention_nano,"),
+        ("model=ratplus_huge", r"model=ratplus_huge: no such choice; available: attention_150m,"),
         ("pattern=sparse", r"pattern=sparse: no such choice; available: dense, dilated,"),
         ("experiment=foo", r"experiment=foo: no such choice; available: demo, smoke"),
         ("data=text", r"data.path: got None; data=text needs path="),
