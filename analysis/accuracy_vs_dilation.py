@@ -26,7 +26,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, in_order, over_seeds, progress, run_name, short_patterns, with_loss_delta
+from ratplus.analysis.aggregate import (
+    RUN,
+    first_runs,
+    in_order,
+    over_seeds,
+    progress,
+    run_name,
+    short_patterns,
+    with_loss_delta,
+)
 from ratplus.analysis.dilation_axis import DilationAxis
 from ratplus.analysis.load import METRICS, load_sweep
 from ratplus.analysis.run import run
@@ -35,6 +44,8 @@ from ratplus.analysis.tables import number, write_table
 NAME = "accuracy_vs_dilation"
 # A table's notes name this many errors; the CSV file has all.
 MOST_ERRORS = 10
+# Models and variants that a figure has room for.
+MOST_RUNS = 8
 # Line style of the dense value; thin and dotted, unlike any model's.
 REFERENCE = (0, (1, 1.6))
 # What the CSV starts with; all other columns of the loaded frame follow.
@@ -134,13 +145,15 @@ def figure(frame: pd.DataFrame) -> Figure:
     """
     if nothing := nothing_to_draw(frame):
         raise ValueError(nothing)
-    rows = _rows(frame)
+    rows, left_out = first_runs(_rows(frame), MOST_RUNS)
+    rows = rows.reset_index(drop=True)
     drawn = [name + suffix for name in METRICS for suffix in ("", "_stderr")]
     rows[drawn] = rows[drawn].where(np.isfinite(rows[drawn]))
     axis = DilationAxis(rows)
     rows["x"] = axis.positions(rows)
     rows["local"] = [_local(*row) for row in zip(rows["kind"], rows["window"], rows["sinks"])]
-    looks = style.looks(list(dict.fromkeys(rows["run"])))
+    runs = list(dict.fromkeys(rows["run"]))
+    looks = style.looks(runs) if len(runs) <= 5 else style.sequence(runs)
     shapes = style.markers(sorted(set(rows["local"]) - {None})) | {None: style.HYBRID_MARKER}
     recall = rows["recall_accuracy"].notna().any()
     panels = [("loss", 1, "Held-out loss\n(nats per token)")]
@@ -160,7 +173,10 @@ def figure(frame: pd.DataFrame) -> Figure:
         axis.draw(grid)
         grid[-1].set_xlabel(axis.title)
         drawing.align_ylabels(grid)
-        style.legend_below(drawing, _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels]))
+        handles = _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels])
+        if left_out:
+            handles.append(Line2D([], [], linestyle="none", label=left_out))
+        style.legend_below(drawing, handles)
     return drawing
 
 

@@ -40,14 +40,20 @@ def with_loss_delta(frame: pd.DataFrame) -> pd.DataFrame:
 
     The column stands behind `loss_stderr`; null where there is no such dense cell.
     """
+    return with_delta(frame, "loss")
+
+
+def with_delta(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The frame with `<name>_delta` behind `<name>_stderr`: the difference to the dense cell, as `with_loss_delta`."""
     keys = [*RUN, "seed"]
     dense = frame[frame["kind"].eq("dense") & frame["status"].eq("done")]
     # D1 with a window is dense too; the plain one is the reference where both were run.
-    dense = in_order(dense).drop_duplicates(keys)[[*keys, "loss"]].rename(columns={"loss": "dense"})
+    dense = in_order(dense).drop_duplicates(keys)[[*keys, name]].rename(columns={name: "dense"})
     joined = frame[keys].merge(dense, on=keys, how="left")
     frame = frame.copy()
-    place = list(frame.columns).index("loss_stderr") + 1
-    frame.insert(place, "loss_delta", frame["loss"].to_numpy() - joined["dense"].to_numpy())
+    place = list(frame.columns).index(f"{name}_stderr") + 1
+    with np.errstate(invalid="ignore"):
+        frame.insert(place, f"{name}_delta", frame[name].to_numpy() - joined["dense"].to_numpy())
     return frame
 
 
@@ -60,7 +66,8 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     groups = frame.groupby(GROUP, sort=False)
     done = frame["status"].eq("done")
     same = ["recurrence", "pattern_name", "kind", "dilation", "window", "sinks", "context", "kv_entries", "kv_bytes"]
-    rows = groups[[*same, "attention_flops_ratio"]].first()
+    same += ["layers", "heads", "parameters", "attention_flops", "attention_flops_ratio"]
+    rows = groups[same].first()
     rows["cells"] = groups.size()
     rows["done"] = done.groupby([frame[key] for key in GROUP], sort=False).sum()
     rows["status"] = groups["status"].agg(_joint_status)
@@ -88,6 +95,21 @@ def _joint_status(states: pd.Series) -> str:
 def run_name(model: str, variant: str) -> str:
     """What a reader calls a run: the model, and what else was varied."""
     return f"{model}, {variant}" if variant else model
+
+
+def first_runs(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
+    """The rows of at most `most` runs, each model's first variants, and a line that says so if there are more.
+
+    A figure has room for few.
+    """
+    names = list(dict.fromkeys(rows["run"]))
+    if len(names) <= most:
+        return rows, ""
+    models = [name.partition(", ")[0] for name in names]
+    # Each model's first, then each one's second, ...: none crowds the others out.
+    turns = sorted(range(len(names)), key=lambda i: models[:i].count(models[i]))
+    kept = {names[i] for i in turns[:most]}
+    return rows[rows["run"].isin(kept)], f"{most} of {len(names)} models and variants; all: see table"
 
 
 def progress(frame: pd.DataFrame) -> str:

@@ -17,11 +17,14 @@ _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''",
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "Δ": r"$\Delta$", "∞": r"$\infty$", "≤": r"$\leq$", "≥": r"$\geq$",
-    "·": r"$\cdot$", "—": "---", "–": "--", "…": r"\ldots{}", "“": "``", "”": "''", "‘": "`", "’": "'", "\u00a0": "~",
+    "·": r"$\cdot$", "ℓ": r"$\ell$", "✓": r"$\surd$", "→": r"$\rightarrow$", "↓": r"$\downarrow$",
+    "—": "---", "–": "--", "…": r"\ldots{}", "“": "``", "”": "''", "‘": "`", "’": "'", "\u00a0": "~",
 }  # fmt: skip
 _BOLD = re.compile(r"\*\*(.+)\*\*")
 # Rows of 8 pt, with caption and notes, that a page has room for.
 _ROWS_A_PAGE = 45
+# Of the text width at 8 pt, what still fits at 5 pt.
+_WIDEST = 1.4
 
 # `\@nodocument` is \relax exactly from \begin{document} on: so the file can tell whether a paper inputs it.
 _HEAD = r"""% Compiles as it is (pdflatex), and can be \input in the body of a paper that loads booktabs.
@@ -59,34 +62,35 @@ def to_latex(
         names: how many leading columns hold names (left-aligned); numbers follow (right-aligned).
         grouped: write the first column where it changes, with a rule above, instead of on every row.
     """
-    size, width = _size(shown)
-    columns = "l" * names + "r" * (shown.shape[1] - names)
     first = [str(cell) for cell in shown.iloc[:, 0]]
-    # A table of more rows than a page holds goes on in further floats under the same number.
+    # A table of more rows than a page holds, or of more columns than it has room for, goes on under the same number.
     pages = [range(start, min(start + _ROWS_A_PAGE, len(shown))) for start in range(0, len(shown), _ROWS_A_PAGE)]
+    floats = [(part, rows) for part in _parts(shown, names) for rows in pages or [range(0)]]
     lines = []
-    for page, rows in enumerate(pages or [range(0)]):
+    for place, (part, rows) in enumerate(floats):
+        size, width = _size(part)
         lines += [r"\begin{table*}[tbp]", rf"\centering{size}\setlength{{\belowcaptionskip}}{{6pt}}"]
-        if page:
+        if place:
             lines += [r"\addtocounter{table}{-1}", r"\caption{(continued)}"]
         elif caption:
             lines.append(rf"\caption{{{escape(caption)}}}" + (rf"\label{{{label}}}" if label else ""))
+        columns = "l" * names + "r" * (part.shape[1] - names)
         lines += [
             rf"\begin{{tabular*}}{{{width}}}{{@{{\extracolsep{{\fill}}}}{columns}@{{}}}}",
             r"\toprule",
-            " & ".join(escape(name) for name in shown.columns) + r" \\",
+            " & ".join(escape(name) for name in part.columns) + r" \\",
             r"\midrule",
         ]
         for row in rows:
             begins = not grouped or row == rows[0] or first[row] != first[row - 1]
             if grouped and begins and row != rows[0]:
                 lines.append(r"\midrule")
-            cells = [_cell(cell) if column or begins else "" for column, cell in enumerate(shown.iloc[row])]
+            cells = [_cell(cell) if column or begins else "" for column, cell in enumerate(part.iloc[row])]
             # A first cell that begins with [ or * would be read as an option of the \\ before it.
             cells[0] = r"\relax " + cells[0] if cells[0].startswith(("[", "*")) else cells[0]
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular*}"]
-        if notes and page == max(0, len(pages) - 1):
+        if notes and place == len(floats) - 1:
             lines.append(r"\par\medskip\raggedright\scriptsize")
             lines += [escape(note) + r"\par" for note in notes]
         lines.append(r"\end{table*}")
@@ -113,11 +117,33 @@ def _cell(text: str) -> str:
     return rf"\textbf{{{escape(bold[1])}}}" if bold else escape(text)
 
 
-def _size(shown: pd.DataFrame) -> tuple[str, str]:
-    """Type size at which the table should fit a text width of 6.75 in, and the width over which to spread it."""
+def _parts(shown: pd.DataFrame, names: int) -> list[pd.DataFrame]:
+    """The table cut between columns into parts that fit a page's width, each with the columns of names."""
+    parts, start = [], names
+    while start < shown.shape[1] or not parts:
+        stop = shown.shape[1]
+        while stop > start + 1 and _share(_columns(shown, names, start, stop)) > _WIDEST:
+            stop -= 1
+        parts.append(_columns(shown, names, start, stop))
+        start = stop
+    return parts
+
+
+def _columns(shown: pd.DataFrame, names: int, start: int, stop: int) -> pd.DataFrame:
+    return shown.iloc[:, [*range(names), *range(start, stop)]]
+
+
+def _share(shown: pd.DataFrame) -> float:
+    """Width at 8 pt over the text width of 6.75 in."""
     widest = [max([len(str(name)), *(len(str(cell)) for cell in shown[name])]) for name in shown.columns]
     # At 8 pt a character takes about 4.3 pt on average, and columns want 12 pt between them.
-    share = (4.3 * sum(widest) + 12 * (len(widest) - 1)) / (6.75 * 72.27)
-    size = r"\footnotesize" if share <= 1 else r"\scriptsize"
+    return (4.3 * sum(widest) + 12 * (len(widest) - 1)) / (6.75 * 72.27)
+
+
+def _size(shown: pd.DataFrame) -> tuple[str, str]:
+    """Type size at which the table should fit, and the width over which to spread it."""
+    share = _share(shown)
+    # 8 pt, 7 pt, and for what is wider still 5 pt.
+    size = r"\footnotesize" if share <= 1 else r"\scriptsize" if share <= 1.1 else r"\tiny"
     # \extracolsep adds to \tabcolsep, which is therefore small; a narrow table is not torn apart.
     return size + r"\setlength{\tabcolsep}{2pt}", rf"{min(1.0, share):.2f}\textwidth"

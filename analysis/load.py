@@ -15,20 +15,26 @@ Columns, always there and in this order:
 | seed | seed of the run |
 | status | `done`, `failed`, `running`, `missing`, `damaged` |
 | error | last line of what went wrong; empty otherwise |
-| context | tokens per sequence; the length at which the next three are taken |
+| layers, heads | of the model |
+| parameters | of the model, as its pretraining counted them |
+| pretrain, adapt | ids of the cell's other stages; null if it has none |
+| context | tokens per sequence; the length at which the next four are taken |
 | kv_entries | cache entries a head, mean over layers and heads |
 | kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, float32 recurrent state |
-| attention_flops_ratio | attention FLOPs of one forward relative to dense attention |
+| attention_flops | FLOPs of Q K^T and P V of one forward over the context, all layers and heads |
+| attention_flops_ratio | the same relative to dense attention |
 | loss, perplexity, next_token_accuracy, recall_accuracy | results; each followed by its `<name>_stderr` |
 
-After these come all other metrics found in records (with their `_stderr`), then the sweep's other axes, each sorted by
-name. A metric or axis whose name is taken gets `metric:` or `axis:` before it. What is not known is null (NaN).
+After these come all other metrics found in records (with their `_stderr`), then what evaluation measured on its
+machine as `timing:<name>`, then the sweep's other axes, each sorted by name. A metric or axis whose name is taken gets
+`metric:` or `axis:` before it. What is not known is null (NaN).
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,33 +42,57 @@ import pandas as pd
 
 from ratplus.cost import attention_flops_ratio, cost
 from ratplus.pattern import PatternMap
-from ratplus.status import cell_state, stage_state
+from ratplus.status import State, cell_state, stage_state
 
 FORMAT = 1
 STAGES = ("pretrain", "adapt", "evaluate")
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "seed",
-    "status", "error", "context", "kv_entries", "kv_bytes", "attention_flops_ratio",
+    "status", "error", "layers", "heads", "parameters", "pretrain", "adapt", "context", "kv_entries", "kv_bytes",
+    "attention_flops", "attention_flops_ratio",
 )  # fmt: skip
-WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "context", "kv_bytes")
+WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "layers", "heads", "context", "kv_bytes")
 # Of keys and values in the kv_bytes column; fixed, so that cells of different precision compare.
 KV_BYTES_PER_ELEMENT = 2
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep folder as it was read: one row of `frame` for each of `entries`.
+
+    Attributes:
+        folder: where it lies.
+        frame: as `load_sweep` returns it.
+        entries: the cells as `sweep.json` has them.
+        records: of each cell, what its evaluation's record says besides config and metrics; None if not done.
+    """
+
+    folder: Path
+    frame: pd.DataFrame
+    entries: list[dict]
+    records: list[dict | None]
 
 
 def load_sweep(folder: Path | str) -> pd.DataFrame:
     """All cells of a sweep folder, in the order of its `sweep.json`; columns as in the module's docstring.
 
-    `attrs["sweep"]` of the frame is the sweep's name.
+    `attrs` of the frame: "sweep", the sweep's name; "folder", where it lies; "metrics" and "axes", the names of the
+    columns that hold results (each with its `_stderr`) and the sweep's other axes.
 
     Raises:
         ValueError: no such folder, no `sweep.json` in it, or one that is damaged or of another format. A damaged
             record is no error: its cell has the status `damaged`.
     """
+    return read_sweep(folder).frame
+
+
+def read_sweep(folder: Path | str) -> Sweep:
+    """A sweep folder with the entries and records behind its frame; arguments and errors as of `load_sweep`."""
     folder = Path(folder)
     sweep = _read_sweep(folder)
     look = lru_cache(maxsize=None)(stage_state)
-    rows, results, axes = [], [], []
+    rows, results, axes, timings, records = [], [], [], [], []
     for number, cell in enumerate(sweep["cells"]):
         try:
             row = _describe(cell)
@@ -73,16 +103,29 @@ def load_sweep(folder: Path | str) -> pd.DataFrame:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not understood ({error})"
             raise ValueError(f"{folder / 'sweep.json'}: cell number {number + 1} {what}; run the sweep again") from None
-        state = cell_state(folder, stages, look=look)
+        # Each cell has an evaluation of its own, but shares its other stages: only those are worth keeping.
+        state = cell_state(
+            folder, stages, look=lambda path: (look if path.parent.name != "evaluate" else stage_state)(path)
+        )
         row["status"], row["error"] = state.status, state.error
-        metrics = state.record["metrics"] if state.record else {}
+        row["pretrain"], row["adapt"] = stages.get("pretrain"), stages.get("adapt")
+        row["parameters"] = (
+            _parameters(look(folder / "pretrain" / stages["pretrain"])) if "pretrain" in stages else None
+        )
+        record = state.record or {}
         rows.append(row)
-        results.append(_flatten(metrics))
-    frame = pd.DataFrame(_columns(rows, results, axes))
+        results.append(_flatten(record.get("metrics") or {}))
+        timings.append({k: float(v) for k, v in (record.get("timing") or {}).items() if _is_number(v)})
+        records.append({k: record[k] for k in ("provenance", "timing") if k in record} if record else None)
+    columns, names = _columns(rows, results, timings, axes)
+    frame = pd.DataFrame(columns)
     for name in WHOLE_NUMBERS:
         frame[name] = frame[name].astype("Int64")
+    frame["parameters"] = frame["parameters"].astype("float64")
     frame.attrs["sweep"] = str(sweep.get("name", folder.name))
-    return frame
+    frame.attrs["folder"] = str(folder)
+    frame.attrs |= names
+    return Sweep(folder, frame, sweep["cells"], records)
 
 
 def _read_sweep(folder: Path) -> dict:
@@ -116,6 +159,8 @@ def _describe(cell: dict) -> dict:
         "variant": ", ".join(f"{key}={_plain(value)}" for key, value in sorted((cell.get("axes") or {}).items())),
         "pattern_name": str(cell.get("pattern_name") or ""),
         "seed": cell.get("seed"),
+        "layers": int(model["layers"]),
+        "heads": heads,
         "context": context,
         **_describe_pattern(plain, int(model["layers"]), heads, int(model["d_head"]), context, recurrence),
     }
@@ -140,6 +185,7 @@ def _describe_pattern(plain: str, layers: int, heads: int, d_head: int, context:
         **(dict.fromkeys(("dilation", "window", "sinks")) if kind == "hybrid" else first.to_dict()),
         "kv_entries": spent.kv_entries_per_head,
         "kv_bytes": spent.cache_bytes,
+        "attention_flops": spent.attention_flops,
         "attention_flops_ratio": attention_flops_ratio(patterns, context),
     }
 
@@ -148,18 +194,43 @@ def _flatten(metrics: dict) -> dict[str, tuple[float, float]]:
     return {name: (_number(entry.get("value")), _number(entry.get("stderr"))) for name, entry in metrics.items()}
 
 
-def _columns(rows: list[dict], results: list[dict], axes: list[dict]) -> dict[str, list]:
-    """The frame's columns: fixed ones, metrics with their standard errors, axes; no two with the same name."""
+def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: list[dict]) -> tuple[dict, dict]:
+    """The frame's columns: fixed ones, metrics with their standard errors, times, axes; no two with the same name.
+
+    Second, which of them are metrics and axes, as the frame's `attrs` have it.
+    """
     columns = {name: [row[name] for row in rows] for name in FIXED}
+    names: dict[str, list[str]] = {"metrics": [], "axes": []}
     found = {name for result in results for name in result}
     missing = (math.nan, math.nan)
     for name in (*METRICS, *sorted(found - set(METRICS))):
-        free = name if name not in columns and f"{name}_stderr" not in columns else f"metric:{name}"
+        free = name
+        while free in columns or f"{free}_stderr" in columns:
+            free = f"metric:{free}"
         columns[free] = [result.get(name, missing)[0] for result in results]
         columns[f"{free}_stderr"] = [result.get(name, missing)[1] for result in results]
+        names["metrics"].append(free)
+    for name in sorted({name for timing in timings for name in timing}):
+        free = f"timing:{name}"
+        while free in columns:
+            free = f"timing:{free}"
+        columns[free] = [timing.get(name, math.nan) for timing in timings]
     for name in sorted({name for axis in axes for name in axis}):
-        columns[name if name not in columns else f"axis:{name}"] = [_plain(axis.get(name)) for axis in axes]
-    return columns
+        free = name
+        while free in columns:
+            free = f"axis:{free}"
+        columns[free] = [_plain(axis.get(name)) for axis in axes]
+        names["axes"].append(free)
+    return columns, names
+
+
+def _parameters(pretrain: State) -> float | None:
+    metrics = pretrain.record["metrics"] if pretrain.record else {}
+    return metrics.get("parameters", {}).get("value")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(value) -> float:
@@ -169,8 +240,3 @@ def _number(value) -> float:
 def _plain(value):
     """Lists and other structures as text, so that every column can be grouped and written."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""

@@ -1,30 +1,112 @@
-"""The whole report of a sweep: every table and figure that applies, and one paragraph that says what came out."""
+"""The whole report of a sweep: every table and figure that applies, a page with all of them, one paragraph on top."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from ratplus.analysis import accuracy_vs_dilation
-from ratplus.analysis.aggregate import in_order, over_seeds, progress, with_loss_delta
-from ratplus.analysis.load import load_sweep
+from ratplus.analysis import (
+    ablation,
+    accuracy_vs_dilation,
+    adaptation_curves,
+    masks,
+    pareto,
+    pattern_tables,
+    recurrence,
+    scaling_gap,
+    sensitivity,
+)
+from ratplus.analysis.aggregate import first_runs, in_order, over_seeds, progress, with_loss_delta
+from ratplus.analysis.load import read_sweep
+from ratplus.analysis.page import write_page
+from ratplus.analysis.reference import check_reference
+from ratplus.analysis.tasks import SUITES
 
 # Each has `applies(frame)` and `write(frame, folder)`; in the order in which a reader should meet them.
-MODULES = (accuracy_vs_dilation,)
+MODULES = (
+    accuracy_vs_dilation,
+    pattern_tables,
+    pareto,
+    ablation,
+    scaling_gap,
+    sensitivity,
+    adaptation_curves,
+    recurrence,
+    masks,
+)
+# Models and variants that the headline has room for.
+MOST_NAMED = 4
+# What a reader of the page calls each file; others go by their name.
+TITLES = {
+    "accuracy_vs_dilation": "Loss and accuracy against dilation",
+    "pareto": "Quality against cost",
+    "ablation": "Ablation: recurrence, ARL, adaptation",
+    "scaling_gap": "Gap to dense against model size",
+    "sensitivity": "Which layers and heads need to be dense",
+    "adaptation_curves": "Adaptation curves",
+    "recurrence": "What the recurrence does",
+    "masks": "What each pattern sees",
+    **{f"pattern_tables_{suite}": f"{title}, pattern by pattern" for suite, title in SUITES.items()},
+}
 
 
-def report(folder: Path) -> list[Path]:
-    """Write everything that applies to a sweep into `<folder>/report/`; returns the paths.
+def report(folder: Path, *, reference: str | None = None, reproduce: Callable[[dict], str] | None = None) -> list[Path]:
+    """Write everything that applies to a sweep into `<folder>/report/`; returns the paths, the page last.
+
+    Benchmark results in `<folder>/bench` are shown
+    too. A module that fails is named in a warning and left out: the others are written all the same. Files of modules
+    that no longer apply are removed.
+
+    Args:
+        reference: "paper" shows the paper's values beside ours, labelled as such.
+        reproduce: the command that makes the cell of a `sweep.json` entry again, for the page.
 
     Raises:
-        ValueError: `folder` is not a sweep's output folder, or its `sweep.json` is damaged or has no cells.
+        ValueError: `folder` is not a sweep's output folder, its `sweep.json` is damaged or has no cells, or an unknown
+            reference.
     """
+    check_reference(reference)
     folder = Path(folder)
-    frame = load_sweep(folder)
+    sweep = read_sweep(folder)
+    frame, target = sweep.frame, folder / "report"
     if frame.empty:
         raise ValueError(f"{folder / 'sweep.json'}: lists no cells, so there is nothing to report")
-    return [path for module in MODULES if module.applies(frame) for path in module.write(frame, folder / "report")]
+    frame.attrs["reference"] = reference
+    written: list[Path] = []
+    for module in MODULES:
+        try:
+            mine = module.write(frame, target) if module.applies(frame) else []
+        except ValueError as error:
+            logging.getLogger(__name__).warning("%s: left out of the report (%s)", module.NAME, error)
+            mine = []
+        _forget(target, module.NAME, mine)
+        written += mine
+    written += _benchmarks(folder, target)
+    page = write_page(sweep, written, headline(frame), target, reproduce, TITLES)
+    return [*written, page]
+
+
+def _benchmarks(folder: Path, target: Path) -> list[Path]:
+    """Tables and figures of the benchmark results in `<folder>/bench`, where `ratplus bench --json` has put some."""
+    from ratplus.analysis import efficiency
+
+    try:
+        return efficiency.main(folder / "bench", target) if (folder / "bench").is_dir() else []
+    except ValueError as error:
+        logging.getLogger(__name__).warning("%s: left out of the report (%s)", "efficiency", error)
+        return []
+
+
+def _forget(folder: Path, name: str, written: list[Path]) -> None:
+    """Remove what an earlier report wrote of a module, when the sweep had other cells."""
+    own = [name] if name != pattern_tables.NAME else [path.stem for path in folder.glob(f"{name}_*.md")]
+    for stem in own:
+        for suffix in (".md", ".tex", ".csv", ".png", ".pdf"):
+            if folder / f"{stem}{suffix}" not in written:
+                (folder / f"{stem}{suffix}").unlink(missing_ok=True)
 
 
 def headline(frame: pd.DataFrame) -> str:
@@ -50,6 +132,8 @@ def _comparison(frame: pd.DataFrame) -> str:
     dilation = (plain if recurrent.empty else recurrent)["dilation"].max()
     # RAT+ first: it is what the reader asks about.
     at = plain[plain["dilation"].eq(dilation)].sort_values("recurrence", ascending=False, kind="stable")
+    there = set(at["name"])
+    at, others = first_runs(at, MOST_NAMED)
     changes = [
         f"{name} {'loses' if round(delta, 2) >= 0 else 'gains'} {abs(delta):.2f}"
         for name, delta in at[["name", "loss_delta"]].values
@@ -62,7 +146,10 @@ def _comparison(frame: pd.DataFrame) -> str:
     first = at.iloc[0]
     text += f" The pattern keeps {first['kv_entries']:g} of {first['context']} cache entries a head"
     text += f" and {first['attention_flops_ratio']:.1%} of the attention FLOPs."
-    silent = [name for name in dict.fromkeys(rows["name"]) if name not in set(at["name"])]
+    if others:
+        text += f" These are {others}."
+    silent = [name for name in dict.fromkeys(rows["name"]) if name not in there]
     if silent:
-        text += f" Not to compare at D={dilation}: {', '.join(silent)}."
+        rest = f" and {len(silent) - MOST_NAMED} more" if len(silent) > MOST_NAMED else ""
+        text += f" Not to compare at D={dilation}: {', '.join(silent[:MOST_NAMED])}{rest}."
     return text

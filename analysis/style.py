@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import matplotlib.colors
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from ratplus.record import write_atomically
 
@@ -28,6 +31,10 @@ _COLOURS = ("#004488", "#bb5566", "#c99700", "#555555", "#000000")
 _LINES = ("-", (0, (4, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (1.5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">", "h")
 HYBRID_MARKER = "P"
+# Of heat maps: from a blue that is told from white to a dark one, evenly in greyscale too.
+SHADES = matplotlib.colors.LinearSegmentedColormap.from_list(
+    "shades", matplotlib.colormaps["Blues"]([0.12 + 0.88 * i / 63 for i in range(64)])
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,13 @@ def markers(names: list) -> dict:
     return {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(names)}
 
 
+def sequence(names: list) -> dict:
+    """A Look for each of ordered names (such as dilations): dark to light, so that the order shows in greyscale too."""
+    shades = matplotlib.colormaps["cividis"]([i / max(1, len(names) - 1) * 0.86 for i in range(len(names))])
+    colours = [matplotlib.colors.to_hex(shade) for shade in shades]
+    return {name: Look(colours[i], _LINES[i % len(_LINES)], filled=i % 2 == 0) for i, name in enumerate(names)}
+
+
 @contextmanager
 def context() -> Iterator[None]:
     """The style file, whatever the user's own matplotlibrc says; their settings are back afterwards."""
@@ -65,22 +79,63 @@ def context() -> Iterator[None]:
         yield
 
 
-def legend_below(figure: Figure, handles: list[Line2D]) -> None:
-    """A legend under the panels, in two columns if they fit, else one; the figure grows by the legend's height.
+def legend_below(figure: Figure, handles: list[Line2D], most: int = 2) -> None:
+    """A legend under the panels, in `most` columns if they fit, else fewer; the figure grows by the legend's height.
 
     Call it last: it measures text. Labels too long for the figure's width are wrapped.
     """
     width_in, height_in = figure.get_size_inches()
-    for columns in (2, 1):
+    for columns in range(most, 0, -1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         extent = legend.get_window_extent()
         if extent.width <= width_in * figure.dpi or columns == 1:
             break
         legend.remove()
-        for handle in handles:
-            # About 0.06 in a letter at the legend's size, beside the handle.
-            handle.set_label(textwrap.fill(handle.get_label(), int((width_in - 0.5) / 0.06)))
+        if columns == 2:
+            for handle in handles:
+                # About 0.06 in a letter at the legend's size, beside the handle.
+                handle.set_label(textwrap.fill(handle.get_label(), int((width_in - 0.5) / 0.06)))
     figure.set_figheight(height_in + legend.get_window_extent().height / figure.dpi)
+
+
+def place_labels(axes: Axes, points: list[tuple[float, float, str]], colour: str = "0.25") -> int:
+    """Write each point's text beside it where there is room: never over another label or point, nor outside the axes.
+
+    A point without text only takes its room.
+
+    Call it last, when limits and layout are final. Returns how many found no place and were left out.
+    """
+    figure = axes.figure
+    figure.draw_without_rendering()
+    renderer = figure._get_renderer()
+    dots = [axes.transData.transform((x, y)) for x, y, _ in points]
+    radius = 3.0 * figure.dpi / 72
+    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in dots]
+    inside, lost = axes.get_window_extent(renderer), 0
+    for (x, y, text), own in zip(points, list(taken)):
+        if not text:
+            continue
+        for dx, dy, across, up in _BESIDE:
+            label = axes.annotate(
+                text, (x, y), (dx, dy), textcoords="offset points", ha=across, va=up, fontsize=6, color=colour,
+                zorder=5,
+            )  # fmt: skip
+            box = label.get_window_extent(renderer)
+            fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 + 2 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if fits and not any(box.overlaps(other) for other in taken if other is not own):
+                label.set_in_layout(False)
+                taken.append(box)
+                break
+            label.remove()
+        else:
+            lost += 1
+    return lost
+
+
+_BESIDE = (
+    (4, 3, "left", "bottom"), (4, -3, "left", "top"), (-4, 3, "right", "bottom"), (-4, -3, "right", "top"),
+    (0, 5, "center", "bottom"), (0, -5, "center", "top"),
+)  # fmt: skip
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -107,3 +107,33 @@ def _cell(cell: str) -> str:
     bold = _BOLD.fullmatch(text)
     escaped = _SPECIAL.sub(lambda found: "\\" + found[0], bold[1] if bold else text)
     return f"**{escaped}**" if bold else escaped
+
+
+def from_markdown(text: str) -> dict:
+    """A table that `to_markdown` wrote, taken apart: `caption`, `heads`, `right` (aligned), `rows`, `notes`.
+
+    A cell is (whether it is bold, its text).
+    """
+    parts = text.strip("\n").split("\n\n")
+    place = next(i for i, part in enumerate(parts) if part.startswith("|"))
+    lines = [[cell.strip() for cell in _BAR.split(line)[1:-1]] for line in parts[place].splitlines()]
+    notes = [_unescaped(line.removeprefix("- ")) for part in parts[place + 1 :] for line in part.splitlines()]
+    return {
+        "caption": _unescaped(parts[0]) if place else "",
+        "heads": [_unescaped(cell) for cell in lines[0]],
+        "right": [cell.endswith(":") for cell in lines[1]],
+        "rows": [[_bold_or_not(cell) for cell in line] for line in lines[2:]],
+        "notes": notes,
+    }
+
+
+_BAR = re.compile(r"(?<!\\)\|")
+
+
+def _bold_or_not(cell: str) -> tuple[bool, str]:
+    bold = _BOLD.fullmatch(cell)
+    return bold is not None, _unescaped(bold[1] if bold else cell)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)

@@ -13,6 +13,7 @@ from pathlib import Path
 from ratplus.config import Config
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
+from ratplus.evaluation.checks import check_suites
 from ratplus.lock import FolderLock
 from ratplus.record import STAGES, ForeignRecord, RecordError, read_record, remove_temporaries, write_atomically
 from ratplus.secrets import scrub_words
@@ -39,8 +40,10 @@ def plan_cells(composed: list[Composed]) -> list[dict]:
 
     Raises:
         UsageError: a corpus too short for the context.
+        ValueError: an evaluation that could not run.
     """
     corpora: dict[str, Corpus] = {}
+    checked: set[str] = set()
     entries = []
     for cell in composed:
         data, context = cell.config.data, cell.config.train.context
@@ -54,6 +57,10 @@ def plan_cells(composed: list[Composed]) -> list[dict]:
                     f"train.context={context}: the {split} split of {corpus.folder} holds only {len(stream)} tokens; "
                     "use a shorter context, more text or another data.validation_fraction"
                 )
+        suites = repr((key, context, asdict(cell.config.eval)))
+        if suites not in checked:
+            check_suites(cell.config, corpus)
+            checked.add(suites)
         entries.append(_entry(cell, plan(cell.config, corpus.identity, corpus.vocab_size), corpus.identity))
     return entries
 

@@ -56,7 +56,10 @@ def find(wanted: str, folder: str | None) -> tuple[Path, str, str]:
 
 
 def _lines(sweep: Path, stage: str, stage_id: str, record: dict | None, cells: list[dict]) -> list[str]:
-    lines = [f"{stage} {stage_id}: {record['status'] if record else 'missing'}", f"  folder  {sweep / stage / stage_id}"]
+    lines = [
+        f"{stage} {stage_id}: {record['status'] if record else 'missing'}",
+        f"  folder  {sweep / stage / stage_id}",
+    ]
     if record and record["parent"]:
         lines.append(f"  parent  {STAGES[STAGES.index(stage) - 1]} {record['parent']}")
     for cell in cells[:5]:

@@ -14,6 +14,12 @@ if not torch.cuda.is_available():
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_configure(config):
+    """Figures are compared with their baseline images wherever pytest-mpl is installed, without being asked to."""
+    if hasattr(config.option, "mpl"):
+        config.option.mpl = True
+
+
 @pytest.fixture(scope="session")
 def golden():
     """`golden("scan")` -> {array name: tensor} of tests/golden/scan.npz; what they are: tests/golden/manifest.json."""

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -36,10 +37,15 @@ class SweepFolder:
         message: str = "Traceback\n  RuntimeError: it broke",
         axes: dict | None = None,
         pattern_name: str = "",
+        timing: dict | None = None,
+        parameters: float = 512_544.0,
+        curve: list[tuple[int, int, float]] | None = None,
     ) -> dict:
         """One cell: `metrics` is {name: value or (value, stderr)}; `status` as `load_sweep` should report it.
 
         A cell that is not done got as far as the stage `at`: earlier stages are done, later ones have left nothing.
+        `timing` is the evaluation's; `parameters` what pretraining counted; `curve` rows (step, tokens, loss) of the
+        adapt stage.
         """
         patterns = PatternMap.uniform(pattern, LAYERS, HEADS) if isinstance(pattern, Pattern) else pattern
         recurrence = model.startswith("ratplus")
@@ -51,6 +57,8 @@ class SweepFolder:
                 "d_head": D_HEAD,
                 "recurrence": recurrence,
                 "vocab_size": 257,
+                # Another size has other records.
+                "ffn_mult": 4 if parameters == 512_544.0 else parameters,
             },
             "train": {"context": CONTEXT},
             "seed": seed,
@@ -61,9 +69,13 @@ class SweepFolder:
             of_stage = config if stage == "pretrain" else {**config, "pattern": patterns.to_dict()}
             stages[stage] = name = stage_id(stage, of_stage, parent)
             if status == "done" or STAGES.index(stage) <= STAGES.index(at):
-                of_cell = metrics if stage == "evaluate" else None
+                of_cell = {"evaluate": metrics, "pretrain": {"parameters": parameters}}.get(stage)
                 state = status if stage == at else "done"
-                self._leave(stage, name, of_stage, parent, state, message, of_cell or {})
+                took = (timing or {}) if stage == "evaluate" else {}
+                self._leave(stage, name, of_stage, parent, state, message, of_cell or {}, took)
+                if stage == "adapt" and curve:
+                    lines = ["step,tokens,lr,loss", *(f"{step},{tokens},0.001,{loss}" for step, tokens, loss in curve)]
+                    (self.path / stage / name / "curve.csv").write_text("\n".join(lines) + "\n")
             parent = name
         cell = {
             "id": stages["evaluate"],
@@ -80,7 +92,7 @@ class SweepFolder:
         self.cells.append(cell)
         return cell
 
-    def _leave(self, stage, name, config, parent, state, message, metrics) -> None:
+    def _leave(self, stage, name, config, parent, state, message, metrics, timing) -> None:
         """What a stage in that state leaves: a record, half of one, a lock or nothing."""
         folder = self.path / stage / name
         if state == "missing":
@@ -96,8 +108,8 @@ class SweepFolder:
             parent=parent,
             status="failed" if state == "failed" else "done",
             metrics={key: _metric(value) for key, value in metrics.items()},
-            timing={},
-            provenance={},
+            timing=timing,
+            provenance={"host": "a", "versions": {"torch": "2.13.0"}, "git": {"commit": "0" * 40, "dirty": False}},
             error={"type": "RuntimeError", "message": message} if state == "failed" else None,
         )
         if state == "damaged":
@@ -147,6 +159,46 @@ class SweepFolder:
         (self.path / "sweep.json").write_text(json.dumps({"format": 1, "name": name, "cells": self.cells}))
         return self.path
 
+    def add_everything(self) -> None:
+        """Cells that every module has something to show of: sizes, ARL, no adaptation, single layers, tasks, gates."""
+        patterns = [Pattern(), Pattern(4), Pattern(64), Pattern(16, 64), Pattern(None, 64, 4)]
+        single = [PatternMap.per_layer([Pattern(64 if i == at else 1) for i in range(LAYERS)], HEADS) for at in (0, 2)]
+        for model, base, slope in (("attention", 1.74, 0.13), ("ratplus", 1.67, 0.003)):
+            for size, parameters in (("tiny", 5e5), ("small", 4e6)):
+                for steps in (0, 40) if size == "tiny" else (40,):
+                    for rank, pattern in enumerate([*patterns, *single]):
+                        loss = base + rank * slope * (3 if steps == 0 else 1) - 0.1 * (size == "small")
+                        metrics = self.results(loss, max(0.1, 0.95 - 3 * rank * slope))
+                        metrics |= {f"{task}/acc": (0.6 - 0.01 * rank, 0.02) for task in ("piqa", "hellaswag")}
+                        metrics |= {"niah_single_1": (0.9, 0.02), "my_task/score": (3.5 + rank, 0.1)}
+                        falling = [(step, 4096 * step, loss + 1 / step) for step in (1, 10, 20, 30, 40)]
+                        cell = self.add(
+                            f"{model}_{size}", pattern, metrics, parameters=parameters, curve=falling,
+                            axes={"train.adapt.steps": steps}, timing={"decode_ms_per_token": 1 / (1 + rank)},
+                        )  # fmt: skip
+                        if model == "ratplus":
+                            gates = self.path / "evaluate" / cell["id"] / "gates.json"
+                            gates.write_text(json.dumps(made_up_gates()))
+
+    def add_failures(self) -> None:
+        """A finished pair, and a cell for each way not to finish."""
+        self.add("ratplus_tiny", Pattern(1), self.results(1.67, 0.9))
+        self.add("ratplus_tiny", Pattern(2), self.results(1.68, 0.8))
+        self.add("ratplus_tiny", Pattern(4), self.results(math.nan, 0.8))
+        for dilation, status in ((8, "failed"), (16, "running"), (32, "missing"), (64, "damaged")):
+            self.add("ratplus_tiny", Pattern(dilation), status=status, message="x\n</script><b>boom</b> & 50%")
+
+
+def made_up_gates() -> dict:
+    """What `gates.json` holds of a model of LAYERS × HEADS."""
+    per_head = [[0.4 + 0.1 * layer + 0.01 * head for head in range(HEADS)] for layer in range(LAYERS)]
+    norms = [[1 + layer + 0.01 * position for position in range(16)] for layer in range(LAYERS)]
+    return {
+        "format": 1, "rows": 4, "context": CONTEXT, "positions": list(range(0, CONTEXT, CONTEXT // 16)),
+        "gate_mean": per_head, "gate_p10": per_head, "gate_p90": per_head,
+        "memory_tokens": [[g / (1 - g) for g in heads] for heads in per_head], "key_norm": norms, "value_norm": norms,
+    }  # fmt: skip
+
 
 def _metric(value) -> dict:
     value, stderr = value if isinstance(value, tuple) else (value, None)
@@ -165,3 +217,20 @@ def demo(tmp_path_factory) -> Path:
     folder = SweepFolder(tmp_path_factory.mktemp("outputs") / "demo")
     folder.add_demo()
     return folder.write()
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory) -> Path:
+    """A finished sweep that every module applies to. Read it, and write its `report/`; change nothing else."""
+    folder = SweepFolder(tmp_path_factory.mktemp("outputs") / "everything")
+    with mock.patch("os.fsync"):
+        folder.add_everything()
+    return folder.write("everything")
+
+
+@pytest.fixture(scope="session")
+def reported(everything) -> list[Path]:
+    """The files of that sweep's report."""
+    from ratplus.analysis.report import report
+
+    return report(everything)

@@ -1,0 +1,214 @@
+# %% [markdown]
+"""
+# What each part is for
+
+The recurrence, active recurrence learning (ARL, with its L*), and the adaptation, each on and off: loss by pattern for
+every combination that a sweep has (`sweep=ablation`). Any other axis of the sweep becomes a column too.
+
+- `table`: one row a combination and pattern
+- `summary`: one row a combination, patterns as columns
+- `figure`: loss against dilation, a line a combination; adapted and switched without adaptation side by side
+
+Run it as `python -m ratplus.analysis.ablation outputs/ablation`, through `ratplus report`, or as a notebook (with
+jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+"""
+
+# %%
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ratplus.analysis import style
+from ratplus.analysis.aggregate import RUN, in_order, over_seeds, short_patterns, with_loss_delta
+from ratplus.analysis.dilation_axis import DilationAxis
+from ratplus.analysis.load import load_sweep
+from ratplus.analysis.run import run
+from ratplus.analysis.tables import number, write_table
+
+NAME = "ablation"
+ARL, LENGTH, STEPS = "train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps"
+SPARSE = "train.pretrain.sparse"
+TITLES = {SPARSE: "From scratch"}
+MOST_LINES = 10
+
+# %% [markdown]
+"""
+## Tables
+
+`recurrence`, `arl` (`off`, or its L*) and `adapted` say what was on; null where the sweep does not tell.
+"""
+
+
+# %%
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a combination and pattern: what was on, `pattern`, `loss`, `loss_delta`, `perplexity`, errors, seeds."""
+    cells = in_order(frame)
+    rows = over_seeds(with_loss_delta(cells), ["loss", "loss_delta", "perplexity", "recall_accuracy"])
+    axes = cells.drop_duplicates(RUN).set_index(RUN)[cells.attrs["axes"]]
+    of_row = axes.reindex(pd.MultiIndex.from_frame(rows[RUN])).reset_index(drop=True)
+    rows["arl"] = [_arl(values) for values in of_row.to_dict("records")]
+    if STEPS in of_row:
+        rows["adapted"] = of_row[STEPS].astype("float64").gt(0)
+        rows["adaptation_steps"] = of_row[STEPS]
+    else:
+        rows["adapted"] = None
+    for name in _others(frame):
+        rows[f"axis:{name}" if name in rows else name] = of_row[name]
+    rows["combination"] = [_combination(rows.loc[place]) for place in rows.index]
+    return rows.drop(columns=["pattern_name", "attention_flops"])
+
+
+def _others(frame: pd.DataFrame) -> list[str]:
+    return [name for name in frame.attrs["axes"] if name not in (ARL, LENGTH, STEPS)]
+
+
+def _arl(axes: dict) -> str | None:
+    if ARL not in axes:
+        # Only trained with it, at several lengths, or no such axis at all.
+        return f"L* = {axes[LENGTH]:g}" if LENGTH in axes and not pd.isna(axes[LENGTH]) else None
+    if not axes[ARL] or pd.isna(axes[ARL]):
+        return "off"
+    return f"L* = {axes[LENGTH]:g}" if LENGTH in axes and not pd.isna(axes[LENGTH]) else "on"
+
+
+def _combination(row: pd.Series) -> str:
+    """Everything but the adaptation, which has panels of its own."""
+    parts = [row["model"]]
+    if row["arl"] is not None:
+        parts.append("no ARL" if row["arl"] == "off" else f"ARL {row['arl']}".replace("ARL on", "ARL"))
+    return ", ".join(parts + [part for part in str(row["variant"]).split(", ") if part and not _known(part)])
+
+
+def _known(part: str) -> bool:
+    return part.partition("=")[0] in (ARL, LENGTH, STEPS)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a combination: what is on, and the loss under each pattern."""
+    rows, names = table(frame), short_patterns(in_order(frame))
+    lines = []
+    for _, part in rows.groupby(RUN, sort=False):
+        first = part.iloc[0]
+        line = {"Model": first["model"], "Recurrence": "✓" if first["recurrence"] else "–", "ARL": first["arl"] or "?"}
+        if STEPS in frame.attrs["axes"]:
+            line["Adapted"] = "✓" if first["adapted"] else "–"
+        for name in _others(frame):
+            line[TITLES.get(name, name)] = str(first[f"axis:{name}" if f"axis:{name}" in part else name])
+        if (rows["cells"] > 1).any():
+            line["Seeds"] = str(part["done"].max())
+        for pattern, title in names.items():
+            found = part[part["pattern"].eq(pattern)]
+            line[title] = _loss(found.iloc[0]) if len(found) else "—"
+        lines.append(line)
+    shown = pd.DataFrame(lines)
+    return shown.drop(columns="ARL") if shown["ARL"].eq("?").all() else shown
+
+
+def _loss(row: pd.Series) -> str:
+    if row["status"] != "done":
+        return f"**{row['status']}**"
+    return number(row["loss"], 3, row["loss_stderr"]) if not pd.isna(row["loss"]) else "NaN"
+
+
+# %% [markdown]
+"""
+## Figure
+"""
+
+
+# %%
+def figure(frame: pd.DataFrame) -> Figure:
+    """Loss against dilation, a line a combination (at most ten); a panel for adapted and one for not adapted.
+
+    Raises:
+        ValueError: no finished cell has a finite loss.
+    """
+    rows = table(frame)
+    rows = rows[np.isfinite(rows["loss"])]
+    if rows.empty:
+        raise ValueError("ablation: no finished cell has a finite loss, so there is nothing to draw")
+    lines = list(dict.fromkeys(rows["combination"]))
+    left_out = f"{MOST_LINES} of {len(lines)} combinations; all: see table" if len(lines) > MOST_LINES else ""
+    lines = lines[:MOST_LINES]
+    looks, marks = _looks(rows, lines), style.markers(lines)
+    panels = [("Adapted", True), ("Switched without adaptation", False)]
+    panels = [(title, on) for title, on in panels if rows["adapted"].eq(on).any()] or [("", None)]
+    axis = DilationAxis(rows)
+    width = style.COLUMN_WIDTH_IN if len(panels) == 1 else style.TEXT_WIDTH_IN
+    with style.context():
+        drawing = Figure(figsize=(width, 2.3))
+        grid = drawing.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, on) in zip(grid, panels):
+            here = rows if on is None else rows[rows["adapted"].eq(on)]
+            for line in lines:
+                own = here[here["combination"].eq(line)]
+                own = own.assign(x=axis.positions(own)).sort_values("x")
+                dotted = own["kind"].isin(["dense", "dilated"])
+                colours = {"color": looks[line].colour, "markerfacecolor": looks[line].face, "marker": marks[line]}
+                axes.errorbar(own["x"][dotted], own["loss"][dotted], yerr=own["loss_stderr"][dotted], elinewidth=0.8,
+                              linestyle=looks[line].line, **colours)  # fmt: skip
+                axes.errorbar(own["x"][~dotted], own["loss"][~dotted], yerr=own["loss_stderr"][~dotted],
+                              elinewidth=0.8, linestyle="none", **colours)  # fmt: skip
+            axes.set_title(title)
+            axis.draw([axes])
+            axes.set_xlabel(axis.title)
+        grid[0].set_ylabel("Held-out loss (nats)")
+        handles = [
+            Line2D([], [], color=looks[n].colour, linestyle=looks[n].line, marker=marks[n],
+                   markerfacecolor=looks[n].face, label=n)
+            for n in lines
+        ]  # fmt: skip
+        if left_out:
+            handles.append(Line2D([], [], linestyle="none", label=left_out))
+        style.legend_below(drawing, handles, most=3 if len(panels) > 1 else 2)
+    return drawing
+
+
+def _looks(rows: pd.DataFrame, lines: list[str]) -> dict:
+    return style.looks(lines) if len(lines) <= 5 else style.sequence(lines)
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def applies(frame: pd.DataFrame) -> bool:
+    """Whether the sweep varies ARL, its length, the steps of adaptation, or training from scratch."""
+    known = [name for name in (ARL, LENGTH, STEPS, SPARSE) if name in frame.attrs["axes"]]
+    return any(frame[name].dropna().nunique() > 1 for name in known)
+
+
+def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the table and, if any cell has a finite loss, the figure into `folder`."""
+    stem = Path(folder) / NAME
+    shown = summary(frame)
+    text = (
+        "Held-out loss (nats per token) by inference pattern, with the recurrence, active recurrence learning (ARL; L* "
+        "is the dilation it trains with) and the adaptation on or off; ± is the standard error."
+    )
+    names = 1 + sum(name in shown for name in ("Recurrence", "ARL", "Adapted", "Seeds")) + len(_others(frame))
+    written = write_table(stem, table(frame), shown, caption=text, names=names, grouped=True)
+    if not np.isfinite(frame["loss"]).any():
+        return written
+    return written + style.save(figure(frame), stem)
+
+
+def main(folder: Path) -> list[Path]:
+    """Read the sweep in `folder`, write into its `report/`, return the paths."""
+    frame = load_sweep(folder)
+    if not applies(frame):
+        raise ValueError(f"{folder}: varies neither {ARL}, {LENGTH}, {STEPS} nor {SPARSE}, so it is no ablation")
+    return write(frame, Path(folder) / "report")
+
+
+# %%
+if __name__ == "__main__":
+    run(main)

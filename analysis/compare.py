@@ -1,0 +1,264 @@
+"""Two sweeps side by side (`ratplus report A B`): two models, or two commits of the code, and what really differs.
+
+Where both evaluations store samples of the same items, the difference is taken item by item and its uncertainty comes
+from a paired bootstrap over items; else from the two standard errors, as if the items were different ones, which is
+wider than need be. Both speak of the evaluation's noise alone: what another training seed would change is seen only by
+sweeps with several seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ratplus.analysis import style
+from ratplus.analysis.aggregate import RUN, first_runs, in_order, run_name, short_patterns
+from ratplus.analysis.dilation_axis import DilationAxis
+from ratplus.analysis.load import load_sweep
+from ratplus.analysis.samples import same_items, scores
+from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.tasks import describe, is_cost
+
+RESAMPLES = 2000
+BOOTSTRAP, ERRORS = "paired bootstrap", "standard errors"
+
+
+def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]:
+    """Write `compare_<second>` (tables, and a figure of the loss) into `folder`, else `<first>/report`.
+
+    Raises:
+        ValueError: a folder that is no sweep, or sweeps without a cell in common.
+    """
+    a, b = load_sweep(first), load_sweep(second)
+    pairs = join(a, b)
+    rows = differences(a, b, pairs)
+    if rows.empty:
+        raise ValueError(f"{first} and {second}: no cell that both sweeps have is finished in both")
+    name = re.sub(r"[^\w.-]+", "_", Path(second).resolve().name)
+    stem = (Path(folder) if folder else Path(first) / "report") / f"compare_{name}"
+    labels = _names(Path(first), Path(second))
+    shown = summary(rows, *labels)
+    look = {"caption": caption(rows, *labels), "notes": notes(a, b, pairs, *labels), "names": 2, "grouped": True}
+    written = write_table(
+        stem, rows.drop(columns=["kind", "dilation", "window", "sinks", "pattern_name"]), shown, **look
+    )
+    if not rows["metric"].eq("loss").any():
+        return written
+    return written + style.save(figure(rows, *labels), stem)
+
+
+def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """Places (`a`, `b`) in the two frames of cells with the same model, variant, pattern and seed.
+
+    If they have no model and variant in common, but each has only one, cells with the same pattern and seed.
+    """
+    keys = [*RUN, "pattern", "seed"]
+    if not set(a[RUN].itertuples(index=False, name=None)) & set(b[RUN].itertuples(index=False, name=None)):
+        runs = [sorted({run_name(*run) for run in f[RUN].itertuples(index=False, name=None)}) for f in (a, b)]
+        if len(runs[0]) != 1 or len(runs[1]) != 1:
+            told = " and ".join(", ".join(names[:6]) for names in runs)
+            raise ValueError(
+                f"the two sweeps have no model in common ({told}); two different models are compared where each sweep "
+                "has only one"
+            )
+        keys = ["pattern", "seed"]
+    ours = a[keys].assign(a=range(len(a)))
+    theirs = b[keys].assign(b=range(len(b)))
+    pairs = ours.merge(theirs, on=keys, how="inner")[["a", "b"]]
+    if pairs.empty:
+        raise ValueError("the two sweeps have no pattern and seed in common, so there is nothing to compare")
+    return pairs
+
+
+def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """One row a pair of runs, pattern and metric: values, difference (second minus first) and how sure it is.
+
+    Columns: run_a, run_b, pattern, metric, seeds, a, b, difference, stderr, low, high (95 %), p (two-sided, of no
+    difference), p_holm (for all patterns of a metric together, Holm), method, items.
+    """
+    names = [name for name in a.attrs["metrics"] if name in b.attrs["metrics"] and not is_cost(name)]
+    done = a["status"].eq("done").to_numpy()[pairs["a"]] & b["status"].eq("done").to_numpy()[pairs["b"]]
+    ours = a.iloc[pairs["a"][done]].reset_index(drop=True)
+    theirs = b.iloc[pairs["b"][done]].reset_index(drop=True)
+    rows = []
+    for _, places in in_order(ours.assign(at=range(len(ours)))).groupby([*RUN, "pattern"], sort=False)["at"]:
+        places = list(places)
+        one = ours.iloc[places[0]]
+        folders = [(_folder(a, ours["cell"][p]), _folder(b, theirs["cell"][p])) for p in places]
+        for name in names:
+            values = (ours[name].iloc[places].to_numpy(), theirs[name].iloc[places].to_numpy())
+            errors = (ours[f"{name}_stderr"].iloc[places].to_numpy(), theirs[f"{name}_stderr"].iloc[places].to_numpy())
+            if not (np.isfinite(values[0]).all() and np.isfinite(values[1]).all()):
+                continue
+            rows.append(
+                {
+                    "run_a": run_name(one["model"], one["variant"]),
+                    "run_b": run_name(*theirs[RUN].iloc[places[0]]),
+                    **{key: one[key] for key in ("pattern", "pattern_name", "kind", "dilation", "window", "sinks")},
+                    "metric": name, "seeds": len(places), "a": values[0].mean(), "b": values[1].mean(),
+                    **_difference(values, errors, [_pair(*pair, name) for pair in folders]),
+                }
+            )  # fmt: skip
+    columns = ["run_a", "run_b", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "metric", "seeds",
+               "a", "b", "difference", "stderr", "low", "high", "p", "p_holm", "method", "items"]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=[c for c in columns if c != "p_holm"])
+    frame.insert(columns.index("p_holm"), "p_holm", frame.groupby("metric", sort=False)["p"].transform(holm))
+    return frame.astype({"dilation": "Int64"})
+
+
+def _folder(frame: pd.DataFrame, cell: str) -> Path:
+    return Path(frame.attrs["folder"]) / "evaluate" / cell
+
+
+def _pair(first: Path, second: Path, metric: str) -> tuple:
+    """The samples of a metric in two evaluate folders, if both have them and they are of the same items."""
+    pair = scores(first).get(metric), scores(second).get(metric)
+    there = pair[0] is not None and pair[1] is not None
+    return pair if there and same_items(first, second, metric) else (None, None)
+
+
+def _difference(values, errors, samples) -> dict:
+    """The difference of means, its standard error, interval and p; by items where every seed has them in both."""
+    joined = [
+        x.add_suffix("_a").join(y.add_suffix("_b"), how="inner") if x is not None and y is not None else None
+        for x, y in samples
+    ]
+    if all(items is not None and len(items) > 1 for items in joined):
+        # The same items for every seed: an item's difference is the mean over seeds.
+        mean = pd.concat(joined).groupby(level=0).mean()
+        weight = mean["weight_a"].to_numpy()
+        return paired_bootstrap((mean["value_b"] - mean["value_a"]).to_numpy(), weight)
+    difference = float((values[1] - values[0]).mean())
+    stderr = float(np.sqrt((errors[0] ** 2 + errors[1] ** 2).sum()) / len(values[0]))
+    if not stderr > 0:
+        stderr = math.nan
+    p = math.erfc(abs(difference) / stderr / math.sqrt(2)) if stderr > 0 else math.nan
+    return {"difference": difference, "stderr": stderr, "low": difference - 1.96 * stderr,
+            "high": difference + 1.96 * stderr, "p": p, "method": ERRORS, "items": 0}  # fmt: skip
+
+
+def paired_bootstrap(differences: np.ndarray, weights: np.ndarray | None = None, seed: int = 0) -> dict:
+    """Mean of paired differences [items], with a percentile interval and a two-sided p from resampled items.
+
+    p is twice the smaller share of resampled means on one side of zero, at least 1 / RESAMPLES.
+    """
+    weights = np.ones_like(differences) if weights is None else weights
+    generator = np.random.default_rng(seed)
+    mean = float((differences * weights).sum() / weights.sum())
+    means = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, 200):  # in parts: a large task has many items
+        picked = generator.integers(0, len(differences), (200, len(differences)))
+        means[start : start + 200] = (differences * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    side = min((means <= 0).mean(), (means >= 0).mean())
+    p = float(min(1.0, max(2 * side, 1 / RESAMPLES)))
+    return {"difference": mean, "stderr": float(means.std(ddof=1)), "low": float(low), "high": float(high), "p": p,
+            "method": BOOTSTRAP, "items": len(differences)}  # fmt: skip
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Holm's adjustment of several p values: what each is worth when all are looked at; null stays null."""
+    known = p.dropna().sort_values()
+    steps = known * np.arange(len(known), 0, -1)
+    return steps.cummax().clip(upper=1.0).reindex(p.index)
+
+
+# ---- what is shown ----
+
+
+def summary(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """One row a pair of runs and pattern: of the loss and of each total, both values and the difference, rounded."""
+    names = short_patterns(rows)
+    metrics = [name for name in dict.fromkeys(rows["metric"]) if _is_shown(name)]
+    lines = []
+    for (run_a, run_b, pattern), part in rows.groupby(["run_a", "run_b", "pattern"], sort=False):
+        line = {"Model": run_a if run_a == run_b else f"{run_a} → {run_b}", "Pattern": names[pattern]}
+        values = part.set_index("metric")
+        for name in metrics:
+            scale, unit = (100, " (%)") if describe(name).measure in ("accuracy", "acc") else (1, "")
+            digits = 1 if scale == 100 else 3
+            title = name.replace("_", " ").capitalize() + unit
+            if name not in values.index:
+                line |= {title: "—", f"Δ {title}": "—"}
+                continue
+            one = values.loc[name]
+            line[title] = f"{number(one['a'] * scale, digits)} → {number(one['b'] * scale, digits)}"
+            change = number(one["difference"] * scale, digits, one["stderr"] * scale)
+            line[f"Δ {title}"] = f"**{change}**" if one["p_holm"] < 0.05 else change
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _is_shown(name: str) -> bool:
+    return name not in ("perplexity",) and not re.search(r"_\d+_\d+$", name)
+
+
+def caption(rows: pd.DataFrame, first: str, second: str) -> str:
+    """What is compared, and how sure it is."""
+    methods = rows["method"].value_counts()
+    how = " and ".join(
+        {BOOTSTRAP: f"a paired bootstrap over the items of both evaluations ({RESAMPLES} resamples)",
+         ERRORS: "the standard errors of the two evaluations, unpaired, where samples are not stored"}[method]
+        for method in methods.index
+    )  # fmt: skip
+    return (
+        f"Sweep {second} against sweep {first}: values as first → second; Δ: second minus first ± its standard error, "
+        f"from {how}. Bold: p < 0.05 after Holm's adjustment over all patterns of a metric. Differences between "
+        "training seeds are not part of it."
+    )
+
+
+def notes(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame, first: str, second: str) -> list[str]:
+    """How many cells stand in one sweep only, or have no result."""
+    lines = []
+    for frame, places, name in ((a, pairs["a"], first), (b, pairs["b"], second)):
+        alone = len(frame) - places.nunique()
+        if alone:
+            lines.append(f"{alone} of {len(frame)} cells stand in {name} only.")
+        unfinished = frame.iloc[places.unique()]["status"].ne("done").sum()
+        if unfinished:
+            lines.append(f"{unfinished} of the cells in common have no result in {name}.")
+    return lines
+
+
+def figure(rows: pd.DataFrame, first: str, second: str) -> Figure:
+    """Difference in loss by pattern, with 95 % intervals, a line a model (the first five)."""
+    rows = rows[rows["metric"].eq("loss")].assign(run=lambda r: r["run_a"])
+    rows, _ = first_runs(rows, 5)
+    looks, axis = style.looks(list(dict.fromkeys(rows["run"]))), DilationAxis(rows)
+    marks = style.markers(list(looks))
+    with style.context():
+        drawing = Figure(figsize=(style.COLUMN_WIDTH_IN, 2.1))
+        axes = drawing.subplots()
+        axes.axhline(0, color="0.4", linewidth=0.7, zorder=1)
+        for name, own in rows.groupby("run", sort=False):
+            look, own = looks[name], own.assign(x=axis.positions(own)).sort_values("x")
+            plain = own["kind"].isin(["dense", "dilated"])
+            for part, line in ((own[plain], look.line), (own[~plain], "none")):
+                spread = [part["difference"] - part["low"], part["high"] - part["difference"]]
+                axes.errorbar(
+                    part["x"], part["difference"], yerr=None if pd.isna(spread[0]).all() else spread, elinewidth=0.8,
+                    linestyle=line, color=look.colour, markerfacecolor=look.face, marker=marks[name],
+                    label=name if line != "none" else None,
+                )  # fmt: skip
+        axis.draw([axes])
+        axes.set_xlabel(axis.title)
+        axes.set_ylabel(f"Δ loss (nats):\n{second} − {first}")
+        handles = axes.get_legend_handles_labels()[0]
+        names = short_patterns(rows)
+        for label, short in axis.hybrids.items():
+            handles.append(Line2D([], [], linestyle="none", label=f"{short}: {names[label]}"))
+        style.legend_below(drawing, handles)
+    return drawing
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """The folders' names; with their parents if these are the same."""
+    a, b = first.resolve(), second.resolve()
+    return (a.name, b.name) if a.name != b.name else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")

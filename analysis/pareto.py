@@ -1,0 +1,216 @@
+# %% [markdown]
+"""
+# Quality against cost
+
+Which pattern do I take? Loss (and recall accuracy, where the sweep measured it) of every model and pattern against what
+it costs: bytes of the decode cache, attention FLOPs of a forward and, if the cells were timed (`eval=efficiency`),
+milliseconds a decoded token. A point is worth taking if no other of the sweep is both better and cheaper: those points
+are joined by the frontier.
+
+- `table`: one row a model and pattern, with its costs and whether it stands on each frontier
+- `figure`: a panel for each cost, at the width of a page
+
+Run it as `python -m ratplus.analysis.pareto outputs/demo`, through `ratplus report`, or as a notebook (with jupytext;
+set the environment variable RATPLUS_SWEEP to the sweep folder).
+"""
+
+# %%
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ratplus.analysis import style
+from ratplus.analysis.aggregate import first_runs, in_order, over_seeds, short_patterns
+from ratplus.analysis.load import load_sweep
+from ratplus.analysis.run import run
+from ratplus.analysis.tables import number, write_table
+
+NAME = "pareto"
+TIME = "timing:decode_ms_per_token"
+# Column, title of the axis, scale of the values.
+COSTS = (
+    ("kv_bytes", "KV cache of a sequence (KiB)", 1 / 1024),
+    ("attention_flops", "Attention MFLOPs of a forward", 1e-6),
+    (TIME, "Decode time (ms a token)", 1),
+)
+# Column, title, scale, whether less is better.
+QUALITIES = (("loss", "Held-out loss (nats)", 1, True), ("recall_accuracy", "Recall accuracy (%)", 100, False))
+MOST_RUNS = 5
+
+# %% [markdown]
+"""
+## Table
+
+One row a model and pattern, mean over seeds. `frontier_<cost>` is true where no other row has a lower loss at no more
+cost, or the same loss for less.
+"""
+
+
+# %%
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a model and pattern with a finite loss: costs, quality, `frontier_{kv,flops,ms}`."""
+    cells = in_order(frame)
+    rows = over_seeds(cells, ["loss", "recall_accuracy", *([TIME] if TIME in cells else [])])
+    rows = rows[np.isfinite(rows["loss"])].reset_index(drop=True)
+    for short, (cost, *_) in zip(("kv", "flops", "ms"), COSTS):
+        if cost in rows:
+            rows[f"frontier_{short}"] = frontier(rows[cost], rows["loss"])
+    return rows.drop(columns=["status", "pattern_name"])
+
+
+def frontier(costs: pd.Series, values: pd.Series, lower: bool = True) -> pd.Series:
+    """True for each row that no other beats: at most its cost and at least its quality, better in one of them."""
+    costs = costs.astype("float64")
+    values = (values if lower else -values).astype("float64")
+    best = pd.Series(False, index=costs.index)
+    reached = np.inf
+    known = costs.notna() & np.isfinite(values)
+    for place in pd.DataFrame({"cost": costs, "value": values})[known].sort_values(["cost", "value"]).index:
+        # Equal in both is as good: neither of two such rows beats the other.
+        previous = best[best].index
+        same = any(costs[p] == costs[place] and values[p] == values[place] for p in previous[-1:])
+        if values[place] < reached or same:
+            best[place], reached = True, min(reached, values[place])
+    return best
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows on any frontier, cheapest cache first, rounded."""
+    rows = table(frame)
+    names = short_patterns(in_order(frame))
+    marks = [name for name in rows if name.startswith("frontier_")]
+    rows = rows[rows[marks].any(axis=1)].sort_values(["kv_bytes", "loss"])
+    shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(names)})
+    shown["KV cache (KiB)"] = [number(value / 1024, 1) for value in rows["kv_bytes"]]
+    shown["FLOPs"] = [number(value, 3) for value in rows["attention_flops_ratio"]]
+    if TIME in rows:
+        shown["ms/token"] = [number(*pair) for pair in zip(rows[TIME], [3] * len(rows))]
+    shown["Loss"] = [number(value, 3, error) for value, error in zip(rows["loss"], rows["loss_stderr"])]
+    if rows["recall_accuracy"].notna().any():
+        shown["Recall (%)"] = [number(value * 100, 1) for value in rows["recall_accuracy"]]
+    titles = {"frontier_kv": "KV", "frontier_flops": "FLOPs", "frontier_ms": "ms"}
+    shown["Best for"] = [", ".join(titles[m] for m in marks if row[m]) for _, row in rows.iterrows()]
+    return shown
+
+
+# %% [markdown]
+"""
+## Figure
+
+A model has a colour and a marker. Its frontier is drawn as steps: at most this loss for at least this cost. Points that
+another pattern of the same model beats are small and pale. Labels stand where there is room; the table has all.
+"""
+
+
+# %%
+def figure(frame: pd.DataFrame) -> Figure:
+    """Quality (rows) against costs (columns), with each model's frontier.
+
+    Raises:
+        ValueError: no finished cell has a finite loss.
+    """
+    rows, left_out = first_runs(table(frame), MOST_RUNS)
+    if rows.empty:
+        raise ValueError("pareto: no finished cell has a finite loss, so there is nothing to draw")
+    names = list(dict.fromkeys(rows["run"]))
+    looks, marks = style.looks(names), style.markers(names)
+    labels = short_patterns(in_order(frame), longest=14)
+    costs = [cost for cost in COSTS if cost[0] in rows and rows[cost[0]].notna().any()]
+    qualities = [quality for quality in QUALITIES if rows[quality[0]].notna().any()]
+    with style.context():
+        drawing = Figure(figsize=(style.TEXT_WIDTH_IN, 0.3 + 1.95 * len(qualities)))
+        grid = drawing.subplots(len(qualities), len(costs), sharex="col", sharey="row", squeeze=False)
+        points: dict[Axes, list] = {}
+        for row, (metric, title, scale, lower) in enumerate(qualities):
+            for column, (cost, cost_title, cost_scale) in enumerate(costs):
+                axes = grid[row][column]
+                points[axes] = []
+                for name in names:
+                    own = rows[rows["run"].eq(name) & rows[metric].notna() & rows[cost].notna()]
+                    xs, ys = own[cost].astype("float64") * cost_scale, own[metric] * scale
+                    best = frontier(own[cost], own[metric], lower)
+                    _draw(axes, xs, ys, best, looks[name], marks[name])
+                    points[axes] += zip(xs, ys, own["pattern"].map(labels).where(best, ""))
+                if cost != TIME:
+                    axes.set_xscale("log", base=2)
+                    axes.xaxis.set_major_formatter("{x:g}")
+                    axes.xaxis.set_major_locator(_powers(rows[cost].astype("float64") * cost_scale))
+                    axes.minorticks_off()
+                axes.margins(x=0.12, y=0.12)
+                if row == len(qualities) - 1:
+                    axes.set_xlabel(cost_title)
+            grid[row][0].set_ylabel(title)
+        handles = [
+            Line2D([], [], color=looks[n].colour, linestyle=looks[n].line, marker=marks[n],
+                   markerfacecolor=looks[n].face, label=n)
+            for n in names
+        ]  # fmt: skip
+        if left_out:
+            handles.append(Line2D([], [], linestyle="none", label=left_out))
+        style.legend_below(drawing, handles)
+        for axes, of_panel in points.items():
+            style.place_labels(axes, of_panel)
+    return drawing
+
+
+def _draw(axes: Axes, xs: pd.Series, ys: pd.Series, best: pd.Series, look: style.Look, marker: str) -> None:
+    """One model in one panel: frontier as steps through its best points, the others small and pale."""
+    order = xs[best].sort_values(kind="stable").index
+    axes.plot(xs[order], ys[order], drawstyle="steps-post", color=look.colour, linestyle=look.line, linewidth=0.9)
+    colours = {"color": look.colour, "markerfacecolor": look.face, "linestyle": "none", "marker": marker}
+    axes.plot(xs[best], ys[best], zorder=3, **colours)
+    axes.plot(xs[~best], ys[~best], alpha=0.45, markersize=2.6, zorder=2, **colours)
+
+
+def _powers(values: pd.Series):
+    """Ticks at powers of two, at most five of them."""
+    from matplotlib.ticker import FixedLocator
+
+    low, high = np.floor(np.log2(values.min())), np.ceil(np.log2(values.max()))
+    every = max(1, int(np.ceil((high - low) / 4)))
+    return FixedLocator([2.0**power for power in np.arange(low, high + 1, every)])
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def caption(frame: pd.DataFrame) -> str:
+    """What the columns of `summary` mean."""
+    return (
+        "Patterns that no other of the sweep beats: a lower loss (nats per token) at no more cost. KV cache: bfloat16 "
+        "keys and values and the float32 recurrent state of one sequence at the context length. FLOPs: attention FLOPs "
+        "relative to dense. ms/token: as measured on the cells' machine. Best for: the costs whose frontier it is on."
+    )
+
+
+def applies(frame: pd.DataFrame) -> bool:
+    """Whether at least two finished cells have a finite loss."""
+    return len(frame) > 0 and (np.isfinite(frame["loss"]) & frame["status"].eq("done")).sum() > 1
+
+
+def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the table and the figure into `folder`."""
+    stem = Path(folder) / NAME
+    shown = summary(frame)
+    written = write_table(stem, table(frame), shown, caption=caption(frame), names=2)
+    return written + style.save(figure(frame), stem)
+
+
+def main(folder: Path) -> list[Path]:
+    """Read the sweep in `folder`, write into its `report/`, return the paths."""
+    return write(load_sweep(folder), Path(folder) / "report")
+
+
+# %%
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,246 @@
+# %% [markdown]
+"""
+# Every task, pattern by pattern
+
+One table for each suite of tasks that the sweep's cells were evaluated on: commonsense, LongBench, needle in a
+haystack, cloze, recall, and any other task under its own name. Rows are patterns, columns tasks and their average.
+
+- `table`: one row a cell with plain values, the average and the difference to dense, for CSV
+- `summary`: one row a pattern, mean over seeds, rounded; the best sparse pattern of each model in bold
+
+Run it as `python -m ratplus.analysis.pattern_tables outputs/demo`, through `ratplus report`, or as a notebook (with
+jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+"""
+
+# %%
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ratplus.analysis.aggregate import RUN, in_order, over_seeds, progress, short_patterns, with_delta
+from ratplus.analysis.load import load_sweep
+from ratplus.analysis.reference import paper_rows
+from ratplus.analysis.run import run
+from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.tasks import SUITES, Task, niah_groups, tasks_of
+
+NAME = "pattern_tables"
+# With more tasks than this, a table shows standard errors of the average only, and with more still it is continued.
+MOST_WITH_ERRORS, MOST_TASKS = 5, 12
+ACCURACIES = ("accuracy", "acc", "acc_norm", "exact_match", "em", "f1", "score", "substring", "overlap", "contains")
+
+# %% [markdown]
+"""
+## Tables
+
+The average is over tasks, each with equal weight and one measure (accuracy before normalised accuracy); a suite that
+records a total of its own has that instead. It is null where one of its tasks is missing: never the mean of the others.
+"""
+
+
+# %%
+def suites(frame: pd.DataFrame) -> dict[str, list[Task]]:
+    """{suite: tasks} that a finished cell has a value of; loss and perplexity stand in accuracy_vs_dilation already."""
+    measured = [name for name in frame.attrs["metrics"] if frame[name].notna().any()]
+    found = tasks_of(measured)
+    if all(task.column in ("loss", "perplexity", "next_token_accuracy") for task in found.get("language", ())):
+        found.pop("language", None)
+    return found
+
+
+def table(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
+    """One row a cell: which it is, its tasks with `_stderr`, `average`, `average_stderr`, `average_delta`, status."""
+    cells = _with_average(in_order(frame), suites(frame)[suite])
+    results = [name + end for task in suites(frame)[suite] for name in (task.column,) for end in ("", "_stderr")]
+    groups = [name for name in cells if name.startswith("group:")]
+    names = ["model", "variant", "pattern", "dilation", "window", "sinks", "seed", *results, *groups]
+    return cells[[*names, "average", "average_stderr", "average_delta", "status", "error"]]
+
+
+def summary(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
+    """One row for each model and pattern, rounded; the best sparse pattern of each model in each column is bold."""
+    tasks = suites(frame)[suite]
+    cells = _with_average(in_order(frame), tasks)
+    columns = _shown_columns(cells, tasks)
+    names = [column for _, column, *_ in columns]
+    rows = over_seeds(cells, list(dict.fromkeys([*names, "average", "average_delta"])))
+    shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(short_patterns(rows))})
+    if (rows["cells"] > 1).any():
+        seeds = zip(rows["done"], rows["cells"])
+        shown["Seeds"] = [str(done) if done == cells_ else f"{done} of {cells_}" for done, cells_ in seeds]
+    few = len(columns) <= MOST_WITH_ERRORS + 2
+    for title, column, scale, digits, lower in columns:
+        errors = rows[f"{column}_stderr"] if few or column in ("average", "average_delta") else np.nan
+        values = rows[column] * scale
+        texts = [number(v, digits, e) for v, e in zip(values, np.broadcast_to(errors * scale, len(rows)))]
+        if column != "average_delta":
+            texts = _bold_best(rows, [number(v, digits) for v in values], values, texts, lower)
+        shown[title] = texts
+    first = shown.columns[list(shown.columns).index("Pattern") + 1 + ("Seeds" in shown)]
+    shown[first] = [f"**{status}**" if status != "done" else text for status, text in zip(rows["status"], shown[first])]
+    return shown if frame.attrs.get("reference") != "paper" else _with_paper(shown, suite)
+
+
+def _with_average(cells: pd.DataFrame, tasks: list[Task]) -> pd.DataFrame:
+    """The cells with `average`, its standard error and its difference to dense; for needles also the paper's groups."""
+    cells = cells.copy()
+    averaged = [task for task in tasks if task.whole] or _one_measure(tasks)
+    averaged = [task for task in averaged if not task.part] or averaged
+    if averaged[0].suite == "niah":
+        for name, members in niah_groups(averaged).items():
+            cells[f"group:{name}"], cells[f"group:{name}_stderr"] = _mean(cells, members)
+    alike = len({task.lower for task in averaged}) == 1 and averaged[0].suite != "other"
+    cells["average"], cells["average_stderr"] = _mean(cells, averaged) if alike else (np.nan, np.nan)
+    return with_delta(cells, "average")
+
+
+def _one_measure(tasks: list[Task]) -> list[Task]:
+    best: dict[str, Task] = {}
+    for task in tasks:
+        if task.task not in best or task.rank < best[task.task].rank:
+            best[task.task] = task
+    return list(best.values())
+
+
+def _mean(cells: pd.DataFrame, tasks: list[Task]) -> tuple[pd.Series, pd.Series]:
+    """Mean over tasks and its standard error, tasks taken as independent; null where any is."""
+    names = [task.column for task in tasks]
+    errors = cells[[f"{name}_stderr" for name in names]]
+    return cells[names].mean(axis=1, skipna=False), np.sqrt((errors**2).sum(axis=1, skipna=False)) / len(names)
+
+
+def _shown_columns(cells: pd.DataFrame, tasks: list[Task]) -> list[tuple[str, str, float, int, bool]]:
+    """(title, column, scale, digits, lower is better) of each column of numbers; titles all different."""
+    columns = []
+    parts = [task for task in tasks if not task.whole]
+    if len(parts) > MOST_TASKS:
+        # Every task once, and whole: its other measures and its parts are in the CSV file.
+        parts = [task for task in _one_measure(parts) if not task.part] or parts
+    for task in parts:
+        scale, unit = _unit(cells[task.column], task.measure)
+        several = sum(other.task == task.task for other in parts) > 1
+        title = task.task.replace("_", " ") + (f" {task.measure}" if several else "")
+        columns.append((f"{title}{unit}{' ↓' if task.lower else ''}", task.column, scale, _digits(scale), task.lower))
+    for name in [name for name in cells if name.startswith("group:") and not name.endswith("_stderr")]:
+        scale, unit = _unit(cells[name], "accuracy")
+        columns.append((f"{name.removeprefix('group:')}{unit}", name, scale, _digits(scale), False))
+    if cells["average"].notna().any() and (len(parts) > 1 or len(parts) < len(tasks)):
+        whole = next((task for task in tasks if task.whole), tasks[0])
+        scale, unit = _unit(cells["average"], whole.measure)
+        name = "All" if whole.whole else "Average"
+        columns.append((f"{name}{unit}{' ↓' if whole.lower else ''}", "average", scale, _digits(scale), whole.lower))
+        columns.append((f"Δ {name.lower()}", "average_delta", scale, _digits(scale), whole.lower))
+    titles = [title for title, *_ in columns]
+    return [(t if titles.count(t) == 1 else column, column, *rest) for t, column, *rest in columns]
+
+
+def _unit(values: pd.Series, measure: str) -> tuple[float, str]:
+    """Shares are shown in percent: what is called an accuracy or score and lies within 0 and 1."""
+    known = values[np.isfinite(values)]
+    return (100, " (%)") if measure in ACCURACIES and known.between(0, 1).all() else (1, "")
+
+
+def _digits(scale: float) -> int:
+    return 1 if scale == 100 else 2
+
+
+def _bold_best(rows: pd.DataFrame, rounded: list[str], values: pd.Series, texts: list[str], lower: bool) -> list[str]:
+    """Bold for the best sparse pattern of each model, and for those that round to the same."""
+    texts = list(texts)
+    sparse = rows["kind"].ne("dense") & np.isfinite(values)
+    for _, places in rows[sparse].groupby("run", sort=False).groups.items():
+        if len(places) < 2:
+            continue
+        best = values.loc[places].idxmin() if lower else values.loc[places].idxmax()
+        for place in places:
+            if rounded[place] == rounded[best]:
+                texts[place] = f"**{texts[place]}**"
+    return texts
+
+
+# %% [markdown]
+"""
+## Beside the paper
+
+With `--reference paper` the paper's values stand below ours, in rows that say so. They are of larger models, other data
+and the paper's own harness: for orientation, not for a difference.
+"""
+
+
+# %%
+def _with_paper(shown: pd.DataFrame, suite: str) -> pd.DataFrame:
+    """`shown` with the paper's rows of that suite below, in the columns of the same name; the rest is `—`."""
+    rows = paper_rows(suite)
+    if rows.empty:
+        return shown
+    heads = {title.split(" (%)")[0].lower(): title for title in shown.columns}
+    if "average" in rows["task"].values and "average" not in heads:
+        heads["average"] = "Average (%)"
+        shown = shown.assign(**{"Average (%)": "—"})
+    below = []
+    for (model, pattern), values in rows.groupby(["model", "pattern"], sort=False):
+        line = dict.fromkeys(shown.columns, "—") | {"Model": f"{model} (paper)", "Pattern": pattern}
+        line |= {heads[task]: f"{value:g}" for task, value in values[["task", "value"]].values if task in heads}
+        below.append(line)
+    return pd.concat([shown, pd.DataFrame(below)], ignore_index=True)
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def caption(frame: pd.DataFrame, suite: str) -> str:
+    """What the columns of `summary` mean, for the line above the table."""
+    seeds = frame.groupby([*RUN, "pattern"]).size().max()
+    spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
+    text = f"{SUITES[suite]} by inference pattern; ± is the standard error {spread}."
+    text += " Bold: the best sparse pattern of each model. ↓: lower is better."
+    shown = summary(frame, suite)
+    if any(name.startswith("Δ") for name in shown):
+        text += " Δ: difference to the dense pattern of the same model."
+    if frame.attrs.get("reference") == "paper" and len(paper_rows(suite)):
+        text += " Rows marked (paper) are those of arXiv 2602.18196: other models, data and harness."
+    return text
+
+
+def applies(frame: pd.DataFrame) -> bool:
+    """Whether any cell was evaluated on a task beside the loss."""
+    return len(frame) > 0 and bool(suites(frame))
+
+
+def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write `pattern_tables_<suite>` (Markdown, LaTeX, CSV) into `folder`; more than 12 tasks are continued in `_2`."""
+    if not applies(frame):
+        raise ValueError("no task results: none of the sweep's finished cells was evaluated on more than the loss")
+    written = []
+    for suite in suites(frame):
+        shown = summary(frame, suite)
+        names = 3 if "Seeds" in shown else 2
+        heads, rest = list(shown.columns[:names]), list(shown.columns[names:])
+        last = [name for name in rest if name.startswith(("Average", "All", "Δ"))]
+        rest = [name for name in rest if name not in last]
+        pages = [rest[i : i + MOST_TASKS] for i in range(0, len(rest), MOST_TASKS)] or [[]]
+        notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
+        notes += [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
+        for page, titles in enumerate(pages, start=1):
+            part = shown[[*heads, *titles, *(last if page == len(pages) else [])]]
+            stem = Path(folder) / (f"{NAME}_{suite}" + (f"_{page}" if page > 1 else ""))
+            look = {"caption": caption(frame, suite), "notes": notes, "names": 2, "grouped": True}
+            written += write_table(stem, table(frame, suite), part, **look)
+    return written
+
+
+def main(folder: Path) -> list[Path]:
+    """Read the sweep in `folder`, write into its `report/`, return the paths."""
+    return write(load_sweep(folder), Path(folder) / "report")
+
+
+# %%
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,200 @@
+# %% [markdown]
+"""
+# What the recurrence does
+
+The L2 norm of its output over time, how open its gates are, and how long it remembers, per layer and head: what active
+recurrence learning (ARL) changed. From the `gates.json` that `ratplus report FOLDER --gates` measures once beside each
+evaluation of a model with recurrence.
+
+- `table`: one row a cell, layer and head
+- `summary`: one row a model and layer
+- `figure`: norm over time and memory per layer and head, a row a model or variant
+
+Run it as `python -m ratplus.analysis.recurrence outputs/demo`, through `ratplus report`, or as a notebook (with
+jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+"""
+
+# %%
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ratplus.analysis import style
+from ratplus.analysis.aggregate import in_order, run_name
+from ratplus.analysis.load import load_sweep
+from ratplus.analysis.run import run
+from ratplus.analysis.tables import number, write_table
+
+NAME = "recurrence"
+GATES_FILE = "gates.json"
+FORMAT = 1
+MOST_RUNS = 4
+
+# %% [markdown]
+"""
+## Tables
+
+`memory_tokens` is the mean age of what the state holds: with a constant gate g it is g / (1 − g).
+"""
+
+
+# %%
+def gates_of(frame: pd.DataFrame) -> dict[str, dict]:
+    """{cell id: its gates.json} of the finished cells that have one; one of another format is left out, with a line."""
+    found = {}
+    for cell in frame.loc[frame["status"].eq("done"), "cell"]:
+        path = Path(frame.attrs["folder"]) / "evaluate" / cell / GATES_FILE
+        try:
+            gates = json.loads(path.read_text(encoding="utf-8"))
+            if gates["format"] != FORMAT:
+                raise ValueError(f"format {gates['format']!r}")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logging.getLogger(__name__).warning("recurrence: %s is left out (%s); measure it again", path, error)
+            continue
+        found[cell] = gates
+    return found
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell, layer and head: `run`, `pattern`, `seed`, `layer`, `head`, gate statistics, `memory_tokens`."""
+    gates, rows = gates_of(frame), []
+    for cell in in_order(frame).itertuples():
+        if cell.cell not in gates:
+            continue
+        own = gates[cell.cell]
+        for layer, heads in enumerate(own["memory_tokens"]):
+            for head, memory in enumerate(heads):
+                numbers = {name: own[name][layer][head] for name in ("gate_mean", "gate_p10", "gate_p90")}
+                rows.append(
+                    {"run": run_name(cell.model, cell.variant), "pattern": cell.pattern, "seed": cell.seed,
+                     "layer": layer, "head": head, **numbers, "memory_tokens": memory}
+                )  # fmt: skip
+    columns = ["run", "pattern", "seed", "layer", "head", "gate_mean", "gate_p10", "gate_p90", "memory_tokens"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a model, pattern and layer, mean over heads and seeds; the longest memory of a head beside it."""
+    groups = table(frame).groupby(["run", "pattern", "layer"], sort=False)
+    rows = groups.agg(
+        mean=("gate_mean", "mean"), low=("gate_p10", "mean"), high=("gate_p90", "mean"),
+        memory=("memory_tokens", "mean"), longest=("memory_tokens", "max"),
+    ).reset_index()  # fmt: skip
+    shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"], "Layer": rows["layer"].astype(str)})
+    for title, name, digits in (
+        ("Gate", "mean", 3), ("10 %", "low", 3), ("90 %", "high", 3), ("Memory (tokens)", "memory", 1),
+        ("Longest head", "longest", 1),
+    ):  # fmt: skip
+        shown[title] = [number(value, digits) for value in rows[name]]
+    return shown
+
+
+# %% [markdown]
+"""
+## Figure
+
+Of each model the cell that is closest to dense, and its first seed: it is what pretraining left.
+"""
+
+
+# %%
+def figure(frame: pd.DataFrame) -> Figure:
+    """Norm of the recurrent values over time, a line a layer, and memory per layer and head; the first four models.
+
+    Raises:
+        ValueError: no cell has been measured.
+    """
+    gates = gates_of(frame)
+    cells = in_order(frame)
+    cells = cells[cells["cell"].isin(gates)].drop_duplicates(["model", "variant"]).head(MOST_RUNS)
+    if cells.empty:
+        raise ValueError("recurrence: no cell has a gates.json; measure them with `ratplus report FOLDER --gates`")
+    memories = np.concatenate([np.ravel(gates[cell]["memory_tokens"]) for cell in cells["cell"]])
+    scale = LogNorm(max(memories.min(), 0.05), max(memories.max(), 0.1))
+    with style.context():
+        drawing = Figure(figsize=(style.TEXT_WIDTH_IN, 0.35 + 1.55 * len(cells)))
+        grid = drawing.subplots(len(cells), 2, squeeze=False, width_ratios=[1.6, 1])
+        for (left, right), cell in zip(grid, cells.itertuples()):
+            own = gates[cell.cell]
+            looks = style.sequence(list(range(len(own["value_norm"]))))
+            for layer, norms in enumerate(own["value_norm"]):
+                left.plot(own["positions"], norms, color=looks[layer].colour, linestyle=looks[layer].line)
+            left.set_ylabel("‖recurrent value‖")
+            left.set_title(f"{run_name(cell.model, cell.variant)}, {cell.pattern}")
+            image = _heat(right, np.array(own["memory_tokens"]), scale)
+        grid[-1][0].set_xlabel("Position (tokens)")
+        grid[-1][1].set_xlabel("Head")
+        bar = drawing.colorbar(image, ax=list(grid[:, 1]), pad=0.03)
+        bar.set_label("Memory (tokens)")
+        ticks = [2.0**power for power in range(-4, 17) if scale.vmin <= 2.0**power <= scale.vmax]
+        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks], minor=False)
+        bar.ax.minorticks_off()
+        most = max(len(gates[cell]["value_norm"]) for cell in cells["cell"])
+        looks = style.sequence(list(range(most)))
+        every = -(-most // 12)
+        handles = [
+            Line2D([], [], color=looks[i].colour, linestyle=looks[i].line, label=f"layer {i}")
+            for i in range(0, most, every)
+        ]
+        style.legend_below(drawing, handles, most=6)
+    return drawing
+
+
+def _heat(axes, memory_LH: np.ndarray, scale: LogNorm):
+    image = axes.imshow(memory_LH, cmap=style.SHADES, norm=scale, aspect="auto", interpolation="nearest")
+    axes.grid(False)
+    axes.set_ylabel("Layer")
+    for count, set_ticks in zip(memory_LH.shape, (axes.set_yticks, axes.set_xticks)):
+        set_ticks(range(0, count, -(-count // 8)))
+    if max(memory_LH.shape) <= 8:
+        for (row, column), value in np.ndenumerate(memory_LH):
+            dark = scale(value) > 0.55
+            axes.text(column, row, number(value, 1), ha="center", va="center", fontsize=7,
+                      color="white" if dark else "black")  # fmt: skip
+    return image
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def applies(frame: pd.DataFrame) -> bool:
+    """Whether any cell's gates have been measured."""
+    return bool(gates_of(frame))
+
+
+def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the table and the figure into `folder`."""
+    stem = Path(folder) / NAME
+    text = (
+        "Gates of the recurrence by layer, mean over heads: mean, 10th and 90th percentile, and memory, the mean age "
+        "in tokens of what the state holds in the second half of the context."
+    )
+    written = write_table(stem, table(frame), summary(frame), caption=text, names=3, grouped=True)
+    return written + style.save(figure(frame), stem)
+
+
+def main(folder: Path) -> list[Path]:
+    """Read the sweep in `folder`, write into its `report/`, return the paths."""
+    frame = load_sweep(folder)
+    if not applies(frame):
+        raise ValueError(f"{folder}: no cell has a gates.json; measure them with `ratplus report {folder} --gates`")
+    return write(frame, Path(folder) / "report")
+
+
+# %%
+if __name__ == "__main__":
+    run(main)

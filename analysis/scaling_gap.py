@@ -1,0 +1,192 @@
+# %% [markdown]
+"""
+# The gap between dense and sparse against size
+
+Does sparsity cost larger models less? Sparse loss minus dense loss of the same model, against the number of parameters;
+a line for each pattern, a panel for each family (with and without recurrence).
+
+Run it as `python -m ratplus.analysis.scaling_gap outputs/demo`, through `ratplus report`, or as a notebook (with
+jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+"""
+
+# %%
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from ratplus.analysis import style
+from ratplus.analysis.aggregate import in_order, over_seeds, short_patterns, with_loss_delta
+from ratplus.analysis.load import load_sweep
+from ratplus.analysis.reference import PARAMETERS, paper_rows
+from ratplus.analysis.run import run
+from ratplus.analysis.tables import number, write_table
+
+NAME = "scaling_gap"
+MOST_PATTERNS = 8
+FAMILIES = {True: "RAT+ (with recurrence)", False: "Attention only"}
+
+# %% [markdown]
+"""
+## Table
+"""
+
+
+# %%
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a model and sparse pattern: `recurrence`, `run`, `parameters`, `pattern`, `loss`, `loss_delta`."""
+    rows = over_seeds(with_loss_delta(in_order(frame)), ["loss", "loss_delta"])
+    rows = rows[rows["kind"].ne("dense") & np.isfinite(rows["loss_delta"]) & rows["parameters"].notna()]
+    rows = rows.sort_values(["recurrence", "parameters"], ascending=[False, True], kind="stable")
+    columns = ["recurrence", "run", "model", "variant", "parameters", "pattern", "kind", "loss", "loss_stderr",
+               "loss_delta", "loss_delta_stderr", "done", "cells"]  # fmt: skip
+    return rows[columns].reset_index(drop=True)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Models as rows, smallest first, patterns as columns; the gap in nats. With reference=paper also the paper's."""
+    rows, names = table(frame), short_patterns(in_order(frame))
+    lines = []
+    for (recurrence, name), part in rows.groupby(["recurrence", "run"], sort=False):
+        line = {"Family": "RAT+" if recurrence else "attention", "Model": name}
+        line["Parameters"] = _millions(part["parameters"].iloc[0])
+        gaps = part.set_index("pattern")
+        for pattern in [pattern for pattern in names if pattern in set(rows["pattern"])]:
+            gap = gaps.loc[pattern] if pattern in gaps.index else None
+            line[names[pattern]] = "—" if gap is None else number(gap["loss_delta"], 3, gap["loss_delta_stderr"])
+        lines.append(line)
+    shown = pd.DataFrame(lines)
+    if frame.attrs.get("reference") == "paper":
+        paper = [
+            {"Family": "RAT+ (paper)", "Model": row.model, "Parameters": _millions(_size(row.model)),
+             "Sparse (paper)": f"{row.value:.3f}"}
+            for row in paper_rows("gap").itertuples()
+        ]  # fmt: skip
+        shown = pd.concat([shown, pd.DataFrame(paper)], ignore_index=True).fillna("—")
+    return shown
+
+
+def _size(model: str) -> int:
+    return PARAMETERS[model.split()[-1]]
+
+
+def _ticks(value: float, _) -> str:
+    return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M"
+
+
+def _millions(parameters: float) -> str:
+    return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
+
+
+# %% [markdown]
+"""
+## Figure
+"""
+
+
+# %%
+def figure(frame: pd.DataFrame) -> Figure:
+    """Δ loss against parameters: a panel a family, a line a pattern (at most eight), markers with standard errors.
+
+    Raises:
+        ValueError: no model has finished both its dense and a sparse cell.
+    """
+    rows, left_out = _one_variant(table(frame))
+    if rows.empty:
+        raise ValueError("scaling_gap: no model has finished both its dense and a sparse cell")
+    names = short_patterns(in_order(frame))
+    patterns = [pattern for pattern in names if pattern in set(rows["pattern"])]
+    if len(patterns) > MOST_PATTERNS:
+        kept = np.linspace(0, len(patterns) - 1, MOST_PATTERNS).round().astype(int)
+        left_out = "; ".join(filter(None, [left_out, f"{MOST_PATTERNS} of {len(patterns)} patterns; all: see table"]))
+        patterns = [patterns[place] for place in kept]
+    looks, marks = style.sequence(patterns), style.markers(patterns)
+    families = [family for family in (True, False) if rows["recurrence"].eq(family).any()]
+    width = style.COLUMN_WIDTH_IN if len(families) == 1 else style.TEXT_WIDTH_IN
+    with style.context():
+        drawing = Figure(figsize=(width, 2.2))
+        grid = drawing.subplots(1, len(families), squeeze=False)[0]
+        for axes, family in zip(grid, families):
+            for pattern in patterns:
+                line = rows[rows["recurrence"].eq(family) & rows["pattern"].eq(pattern)]
+                axes.errorbar(
+                    line["parameters"], line["loss_delta"], yerr=line["loss_delta_stderr"], elinewidth=0.8,
+                    color=looks[pattern].colour, linestyle=looks[pattern].line, marker=marks[pattern],
+                    markerfacecolor=looks[pattern].face,
+                )  # fmt: skip
+            if family and frame.attrs.get("reference") == "paper":
+                paper = paper_rows("gap")
+                axes.plot([_size(m) for m in paper["model"]], paper["value"], "*:", color="black", zorder=1)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _narrow(axes) else (1,)))
+            axes.xaxis.set_major_formatter(FuncFormatter(_ticks))
+            axes.minorticks_off()
+            axes.set_title(FAMILIES[family])
+            axes.set_xlabel("Parameters")
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        grid[0].set_ylabel("Sparse − dense loss (nats)")
+        handles = [
+            Line2D([], [], color=looks[p].colour, linestyle=looks[p].line, marker=marks[p],
+                   markerfacecolor=looks[p].face, label=names[p])
+            for p in patterns
+        ]  # fmt: skip
+        if frame.attrs.get("reference") == "paper":
+            handles.append(Line2D([], [], color="black", linestyle=":", marker="*", label="RAT+ (paper)"))
+        if left_out:
+            handles.append(Line2D([], [], linestyle="none", label=left_out))
+        style.legend_below(drawing, handles, most=6)
+    return drawing
+
+
+def _one_variant(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of the variant that has the most sizes, and which it is: a line joins what differs in size only."""
+    sizes = rows.groupby("variant", sort=False)["parameters"].nunique()
+    if len(sizes) < 2:
+        return rows, ""
+    chosen = sizes.idxmax()
+    return rows[rows["variant"].eq(chosen)], f"{chosen or 'no other axis'}; other variants: see table"
+
+
+def _narrow(axes) -> bool:
+    low, high = axes.get_xlim()
+    return high / low < 30
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def applies(frame: pd.DataFrame) -> bool:
+    """Whether models of one family and variant have at least two sizes, each with a finished dense and sparse cell."""
+    if not len(frame):
+        return False
+    return bool(table(frame).groupby(["recurrence", "variant"])["parameters"].nunique().gt(1).any())
+
+
+def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the table and the figure into `folder`."""
+    stem = Path(folder) / NAME
+    text = "Sparse minus dense loss (nats per token) of each model, by inference pattern; ± is the standard error."
+    written = write_table(stem, table(frame), summary(frame), caption=text, names=2, grouped=True)
+    return written + style.save(figure(frame), stem)
+
+
+def main(folder: Path) -> list[Path]:
+    """Read the sweep in `folder`, write into its `report/`, return the paths."""
+    frame = load_sweep(folder)
+    if not applies(frame):
+        raise ValueError(f"{folder}: no family has two sizes with a finished dense and sparse cell each")
+    return write(frame, Path(folder) / "report")
+
+
+# %%
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,126 @@
+"""What a metric's name says: which suite and task it belongs to, what it measures, which way is better.
+
+Names come from records, also of tasks that users define, so nothing here is a closed list: what no rule knows becomes a
+task of the suite `other`, higher is better, shown as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# In the order in which a reader should meet them.
+SUITES = {
+    "language": "Language modelling",
+    "cloze": "Cloze",
+    "recall": "Recall",
+    "commonsense": "Commonsense",
+    "longbench": "LongBench",
+    "niah": "Needle in a haystack (NIAH)",
+    "other": "Other tasks",
+}
+_COMMONSENSE = ("piqa", "arc_easy", "arc_challenge", "winogrande", "lambada_openai", "hellaswag")
+_LANGUAGE = ("wikitext", "paloma", "next_token")
+# Of several measures of a task, the one named first here enters a suite's average.
+_MEASURES = (
+    "accuracy", "acc", "score", "exact_match", "em", "f1", "acc_norm", "rouge", "overlap", "substring", "contains",
+    "loss", "perplexity", "ppl", "word_perplexity", "byte_perplexity", "bits_per_byte",
+)  # fmt: skip
+_LOWER = ("loss", "perplexity", "ppl", "bits_per_byte", "nll", "error")
+_COSTS = re.compile(r"(^|_)(flops|bytes|ms|seconds|max_batch|parameters|count|tokens_per_second)($|_)")
+_NIAH_GROUPS = {"single": r"single", "multi-key": r"multi_?key", "multi-query/value": r"multi_?(query|value)"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One result column of a loaded frame.
+
+    Attributes:
+        column: its name in the frame.
+        suite: a key of SUITES.
+        task: for a column's head.
+        measure: such as `accuracy`; empty if the name does not say.
+        lower: whether less is better.
+        whole: whether it is the suite's own total, such as `recall_accuracy` beside `recall_accuracy_1_32`.
+        part: whether it is of some of a task's items, such as `recall_accuracy_1_32` (distances 1 to 31).
+    """
+
+    column: str
+    suite: str
+    task: str
+    measure: str
+    lower: bool
+    whole: bool = False
+    part: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Place of the measure among those of one task; the least enters an average."""
+        return _MEASURES.index(self.measure) if self.measure in _MEASURES else len(_MEASURES)
+
+
+def tasks_of(names: Iterable[str]) -> dict[str, list[Task]]:
+    """{suite: its tasks} of result columns, suites in the order of SUITES; columns that count costs are left out."""
+    found: dict[str, list[Task]] = {suite: [] for suite in SUITES}
+    for name in names:
+        if not is_cost(name):
+            task = describe(name)
+            found[task.suite].append(task)
+    return {suite: tasks for suite, tasks in found.items() if tasks}
+
+
+def is_cost(name: str) -> bool:
+    """Whether a metric counts what a pattern costs rather than how well it does."""
+    return _COSTS.search(name) is not None
+
+
+def describe(name: str) -> Task:
+    """A column's Task, by its name: `loss`, `recall_accuracy_1_32`, `piqa/acc`, `ruler/niah_single_1/score`, ..."""
+    # lm-eval names the filter of answers behind a comma.
+    name_, _, chosen = name.removeprefix("metric:").partition(",")
+    parts = re.split(r"[/:]", name_)
+    if len(parts) > 1:
+        measure, bins = parts.pop(), ""
+    else:
+        parts[-1], measure, bins = _measure_at_end(parts[-1])
+    if chosen not in ("", "none"):
+        bins = f"{bins} {chosen}".strip()
+    task = parts[-1]
+    suite = _suite(task, parts[:-1])
+    bare = task.removeprefix(f"{suite}_") if suite in ("longbench", "niah") else task
+    title = " ".join(part for part in (bare or measure, bins) if part)
+    lower = any(word in f"{task}_{measure}" for word in _LOWER)
+    return Task(name, suite, title, measure, lower, whole=task == suite and not bins, part="–" in bins)
+
+
+def niah_groups(tasks: list[Task]) -> dict[str, list[Task]]:
+    """The paper's three groups of needle tasks, of those that are there."""
+    groups = {name: [t for t in tasks if re.search(rule, t.column)] for name, rule in _NIAH_GROUPS.items()}
+    return {name: members for name, members in groups.items() if members}
+
+
+def _measure_at_end(name: str) -> tuple[str, str, str]:
+    """(task, measure, bins) of a name without separators: `recall_accuracy_1_32` is recall, accuracy, `1–31`."""
+    for measure in sorted(_MEASURES, key=len, reverse=True):
+        if name == measure:
+            return name, measure, ""
+        found = re.fullmatch(rf"(.+?)_{measure}(?:_(\d+)_(\d+))?", name)
+        if found:
+            bins = f"{found[2]}–{int(found[3]) - 1}" if found[2] else ""
+            return found[1], measure, bins
+    return name, "", ""
+
+
+def _suite(task: str, before: list[str]) -> str:
+    words = [task, *before]
+    for suite in SUITES:
+        if any(word == suite or word.startswith(f"{suite}_") for word in words):
+            return suite
+    if any(word.startswith("ruler") for word in words):
+        return "niah"
+    if task in _COMMONSENSE:
+        return "commonsense"
+    if task in _LOWER or task.startswith(_LANGUAGE):
+        return "language"
+    return "other"

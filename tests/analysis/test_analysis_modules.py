@@ -1,0 +1,149 @@
+"""Every module: what it writes for a sweep that has everything, as a function, as a script and as a notebook."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from ratplus.analysis import report as reports
+from ratplus.analysis import run as runner
+from ratplus.analysis import style
+from ratplus.analysis.load import load_sweep
+from ratplus.pattern import Pattern
+
+NAMES = [module.NAME for module in reports.MODULES]
+MODULES = {module.NAME: module for module in reports.MODULES}
+NEW = [name for name in NAMES if name != "accuracy_vs_dilation"]
+
+
+def test_every_module_applies_and_writes(reported):
+    names = {path.name for path in reported}
+    for name in NAMES:
+        mine = {found for found in names if found.startswith(name)}
+        assert {found.rpartition(".")[2] for found in mine} >= {"md", "tex", "csv"}, name
+        if name != "pattern_tables":
+            assert {f"{name}.png", f"{name}.pdf"} <= mine
+    assert {f"pattern_tables_{suite}.csv" for suite in ("recall", "commonsense", "niah", "other")} <= names
+    assert reported[-1].name == "index.html"
+    assert all(path.exists() for path in reported)
+
+
+def test_csv_columns_are_unique_and_tables_have_rows(reported):
+    for path in reported:
+        if path.suffix == ".csv":
+            data = pd.read_csv(path)
+            assert len(data), path.name
+            assert not [name for name in data.columns if re.search(r"\.\d+$", name)], (
+                path.name
+            )  # pandas' mark of doubles
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_of_all_tables_compiles_and_fits(reported, tmp_path):
+    inputs = "\n".join(rf"\input{{{path.as_posix()}}}" for path in reported if path.suffix == ".tex")
+    # Of a paper's width; the files bring their own size when they are compiled alone.
+    (tmp_path / "paper.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs}\setlength{\textwidth}{6.75in}\setlength{\textheight}{9.5in}"
+        rf"\begin{{document}}{inputs}\end{{document}}"
+    )
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in NEW if hasattr(MODULES[name], "figure")])
+def test_figures_keep_to_the_page_and_titles_do_not_touch(everything, name):
+    figure = MODULES[name].figure(load_sweep(everything))
+    assert figure.get_figwidth() in (style.COLUMN_WIDTH_IN, style.TEXT_WIDTH_IN)
+    with style.context():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        boxes = [axes.get_tightbbox(renderer) for axes in figure.axes if axes.get_visible() and axes.axison]
+        legends = [legend.get_window_extent(renderer) for legend in figure.legends]
+    for box in [*boxes, *legends]:
+        assert box.x0 >= figure.bbox.x0 - 1
+        assert box.x1 <= figure.bbox.x1 + 1
+        assert box.y0 >= figure.bbox.y0 - 1
+        assert box.y1 <= figure.bbox.y1 + 1
+    for legend in legends:
+        assert not any(legend.overlaps(box) for box in boxes)
+    for axes in figure.axes:
+        for side in (axes.xaxis, axes.yaxis):
+            shown = [t.get_window_extent(renderer) for t in side.get_ticklabels() if t.get_text() and t.get_visible()]
+            assert not any(a.overlaps(b) for a, b in pairwise(shown))
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_as_a_script_a_wrong_folder_is_one_line(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "absent")])
+    monkeypatch.delitem(sys.modules, f"ratplus.analysis.{name}")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"ratplus.analysis.{name}", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_runs_as_a_script(everything, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["masks", str(everything)])
+    monkeypatch.delitem(sys.modules, "ratplus.analysis.masks")
+    runpy.run_module("ratplus.analysis.masks", run_name="__main__")
+    assert [line.rpartition("/")[2] for line in capsys.readouterr().out.split()] == [
+        f"masks.{suffix}" for suffix in ("md", "tex", "csv", "png", "pdf")
+    ]
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_opens_and_runs_as_a_notebook(everything, name, monkeypatch):
+    jupytext = pytest.importorskip("jupytext")
+    notebook = jupytext.read(MODULES[name].__file__)
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    shown = []
+    monkeypatch.setenv("RATPLUS_SWEEP", str(everything))
+    monkeypatch.setattr(runner, "in_notebook", lambda: True)
+    monkeypatch.setattr(runner, "display_files", shown.extend)
+    # Drawn, but not rendered to files: that takes most of the time, and `reported` has done it.
+    monkeypatch.setattr(style, "save", lambda figure, stem: [stem.with_suffix(".png")])
+    space = {"__name__": "__main__"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, name, "exec"), space)
+    assert shown
+
+
+def test_modules_without_their_data_say_so_in_one_line(sweep):
+    sweep.add("ratplus_tiny", Pattern(4), {"loss": 1.7})
+    folder = sweep.write()
+    frame = load_sweep(folder)
+    applying = [name for name, module in MODULES.items() if module.applies(frame)]
+    assert applying == ["accuracy_vs_dilation", "masks"]
+    for name in ("pattern_tables", "ablation", "scaling_gap", "sensitivity", "adaptation_curves", "recurrence"):
+        with pytest.raises(ValueError) as caught:
+            MODULES[name].main(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_files_of_modules_that_no_longer_apply_are_removed(sweep):
+    sweep.add("ratplus_tiny", Pattern(4), {"loss": 1.7})
+    target = sweep.write() / "report"
+    target.mkdir()
+    for name in (
+        "pareto.png",
+        "pattern_tables_recall.md",
+        "pattern_tables_recall.csv",
+        "compare_x.md",
+        "masks_mine.md",
+    ):
+        (target / name).write_text("old")
+    reports.report(sweep.path)
+    left = {path.name for path in target.iterdir()}
+    assert not {"pareto.png", "pattern_tables_recall.md", "pattern_tables_recall.csv"} & left
+    assert {"compare_x.md", "masks_mine.md"} <= left
