@@ -358,7 +358,7 @@ class NiahSection:
         length: tokens of a prompt and its answer together; null takes train.context.
         new_tokens: room for the answer; null takes what the longest answer needs, and a little more.
         template: ruler (its words) or short (bare `key: value` lines, for contexts of a few hundred bytes).
-        haystack: held_out (text of the corpus) or noise (one paragraph again and again), where the task leaves a choice.
+        haystack: held_out (text of the corpus) or noise (one paragraph repeated), where the task leaves a choice.
         seed: of the generator; the same for every cell, so that cells answer the same questions.
     """
 
@@ -431,8 +431,9 @@ class EvalSection:
             value = getattr(self, name)
             _check(value >= least, f"eval.{name}", value, f"it must be ≥ {least}")
         for task in self.tasks:
-            named = isinstance(task, str) and task or isinstance(task, dict) and isinstance(task.get("task"), str)
-            _check(bool(named), "eval.tasks", task, "give a task's name, a YAML file's path or {task: name, ...}")
+            name = task.get("task") if isinstance(task, dict) else task
+            allowed = "give a task's name, a YAML file's path or {task: name, ...}"
+            _check(isinstance(name, str) and bool(name), "eval.tasks", task, allowed)
 
     def science(self, context: int) -> dict:
         """What decides an evaluation's result, for its id. What is off is left out, so that adding a suite to ratplus

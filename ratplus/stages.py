@@ -19,6 +19,7 @@ from pathlib import Path
 from ratplus.config import Config
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
+from ratplus.evaluation.checks import check_suites
 from ratplus.failures import describe_failure, failure_of
 from ratplus.lock import FolderLock, LockLost
 from ratplus.plan import Plan, Stage, plan
@@ -225,25 +226,6 @@ class Cell:
             return checkpoint.load(folder, self._model_config())
         except checkpoint.CheckpointError as error:
             raise checkpoint.CheckpointError(f"{error}; delete {folder} to train it again") from None
-
-
-def check_suites(config: Config, corpus: Corpus) -> None:
-    """Refuse an evaluation that could not run, before anything is trained for it.
-
-    Raises:
-        MissingExtra, TaskError: of ratplus.evaluation.harness, where lm-eval or a task is not there.
-        ValueError: questions that do not fit the context.
-    """
-    asked = config.eval
-    if asked.tasks:
-        from ratplus.evaluation.harness import check_tasks
-
-        check_tasks(asked.tasks)
-        corpus.tokenizer()
-    if asked.niah.tasks:
-        from ratplus.evaluation.niah import check_section
-
-        check_section(asked.niah, corpus.tokenizer(), config.train.context)
 
 
 def _rank_process(config: Config, place: Place) -> None:

@@ -53,6 +53,17 @@ def test_kernels_stand_on_torch_and_triton_alone():
             assert allowed or path.name.startswith("bench_"), f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_lm_eval_is_imported_in_one_file_and_only_when_a_task_needs_it():
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            if any(is_or_below(name, "lm_eval") for name in imports(path)):
+                assert path.relative_to(ROOT) == Path("ratplus/evaluation/harness.py")
+                whole = ast.parse(path.read_text()).body
+                top = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name
+                       for n in whole if isinstance(n, (ast.Import, ast.ImportFrom))}  # fmt: skip
+                assert not any(is_or_below(name or "", "lm_eval") for name in top)
+
+
 def test_folders_are_only_imported_as_ratplus():
     """`kernels` and `sweeps` are other people's packages on PyPI."""
     for path in ROOT.rglob("*.py"):
@@ -67,6 +78,8 @@ def test_folders_are_only_imported_as_ratplus():
     [
         ("import ratplus; ratplus.Pattern(16)", ("torch", "triton", "pandas", "hydra", "lightning")),
         ("import ratplus.kernels", ("torch", "triton")),
+        ("import ratplus.evaluation.harness, ratplus.evaluation.niah, ratplus.evaluation.samples",
+         ("torch", "lm_eval", "datasets")),
         ("import ratplus.analysis.report", ("torch", "triton", "hydra")),
         ("import ratplus.sweeps.compose, ratplus.sweeps.status, ratplus.sweeps.manifest",
          ("torch", "triton", "pandas")),

@@ -1,8 +1,9 @@
-"""Built-in suites: held-out text (loss, perplexity, next-token accuracy) and stacked recall (accuracy by distance)."""
+"""All that `eval=` asks of a cell: held-out text, stacked recall, cloze, needles in a haystack, and lm-eval's tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -12,13 +13,38 @@ import torch.nn.functional as F
 from ratplus.config import EvalSection
 from ratplus.data.batches import Batches
 from ratplus.data.sampling import IGNORE
+from ratplus.evaluation.bad_logits import BadLogits, check_logits
+from ratplus.evaluation.cloze import CHOICES, evaluate_cloze, questions
 from ratplus.evaluation.metrics import clustered_mean, perplexity
+from ratplus.evaluation.scoring import Progress, Scorer
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap
 
+__all__ = ["BadLogits", "Evaluation", "evaluate_suites"]
 
-class BadLogits(ValueError):
-    """The model produced NaN or infinite logits."""
+
+# Of the held-out text that needles are hidden in.
+_HAYSTACK_TOKENS = 1 << 20
+
+
+@dataclass
+class Evaluation:
+    """What the suites found.
+
+    Attributes:
+        metrics: {name: {"value", "stderr", "count"}}.
+        samples: an item each, for paired comparisons (ratplus.evaluation.samples).
+        facts: {task: {"version", "samples", "prompts_sha256", ...}} of the suites that ask questions.
+    """
+
+    metrics: dict[str, dict] = field(default_factory=dict)
+    samples: list[dict] = field(default_factory=list)
+    facts: dict[str, dict] = field(default_factory=dict)
+
+    def add(self, metrics: dict, samples: list[dict], facts: dict) -> None:
+        self.metrics |= metrics
+        self.samples += samples
+        self.facts |= facts
 
 
 def evaluate_suites(
@@ -27,30 +53,74 @@ def evaluate_suites(
     batches: Batches,
     section: EvalSection,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, dict]:
-    """All metrics of a model under a pattern.
+) -> Evaluation:
+    """Everything that `section` asks for, of a model under a pattern.
 
     Raises:
         BadLogits: NaN or infinite logits.
+        MissingExtra, TaskError: of ratplus.evaluation.harness, where lm-eval or a task is not there.
+        ValueError: too little held-out text, or a length without room for a question.
     """
+    found = Evaluation()
     text = batches.held_out_text(section.text_rows)
     recall = batches.held_out_recall(section.recall_rows) if batches.recall and section.recall_rows else None
-    total = len(text[0]) + (len(recall[0]) if recall else 0)
+    needles = section.niah.samples * len(section.niah.tasks)
+    choices = CHOICES * section.cloze.items
+    total = len(text[0]) + (len(recall[0]) if recall else 0) + choices + needles
     done = 0
+
+    def advance(now: int, _total: int) -> None:
+        if progress is not None:
+            progress(done + now, total)
 
     def scored(inputs, labels):
         nonlocal done
         for rows in range(0, len(inputs), section.batch):
             yield _score(model, patterns, inputs[rows : rows + section.batch], labels[rows : rows + section.batch])
             done += len(inputs[rows : rows + section.batch])
-            if progress is not None:
-                progress(done, total)
+            advance(0, total)
 
-    metrics = _text_metrics(list(scored(*text)), text[1])
+    found.add(*_of_text(list(scored(*text)), text[1]))
     if recall:
         inputs, labels, distances = recall
-        metrics |= _recall_metrics(list(scored(inputs, labels)), labels, distances)
-    return metrics
+        found.add(*_of_recall(list(scored(inputs, labels)), labels, distances))
+    scorer = Scorer(model, patterns, section.batch, batches.context)
+    if section.cloze.items:
+        corpus = batches.corpus
+        asked = questions(
+            corpus.validation, corpus.eos_id, section.cloze.items, *section.cloze.shape(batches.context)
+        )  # fmt: skip
+        found.add(*evaluate_cloze(scorer, asked, advance))
+        done += choices
+    if section.niah.tasks:
+        found.add(*_of_needles(scorer, batches, section, advance))
+    if section.tasks:
+        found.add(*_of_harness(model, patterns, batches, section))
+    return found
+
+
+def _of_needles(scorer: Scorer, batches: Batches, section: EvalSection, progress: Progress):
+    from ratplus.evaluation.niah import section_items
+    from ratplus.evaluation.niah_suite import evaluate_niah
+
+    corpus, tokenizer = batches.corpus, batches.corpus.tokenizer()
+    haystack = None
+    if section.niah.haystack == "held_out":
+        haystack = tokenizer.decode(np.asarray(corpus.validation[:_HAYSTACK_TOKENS]).tolist())
+    items = section_items(section.niah, tokenizer, batches.context, haystack)
+    return evaluate_niah(scorer, tokenizer, items, progress)
+
+
+def _of_harness(model: RATPlus, patterns: PatternMap, batches: Batches, section: EvalSection):
+    from ratplus.evaluation.harness import harness_class, run_tasks
+
+    options = section.harness
+    tokenizer = batches.corpus.tokenizer()
+    lm = harness_class()(
+        model, tokenizer, patterns, section.batch, options.max_length or batches.context,
+        truncation=options.truncation, spare_ids=model.config.vocab_size - tokenizer.vocab_size,
+    )  # fmt: skip
+    return run_tasks(lm, section.tasks, options)
 
 
 @torch.no_grad()
@@ -59,11 +129,28 @@ def _score(model: RATPlus, patterns: PatternMap, inputs: np.ndarray, labels: np.
     device = model.embed.weight.device
     x, y = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
     logits = model(x, patterns).float()
-    if not torch.isfinite(logits).all():
-        raise BadLogits("the model's logits are NaN or infinite; the training run diverged: lower its learning rate")
+    check_logits(logits, model, x, patterns)
     loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE, reduction="none").view_as(y)
     correct = (logits.argmax(dim=-1) == y) & (y != IGNORE)
     return loss.double().cpu().numpy(), correct.cpu().numpy()
+
+
+def _of_text(scores, labels: np.ndarray):
+    counts = (labels != IGNORE).sum(axis=1)
+    rows = np.concatenate([part[0] for part in scores]).sum(axis=1) / np.maximum(counts, 1)
+    samples = [
+        {"task": "loss", "id": i, "loss": float(x), "count": int(n)} for i, (x, n) in enumerate(zip(rows, counts))
+    ]
+    return _text_metrics(scores, labels), samples, {}
+
+
+def _of_recall(scores, labels: np.ndarray, distances: np.ndarray):
+    counts = (labels != IGNORE).sum(axis=1)
+    rows = np.concatenate([part[1] for part in scores]).sum(axis=1) / np.maximum(counts, 1)
+    samples = [
+        {"task": "recall", "id": i, "accuracy": float(x), "count": int(n)} for i, (x, n) in enumerate(zip(rows, counts))
+    ]
+    return _recall_metrics(scores, labels, distances), samples, {}
 
 
 def _text_metrics(scores, labels: np.ndarray) -> dict[str, dict]:

@@ -1,11 +1,14 @@
 """Metrics against direct computations."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from ratplus.config import NIAH_TASKS
+from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.evaluation.metrics import clustered_mean, perplexity
 from ratplus.evaluation.suites import _distance_bins, _recall_metrics
 
@@ -69,3 +72,263 @@ def test_batch_size_never_changes_a_score():
     with torch.no_grad():
         direct = -torch.log_softmax(model(torch.from_numpy(x), patterns), -1).gather(-1, torch.from_numpy(x)[..., None])
     np.testing.assert_allclose(whole, direct[..., 0].numpy(), atol=1e-5)
+
+
+# ---- cloze --------------------------------------------------------------------------------------------------------
+
+
+def stream(tokens: int = 6000) -> np.ndarray:
+    """Text in which four letters follow each other by a rule, with an end-of-text (9) now and then."""
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, 4, tokens)
+    ids[::500] = 9
+    return ids.astype(np.uint16)
+
+
+def test_cloze_questions():
+    from ratplus.evaluation.cloze import CHOICES, questions
+
+    text = stream()
+    asked = questions(text, 9, 40, 12, 5)
+    assert asked == questions(text, 9, 40, 12, 5)
+    assert asked[:10] != questions(text, 9, 10, 12, 5, seed=1)
+    assert len(asked) == 40
+    assert {q.answer for q in asked} == set(range(CHOICES))
+    whole = ",".join(map(str, text.tolist()))
+    for q in asked:
+        assert len(q.context) == 12
+        assert len(set(q.choices)) == CHOICES
+        assert 9 not in (*q.context, *sum(q.choices, ()))
+        joined = [",".join(map(str, q.context + choice)) in whole for choice in q.choices]
+        assert joined.index(True) == q.answer
+        # Each of the others also follows the context's last token somewhere, so that token alone gives nothing away.
+        for choice in q.choices:
+            assert ",".join(map(str, (q.context[-1], *choice))) in whole
+
+
+def test_cloze_needs_enough_text():
+    from ratplus.evaluation.cloze import questions
+
+    with pytest.raises(ValueError, match="eval.cloze.items: got 9, but the held-out text of 40 tokens gives only"):
+        questions(stream(40), 9, 9, 12, 5)
+
+
+def test_cloze_accuracy_of_a_model_that_knows_the_text(monkeypatch):
+    """A model that has seen the text answers all; a score is the sum of log-probabilities of a direct call."""
+    from ratplus import ModelConfig, Pattern, RATPlus
+    from ratplus.evaluation.cloze import evaluate_cloze, questions
+    from ratplus.evaluation.scoring import Scorer
+
+    asked = questions(stream(), 9, 12, 12, 5)
+    model = RATPlus(ModelConfig(10, 2, 32, 16, max_len=17))
+    model.reset_parameters(0, 0.3)
+    metrics, samples, facts = evaluate_cloze(Scorer(model, Pattern(4), 16), asked)
+    for question, sample in zip(asked, samples):
+        rows = torch.tensor([question.context + choice for choice in question.choices])
+        with torch.no_grad():
+            logprob = model(rows, Pattern(4)).log_softmax(-1)[:, 11:-1].gather(-1, rows[:, 12:, None]).sum((1, 2))
+        others = [x for i, x in enumerate(logprob.tolist()) if i != question.answer]
+        assert sample["margin"] == pytest.approx(logprob[question.answer].item() - max(others), abs=1e-4)
+    right = sum(sample["margin"] > 0 for sample in samples)
+    assert metrics["cloze_accuracy"]["value"] == pytest.approx(right / 12)
+    assert metrics["cloze_accuracy"]["count"] == facts["cloze"]["samples"] == 12
+
+
+# ---- needles in a haystack ----------------------------------------------------------------------------------------
+
+PROSE = "It was a dark night. The wind blew. Nobody came! Was there a light? " * 200
+
+
+@pytest.mark.parametrize("task", NIAH_TASKS)
+def test_needles(task):
+    from ratplus.evaluation.niah import SHAPES, generate
+
+    shape, tokenizer = SHAPES[task], ByteTokenizer()
+    items = generate(task, tokenizer, 4, 1500, haystack=PROSE)
+    assert items == generate(task, tokenizer, 4, 1500, haystack=PROSE)
+    assert items[:2] == generate(task, tokenizer, 2, 1500, haystack=PROSE, new_tokens=items[0].new_tokens)
+    assert items != generate(task, tokenizer, 4, 1500, haystack=PROSE, seed=1)
+    for item in items:
+        length = len(tokenizer.encode(item.prompt)) + item.new_tokens
+        assert 1500 - 200 < length <= 1500
+        assert len(item.answers) == shape.asked * shape.values_each == len(item.depths)
+        for answer in item.answers:
+            assert item.prompt.count(answer) == 1
+        assert ("wind" in item.prompt) == (shape.haystack == "free")
+        if shape.haystack == "needles":
+            assert item.prompt.count("One of the special magic") >= 6
+    assert len({item.answers for item in items}) == 4
+
+
+def test_needles_lie_at_their_depth():
+    from ratplus.evaluation.niah import generate
+
+    for item in generate("niah_single_2", ByteTokenizer(), 30, 4000, haystack=PROSE):
+        start, end = item.prompt.index("afterwards.\n"), item.prompt.rindex("\nWhat")
+        at = (item.prompt.index(item.answers[0]) - start) / (end - start)
+        assert at == pytest.approx(item.depths[0], abs=0.05)
+
+
+def test_needle_scores():
+    from ratplus.evaluation.niah import overlap, substring
+
+    assert overlap(" 12, 34", ["12", "34"]) == substring("it is 12 and 34", ["12", "34"]) == 1
+    assert overlap("it is 12", ["12"]) == 0
+    assert overlap("12,99", ["12", "34"]) == substring("x12", ["12", "34"]) == 0.5
+
+
+def test_needles_without_room():
+    from ratplus.evaluation.niah import generate
+
+    with pytest.raises(
+        ValueError, match="niah.length: got 200, but niah_single_1 needs [0-9]+ tokens .*template=short"
+    ):
+        generate("niah_single_1", ByteTokenizer(), 1, 200)
+    assert generate("niah_single_1", ByteTokenizer(), 1, 200, template="short")
+
+
+def test_needle_suite_reads_the_models_answers(monkeypatch):
+    from ratplus import ModelConfig, RATPlus
+    from ratplus.evaluation import niah_suite
+    from ratplus.evaluation.niah import generate
+    from ratplus.evaluation.scoring import Scorer
+
+    model = RATPlus(ModelConfig(257, 1, 16, 16, max_len=300))
+    items = generate("niah_single_1", ByteTokenizer(), 6, 300, template="short")
+    told = []
+
+    def texts(scorer, tokenizer, prompts, how, progress):
+        assert prompts == [tokenizer.encode(item.prompt) for item in items]
+        assert how.until == ("\n",)
+        told.extend(prompts)
+        return [f" {item.answers[0]}" if i < 3 else f"x{item.answers[0]}" for i, item in enumerate(items)]
+
+    monkeypatch.setattr(niah_suite, "generate_texts", texts)
+    metrics, samples, facts = niah_suite.evaluate_niah(Scorer(model), ByteTokenizer(), {"niah_single_1": items})
+    assert metrics["niah_single_1_overlap"]["value"] == 0.5
+    assert metrics["niah_single_1_substring"]["value"] == 1.0
+    depths = [v["count"] for k, v in metrics.items() if k.startswith("niah_single_1_overlap_")]
+    assert sum(depths) == 6
+    assert [row["overlap"] for row in samples] == [1, 1, 1, 0, 0, 0]
+    assert facts["niah_single_1"]["samples"] == len(told) == 6
+
+
+# ---- as a stage ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_off_does_not_enter_an_id():
+    from ratplus.config import ClozeSection, Config, EvalSection, HarnessSection, NiahSection
+
+    plain = EvalSection().science(64)
+    assert plain == {"text_rows": 128, "recall_rows": 64}
+    assert EvalSection(niah=NiahSection(samples=3), harness=HarnessSection(limit=2)).science(64) == plain
+    on = EvalSection(cloze=ClozeSection(8), niah=NiahSection(["niah_single_1"]), tasks=["piqa"]).science(64)
+    assert on["cloze"] == {"items": 8, "context": 32, "continuation": 16}
+    assert on["niah"]["length"] == on["harness"]["max_length"] == 64
+    with pytest.raises(ValueError, match="eval.niah.tasks: got 'niah_4'; allowed: niah_single_1, "):
+        NiahSection(["niah_4"])
+    with pytest.raises(ValueError, match="eval.harness.truncation: got 'right'; allowed: left, middle, off"):
+        HarnessSection(truncation="right")
+    with pytest.raises(ValueError, match="eval.tasks: got {'name': 'x'}; give a task's name"):
+        EvalSection(tasks=[{"name": "x"}])
+    with pytest.raises(ValueError, match="eval.cloze.context_tokens: got 510; with 16 tokens of continuation"):
+        Config(eval=EvalSection(cloze=ClozeSection(8, 510)))
+    with pytest.raises(ValueError, match="eval.niah.length: got 1024; it must be ≤ train.context=512"):
+        Config(eval=EvalSection(niah=NiahSection(length=1024)))
+
+
+def test_a_local_yaml_enters_an_id_by_its_content(tmp_path):
+    from ratplus.config import EvalSection
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.yaml").write_text("task: own\n")
+    ids = [EvalSection(tasks=[str(tmp_path / folder / "own.yaml")]).science(64) for folder in ("a", "b")]
+    assert ids[0] == ids[1]
+    (tmp_path / "b" / "own.yaml").write_text("task: own # changed\n")
+    assert EvalSection(tasks=[str(tmp_path / "b" / "own.yaml")]).science(64) != ids[0]
+    with pytest.raises(ValueError, match="no.yaml: cannot be read"):
+        EvalSection(tasks=[str(tmp_path / "no.yaml")]).science(64)
+
+
+def test_suites_of_a_cell(tmp_path):
+    """Metrics, samples beside the record, and versions and hashes of the prompts in it."""
+    from ratplus.config import (
+        ClozeSection,
+        Config,
+        DataSection,
+        EvalSection,
+        LoggerSection,
+        ModelSection,
+        NiahSection,
+        RecallSection,
+        RecipeSection,
+        RunSection,
+        TrainSection,
+    )  # fmt: skip
+    from ratplus.evaluation.samples import read_samples
+    from ratplus.stages import Cell, Surroundings
+
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{i}. {PROSE[i : i + 700]}" for i in range(60)))
+    recipe = dict(steps=1, batch=2)
+    config = Config(
+        model=ModelSection(layers=1, d_model=16, d_head=16),
+        data=DataSection("text", str(tmp_path / "text.txt"), root=str(tmp_path / "data"),
+                         validation_fraction=0.5, recall=RecallSection(length=32)),
+        train=TrainSection(context=128, pretrain=RecipeSection(**recipe), adapt=RecipeSection(**recipe)),
+        eval=EvalSection(text_rows=4, recall_rows=4, batch=4, cloze=ClozeSection(8),
+                         niah=NiahSection(["niah_single_1"], 2, template="short")),
+        run=RunSection(threads=1, accelerator="cpu"),
+        logger=LoggerSection(wandb="none"),
+    )  # fmt: skip
+    cell = Cell(config, Surroundings(tmp_path / "sweep"))
+    record = cell.run()
+    assert {"loss", "recall_accuracy", "cloze_accuracy", "niah_single_1_overlap"} <= set(record["metrics"])
+    assert record["provenance"]["tasks"]["cloze"]["version"] == 1
+    samples = read_samples(cell.plan.evaluate.folder(tmp_path / "sweep"))
+    counts = dict(Counter(row["task"] for row in samples))
+    assert counts == {"loss": 4, "recall": 4, "cloze": 8, "niah_single_1": 2}
+    right = [row["accuracy"] for row in samples if row["task"] == "cloze"]
+    assert sum(right) / 8 == record["metrics"]["cloze_accuracy"]["value"]
+
+    config.eval.niah.length = 40
+    with pytest.raises(ValueError, match="eval.niah.length: got 40, but niah_single_1 needs"):
+        Cell(config, Surroundings(tmp_path / "sweep"))
+
+
+@pytest.mark.slow
+def test_many_patterns_cost_little_more_than_their_forward_passes(tmp_path, monkeypatch):
+    """Twenty cells of the tiny model on cloze and recall: at most 1.5 times the time inside the model."""
+    import time
+
+    from ratplus import Pattern, PatternMap, RATPlus
+    from ratplus.config import ClozeSection, Config, DataSection, EvalSection, ModelSection
+    from ratplus.data.batches import Batches
+    from ratplus.data.corpus import open_corpus
+    from ratplus.data.sources import prepare
+    from ratplus.evaluation.suites import evaluate_suites
+
+    config = Config(data=DataSection(root=str(tmp_path)))
+    batches = Batches.of(config, open_corpus(prepare(config.data)))
+    model = RATPlus(ModelSection(layers=4, d_model=96, d_head=32).build(batches.vocab_size, 512))
+    inside = 0.0
+
+    def timed(work):
+        def call(*arguments, **options):
+            nonlocal inside
+            started = time.perf_counter()
+            result = work(*arguments, **options)
+            inside += time.perf_counter() - started
+            return result
+
+        return call
+
+    monkeypatch.setattr(RATPlus, "forward", timed(RATPlus.forward))
+    monkeypatch.setattr(RATPlus, "prefill", timed(RATPlus.prefill))
+    asked = EvalSection(text_rows=1, recall_rows=64, cloze=ClozeSection(128))
+    started = time.perf_counter()
+    for dilation in (1, 2, 4, 8, 16, 32, 64, 128, 256, None):
+        for window in (0, 64):
+            patterns = PatternMap.uniform(Pattern(dilation, window), 4, 3)
+            assert "cloze_accuracy" in evaluate_suites(model, patterns, batches, asked).metrics
+    assert time.perf_counter() - started <= 1.5 * inside

@@ -412,3 +412,40 @@ def test_a_local_yaml(fixtures, tmp_path):
     assert metrics["own_exact_match"]["count"] == 2
     assert facts["own"]["version"] == 3
     assert [row["id"] for row in samples] == [0, 1]
+
+
+def test_longbench_through_its_genuine_prompts(tmp_path, monkeypatch):
+    """The shipped group on local data: all 14 tasks, their prompts, the settings that conf/eval/longbench.yaml adds."""
+    for package in ("lm_eval", "jieba", "fuzzywuzzy", "rouge"):
+        pytest.importorskip(package)
+    from ratplus.evaluation import HarnessLM
+    from ratplus.evaluation.harness import run_tasks
+    from ratplus.sweeps.compose import compose_one
+
+    section = compose_one(["eval=longbench"]).config.eval
+    assert section.harness.truncation == "middle"
+    tasks = []
+    for task in section.tasks:
+        task = {"task": task} if isinstance(task, str) else task
+        path = tmp_path / f"{task['task']}.jsonl"
+        row = {"context": "Some story.", "input": "what?", "answers": ["word"], "all_classes": ["word", "B"],
+               "length": 3, "language": "en", "dataset": "x", "_id": "0"}  # fmt: skip
+        path.write_text(json.dumps(row | {"question": row["input"]}) + "\n")
+        tasks.append(task | {"dataset_path": "json", "dataset_name": None,
+                             "dataset_kwargs": {"data_files": {"test": str(path)}}})  # fmt: skip
+    asked = []
+    monkeypatch.setattr(
+        Adapter, "generate_until", lambda self, requests: asked.extend(requests) or ["word"] * len(requests)
+    )
+    lm = HarnessLM(build(), ByteTokenizer())
+    metrics, samples, facts = run_tasks(lm, tasks, section.harness)
+    assert len(asked) == len(samples) == 14
+    for request in asked:
+        assert "Some story." in request.args[0]
+        assert Decoding.of(request.args[1]).temperature == 0
+    penalties = [Decoding.of(r.args[1]).repetition_penalty for r in asked]
+    assert penalties.count(1.2) == 3
+    for name in ("narrativeqa", "qasper", "trec", "triviaqa"):
+        assert metrics[f"longbench_{name}_score"]["value"] == pytest.approx(metrics["longbench_qasper_score"]["value"])
+    assert metrics["longbench_qasper_score"]["value"] > 0.99
+    assert facts["longbench_qasper"]["version"] >= 1

@@ -201,7 +201,7 @@ def test_three_stages_once(config, tmp_path):
     assert Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run() == record
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("*") if p.is_file()} == stamps
     names = {p.name for p in stamps}
-    assert names == {"record.json", "curve.csv", "model.safetensors", "config.json"}
+    assert names == {"record.json", "samples.jsonl", "curve.csv", "model.safetensors", "config.json"}
     assert said == []
 
 

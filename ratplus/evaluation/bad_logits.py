@@ -1,0 +1,58 @@
+"""NaN and infinite logits: the evaluation fails, and says in which part of the model they began."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ratplus.model import RATPlus
+from ratplus.pattern import Pattern, PatternMap
+
+
+class BadLogits(ValueError):
+    """The model produced NaN or infinite logits."""
+
+
+def check_logits(logits: Tensor, model: RATPlus, tokens: Tensor, patterns: PatternMap | Pattern | None) -> None:
+    """Raise BadLogits if any of `logits` is NaN or infinite.
+
+    Args:
+        tokens: [B, T], what to run again to find where they began.
+    """
+    if not torch.isfinite(logits).all():
+        raise BadLogits(
+            f"the model's logits are NaN or infinite, {where_it_began(model, tokens, patterns)}; "
+            "the training run diverged: lower its learning rate"
+        )
+
+
+@torch.no_grad()
+def where_it_began(model: RATPlus, tokens: Tensor, patterns: PatternMap | Pattern | None = None) -> str:
+    """Run `tokens` [B, T] part by part: "first in layer 3's attention, whose out_proj.weight holds NaN", for example.
+
+    What a part says is of its output; its weights are named if they are not finite themselves.
+    """
+    parts = [("the embedding", model.embed)]
+    for index, block in enumerate(model.layers):
+        parts += [(f"layer {index}'s attention", block.mixer), (f"layer {index}'s feed-forward", block.ffn)]
+    parts.append(("the last norm", model.norm))
+    bad: dict[str, bool] = {}
+
+    def look(name: str):
+        def hook(_part, _inputs, output) -> None:
+            bad[name] = not bool(torch.isfinite(output).all())
+
+        return hook
+
+    handles = [part.register_forward_hook(look(name)) for name, part in parts]
+    try:
+        model(tokens, patterns)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # The output head is the embedding's matrix again.
+    for name, part in [*parts, ("the output head", model.embed)]:
+        if bad.get(name, name == "the output head"):
+            holds = [key for key, value in part.named_parameters() if not bool(torch.isfinite(value).all())]
+            return f"first in {name}" + (f", whose {', '.join(holds)} holds NaN or infinite numbers" if holds else "")
+    raise AssertionError("the last part always answers")

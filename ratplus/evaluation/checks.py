@@ -1,0 +1,26 @@
+"""Whether an evaluation can run at all, asked before anything is trained for it; torch-free."""
+
+from __future__ import annotations
+
+from ratplus.config import Config
+from ratplus.data.corpus import Corpus
+
+
+def check_suites(config: Config, corpus: Corpus) -> None:
+    """Refuse an evaluation that could not run.
+
+    Raises:
+        MissingExtra, TaskError: of ratplus.evaluation.harness, where lm-eval or a task is not there.
+        CorpusError, TokenizerError: text is asked for, but the corpus' tokenizer is not there.
+        ValueError: questions that do not fit the context.
+    """
+    asked = config.eval
+    if asked.tasks:
+        from ratplus.evaluation.harness import check_tasks
+
+        check_tasks(asked.tasks)
+        corpus.tokenizer()
+    if asked.niah.tasks:
+        from ratplus.evaluation.niah import check_section
+
+        check_section(asked.niah, corpus.tokenizer(), config.train.context)
