@@ -24,7 +24,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from ratplus.config import RunSection, TrainerSection
+from ratplus.config_run import RunSection, TrainerSection
 from ratplus.ranks import LayoutError, Place
 
 _POLL_SECONDS = 0.1

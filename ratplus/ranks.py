@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ratplus.config import RecipeSection, TrainerSection
+from ratplus.config import RecipeSection
+from ratplus.config_run import TrainerSection
 
 
 class LayoutError(ValueError):

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import lightning
 import torch
 
-from ratplus.config import ModelConfig, RecipeSection, RunSection
+from ratplus.config import ModelConfig, RecipeSection
+from ratplus.config_run import RunSection
 from ratplus.data.batches import Batches
 from ratplus.model import RATPlus
 from ratplus.pattern import Pattern, PatternMap

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ratplus.config import LoggerSection
+from ratplus.config_run import LoggerSection
 from ratplus.sweeps.compose import Composed, UsageError, compose_cells, compose_one
 from ratplus.sweeps.manifest import add_cells, check_records, plan_cells, read_manifest, sweep_folder
 from ratplus.sweeps.run import EXIT_FAILED

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ratplus.config import LauncherSection
+from ratplus.config_run import LauncherSection
 from ratplus.sweeps.compose import UsageError
 from ratplus.sweeps.launch_child import LOGS, SAVE_SECONDS, Child, read_progress
 from ratplus.sweeps.launch_tasks import Task, threads_of

@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ratplus.config import LauncherSection
+from ratplus.config_run import LauncherSection
 from ratplus.lock import FolderLock
 from ratplus.status import stage_state
 from ratplus.sweeps.compose import UsageError

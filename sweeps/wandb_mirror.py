@@ -14,7 +14,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ratplus.config import Config, LoggerSection
+from ratplus.config import Config
+from ratplus.config_run import LoggerSection
 from ratplus.secrets import scrub
 from ratplus.sweeps.wandb_runs import RunSpec, add_result, report_run, row_of, stage_head, sweep_runs
 

@@ -11,7 +11,8 @@ import torch
 from ratplus.bench_measure import DENSE, Measuring
 from ratplus.bench_settings import BenchSettings
 from ratplus.cache import KVCache
-from ratplus.config import EfficiencySection, ModelConfig
+from ratplus.config import ModelConfig
+from ratplus.config_eval import EfficiencySection
 from ratplus.cost import attention_flops, cost, decode_flops
 from ratplus.evaluation.metrics import metric
 from ratplus.model import RATPlus

@@ -21,7 +21,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratplus.config import HarnessSection, is_task_file
+from ratplus.config_eval import HarnessSection, is_task_file
 from ratplus.evaluation.metrics import metric
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from ratplus.config import NIAH_TASKS, NiahSection
+from ratplus.config_eval import NIAH_TASKS, NiahSection
 
 VERSION = 1
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ratplus.config import EvalSection
+from ratplus.config_eval import EvalSection
 from ratplus.data.batches import Batches
 from ratplus.data.sampling import IGNORE
 from ratplus.evaluation.bad_logits import BadLogits, check_logits

@@ -18,17 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 import ratplus.distributed
-from ratplus.config import (
-    Config,
-    DataSection,
-    EvalSection,
-    ModelSection,
-    RecallSection,
-    RecipeSection,
-    RunSection,
-    TrainerSection,
-    TrainSection,
-)
+from ratplus.config import Config, DataSection, ModelSection, RecallSection, RecipeSection, TrainSection
+from ratplus.config_eval import EvalSection
+from ratplus.config_run import RunSection, TrainerSection
 from ratplus.distributed import PeerFailed
 from ratplus.ranks import LayoutError, Place, external_place, micro_batches, place_of
 from ratplus.record import read_record

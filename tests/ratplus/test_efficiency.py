@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
-from ratplus.config import Config, EfficiencySection, EvalSection
+from ratplus.config import Config
+from ratplus.config_eval import EfficiencySection, EvalSection
 from ratplus.evaluation.efficiency import efficiency_counts, measure_efficiency
 from ratplus.stages import plan
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ratplus.config import NIAH_TASKS
+from ratplus.config_eval import NIAH_TASKS
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.evaluation.metrics import clustered_mean, perplexity
 from ratplus.evaluation.suites import _distance_bins, _recall_metrics
@@ -217,7 +217,8 @@ def test_needle_suite_reads_the_models_answers(monkeypatch):
 
 
 def test_what_is_off_does_not_enter_an_id():
-    from ratplus.config import ClozeSection, Config, EvalSection, HarnessSection, NiahSection
+    from ratplus.config import Config
+    from ratplus.config_eval import ClozeSection, EvalSection, HarnessSection, NiahSection
 
     plain = EvalSection().science(64)
     assert plain == {"text_rows": 128, "recall_rows": 64}
@@ -238,7 +239,7 @@ def test_what_is_off_does_not_enter_an_id():
 
 
 def test_a_local_yaml_enters_an_id_by_its_content(tmp_path):
-    from ratplus.config import EvalSection
+    from ratplus.config_eval import EvalSection
 
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -253,19 +254,9 @@ def test_a_local_yaml_enters_an_id_by_its_content(tmp_path):
 
 def test_suites_of_a_cell(tmp_path):
     """Metrics, samples beside the record, and versions and hashes of the prompts in it."""
-    from ratplus.config import (
-        ClozeSection,
-        Config,
-        DataSection,
-        EvalSection,
-        LoggerSection,
-        ModelSection,
-        NiahSection,
-        RecallSection,
-        RecipeSection,
-        RunSection,
-        TrainSection,
-    )  # fmt: skip
+    from ratplus.config import Config, DataSection, ModelSection, RecallSection, RecipeSection, TrainSection
+    from ratplus.config_eval import ClozeSection, EvalSection, NiahSection
+    from ratplus.config_run import LoggerSection, RunSection  # fmt: skip
     from ratplus.evaluation.samples import read_samples
     from ratplus.stages import Cell, Surroundings
 
@@ -302,7 +293,8 @@ def test_many_patterns_cost_little_more_than_their_forward_passes(tmp_path, monk
     import time
 
     from ratplus import Pattern, PatternMap, RATPlus
-    from ratplus.config import ClozeSection, Config, DataSection, EvalSection, ModelSection
+    from ratplus.config import Config, DataSection, ModelSection
+    from ratplus.config_eval import ClozeSection, EvalSection
     from ratplus.data.batches import Batches
     from ratplus.data.corpus import open_corpus
     from ratplus.data.sources import prepare

@@ -345,7 +345,7 @@ def fixtures(tmp_path):
 
 
 def test_commonsense_through_its_genuine_prompts(model, fixtures):
-    from ratplus.config import HarnessSection
+    from ratplus.config_eval import HarnessSection
     from ratplus.evaluation import HarnessLM
     from ratplus.evaluation.harness import run_tasks
 
@@ -381,7 +381,7 @@ def test_rolling_windows_are_lm_evals():
 
 
 def test_mistakes_in_tasks(model, fixtures, tmp_path):
-    from ratplus.config import HarnessSection
+    from ratplus.config_eval import HarnessSection
     from ratplus.evaluation import HarnessLM
     from ratplus.evaluation.harness import check_tasks, run_tasks
 
@@ -395,7 +395,7 @@ def test_mistakes_in_tasks(model, fixtures, tmp_path):
 
 
 def test_a_local_yaml(fixtures, tmp_path):
-    from ratplus.config import HarnessSection
+    from ratplus.config_eval import HarnessSection
     from ratplus.evaluation import HarnessLM
     from ratplus.evaluation.harness import run_tasks
 

@@ -10,17 +10,9 @@ import torch
 
 from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.checkpoint import CheckpointError
-from ratplus.config import (
-    Config,
-    DataSection,
-    EvalSection,
-    ModelSection,
-    RecallSection,
-    RecipeSection,
-    RunSection,
-    TrainerSection,
-    TrainSection,
-)
+from ratplus.config import Config, DataSection, ModelSection, RecallSection, RecipeSection, TrainSection
+from ratplus.config_eval import EvalSection
+from ratplus.config_run import RunSection, TrainerSection
 from ratplus.data.batches import Batches
 from ratplus.data.corpus import open_corpus, write_corpus
 from ratplus.failures import memory_advice
