@@ -30,8 +30,9 @@ $(OLDEST_TRITON): | $(STAMP)
 demo: setup
 	$(BIN)/ratplus sweep experiment=demo
 
+# A process a core, each with one thread: most tests start processes of their own and wait for them.
 test: setup $(OLDEST_TRITON)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
 """Cloze: of four continuations of a context, which one does the text go on with? Offline, from any held-out stream.
 
 The three others come from elsewhere in the same stream and follow the same token as the true one does, so that a model
-which looks at the last token alone is no better than chance (1/4).
+which looks at the last token alone is no better than chance (1/4). A choice's score is what the context adds to its
+log-probability beyond that last token (pointwise mutual information, arXiv 2104.08315; `acc_mutual_info` in lm-eval):
+by plain log-probability, a common phrase would beat the true one in any context.
 """
 
 from __future__ import annotations
@@ -72,13 +74,15 @@ def questions(stream, eos_id: int, count: int, context: int, continuation: int, 
 def evaluate_cloze(
     scorer: Scorer, asked: list[Question], progress: Progress | None = None
 ) -> tuple[dict, list[dict], dict]:
-    """(metrics, samples, facts). All choices have the same number of tokens, so sums of log-probabilities compare.
+    """(metrics, samples, facts).
 
-    The metric is `cloze_accuracy`; a sample also has `margin`, the true choice's log-probability beyond the best other
-    (nats), which tells two models apart where both are right.
+    The metric is `cloze_accuracy`; a sample also has `margin`, the true choice's score beyond the best other (nats),
+    which tells two models apart where both are right.
     """
     pairs = [(question.context, choice) for question in asked for choice in question.choices]
-    scores = [score.logprob for score in scorer.score(pairs, progress)]
+    given = [score.logprob for score in scorer.score(pairs, progress)]
+    alone = [score.logprob for score in scorer.score([(context[-1:], choice) for context, choice in pairs])]
+    scores = [with_context - without for with_context, without in zip(given, alone)]
     samples = []
     for index, question in enumerate(asked):
         own = scores[index * CHOICES : (index + 1) * CHOICES]

@@ -113,8 +113,8 @@ def test_cloze_needs_enough_text():
         questions(stream(40), 9, 9, 12, 5)
 
 
-def test_cloze_accuracy_of_a_model_that_knows_the_text(monkeypatch):
-    """A model that has seen the text answers all; a score is the sum of log-probabilities of a direct call."""
+def test_cloze_scores():
+    """A score is what the context adds to the sum of log-probabilities, both from direct calls of the model."""
     from ratplus import ModelConfig, Pattern, RATPlus
     from ratplus.evaluation.cloze import evaluate_cloze, questions
     from ratplus.evaluation.scoring import Scorer
@@ -126,9 +126,13 @@ def test_cloze_accuracy_of_a_model_that_knows_the_text(monkeypatch):
     for question, sample in zip(asked, samples):
         rows = torch.tensor([question.context + choice for choice in question.choices])
         with torch.no_grad():
-            logprob = model(rows, Pattern(4)).log_softmax(-1)[:, 11:-1].gather(-1, rows[:, 12:, None]).sum((1, 2))
-        others = [x for i, x in enumerate(logprob.tolist()) if i != question.answer]
-        assert sample["margin"] == pytest.approx(logprob[question.answer].item() - max(others), abs=1e-4)
+            given, alone = (
+                model(part, Pattern(4)).log_softmax(-1)[:, -6:-1].gather(-1, rows[:, 12:, None]).sum((1, 2))
+                for part in (rows, rows[:, 11:])
+            )
+        scores = (given - alone).tolist()
+        others = [x for i, x in enumerate(scores) if i != question.answer]
+        assert sample["margin"] == pytest.approx(scores[question.answer] - max(others), abs=1e-4)
     right = sum(sample["margin"] > 0 for sample in samples)
     assert metrics["cloze_accuracy"]["value"] == pytest.approx(right / 12)
     assert metrics["cloze_accuracy"]["count"] == facts["cloze"]["samples"] == 12
