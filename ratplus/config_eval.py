@@ -9,6 +9,10 @@ from typing import Any
 
 from ratplus.config_check import check
 
+# Of the questions and their scoring; another version is another result, and has another id.
+CLOZE_VERSION = 2
+NIAH_VERSION = 1
+
 
 @dataclass
 class EfficiencySection:
@@ -170,10 +174,11 @@ class EvalSection:
         if self.cloze.items:
             context_tokens, continuation_tokens = self.cloze.shape(context)
             found["cloze"] = {
-                "items": self.cloze.items, "context": context_tokens, "continuation": continuation_tokens,
+                "version": CLOZE_VERSION, "items": self.cloze.items, "context": context_tokens,
+                "continuation": continuation_tokens,
             }  # fmt: skip
         if self.niah.tasks:
-            found["niah"] = asdict(self.niah) | {"length": self.niah.length or context}
+            found["niah"] = asdict(self.niah) | {"version": NIAH_VERSION, "length": self.niah.length or context}
         if self.tasks:
             harness = asdict(self.harness) | {"max_length": self.harness.max_length or context}
             found["harness"] = harness | {"tasks": [_task_identity(task) for task in self.tasks]}

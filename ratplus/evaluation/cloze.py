@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ratplus.config_eval import CLOZE_VERSION
 from ratplus.evaluation.metrics import clustered_mean
 from ratplus.evaluation.scoring import Progress, Scorer
 
-VERSION = 1
 CHOICES = 4
 _SEED = 20602  # the questions are the same for every cell
 # Where the text is small or its vocabulary large, a token may have too few other places: another is drawn.
@@ -91,5 +91,9 @@ def evaluate_cloze(
         samples.append({"task": "cloze", "id": index, "accuracy": float(margin > 0), "margin": margin})
     accuracy = clustered_mean([sample["accuracy"] for sample in samples], [1] * len(samples))
     text = repr([(question.context, question.choices, question.answer) for question in asked])
-    facts = {"version": VERSION, "samples": len(asked), "prompts_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    facts = {
+        "version": CLOZE_VERSION,
+        "samples": len(asked),
+        "prompts_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
     return {"cloze_accuracy": accuracy}, samples, {"cloze": facts}

@@ -16,7 +16,6 @@ from itertools import product
 
 from ratplus.config_eval import NIAH_TASKS, NiahSection
 
-VERSION = 1
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 DEPTHS = 40  # RULER's grid of places from the haystack's start to its end
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
+from ratplus.config_eval import NIAH_VERSION
 from ratplus.evaluation.decoding import Decoding, generate_texts
 from ratplus.evaluation.metrics import clustered_mean
-from ratplus.evaluation.niah import VERSION, Item, overlap, substring
+from ratplus.evaluation.niah import Item, overlap, substring
 from ratplus.evaluation.scoring import Progress, Scorer
 
 # In percent of the haystack; for tasks that ask for one needle.
@@ -46,7 +47,9 @@ def evaluate_niah(
         samples += own
         whole = repr([(item.prompt, item.answers) for item in items])
         facts[task] = {
-            "version": VERSION, "samples": len(items), "prompts_sha256": hashlib.sha256(whole.encode()).hexdigest(),
+            "version": NIAH_VERSION,
+            "samples": len(items),
+            "prompts_sha256": hashlib.sha256(whole.encode()).hexdigest(),
         }  # fmt: skip
     return metrics, samples, facts
 

@@ -228,7 +228,7 @@ def test_what_is_off_does_not_enter_an_id():
     assert plain == {"text_rows": 128, "recall_rows": 64}
     assert EvalSection(niah=NiahSection(samples=3), harness=HarnessSection(limit=2)).science(64) == plain
     on = EvalSection(cloze=ClozeSection(8), niah=NiahSection(["niah_single_1"]), tasks=["piqa"]).science(64)
-    assert on["cloze"] == {"items": 8, "context": 32, "continuation": 16}
+    assert on["cloze"] == {"version": 2, "items": 8, "context": 32, "continuation": 16}
     assert on["niah"]["length"] == on["harness"]["max_length"] == 64
     with pytest.raises(ValueError, match="eval.niah.tasks: got 'niah_4'; allowed: niah_single_1, "):
         NiahSection(["niah_4"])
@@ -279,7 +279,7 @@ def test_suites_of_a_cell(tmp_path):
     cell = Cell(config, Surroundings(tmp_path / "sweep"))
     record = cell.run()
     assert {"loss", "recall_accuracy", "cloze_accuracy", "niah_single_1_overlap"} <= set(record["metrics"])
-    assert record["provenance"]["tasks"]["cloze"]["version"] == 1
+    assert record["provenance"]["tasks"]["cloze"]["version"] == 2
     samples = read_samples(cell.plan.evaluate.folder(tmp_path / "sweep"))
     counts = dict(Counter(row["task"] for row in samples))
     assert counts == {"loss": 4, "recall": 4, "cloze": 8, "niah_single_1": 2}
