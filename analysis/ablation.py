@@ -135,7 +135,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     lines = list(dict.fromkeys(rows["combination"]))
     left_out = f"{MOST_LINES} of {len(lines)} combinations; all: see table" if len(lines) > MOST_LINES else ""
     lines = lines[:MOST_LINES]
-    looks, marks = _looks(rows, lines), style.markers(lines)
+    looks, marks = _looks(lines), style.markers(lines)
     panels = [("Adapted", True), ("Switched without adaptation", False)]
     panels = [(title, on) for title, on in panels if rows["adapted"].eq(on).any()] or [("", None)]
     axis = DilationAxis(rows)
@@ -169,7 +169,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     return drawing
 
 
-def _looks(rows: pd.DataFrame, lines: list[str]) -> dict:
+def _looks(lines: list[str]) -> dict:
     return style.looks(lines) if len(lines) <= 5 else style.sequence(lines)
 
 

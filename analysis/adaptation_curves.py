@@ -25,10 +25,10 @@ from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
 from ratplus.analysis.aggregate import first_runs, in_order, run_name, short_patterns
-from ratplus.analysis.curves import read_curve
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.run import run
 from ratplus.analysis.tables import number, write_table
+from ratplus.stage_log import CURVE_FILE, curve_rows
 
 NAME = "adaptation_curves"
 MOST_RUNS, MOST_PATTERNS = 4, 12
@@ -47,14 +47,13 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     columns = {name: [] for name in ("run", "pattern", "seed", "step", "tokens", "loss")}
     cells = in_order(frame).drop_duplicates("adapt")
     for cell in cells[cells["adapt"].notna()].itertuples():
-        curve = read_curve(Path(frame.attrs["folder"]) / "adapt" / cell.adapt)
-        if {"step", "tokens", "loss"} <= set(curve):
-            length = len(curve["step"])
-            for name, value in (("run", run_name(cell.model, cell.variant)), ("pattern", cell.pattern),
-                                ("seed", cell.seed)):  # fmt: skip
-                columns[name] += [value] * length
-            for name in ("step", "tokens", "loss"):
-                columns[name] += curve[name]
+        curve = curve_rows(Path(frame.attrs["folder"]) / "adapt" / cell.adapt / CURVE_FILE)
+        curve = [row for row in curve if {"tokens", "loss"} <= row.keys()]
+        for name, value in (("run", run_name(cell.model, cell.variant)), ("pattern", cell.pattern),
+                            ("seed", cell.seed)):  # fmt: skip
+            columns[name] += [value] * len(curve)
+        for name in ("step", "tokens", "loss"):
+            columns[name] += [row[name] for row in curve]
     steps = pd.DataFrame(columns).groupby(["run", "pattern", "step"], sort=False)
     # Seeds that stopped early would bend the mean: it is taken where all that have a curve have a value.
     mean = steps.agg(tokens=("tokens", "mean"), loss=("loss", "mean"), seeds=("seed", "size")).reset_index()

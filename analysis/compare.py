@@ -23,7 +23,7 @@ from ratplus.analysis.dilation_axis import DilationAxis
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.samples import same_items, scores
 from ratplus.analysis.tables import number, write_table
-from ratplus.analysis.tasks import describe, is_cost
+from ratplus.analysis.tasks import describe, is_cost, is_share
 
 RESAMPLES = 2000
 BOOTSTRAP, ERRORS = "paired bootstrap", "standard errors"
@@ -43,7 +43,7 @@ def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]
     name = re.sub(r"[^\w.-]+", "_", Path(second).resolve().name)
     stem = (Path(folder) if folder else Path(first) / "report") / f"compare_{name}"
     labels = _names(Path(first), Path(second))
-    shown = summary(rows, *labels)
+    shown = summary(rows)
     look = {"caption": caption(rows, *labels), "notes": notes(a, b, pairs, *labels), "names": 2, "grouped": True}
     written = write_table(
         stem, rows.drop(columns=["kind", "dilation", "window", "sinks", "pattern_name"]), shown, **look
@@ -172,17 +172,20 @@ def holm(p: pd.Series) -> pd.Series:
 # ---- what is shown ----
 
 
-def summary(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a pair of runs and pattern: of the loss and of each total, both values and the difference, rounded."""
     names = short_patterns(rows)
-    metrics = [name for name in dict.fromkeys(rows["metric"]) if _is_shown(name)]
+    shares = {
+        name: is_share(describe(name).measure, [*own["a"], *own["b"]])
+        for name, own in rows.groupby("metric", sort=False)
+        if name != "perplexity" and not describe(name).part
+    }
     lines = []
     for (run_a, run_b, pattern), part in rows.groupby(["run_a", "run_b", "pattern"], sort=False):
         line = {"Model": run_a if run_a == run_b else f"{run_a} → {run_b}", "Pattern": names[pattern]}
         values = part.set_index("metric")
-        for name in metrics:
-            scale, unit = (100, " (%)") if describe(name).measure in ("accuracy", "acc") else (1, "")
-            digits = 1 if scale == 100 else 3
+        for name, share in shares.items():
+            scale, digits, unit = (100, 1, " (%)") if share else (1, 3, "")
             title = name.replace("_", " ").capitalize() + unit
             if name not in values.index:
                 line |= {title: "—", f"Δ {title}": "—"}
@@ -193,10 +196,6 @@ def summary(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
             line[f"Δ {title}"] = f"**{change}**" if one["p_holm"] < 0.05 else change
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def _is_shown(name: str) -> bool:
-    return name not in ("perplexity",) and not re.search(r"_\d+_\d+$", name)
 
 
 def caption(rows: pd.DataFrame, first: str, second: str) -> str:
@@ -230,7 +229,7 @@ def notes(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame, first: str, sec
 def figure(rows: pd.DataFrame, first: str, second: str) -> Figure:
     """Difference in loss by pattern, with 95 % intervals, a line a model (the first five)."""
     rows = rows[rows["metric"].eq("loss")].assign(run=lambda r: r["run_a"])
-    rows, _ = first_runs(rows, 5)
+    rows, left_out = first_runs(rows, 5)
     looks, axis = style.looks(list(dict.fromkeys(rows["run"]))), DilationAxis(rows)
     marks = style.markers(list(looks))
     with style.context():
@@ -254,6 +253,8 @@ def figure(rows: pd.DataFrame, first: str, second: str) -> Figure:
         names = short_patterns(rows)
         for label, short in axis.hybrids.items():
             handles.append(Line2D([], [], linestyle="none", label=f"{short}: {names[label]}"))
+        if left_out:
+            handles.append(Line2D([], [], linestyle="none", label=left_out))
         style.legend_below(drawing, handles)
     return drawing
 

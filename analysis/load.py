@@ -40,12 +40,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ratplus.cost import attention_flops_ratio, cost
+from ratplus.cost import cost
 from ratplus.pattern import PatternMap
+from ratplus.record import STAGES
 from ratplus.status import State, cell_state, stage_state
 
 FORMAT = 1
-STAGES = ("pretrain", "adapt", "evaluate")
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "seed",
@@ -53,8 +53,6 @@ FIXED = (
     "attention_flops", "attention_flops_ratio",
 )  # fmt: skip
 WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "layers", "heads", "context", "kv_bytes")
-# Of keys and values in the kv_bytes column; fixed, so that cells of different precision compare.
-KV_BYTES_PER_ELEMENT = 2
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def read_sweep(folder: Path | str) -> Sweep:
         row["parameters"] = (
             _parameters(look(folder / "pretrain" / stages["pretrain"])) if "pretrain" in stages else None
         )
-        record = state.record or {}
+        record = state.record if state.status == "done" else {}
         rows.append(row)
         results.append(_flatten(record.get("metrics") or {}))
         timings.append({k: float(v) for k, v in (record.get("timing") or {}).items() if _is_number(v)})
@@ -169,7 +167,8 @@ def _describe(cell: dict) -> dict:
 @lru_cache(maxsize=4096)  # a sweep has many cells and few patterns
 def _describe_pattern(plain: str, layers: int, heads: int, d_head: int, context: int, recurrence: bool) -> dict:
     patterns = PatternMap.from_dict(json.loads(plain), layers, heads)
-    spent = cost(patterns, context, d_head, recurrence=recurrence, bytes_per_element=KV_BYTES_PER_ELEMENT)
+    # Bytes of bfloat16 in every cell, so that cells of different precision compare.
+    spent = cost(patterns, context, d_head, recurrence=recurrence)
     first = patterns[0][0]
     if not patterns.is_uniform:
         kind = "hybrid"
@@ -186,7 +185,7 @@ def _describe_pattern(plain: str, layers: int, heads: int, d_head: int, context:
         "kv_entries": spent.kv_entries_per_head,
         "kv_bytes": spent.cache_bytes,
         "attention_flops": spent.attention_flops,
-        "attention_flops_ratio": attention_flops_ratio(patterns, context),
+        "attention_flops_ratio": spent.attention_flops_ratio,
     }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,12 @@ from markupsafe import Markup
 
 from ratplus import __version__
 from ratplus.analysis.aggregate import RUN, in_order, progress, run_name, short_patterns, with_loss_delta
-from ratplus.analysis.curves import read_curve
 from ratplus.analysis.load import Sweep
 from ratplus.analysis.tables import from_markdown, number
-from ratplus.analysis.tasks import is_cost
-from ratplus.record import write_atomically
+from ratplus.analysis.tasks import describe, is_cost, is_share
+from ratplus.atomic import write_atomically
+from ratplus.record import flatten
+from ratplus.stage_log import CURVE_FILE, curve_rows
 
 PAGE_FILE = "index.html"
 # Rows that are shown before "Show all rows"; points of a learning curve; lines of problems; results in the table.
@@ -97,7 +97,7 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     if cells["seed"].nunique() > 1:
         columns.append({"title": "Seed", "number": True, "of": "seed", "digits": 0, "scale": 1})
     for name in ["loss", "loss_delta", *_results(frame)]:
-        share = "accuracy" in name and cells[name].dropna().between(0, 1).all()
+        share = is_share(describe(name).measure, cells[name])
         title = {"loss": "Loss", "loss_delta": "Δ loss"}.get(name, name.replace("_", " "))
         columns.append(
             {"title": title + (" (%)" if share else ""), "number": True, "of": name, "digits": 1 if share else 3,
@@ -140,7 +140,7 @@ def _results(frame: pd.DataFrame) -> list[str]:
         name for name in frame.attrs["metrics"]
         if name not in ("loss", "perplexity") and frame[name].notna().any() and not is_cost(name)
     ]  # fmt: skip
-    return [name for name in names if not re.search(r"_\d+_\d+$", name)][:MOST_RESULTS]
+    return [name for name in names if not describe(name).part][:MOST_RESULTS]
 
 
 def _order(value: float) -> str:
@@ -228,21 +228,11 @@ def _details(sweep: Sweep, configs: list, provenances: list, reproduce: Callable
 
 def _curve(folder: Path) -> list[list]:
     """At most MOST_POINTS of (tokens, loss), numbers rounded to what a picture shows."""
-    curve = read_curve(folder)
-    if not {"tokens", "loss"} <= set(curve):
-        return []
-    points = list(zip(curve["tokens"], curve["loss"]))
+    rows = curve_rows(folder / CURVE_FILE)
+    points = [(row["tokens"], row["loss"]) for row in rows if {"tokens", "loss"} <= row.keys()]
     last, count = len(points) - 1, min(len(points), MOST_POINTS)
     kept = [points[round(i * last / max(1, count - 1))] for i in range(count)]
     return [[int(tokens), round(loss, 4) if math.isfinite(loss) else None] for tokens, loss in kept]
-
-
-def flatten(plain: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for name, value in plain.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _own(flats: list[dict], ignore_empty: bool = False) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:

@@ -69,14 +69,13 @@ def frontier(costs: pd.Series, values: pd.Series, lower: bool = True) -> pd.Seri
     costs = costs.astype("float64")
     values = (values if lower else -values).astype("float64")
     best = pd.Series(False, index=costs.index)
-    reached = np.inf
+    reached, last = np.inf, None
     known = costs.notna() & np.isfinite(values)
     for place in pd.DataFrame({"cost": costs, "value": values})[known].sort_values(["cost", "value"]).index:
         # Equal in both is as good: neither of two such rows beats the other.
-        previous = best[best].index
-        same = any(costs[p] == costs[place] and values[p] == values[place] for p in previous[-1:])
+        same = last is not None and costs[place] == costs[last] and values[place] == values[last]
         if values[place] < reached or same:
-            best[place], reached = True, min(reached, values[place])
+            best[place], reached, last = True, values[place], place
     return best
 
 
@@ -184,7 +183,7 @@ def _powers(values: pd.Series):
 
 
 # %%
-def caption(frame: pd.DataFrame) -> str:
+def caption() -> str:
     """What the columns of `summary` mean."""
     return (
         "Patterns that no other of the sweep beats: a lower loss (nats per token) at no more cost. KV cache: bfloat16 "
@@ -202,7 +201,7 @@ def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """Write the table and the figure into `folder`."""
     stem = Path(folder) / NAME
     shown = summary(frame)
-    written = write_table(stem, table(frame), shown, caption=caption(frame), names=2)
+    written = write_table(stem, table(frame), shown, caption=caption(), names=2)
     return written + style.save(figure(frame), stem)
 
 

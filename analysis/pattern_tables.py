@@ -25,12 +25,11 @@ from ratplus.analysis.load import load_sweep
 from ratplus.analysis.reference import paper_rows
 from ratplus.analysis.run import run
 from ratplus.analysis.tables import number, write_table
-from ratplus.analysis.tasks import SUITES, Task, niah_groups, tasks_of
+from ratplus.analysis.tasks import SUITES, Task, is_share, niah_groups, tasks_of
 
 NAME = "pattern_tables"
 # With more tasks than this, a table shows standard errors of the average only, and with more still it is continued.
 MOST_WITH_ERRORS, MOST_TASKS = 5, 12
-ACCURACIES = ("accuracy", "acc", "acc_norm", "exact_match", "em", "f1", "score", "substring", "overlap", "contains")
 
 # %% [markdown]
 """
@@ -53,8 +52,9 @@ def suites(frame: pd.DataFrame) -> dict[str, list[Task]]:
 
 def table(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
     """One row a cell: which it is, its tasks with `_stderr`, `average`, `average_stderr`, `average_delta`, status."""
-    cells = _with_average(in_order(frame), suites(frame)[suite])
-    results = [name + end for task in suites(frame)[suite] for name in (task.column,) for end in ("", "_stderr")]
+    tasks = suites(frame)[suite]
+    cells = _with_average(in_order(frame), tasks)
+    results = [name + end for task in tasks for name in (task.column,) for end in ("", "_stderr")]
     groups = [name for name in cells if name.startswith("group:")]
     names = ["model", "variant", "pattern", "dilation", "window", "sinks", "seed", *results, *groups]
     return cells[[*names, "average", "average_stderr", "average_delta", "status", "error"]]
@@ -138,9 +138,7 @@ def _shown_columns(cells: pd.DataFrame, tasks: list[Task]) -> list[tuple[str, st
 
 
 def _unit(values: pd.Series, measure: str) -> tuple[float, str]:
-    """Shares are shown in percent: what is called an accuracy or score and lies within 0 and 1."""
-    known = values[np.isfinite(values)]
-    return (100, " (%)") if measure in ACCURACIES and known.between(0, 1).all() else (1, "")
+    return (100, " (%)") if is_share(measure, values) else (1, "")
 
 
 def _digits(scale: float) -> int:
@@ -195,13 +193,12 @@ def _with_paper(shown: pd.DataFrame, suite: str) -> pd.DataFrame:
 
 
 # %%
-def caption(frame: pd.DataFrame, suite: str) -> str:
-    """What the columns of `summary` mean, for the line above the table."""
+def caption(frame: pd.DataFrame, suite: str, shown: pd.DataFrame) -> str:
+    """What the columns of `shown`, the suite's `summary`, mean."""
     seeds = frame.groupby([*RUN, "pattern"]).size().max()
     spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
     text = f"{SUITES[suite]} by inference pattern; ± is the standard error {spread}."
     text += " Bold: the best sparse pattern of each model. ↓: lower is better."
-    shown = summary(frame, suite)
     if any(name.startswith("Δ") for name in shown):
         text += " Δ: difference to the dense pattern of the same model."
     if frame.attrs.get("reference") == "paper" and len(paper_rows(suite)):
@@ -220,7 +217,7 @@ def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
         raise ValueError("no task results: none of the sweep's finished cells was evaluated on more than the loss")
     written = []
     for suite in suites(frame):
-        shown = summary(frame, suite)
+        data, shown = table(frame, suite), summary(frame, suite)
         names = 3 if "Seeds" in shown else 2
         heads, rest = list(shown.columns[:names]), list(shown.columns[names:])
         last = [name for name in rest if name.startswith(("Average", "All", "Δ"))]
@@ -228,11 +225,11 @@ def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
         pages = [rest[i : i + MOST_TASKS] for i in range(0, len(rest), MOST_TASKS)] or [[]]
         notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
         notes += [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
+        look = {"caption": caption(frame, suite, shown), "notes": notes, "names": 2, "grouped": True}
         for page, titles in enumerate(pages, start=1):
             part = shown[[*heads, *titles, *(last if page == len(pages) else [])]]
             stem = Path(folder) / (f"{NAME}_{suite}" + (f"_{page}" if page > 1 else ""))
-            look = {"caption": caption(frame, suite), "notes": notes, "names": 2, "grouped": True}
-            written += write_table(stem, table(frame, suite), part, **look)
+            written += write_table(stem, data, part, **look)
     return written
 
 

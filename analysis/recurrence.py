@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import in_order, run_name
+from ratplus.analysis.aggregate import first_runs, in_order, run_name
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.run import run
 from ratplus.analysis.tables import number, write_table
@@ -65,9 +65,12 @@ def gates_of(frame: pd.DataFrame) -> dict[str, dict]:
     return found
 
 
-def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, layer and head: `run`, `pattern`, `seed`, `layer`, `head`, gate statistics, `memory_tokens`."""
-    gates, rows = gates_of(frame), []
+def table(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.DataFrame:
+    """One row a cell, layer and head: `run`, `pattern`, `seed`, `layer`, `head`, gate statistics, `memory_tokens`.
+
+    `gates` is `gates_of(frame)`, if it is at hand.
+    """
+    gates, rows = gates_of(frame) if gates is None else gates, []
     for cell in in_order(frame).itertuples():
         if cell.cell not in gates:
             continue
@@ -83,9 +86,9 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a model, pattern and layer, mean over heads and seeds; the longest memory of a head beside it."""
-    groups = table(frame).groupby(["run", "pattern", "layer"], sort=False)
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of a `table`, one row a model, pattern and layer, mean over heads and seeds, and the longest memory of a head."""
+    groups = rows.groupby(["run", "pattern", "layer"], sort=False)
     rows = groups.agg(
         mean=("gate_mean", "mean"), low=("gate_p10", "mean"), high=("gate_p90", "mean"),
         memory=("memory_tokens", "mean"), longest=("memory_tokens", "max"),
@@ -108,15 +111,17 @@ Of each model the cell that is closest to dense, and its first seed: it is what 
 
 
 # %%
-def figure(frame: pd.DataFrame) -> Figure:
-    """Norm of the recurrent values over time, a line a layer, and memory per layer and head; the first four models.
+def figure(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> Figure:
+    """Norm of the recurrent values over time, a line a layer, and memory per layer and head; at most four models.
 
     Raises:
         ValueError: no cell has been measured.
     """
-    gates = gates_of(frame)
+    gates = gates_of(frame) if gates is None else gates
     cells = in_order(frame)
-    cells = cells[cells["cell"].isin(gates)].drop_duplicates(["model", "variant"]).head(MOST_RUNS)
+    cells = cells[cells["cell"].isin(gates)].drop_duplicates(["model", "variant"])
+    names = [run_name(*names) for names in zip(cells["model"], cells["variant"])]
+    cells, left_out = first_runs(cells.assign(run=names), MOST_RUNS)
     if cells.empty:
         raise ValueError("recurrence: no cell has a gates.json; measure them with `ratplus report FOLDER --gates`")
     memories = np.concatenate([np.ravel(gates[cell]["memory_tokens"]) for cell in cells["cell"]])
@@ -130,7 +135,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             for layer, norms in enumerate(own["value_norm"]):
                 left.plot(own["positions"], norms, color=looks[layer].colour, linestyle=looks[layer].line)
             left.set_ylabel("‖recurrent value‖")
-            left.set_title(f"{run_name(cell.model, cell.variant)}, {cell.pattern}")
+            left.set_title(f"{cell.run}, {cell.pattern}")
             image = _heat(right, np.array(own["memory_tokens"]), scale)
         grid[-1][0].set_xlabel("Position (tokens)")
         grid[-1][1].set_xlabel("Head")
@@ -146,6 +151,8 @@ def figure(frame: pd.DataFrame) -> Figure:
             Line2D([], [], color=looks[i].colour, linestyle=looks[i].line, label=f"layer {i}")
             for i in range(0, most, every)
         ]
+        if left_out:
+            handles.append(Line2D([], [], linestyle="none", label=left_out))
         style.legend_below(drawing, handles, most=6)
     return drawing
 
@@ -183,8 +190,10 @@ def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
         "Gates of the recurrence by layer, mean over heads: mean, 10th and 90th percentile, and memory, the mean age "
         "in tokens of what the state holds in the second half of the context."
     )
-    written = write_table(stem, table(frame), summary(frame), caption=text, names=3, grouped=True)
-    return written + style.save(figure(frame), stem)
+    gates = gates_of(frame)
+    rows = table(frame, gates)
+    written = write_table(stem, rows, summary(rows), caption=text, names=3, grouped=True)
+    return written + style.save(figure(frame, gates), stem)
 
 
 def main(folder: Path) -> list[Path]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 
-CITATION = "Wei and Gulcehre, RAT+: Train Dense, Infer Sparse, arXiv 2602.18196"
 REFERENCES = ("paper",)
 # Exact counts of the three sizes, for the axis of parameters.
 PARAMETERS = {"1.5B": 1_474_922_496, "2.6B": 2_651_077_120, "7.6B": 7_647_531_008}

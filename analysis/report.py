@@ -20,7 +20,7 @@ from ratplus.analysis import (
     sensitivity,
 )
 from ratplus.analysis.aggregate import first_runs, in_order, over_seeds, progress, with_loss_delta
-from ratplus.analysis.load import read_sweep
+from ratplus.analysis.load import Sweep, read_sweep
 from ratplus.analysis.page import write_page
 from ratplus.analysis.reference import check_reference
 from ratplus.analysis.tasks import SUITES
@@ -53,14 +53,20 @@ TITLES = {
 }
 
 
-def report(folder: Path, *, reference: str | None = None, reproduce: Callable[[dict], str] | None = None) -> list[Path]:
+def report(
+    folder: Path,
+    *,
+    sweep: Sweep | None = None,
+    reference: str | None = None,
+    reproduce: Callable[[dict], str] | None = None,
+) -> list[Path]:
     """Write everything that applies to a sweep into `<folder>/report/`; returns the paths, the page last.
 
-    Benchmark results in `<folder>/bench` are shown
-    too. A module that fails is named in a warning and left out: the others are written all the same. Files of modules
-    that no longer apply are removed.
+    Benchmark results in `<folder>/bench` are shown too. A module that fails is named in a warning and left out: the
+    others are written all the same. Files of modules that no longer apply are removed.
 
     Args:
+        sweep: what `read_sweep(folder)` gave, if it has been read already.
         reference: "paper" shows the paper's values beside ours, labelled as such.
         reproduce: the command that makes the cell of a `sweep.json` entry again, for the page.
 
@@ -70,7 +76,7 @@ def report(folder: Path, *, reference: str | None = None, reproduce: Callable[[d
     """
     check_reference(reference)
     folder = Path(folder)
-    sweep = read_sweep(folder)
+    sweep = sweep or read_sweep(folder)
     frame, target = sweep.frame, folder / "report"
     if frame.empty:
         raise ValueError(f"{folder / 'sweep.json'}: lists no cells, so there is nothing to report")
@@ -94,10 +100,13 @@ def _benchmarks(folder: Path, target: Path) -> list[Path]:
     from ratplus.analysis import efficiency
 
     try:
-        return efficiency.main(folder / "bench", target) if (folder / "bench").is_dir() else []
+        mine = efficiency.main(folder / "bench", target) if (folder / "bench").is_dir() else []
     except ValueError as error:
         logging.getLogger(__name__).warning("%s: left out of the report (%s)", "efficiency", error)
-        return []
+        mine = []
+    for part in ("kernels", "lengths", "models"):
+        _forget(target, f"efficiency_{part}", mine)
+    return mine
 
 
 def _forget(folder: Path, name: str, written: list[Path]) -> None:

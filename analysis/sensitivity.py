@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
 from ratplus.analysis.aggregate import in_order, over_seeds, with_loss_delta
@@ -133,7 +134,9 @@ def figure(frame: pd.DataFrame) -> Figure:
         ValueError: no finished cell differs in one place.
     """
     rows = table(frame)
-    panels = list(rows[np.isfinite(rows["loss"])].groupby(["run", "only", "sparse"], sort=False))[:MOST_PANELS]
+    panels = list(rows[np.isfinite(rows["loss"])].groupby(["run", "only", "sparse"], sort=False))
+    left_out = f"{MOST_PANELS} of {len(panels)} heat maps; all: see table" if len(panels) > MOST_PANELS else ""
+    panels = panels[:MOST_PANELS]
     if not panels:
         raise ValueError("sensitivity: no finished cell has exactly one sparse (or one dense) layer or head")
     metric = "loss_delta" if rows["loss_delta"].notna().any() else "loss"
@@ -156,6 +159,8 @@ def figure(frame: pd.DataFrame) -> Figure:
         bar = drawing.colorbar(image, ax=list(grid), shrink=0.9, pad=0.02)
         bar.set_label("Δ loss to dense (nats)" if metric == "loss_delta" else "Loss (nats)")
         bar.outline.set_linewidth(0.6)
+        if left_out:
+            style.legend_below(drawing, [Line2D([], [], linestyle="none", label=left_out)])
     return drawing
 
 

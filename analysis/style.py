@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 
 COLUMN_WIDTH_IN = 3.25
 TEXT_WIDTH_IN = 6.75
@@ -98,12 +98,12 @@ def legend_below(figure: Figure, handles: list[Line2D], most: int = 2) -> None:
     figure.set_figheight(height_in + legend.get_window_extent().height / figure.dpi)
 
 
-def place_labels(axes: Axes, points: list[tuple[float, float, str]], colour: str = "0.25") -> int:
+def place_labels(axes: Axes, points: list[tuple[float, float, str]], colour: str = "0.25") -> None:
     """Write each point's text beside it where there is room: never over another label or point, nor outside the axes.
 
     A point without text only takes its room.
 
-    Call it last, when limits and layout are final. Returns how many found no place and were left out.
+    A text that finds no place is left out. Call it last, when limits and layout are final.
     """
     figure = axes.figure
     figure.draw_without_rendering()
@@ -111,7 +111,7 @@ def place_labels(axes: Axes, points: list[tuple[float, float, str]], colour: str
     dots = [axes.transData.transform((x, y)) for x, y, _ in points]
     radius = 3.0 * figure.dpi / 72
     taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in dots]
-    inside, lost = axes.get_window_extent(renderer), 0
+    inside = axes.get_window_extent(renderer)
     for (x, y, text), own in zip(points, list(taken)):
         if not text:
             continue
@@ -127,9 +127,6 @@ def place_labels(axes: Axes, points: list[tuple[float, float, str]], colour: str
                 taken.append(box)
                 break
             label.remove()
-        else:
-            lost += 1
-    return lost
 
 
 _BESIDE = (

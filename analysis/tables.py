@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ratplus.analysis.latex import to_latex
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 
 _SPECIAL = re.compile(r"[\\|*<>`]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _BOLD = re.compile(r"\*\*(.+)\*\*")

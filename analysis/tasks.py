@@ -6,6 +6,7 @@ task of the suite `other`, higher is better, shown as it is.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _MEASURES = (
     "accuracy", "acc", "score", "exact_match", "em", "f1", "acc_norm", "rouge", "overlap", "substring", "contains",
     "loss", "perplexity", "ppl", "word_perplexity", "byte_perplexity", "bits_per_byte",
 )  # fmt: skip
+# Shown in percent where all values lie within 0 and 1.
+_SHARES = ("accuracy", "acc", "acc_norm", "exact_match", "em", "f1", "score", "substring", "overlap", "contains")
 _LOWER = ("loss", "perplexity", "ppl", "bits_per_byte", "nll", "error")
 _COSTS = re.compile(r"(^|_)(flops|bytes|ms|seconds|max_batch|parameters|count|tokens_per_second)($|_)")
 _NIAH_GROUPS = {"single": r"single", "multi-key": r"multi_?key", "multi-query/value": r"multi_?(query|value)"}
@@ -73,6 +76,11 @@ def tasks_of(names: Iterable[str]) -> dict[str, list[Task]]:
 def is_cost(name: str) -> bool:
     """Whether a metric counts what a pattern costs rather than how well it does."""
     return _COSTS.search(name) is not None
+
+
+def is_share(measure: str, values: Iterable[float]) -> bool:
+    """Whether values of this measure are shown in percent: an accuracy or score, and all within 0 and 1."""
+    return measure in _SHARES and all(0 <= value <= 1 for value in values if math.isfinite(value))
 
 
 def describe(name: str) -> Task:

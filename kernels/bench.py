@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from ratplus.kernels.bench_cases import CPU_SHAPES, Case, Plan, Shapes, plans, reason
+from ratplus.kernels.bench_cases import Case, Plan, Shapes, plans, reason
 from ratplus.kernels.bench_timing import Ceilings, check_device, device_name, interleaved, measure_ceilings, peak_bytes
 
 
@@ -47,11 +47,6 @@ def bench_ops(
         return _bench(shapes, seconds, progress, save)
     finally:
         torch.set_num_threads(before)
-
-
-def bench_cpu_ops(threads: int | None = None, repeats: int = 7, shapes: Shapes = CPU_SHAPES) -> dict:
-    """`bench_ops` of the eager paths on this CPU: float32, T = 4096, 16 heads of 64."""
-    return bench_ops(Shapes(**{**vars(shapes), "repeats": repeats}), threads=threads)
 
 
 def _bench(shapes: Shapes, seconds: float | None, progress: Callable, save: Callable) -> dict:

@@ -7,13 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from ratplus.atomic import write_atomically
 from ratplus.kernels.bench import bench_ops
 from ratplus.kernels.bench_cases import Shapes
-
-
-def bench_gpu_ops(shapes: Shapes | None = None, **options) -> dict:
-    """`bench_ops` of the paper's shapes on CUDA; the options are its."""
-    return bench_ops(shapes or Shapes(), **options)
 
 
 def main(words: list[str], shapes: Shapes | None = None) -> None:
@@ -30,14 +26,12 @@ def main(words: list[str], shapes: Shapes | None = None) -> None:
         except ValueError:
             raise ValueError(f"SECONDS: got {words[1]!r}; it must be a number") from None
     target = Path(words[0])
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)  # seen now rather than after the first case
 
     def save(result: dict) -> None:
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(target)
+        write_atomically(target, json.dumps(result, indent=1) + "\n")
 
-    bench_gpu_ops(shapes, seconds=seconds, progress=lambda text: print(text, flush=True), save=save)
+    bench_ops(shapes or Shapes(), seconds=seconds, progress=lambda text: print(text, flush=True), save=save)
     print(target)
 
 

@@ -46,15 +46,21 @@ class Measuring:
     prefill_peak_bytes, decode_peak_bytes (of a call, beyond weights and cache); prefill_limit_ms, decode_limit_ms (what
     the ceilings allow); prefill_ratio, decode_ratio, kv_ratio (to the dense pattern at this context and batch, of one
     sequence). What isn't measured is null, limits too where `ceilings` is None.
+
+    Raises ValueError where neither the settings nor the system tell how much memory there is.
     """
 
     def __init__(self, name: str, model: RATPlus, settings: BenchSettings, ceilings: Ceilings | None, result: dict):
         self.name, self.model, self.settings, self.ceilings, self.result = name, model, settings, ceilings, result
         self.parameters = sum(p.numel() for p in model.parameters())
         self.item = model.embed.weight.element_size()
-        self.free = available_memory_bytes(settings.device)
+        known = [available_memory_bytes(settings.device)]
         if settings.memory_gb is not None:
-            self.free = min(self.free, max(0, int(settings.memory_gb * 1e9) - self.parameters * self.item))
+            known.append(max(0, int(settings.memory_gb * 1e9) - self.parameters * self.item))
+        known = [size for size in known if size is not None]
+        if not known:
+            raise ValueError("this system doesn't tell how much memory is free; give --memory-gb")
+        self.free = min(known)
 
     def at(self, context: int, batch: int | str, maps: dict[str, PatternMap]) -> None:
         """Rows of every pattern at one context and batch size; ratios are to the dense pattern's row among them."""

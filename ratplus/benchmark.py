@@ -16,13 +16,15 @@ from pathlib import Path
 
 import torch
 
+from ratplus import checkpoint
+from ratplus.atomic import write_atomically
 from ratplus.bench_measure import DENSE, Measuring
 from ratplus.bench_settings import BenchSettings, add_arguments, settings_of, shape_of
 from ratplus.config import ModelConfig
 from ratplus.kernels.bench_timing import check_device, device_name, measure_ceilings
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap
-from ratplus.record import write_atomically
+from ratplus.starting_point import read_facts
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ def subject_of(name: str, settings: BenchSettings, vocab_size: int | None = None
             "ratplus-24x2048x128 or attention-24x2048x128 (layers x d_model x d_head)"
         )
 
-    from ratplus import checkpoint
+    config, _ = read_facts(Path(name))
 
     def load() -> RATPlus:
         return checkpoint.load(name).to(settings.device, dtype_of(settings))
 
-    return Subject(Path(name).resolve().name, checkpoint.load(name).config, load)
+    return Subject(Path(name).resolve().name, config, load)
 
 
 def _bench(subjects: list[Subject], settings: BenchSettings, progress: Callable, save: Callable) -> dict:

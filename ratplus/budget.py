@@ -10,6 +10,7 @@ from __future__ import annotations
 from ratplus.config import Config, ModelConfig, RecipeSection
 from ratplus.cost import attention_flops, recurrence_flops
 from ratplus.data.batches import row_counts
+from ratplus.evaluation.cloze import CHOICES
 from ratplus.pattern import Pattern, PatternMap
 
 _BACKWARD = 2  # gradients of inputs and of weights
@@ -46,20 +47,43 @@ def training_flops(config: Config, recipe: RecipeSection, patterns: PatternMap |
 def stage_flops(config: Config, vocab_size: int) -> dict[str, int]:
     """FLOPs of each stage of a cell: {"pretrain", "adapt", "evaluate"}."""
     model = config.model.build(vocab_size, config.train.context)
-    train, section = config.train, config.eval
+    train = config.train
     first = config.patterns if train.pretrain.sparse else None
-    rows = [(section.text_rows, train.context)]
-    if config.data.recall.fraction > 0:
-        rows.append((section.recall_rows, config.data.recall.length))
     return {
         "pretrain": 0 if config.model.init_from else training_flops(config, train.pretrain, first, model),
         "adapt": training_flops(config, train.adapt, config.patterns, model),
-        "evaluate": sum(count * forward_flops(model, config.patterns, length) for count, length in rows),
+        "evaluate": sum(
+            rows * forward_flops(model, config.patterns, length) for rows, length in evaluation_rows(config)
+        ),
     }
+
+
+def evaluation_rows(config: Config) -> list[tuple[int, int]]:
+    """(rows, tokens of each) that an evaluation feeds: held-out text, recall, cloze, needles.
+
+    A context of several cloze choices counts with each, though it may be read once. The tasks of lm-eval are not
+    among them: how many questions they ask, and how long, is known only when they have been loaded.
+    """
+    section, context, recall = config.eval, config.train.context, config.data.recall
+    before, continuation = section.cloze.shape(context)
+    choices = CHOICES * section.cloze.items
+    rows = [
+        (section.text_rows, context),
+        (section.recall_rows if recall.fraction > 0 else 0, recall.length),
+        # Each choice is scored after its context, and after the context's last token alone.
+        (choices, before + continuation),
+        (choices, 1 + continuation),
+        (section.niah.samples * len(section.niah.tasks), section.niah.length or context),
+    ]
+    return [(count, length) for count, length in rows if count]
 
 
 def _matrices(model: ModelConfig) -> int:
     """Numbers in the matrices that every token is multiplied with, the output head among them."""
+    return model.layers * block_matrices(model) + model.vocab_size * model.d_model
+
+
+def block_matrices(model: ModelConfig) -> int:
+    """Numbers in the matrices of one layer."""
     blocks = 3 + model.output_gate + model.recurrence  # in_proj
-    per_layer = (blocks + 1 + 2 * model.ffn_mult) * model.d_model**2
-    return model.layers * per_layer + model.vocab_size * model.d_model
+    return (blocks + 1 + 2 * model.ffn_mult) * model.d_model**2

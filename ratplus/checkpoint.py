@@ -10,20 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ratplus.atomic import new_file
+from ratplus.atomic import new_file, write_atomically
+from ratplus.budget import parameters
 from ratplus.config import ModelConfig
-from ratplus.model import RATPlus
-from ratplus.official import load_official
-from ratplus.record import write_atomically
+from ratplus.model import RATPlus, empty_model
+from ratplus.official import load_official, shapes_of
 from ratplus.starting_point import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_facts
-from ratplus.weights import CheckpointError, Lazy, map_safetensors, read_into, write_safetensors
+from ratplus.weights import CheckpointError, Lazy, check_shapes, map_safetensors, read_into, write_safetensors
 
 __all__ = [
-    "CONFIG_FILE", "WEIGHTS_FILE", "CheckpointError", "adopt", "check_same_shape", "empty_model", "load",
-    "load_official", "save", "save_weights",
+    "CONFIG_FILE", "WEIGHTS_FILE", "CheckpointError", "adopt", "check_same_shape", "load", "load_official",
+    "map_weights", "save", "save_weights",
 ]  # fmt: skip
 
 
@@ -66,6 +65,30 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> RATPlus:
     return model
 
 
+def map_weights(folder: str | Path, sha256: str | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Shape and weights of a model folder; the weights are read once for their hash, then mapped, not loaded.
+
+    Args:
+        sha256: that they must have; None takes what the folder says of itself.
+
+    Raises:
+        CheckpointError: files missing, truncated or altered, or other tensors than the shape has.
+    """
+    folder = Path(folder)
+    config, own = read_facts(folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        with path.open("rb") as file:
+            intact = hashlib.file_digest(file, "sha256").hexdigest() == (sha256 or own)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
+    if not intact:
+        raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
+    weights = map_safetensors(path)
+    check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
+    return config, weights
+
+
 def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Callable[[str], None] = print) -> int:
     """Make `folder` a model folder with the weights of another one: a hard link where the disk allows it, else a copy.
 
@@ -77,18 +100,14 @@ def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Cal
         The number of parameters.
 
     Raises:
-        CheckpointError: the weights are not the ones that were asked for.
+        CheckpointError: no weights there, or not the ones that were asked for.
     """
     path, target = source / WEIGHTS_FILE, folder / WEIGHTS_FILE
-    found, _ = read_facts(source)
+    found, _ = map_weights(source, sha256)
     there, here = asdict(found), asdict(config)
     changed = [f"{k}={here[k]} instead of {there[k]}" for k in here if k != "max_len" and here[k] != there[k]]
     if changed:
         say(f"model.init_from={source}: used with {', '.join(changed)}")
-    weights = map_safetensors(path)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
     folder.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -97,19 +116,11 @@ def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Cal
         with path.open("rb") as whole, new_file(target) as copy:
             shutil.copyfileobj(whole, copy, 16 << 20)
     write_atomically(folder / CONFIG_FILE, _facts(config, sha256))
-    return sum(tensor.numel() for tensor in weights.values())
+    return parameters(config)
 
 
 def _facts(config: ModelConfig, sha256: str) -> str:
     return json.dumps({"format": FORMAT, "model": asdict(config), "sha256": sha256}, indent=1) + "\n"
-
-
-def empty_model(config: ModelConfig) -> RATPlus:
-    """A model whose weights are whatever lay in memory: drawing billions of numbers that nobody uses takes minutes."""
-    with torch.device("meta"):
-        model = RATPlus(config)
-    assert not list(model.buffers())  # they would be lost
-    return model.to_empty(device="cpu")
 
 
 def check_same_shape(found: ModelConfig, wanted: ModelConfig, where) -> None:

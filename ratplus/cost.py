@@ -21,6 +21,8 @@ _RECURRENCE_FLOPS_PER_CHANNEL_STEP = 6
 _RECURRENCE_ELEMENTS_PER_CHANNEL_STEP = 5
 # The state stays float32 whatever the dtype of the model: rounding it every step drifts by percents.
 _STATE_BYTES_PER_ELEMENT = 4
+# Of keys, values and gate logits unless told otherwise: bfloat16.
+BYTES_PER_ELEMENT = 2
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class Cost:
 
 
 def cost(
-    patterns: Pattern | PatternMap, length: int, d_head: int, *, recurrence: bool = False, bytes_per_element: int = 2
-) -> Cost:
+    patterns: Pattern | PatternMap, length: int, d_head: int, *, recurrence: bool = False,
+    bytes_per_element: int = BYTES_PER_ELEMENT,
+) -> Cost:  # fmt: skip
     """All costs of one sequence of `length` tokens.
 
     Args:
@@ -135,7 +138,9 @@ def kv_entries(patterns: Pattern | PatternMap, length: int) -> int:
     return sum(count * p.kv_entries(length) for p, count in _heads(patterns).items())
 
 
-def kv_bytes(patterns: Pattern | PatternMap, length: int, d_head: int, bytes_per_element: int = 2) -> int:
+def kv_bytes(
+    patterns: Pattern | PatternMap, length: int, d_head: int, bytes_per_element: int = BYTES_PER_ELEMENT
+) -> int:
     """Bytes of those entries, keys and values together."""
     size = _whole("bytes_per_element", bytes_per_element, 1)
     return 2 * _whole("d_head", d_head, 1) * size * kv_entries(patterns, length)
@@ -162,7 +167,7 @@ def recurrence_flops(length: int, d_head: int, heads: int = 1) -> int:
     return per_step * _whole("length", length, 0)
 
 
-def recurrence_bytes(length: int, d_head: int, heads: int = 1, bytes_per_element: int = 2) -> int:
+def recurrence_bytes(length: int, d_head: int, heads: int = 1, bytes_per_element: int = BYTES_PER_ELEMENT) -> int:
     """Bytes that the recurrence must move over `length` steps: reads gate logit, k, v and writes both results, once."""
     per_step = _RECURRENCE_ELEMENTS_PER_CHANNEL_STEP * _whole("d_head", d_head, 1) * _whole("heads", heads, 1)
     return per_step * _whole("length", length, 0) * _whole("bytes_per_element", bytes_per_element, 1)

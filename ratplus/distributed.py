@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from ratplus.config_run import RunSection, TrainerSection
+from ratplus.failures import words_of
 from ratplus.ranks import LayoutError, Place
 
 _POLL_SECONDS = 0.1
@@ -281,12 +281,8 @@ class Team:
 
 
 def _failure(error: Exception, rank: int) -> dict:
-    host = socket.gethostname()
-    return {
-        "type": type(error).__name__,
-        "message": str(error) if rank == 0 else f"rank {rank} on {host}: {error}",
-        "traceback": traceback.format_exception(error),
-    }
+    told = words_of(error)
+    return told if rank == 0 else told | {"message": f"rank {rank} on {socket.gethostname()}: {error}"}
 
 
 def _gone(rank: int, kind: str, what: str) -> dict:

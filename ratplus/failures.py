@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from ratplus.config import Config
+from ratplus.ranks import even_sizes
 from ratplus.record import RecordError, read_record
 
 
@@ -17,15 +18,18 @@ def failure_of(error: Exception, stage: str, config: Config, folder: Path) -> di
         stage: its name.
         folder: of the stage.
     """
-    told = getattr(error, "failure", None) or {
-        "type": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error),
-    }  # fmt: skip
+    told = getattr(error, "failure", None) or words_of(error)
     advice = memory_advice(told["type"], told["message"], stage, config)
     if advice:
         told = told | {"message": f"{told['message']}; {advice}"}
         error.args = (told["message"],)
     lines = [line for text in told["traceback"] for line in text.splitlines()]
     return describe_failure(told["type"], told["message"], lines, folder)
+
+
+def words_of(error: Exception) -> dict:
+    """An exception as JSON-ready data: {"type", "message", "traceback" (its lines)}."""
+    return {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exception(error)}
 
 
 def memory_advice(type_name: str, message: str, stage: str, config: Config) -> str | None:
@@ -40,7 +44,7 @@ def memory_advice(type_name: str, message: str, stage: str, config: Config) -> s
         recipe = getattr(config.train, stage)
         ranks = config.trainer.devices * config.trainer.nodes
         now = min(recipe.micro_batch or recipe.batch, recipe.batch // ranks)
-        fitting = [n for n in range(1, now) if recipe.batch % n == 0 and recipe.batch // n % ranks == 0]
+        fitting = even_sizes(recipe.batch, ranks, now - 1)
         smaller = f"train.{stage}.micro_batch={fitting[-1]}" if fitting else None
     if smaller:
         return f"to use less memory, try {smaller}"

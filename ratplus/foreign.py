@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ratplus.atomic import new_file
+from ratplus.atomic import new_file, write_atomically
+from ratplus.checkpoint import map_weights
 from ratplus.config import ModelConfig
 from ratplus.official import (
     EMBED,
@@ -24,8 +23,7 @@ from ratplus.official import (
     read_official,
     shapes_of,
 )
-from ratplus.record import write_atomically
-from ratplus.starting_point import CONFIG_FILE, WEIGHTS_FILE, read_facts
+from ratplus.starting_point import CONFIG_FILE, WEIGHTS_FILE
 from ratplus.weights import CheckpointError, check_shapes, map_safetensors, write_safetensors
 
 
@@ -45,7 +43,7 @@ def export_official(folder: str | Path, target: str | Path) -> ModelConfig:
     Raises:
         CheckpointError: no model folder, or a model that the layout has no place for.
     """
-    config, weights = _own(folder)
+    config, weights = map_weights(folder)
     default = ModelConfig(config.vocab_size, config.layers, config.d_model, config.d_head)
     for key in ("output_gate", "rope_base", "norm_eps"):
         if getattr(config, key) != getattr(default, key):
@@ -76,10 +74,13 @@ def export_hf(folder: str | Path, target: str | Path) -> ModelConfig:
     Raises:
         CheckpointError: no model folder, or `target` is one already.
     """
-    config, weights = _own(folder)
+    config, weights = map_weights(folder)
     target = Path(target)
-    if target.resolve() == Path(folder).resolve():
-        raise CheckpointError(f"{target}: it would take the place of the model folder itself; choose another target")
+    if _is_ours(target):
+        raise CheckpointError(
+            f"{target}: is a ratplus model folder already; if the export went there, it would take the place of the "
+            "model folder itself; choose another target"
+        )
     write_safetensors(target / WEIGHTS_FILE, weights, {"format": "pt"})
     plain = asdict(config)
     words = {theirs: plain[ours] for ours, theirs in _HF_KEYS.items()} | {
@@ -97,12 +98,21 @@ def export_hf(folder: str | Path, target: str | Path) -> ModelConfig:
     return config
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a model folder of our own; none, or a damaged one, is not."""
+    try:
+        words = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(words, dict) and {"model", "sha256"} <= words.keys()
+
+
 def _read_hf(folder: Path) -> Checkpoint:
     path = folder / CONFIG_FILE
     try:
-        words = json.loads(path.read_text())
-        if "model" in words and "sha256" in words:
+        if _is_ours(folder):
             raise CheckpointError(f"{folder}: is a ratplus model folder already; name it with model.init_from=...")
+        words = json.loads(path.read_text())
         if words.get("model_type") != "ratplus":
             raise CheckpointError(f"{path}: model_type is {words.get('model_type')!r}, not 'ratplus'")
         plain = {ours: words[theirs] for ours, theirs in _HF_KEYS.items()}
@@ -118,20 +128,3 @@ def _read_hf(folder: Path) -> Checkpoint:
     check_numbers(weights, str(folder))
     check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
     return Checkpoint(config, {name: float32(tensor) for name, tensor in weights.items()})
-
-
-def _own(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Shape and mapped weights of a model folder, after a look at their hash."""
-    folder = Path(folder)
-    config, sha256 = read_facts(folder)
-    path = folder / WEIGHTS_FILE
-    try:
-        with path.open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
-    if not whole:
-        raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
-    weights = map_safetensors(path)
-    check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
-    return config, weights

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 
 LOCK_FILE = "lock.json"
 BEAT_SECONDS = 2.0

@@ -1,4 +1,4 @@
-"""What training and decoding hold in memory, estimated in closed form: no torch, no weights.
+"""What training holds in memory, estimated in closed form: no torch, no weights. Caches: `cost.cost(...).cache_bytes`.
 
 Weights, gradients and AdamW's moments are float32 and counted exactly. Activations are what autograd keeps between the
 forward and the backward pass of one micro-batch: the counts of tensors below were read off a live model's tensors
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ratplus.budget import block_matrices
 from ratplus.config import ModelConfig
-from ratplus.cost import kv_bytes, state_bytes
-from ratplus.pattern import PatternMap
 
-_BYTES = {"float32": 4, "bf16": 2}
+BYTES_PER_ELEMENT = {"float32": 4, "bf16": 2}
 _WIDE = 4
 # Of a block, in tensors of d_model channels a token. Float32 whatever the precision: both norms' inputs and outputs.
 _WIDE_TENSORS = 4
@@ -53,11 +52,11 @@ def training_memory(
         shards: devices over which weights, gradients and moments are spread (fsdp); 1 for one copy each (single, ddp).
         checkpointing: keep only each block's input, and compute the block again in the backward pass.
     """
-    size = _BYTES[precision]
-    matrices = model.layers * _block_matrices(model)
+    size = BYTES_PER_ELEMENT[precision]
+    matrices = model.layers * block_matrices(model)
     # Autocast keeps a copy of each matrix in the lower precision for the backward pass; fsdp gathers a block at a time.
     cast = (matrices + model.vocab_size * model.d_model) * size if size < _WIDE and shards == 1 else 0
-    gathered = 2 * _block_matrices(model) * _WIDE if shards > 1 else 0
+    gathered = 2 * block_matrices(model) * _WIDE if shards > 1 else 0
     block = tokens * model.d_model * (_WIDE_TENSORS * _WIDE + _narrow_tensors(model) * size)
     ends = 2 * tokens * model.d_model * _WIDE  # embedding's output, final norm's output
     kept = model.layers * tokens * model.d_model * _WIDE + block if checkpointing else model.layers * block
@@ -68,17 +67,6 @@ def training_memory(
         activations=kept + ends,
         logits=_LOGIT_TENSORS * tokens * model.vocab_size * _WIDE,
     )
-
-
-def cache_memory(model: ModelConfig, patterns: PatternMap, length: int, precision: str) -> int:
-    """Bytes of one sequence's cache after `length` tokens: keys, values and recurrent state of all layers."""
-    state = state_bytes(model.d_head, model.layers * model.heads) if model.recurrence else 0
-    return kv_bytes(patterns, length, model.d_head, _BYTES[precision]) + state
-
-
-def _block_matrices(model: ModelConfig) -> int:
-    blocks = 3 + model.output_gate + model.recurrence
-    return (blocks + 1 + 2 * model.ffn_mult) * model.d_model**2
 
 
 def _narrow_tensors(model: ModelConfig) -> int:

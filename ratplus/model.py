@@ -283,3 +283,11 @@ class RATPlus(nn.Module):
         return self._head(x[:, 0])
 
     generate = generate
+
+
+def empty_model(config: ModelConfig) -> RATPlus:
+    """A model whose weights are whatever lay in memory: drawing billions of numbers that nobody uses takes minutes."""
+    with torch.device("meta"):
+        model = RATPlus(config)
+    assert not list(model.buffers())  # they would be lost
+    return model.to_empty(device="cpu")

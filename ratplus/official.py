@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ratplus.config import ModelConfig
-from ratplus.model import RATPlus
+from ratplus.model import RATPlus, empty_model
 from ratplus.weights import CheckpointError, Lazy, check_shapes, map_safetensors
 
 LAYER_KEYS = {
@@ -61,9 +61,7 @@ def load_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4
         CheckpointError: unreadable file, missing or unknown keys, shapes or dtypes that do not fit, an untied head.
     """
     checkpoint = read_official(source, d_head, max_len)
-    with torch.device("meta"):
-        model = RATPlus(checkpoint.config)
-    model.to_empty(device="cpu")
+    model = empty_model(checkpoint.config)
     with torch.no_grad():
         for name, parameter in model.state_dict().items():
             parameter.copy_(checkpoint.weights[name].make())

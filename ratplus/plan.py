@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ratplus.config import Config, RecipeSection
+from ratplus.data.recall import RecallTask
 from ratplus.record import stage_id
 from ratplus.starting_point import weights_of
 
@@ -43,9 +44,7 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
     """The stages of a cell with their ids. Only what decides results enters: no paths, devices or worker counts."""
     recall = config.data.recall
     data = {**corpus_identity, "recall": asdict(recall) if recall.fraction > 0 else None}
-    vocab = text_vocab
-    if recall.fraction > 0:
-        vocab += 1 + recall.keys * recall.values + recall.keys + recall.values
+    vocab = RecallTask.of(recall, text_vocab).vocab_size if recall.fraction > 0 else text_vocab
     given = config.model.init_from
     unnamed = ("name", "init_from", "init_std") if given else ("name", "init_from")
     shape = {k: v for k, v in asdict(config.model).items() if k not in unnamed} | {"vocab_size": vocab}

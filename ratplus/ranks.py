@@ -105,10 +105,15 @@ def micro_batches(recipe: RecipeSection, ranks: int, where: str = "train") -> in
     if recipe.batch < ranks:
         raise LayoutError(f"{where}.batch: got {recipe.batch}; {ranks} ranks need at least a row each")
     if count % ranks:
-        allowed = [str(n) for n in range(1, size + 1) if recipe.batch % n == 0 and recipe.batch // n % ranks == 0]
-        mend = f"allowed: {', '.join(allowed)}" if allowed else f"make {where}.batch a multiple of {ranks}"
+        allowed = even_sizes(recipe.batch, ranks, size)
+        mend = f"allowed: {', '.join(map(str, allowed))}" if allowed else f"make {where}.batch a multiple of {ranks}"
         raise LayoutError(
             f"{where}.micro_batch: got {size}, which cuts the batch of {recipe.batch} in {count} parts, and {ranks} "
             f"ranks cannot share them evenly; {mend}"
         )
     return count
+
+
+def even_sizes(batch: int, ranks: int, most: int) -> list[int]:
+    """Micro-batches of up to `most` rows that cut a batch in parts which the ranks share evenly, smallest first."""
+    return [n for n in range(1, most + 1) if batch % n == 0 and batch // n % ranks == 0]

@@ -13,12 +13,12 @@ import platform
 import socket
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+from ratplus.atomic import write_atomically
 from ratplus.secrets import safe_environment, scrub, scrub_tree, scrub_words
 
 FORMAT = 1
@@ -39,60 +39,18 @@ def canonical_json(value) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def flatten(plain: dict, prefix: str = "") -> dict:
+    """Nested values by their whole keys, as users write them: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for name, value in plain.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def stage_id(stage: str, config: dict, parent: str | None) -> str:
     """Id of a stage: the first 12 hex digits of SHA-256 over (format, stage, config, parent)."""
     text = canonical_json({"format": FORMAT, "stage": stage, "config": config, "parent": parent})
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a whole file or none of it: temporary name in the same folder, fsync, rename, fsync of the folder."""
-    path = Path(path)
-    data = data.encode() if isinstance(data, str) else data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a result is as readable as any other file of this user.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say which file had no room
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the file system allows it."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
-@lru_cache(maxsize=1)
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Delete what killed writers left in a folder; only under its lock, or when nobody writes there any more."""
-    for path in Path(folder).glob(".*.tmp"):
-        if "lock" not in path.name:
-            path.unlink(missing_ok=True)
 
 
 def _checksum(record: dict) -> str:
@@ -144,7 +102,7 @@ def _scrubbed_error(error: dict | None) -> dict | None:
         return scrub_tree(error)
     # As one text: a private key has several lines.
     lines = scrub("\n".join(error["traceback"])).split("\n") if error["traceback"] else []
-    return scrub_tree(error) | {"traceback": lines}
+    return scrub_tree(error | {"traceback": []}) | {"traceback": lines}
 
 
 def read_record(folder: Path) -> dict | None:

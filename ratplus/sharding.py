@@ -20,8 +20,7 @@ def shard(model: RATPlus, mesh: DeviceMesh, device: torch.device, bf16: bool) ->
     float32 in the outermost group. So the numbers are those of one process up to the order of float sums.
     """
     whole = model.state_dict() if dist.get_rank() == 0 else {}
-    whole = {name: tensor.clone() for name, tensor in whole.items()}
-    model.to("meta")
+    model.to("meta")  # which gives the model new parameters; `whole` keeps the old ones
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else None
     for block in model.layers:
         matrices = [block.mixer.in_proj, block.mixer.out_proj, block.ffn.up, block.ffn.down]
@@ -35,15 +34,13 @@ def shard(model: RATPlus, mesh: DeviceMesh, device: torch.device, bf16: bool) ->
 @torch.no_grad()
 def spread(target: Tensor, whole: Tensor | None) -> None:
     """Fill `target` on every rank, sharded or not, from the whole tensor that rank 0 gives."""
-    shape = target.shape
-    if whole is None:
-        whole = torch.empty(shape, dtype=target.dtype)
     if isinstance(target, DTensor):
-        local = target.to_local()
-        source = whole.to(local.device, target.dtype)
+        like = {"device": target.to_local().device, "dtype": target.dtype}
+        source = torch.empty(target.shape, **like) if whole is None else whole.to(**like)
         target.copy_(distribute_tensor(source, target.device_mesh, target.placements))
     else:
-        target.copy_(whole)
+        if whole is not None:
+            target.copy_(whole)
         dist.broadcast(target, 0)
 
 

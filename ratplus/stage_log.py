@@ -6,9 +6,36 @@ import csv
 from pathlib import Path
 from typing import Protocol
 
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 
 CURVE_FILE = "curve.csv"
+
+
+def curve_rows(path: Path) -> list[dict[str, int | float]]:
+    """Rows of a curve.csv as numbers, by step; none if there is no such file.
+
+    A row that a crash cut short is left out; of one that repeats a step the last writing counts.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            head, *lines = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError):
+        return []
+    rows: dict[int, dict] = {}
+    for line in lines:
+        try:
+            row = dict(zip(head, map(_number, line), strict=True))
+            rows[int(row["step"])] = row
+        except (KeyError, ValueError, OverflowError):
+            continue
+    return [rows[step] for step in sorted(rows)]
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 class Mirror(Protocol):

@@ -16,24 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ratplus.atomic import remove_temporaries
 from ratplus.config import Config
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
 from ratplus.evaluation.checks import check_suites
-from ratplus.failures import describe_failure, failure_of
+from ratplus.failures import failure_of
 from ratplus.lock import FolderLock, LockLost
-from ratplus.plan import Plan, Stage, plan
+from ratplus.plan import Stage, plan
 from ratplus.ranks import Place, micro_batches, place_of
-from ratplus.record import (
-    ForeignRecord,
-    RecordError,
-    provenance,
-    read_record,
-    remove_temporaries,
-    write_record,
-)
-
-__all__ = ["Cell", "Plan", "Stage", "Surroundings", "describe_failure", "plan", "run_stage", "training_device"]
+from ratplus.record import STAGES, ForeignRecord, RecordError, provenance, read_record, write_record
 
 Progress = Callable[[str, int, int, dict], None]
 
@@ -61,7 +53,6 @@ class Cell:
     def __init__(self, config: Config, around: Surroundings):
         self.config, self.around = config, around
         self.corpus: Corpus = open_corpus(prepare(config.data))
-        check_suites(config, self.corpus)
         self.plan = plan(config, self.corpus.identity, self.corpus.vocab_size)
         self._team = None  # of several ranks, while rank 0 runs the stages
 
@@ -73,6 +64,7 @@ class Cell:
 
         Raises:
             RecordError, CheckpointError, ...: the stage's own failure, after it has been recorded.
+            MissingExtra, TaskError, ...: of `check_suites`, before any stage.
             ratplus.training.Interrupted: on SIGTERM or Ctrl-C, with the training state saved.
             ratplus.ranks.LayoutError: `trainer` asks for ranks that are not there, or cannot share a batch.
             ratplus.distributed.PeerFailed: on other ranks than the one that failed first.
@@ -82,8 +74,9 @@ class Cell:
             return self.follow(place)
         if place.world == 1:
             return self._run_stages(last)
-        for name in ("pretrain", "adapt"):
-            micro_batches(getattr(self.config.train, name), place.world, f"train.{name}")
+        for name in STAGES[: STAGES.index(last) + 1]:
+            if name == "adapt" or (name == "pretrain" and not self.config.model.init_from):
+                micro_batches(getattr(self.config.train, name), place.world, f"train.{name}")
         from ratplus.distributed import Team
 
         with Team(place, self.config.trainer, self.config.run, self._start_rank) as self._team:
@@ -91,6 +84,7 @@ class Cell:
         return self._team.result
 
     def _run_stages(self, last: str) -> dict:
+        check_suites(self.config, self.corpus)  # now rather than after hours of training, whatever `last` is
         work = {"pretrain": self._pretrain, "adapt": self._adapt, "evaluate": self._evaluate}
         record = None
         for stage in self.plan:
@@ -156,11 +150,11 @@ class Cell:
         return r, self.config.patterns if r.sparse else None, arl
 
     def _pretrain(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
-        from ratplus.model import RATPlus
+        from ratplus.model import empty_model
 
         if self.config.model.init_from:
             return self._take_weights(stage, folder)
-        model = RATPlus(self._model_config())
+        model = empty_model(self._model_config())
         model.reset_parameters(self.config.seed, self.config.model.init_std)
         return self._train(model, stage, folder, log, lock)
 

@@ -15,7 +15,7 @@ STATUSES = ("done", "running", "damaged", "failed", "missing")
 
 @dataclass(frozen=True)
 class State:
-    """`status` is one of STATUSES; `error` one line, empty unless damaged or failed; `record` of a done stage."""
+    """`status` is one of STATUSES; `error` one line, empty unless damaged or failed; `record` if done or failed."""
 
     status: str
     stage: str = ""
@@ -40,7 +40,7 @@ def stage_state(folder: Path) -> State:
     error = record.get("error") or {}
     kind, text = error.get("type") or "unknown error", _last_line(str(error.get("message") or ""))
     # A message that ends in somebody's traceback names the type itself.
-    return State("failed", stage, text if text.startswith(f"{kind}:") else f"{kind}: {text}".removesuffix(": "))
+    return State("failed", stage, text if text.startswith(f"{kind}:") else f"{kind}: {text}".removesuffix(": "), record)
 
 
 def cell_state(

@@ -28,7 +28,7 @@ from ratplus.pattern import Pattern, PatternMap
 from ratplus.ranks import micro_batches
 from ratplus.stage_log import StageLog
 from ratplus.training_state import ONE_RANK, layouts_of, load_state, save_state, what_it_reads
-from ratplus.training_step import SharedModule, TrainingModule, learning_rate, token_loss
+from ratplus.training_step import SharedModule, TrainingModule, learning_rate
 
 if TYPE_CHECKING:
     from ratplus.distributed import Team
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Interrupted", "SharedModule", "StepLoader", "TrainingModule", "learning_rate", "load_state", "make_trainer",
-    "token_loss", "train", "train_along",
+    "train", "train_along",
 ]  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def train(
     state = load_state(folder, stage_id, reads)
     first = 0
     if state is not None:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state.pop("model"))
         first = state["step"]
     layout = {**ONE_RANK} if team is None else {"strategy": team.trainer.strategy, "ranks": team.place.world}
     layouts = layouts_of(state, layout | {"micro_batches": parts})
@@ -128,13 +128,12 @@ def train(
         report = {k: float(v) for k, v in last.items()}
         save_state(folder, stage_id, done, {**whole, "report": report, "reads": reads, "layouts": layouts})
 
-    restored = None if state is None else state.pop("optimizer")
     started = time.monotonic()
     if first < recipe.steps:
         loader, saver = StepLoader(batches, recipe, purpose, first), _Saver(run.checkpoint_seconds, save, team)
         if team is None:
             module = TrainingModule(model, recipe, patterns, arl, on_step)
-            module.restored = restored
+            module.restored = None if state is None else state.pop("optimizer")
             with _quiet_lightning():
                 make_trainer(run, precision, [saver]).fit(module, loader)
         else:
@@ -142,7 +141,7 @@ def train(
                 module = SharedModule(
                     model, recipe, patterns, arl, on_step, team, bf16=precision == "bf16", goes_on=first > 0
                 )
-                module.restored = restored
+                module.restored = None if state is None else state.pop("optimizer")
                 _fit_together(module, loader, saver, run, precision)
             if module.trained is not None:
                 with torch.device("meta"):

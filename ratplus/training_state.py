@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from ratplus.atomic import write_atomically
 from ratplus.checkpoint import CheckpointError
 from ratplus.config import RecipeSection
 from ratplus.data.batches import Batches
-from ratplus.record import write_atomically
 
 _FORMAT = 1
 _NAME = re.compile(r"training-(\d{8})-([0-9a-f]{16})\.pt")

@@ -79,6 +79,7 @@ class TrainingModule(lightning.LightningModule):
         )  # fmt: skip
         if self.restored is not None:
             optimizer.load_state_dict(self.restored)
+            self.restored = None  # as large as two models
         return optimizer
 
     def training_step(self, batch, _batch_index) -> None:

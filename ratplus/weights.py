@@ -1,4 +1,8 @@
-"""Files of many tensors, one tensor at a time in memory: safetensors written, read and mapped."""
+"""Files of many tensors, one tensor at a time in memory: safetensors written, read and mapped.
+
+The format's own library has no writer that takes one tensor after the other, and no reader that finds the file's hash
+in the pass that reads the weights, so the few lines that know the format are here; tests hold both ways against it.
+"""
 
 from __future__ import annotations
 

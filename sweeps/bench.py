@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ratplus.atomic import write_atomically
 from ratplus.bench_settings import BenchSettings, add_arguments, settings_of
 from ratplus.pattern import PatternMap
-from ratplus.record import write_atomically
 from ratplus.sweeps.text_table import columns
 
 WHAT = ("kernels", "model")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from ratplus.config_run import LoggerSection
@@ -75,24 +74,26 @@ def _check_accelerator(cell: Composed) -> None:
 
 
 def _final_report(folder: Path, logger: LoggerSection) -> None:
-    from ratplus.sweeps.status import summary, sweep_status
+    from ratplus.analysis.load import read_sweep
+    from ratplus.sweeps.status import summary
 
-    cells = sweep_status(folder)
-    if not any(cell["status"] == "done" for cell in cells):
-        print(f"{summary(cells)}; nothing to report yet")
+    sweep = read_sweep(folder)
+    counts = summary(sweep.frame["status"])
+    if not sweep.frame["status"].eq("done").any():
+        print(f"{counts}; nothing to report yet")
         return
-    from ratplus.analysis.load import load_sweep
     from ratplus.analysis.report import headline, report
+    from ratplus.sweeps.reproduce import reproducer
 
-    paths = report(folder, reproduce=_reproducer(folder))
+    paths = report(folder, sweep=sweep, reproduce=reproducer(len(sweep.entries)))
     if logger.wandb != "none":
         from ratplus.sweeps.wandb_mirror import mirror_report
 
         mirror_report(folder, logger)
-    print(headline(load_sweep(folder)))
+    print(headline(sweep.frame))
     table = next((p for p in paths if p.suffix == ".md"), folder / "report")
     figure = next((p for p in paths if p.suffix == ".png"), None)
-    print(f"{summary(cells)}; table: {table}" + (f"; figure: {figure}" if figure else "") + f"; page: {paths[-1]}")
+    print(f"{counts}; table: {table}" + (f"; figure: {figure}" if figure else "") + f"; page: {paths[-1]}")
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -134,10 +135,10 @@ def _show(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from ratplus.analysis.compare import compare
     from ratplus.analysis.report import report
+    from ratplus.sweeps.reproduce import reproducer
 
     folders = [Path(folder) for folder in arguments.folder]
-    for folder in folders:
-        read_manifest(folder)
+    manifests = [read_manifest(folder) for folder in folders]
     if len(folders) > 2:
         raise UsageError(f"report: got {len(folders)} folders; give one sweep folder, or two to compare")
     if len(folders) == 2:
@@ -149,26 +150,11 @@ def _report(arguments: argparse.Namespace) -> int:
             from ratplus.sweeps.measure_gates import measure_sweep_gates
 
             measure_sweep_gates(folders[0])
-        paths = report(folders[0], reference=arguments.reference, reproduce=_reproducer(folders[0]))
+        reproduce = reproducer(len(manifests[0]["cells"]))
+        paths = report(folders[0], reference=arguments.reference, reproduce=reproduce)
     for path in paths:
         print(path)
     return 0
-
-
-def _reproducer(folder: Path) -> Callable[[dict], str] | None:
-    """The command of each cell for the report's page; None for so many that composing them all would take minutes."""
-    from ratplus.sweeps.reproduce import command
-
-    if len(read_manifest(folder)["cells"]) > 100:
-        return None
-
-    def reproduce(entry: dict) -> str:
-        try:
-            return command(entry, "evaluate", f"outputs/again-{entry['id']}")
-        except UsageError as error:
-            return f"# this version of ratplus can't compose it: {error}"
-
-    return reproduce
 
 
 def _sync(arguments: argparse.Namespace) -> int:

@@ -33,10 +33,9 @@ RUNTIME = ("run", "logger", "launcher", "trainer", "output", "sweep", "retry", "
 
 @dataclass
 class Composed:
-    """One composed cell: its typed config, the overrides that make it, and the chosen names of the config groups."""
+    """One composed cell: typed config, chosen names of the config groups, and the keys that its sweep varies."""
 
     config: Config
-    overrides: list[str]
     choices: dict[str, str] = field(default_factory=dict)
     axes: list[str] = field(default_factory=list)
 
@@ -94,7 +93,7 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
                     dropped += 1
                     continue
                 key = repr({k: v for k, v in asdict(config).items() if k not in RUNTIME})
-                cells.setdefault(key, Composed(config, point + line, chosen))
+                cells.setdefault(key, Composed(config, chosen))
         if not cells:
             asked = " ".join(o.input_line for o in swept)
             raise UsageError(f"sweep.exclude: it leaves none of {dropped} cells" if dropped else
@@ -116,7 +115,7 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
         if several:
             raise UsageError(f"{several[0]}: several values; add -m to run them all, or use `ratplus sweep`")
         config, chosen = composer.compose(overrides)
-        return Composed(config, overrides, chosen)
+        return Composed(config, chosen)
 
 
 # ---- composition --------------------------------------------------------------------------------------------------

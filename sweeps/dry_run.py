@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ratplus.budget import parameters, stage_flops
 from ratplus.cost import cost
+from ratplus.memory import BYTES_PER_ELEMENT
 from ratplus.record import STAGES
 from ratplus.status import stage_state
 from ratplus.sweeps.compose import Composed
@@ -54,10 +55,9 @@ def print_plan(folder: Path, cells: list[Composed], last: str) -> None:
 
 def _cell_row(cell: Composed, entry: dict, states: dict, flops: dict, wanted: tuple[str, ...]) -> dict:
     config = cell.config
-    size = 4 if config.train.precision == "float32" else 2
     spent = cost(
         config.patterns, config.train.context, config.model.d_head, recurrence=config.model.recurrence,
-        bytes_per_element=size,
+        bytes_per_element=BYTES_PER_ELEMENT[config.train.precision],
     )  # fmt: skip
     row = {"id": entry["id"], "model": entry["model"], "pattern": entry["label"], "seed": entry["seed"]}
     row |= {axis: entry["axes"][axis] for axis in entry["axes"]}

@@ -121,7 +121,7 @@ def _of_stage(request: Request):
     from ratplus.sweeps.manifest import cell_config, read_manifest
     from ratplus.sweeps.show_record import find
 
-    sweep, stage, stage_id = find(request.model, request.sweep)
+    sweep, stage, stage_id = find(request.model, request.sweep, "generate", "give another folder with sweep=")
     cell = next(c for c in read_manifest(sweep)["cells"] if c["stages"][stage] == stage_id)
     if stage == "evaluate":
         stage, stage_id = "adapt", cell["stages"]["adapt"]  # its weights
@@ -165,11 +165,9 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
 
 
 def _cost(config, pattern, length: int, count: int, seconds: float, dtype) -> str:
-    from ratplus.cost import kv_bytes, kv_entries, state_bytes
+    from ratplus.cost import cost
 
-    heads = config.layers * config.heads
-    entries = kv_entries(pattern, length) / heads
-    held = kv_bytes(pattern, length, config.d_head, dtype.itemsize)
-    held += state_bytes(config.d_head, heads) if config.recurrence else 0
+    spent = cost(pattern, length, config.d_head, recurrence=config.recurrence, bytes_per_element=dtype.itemsize)
     speed = f"{(count - 1) / seconds:.1f} tokens/s, " if count > 1 and seconds > 0 else ""
-    return f"[{count} tokens, {speed}cache: {entries:g} of {length} entries a head, {held:,} bytes]"
+    held = f"{spent.kv_entries_per_head:g} of {length} entries a head, {spent.cache_bytes:,} bytes"
+    return f"[{count} tokens, {speed}cache: {held}]"

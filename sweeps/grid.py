@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import asdict
 from itertools import product
 
@@ -36,7 +36,7 @@ def expand(spec: dict, decided: set[str], given: set[str]) -> list[list[str]]:
         return {k: v for k, v in mapping.items() if k.partition(".")[0] not in decided and k not in given}
 
     def combinations(mapping, where: str) -> list[list[str]]:
-        lists = [[f"{k}={_word(v)}" for v in (vs if isinstance(vs, list) else [vs])] for k, vs in
+        lists = [[f"{k}={override_value(v)}" for v in (vs if isinstance(vs, list) else [vs])] for k, vs in
                  kept(mapping, where).items()]  # fmt: skip
         return [list(c) for c in product(*lists)]
 
@@ -62,7 +62,7 @@ def _paired(mapping: dict) -> list[list[str]]:
         raise UsageError(f"sweep.zip: paired lists must be equally long; {told}")
     if not mapping:
         return [[]]
-    return [[f"{k}={_word(v)}" for k, v in zip(mapping, values)] for values in zip(*mapping.values())]
+    return [[f"{k}={override_value(v)}" for k, v in zip(mapping, values)] for values in zip(*mapping.values())]
 
 
 def _seeds(seeds) -> list[int]:
@@ -106,20 +106,19 @@ def _value(key: str, config: Config, chosen: dict[str, str], where: str):
     return found
 
 
-def keys(spec: dict) -> Iterator[str]:
-    """Keys that a sweep file varies: the axes of its cells."""
-    for mapping in (spec.get("grid") or {}, spec.get("zip") or {}, *(spec.get("points") or [])):
-        yield from mapping
-    if spec.get("seeds") is not None:
-        yield "seed"
+_PLAIN = re.compile(r"[\w./@%+:-]+")
 
 
-def _word(value) -> str:
-    """A value as Hydra's override grammar writes it."""
+def override_value(value) -> str:
+    """A value (None, bool, number, text, list, dict) in Hydra's override grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return "[" + ",".join(_word(v) for v in value) + "]"
+        return "[" + ",".join(override_value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{override_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)

@@ -119,22 +119,13 @@ def _conclude(cells: list[Task], folder: Path, retry: str, said: dict[str, str])
 def _one(entry: dict, folder: Path, last: str) -> int:
     """A single cell runs in this process."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+
+    from ratplus.sweeps.show import progress_bars
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     file = ProgressFile(folder / LOGS / f"{entry['stages'][last]}.progress.json")
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
-    ) as bars:  # fmt: skip
+    with progress_bars(console) as bars:
         shown: dict[str, int] = {}
 
         def progress(stage: str, done: int, total: int, numbers: dict) -> None:

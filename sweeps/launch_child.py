@@ -140,11 +140,12 @@ def record_death(job: dict, kind: str, message: str, lines: list[str]) -> None:
     The caller works in the folder that the job's relative paths are meant from.
     """
     try:
-        for stage in stages_of({"config": job["config"], "run": {}}):
+        config = typed(job["config"])
+        for stage in stages_of(config):
             target = stage.folder(Path(job["folder"]))
             if stage_state(target).status != "done":
                 break
-        advice = memory_advice(kind, message, stage.name, typed(job["config"]))
+        advice = memory_advice(kind, message, stage.name, config)
         message = f"{message}; {advice}" if advice else message
         write_record(
             target, stage=stage.name, config=stage.config, parent=stage.parent, status="failed", metrics={},

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 
 JOBS_FILE = "jobs.json"
 FORMAT = 1

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+from ratplus.atomic import remove_temporaries, write_atomically
 from ratplus.config import Config
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
 from ratplus.evaluation.checks import check_suites
 from ratplus.lock import FolderLock
-from ratplus.record import STAGES, ForeignRecord, RecordError, read_record, remove_temporaries, write_atomically
-from ratplus.secrets import scrub_words
-from ratplus.stages import Plan, plan
-from ratplus.sweeps.compose import NATURAL_AXES, RUNTIME, Composed, UsageError, typed
+from ratplus.plan import Plan, plan
+from ratplus.record import STAGES, ForeignRecord, RecordError, flatten, read_record
+from ratplus.sweeps.compose import NATURAL_AXES, RUNTIME, Composed, UsageError
 
 FORMAT = 1
 _CELL_KEYS = ("id", "model", "pattern", "label", "seed", "stages", "axes", "swept", "config", "corpus", "run")
@@ -76,7 +76,6 @@ def _entry(cell: Composed, stages: Plan, corpus: dict) -> dict:
         "label": cell.config.patterns.label,
         "seed": cell.config.seed,
         "stages": {stage.name: stage.id for stage in stages},
-        "overrides": scrub_words(cell.overrides),
         "axes": {},
         "swept": cell.axes,
         "config": {k: v for k, v in config.items() if k not in RUNTIME},
@@ -108,11 +107,12 @@ def name_axes(cells: list[dict]) -> None:
     Derived from all cells, not from what one call swept: tables must never take different experiments for seeds.
     """
     groups: dict[str, list[dict]] = {}
-    for cell in cells:
-        groups.setdefault(repr((cell["model"], cell["label"], cell["seed"])), []).append(science(cell))
+    flats = [science(cell) for cell in cells]
+    for cell, flat in zip(cells, flats):
+        groups.setdefault(repr((cell["model"], cell["label"], cell["seed"])), []).append(flat)
     keys = {k for group in groups.values() for flat in group for k in flat if flat[k] != group[0].get(k)}
-    for cell in cells:
-        flat, arl = science(cell), cell["config"]["train"]["pretrain"]["arl"]
+    for cell, flat in zip(cells, flats):
+        arl = cell["config"]["train"]["pretrain"]["arl"]
         flat["train.pretrain.arl"] = arl
         cell["axes"] = {key: flat[key] for key in sorted(keys) if arl or not key.startswith("train.pretrain.arl_")}
 
@@ -123,19 +123,10 @@ def cell_config(entry: dict) -> dict:
     return {**entry["config"], **entry["run"], "model": model}
 
 
-def stages_of(entry: dict) -> Plan:
-    """The stages of a manifest entry, with their configs."""
-    config = typed(cell_config(entry))
+def stages_of(config: Config) -> Plan:
+    """The stages of a cell, with their configs."""
     corpus = open_corpus(prepare(config.data))
     return plan(config, corpus.identity, corpus.vocab_size)
-
-
-def flatten(plain: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for name, value in plain.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def read_manifest(folder: Path) -> dict:

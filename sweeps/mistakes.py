@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from omegaconf.errors import OmegaConfBaseException
 
 from ratplus.config import Config
+from ratplus.record import flatten
 
 # What a word on the command line may begin with.
 _SECTIONS = {f.name for f in fields(Config)} | {"experiment"}
@@ -49,7 +50,7 @@ def omegaconf_line(error: OmegaConfBaseException) -> str:
 
 def _unknown_key(key: str) -> str:
     key = key.lstrip("+~")
-    known = _known_keys(asdict(Config()))
+    known = list(flatten(asdict(Config())))
     parent, _, name = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == parent] if parent else sorted(_SECTIONS)
     # A typo in the last word is likelier than a wrong group.
@@ -59,10 +60,3 @@ def _unknown_key(key: str) -> str:
     if close:
         return f"{key}: unknown key; did you mean {close[0]}?"
     return f"{key}: unknown key; allowed: {', '.join(siblings or sorted(_SECTIONS))}"
-
-
-def _known_keys(plain: dict, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in plain.items():
-        keys += _known_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-    return keys

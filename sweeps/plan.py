@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ratplus.budget import forward_flops, parameters, stage_flops
+from ratplus.budget import evaluation_rows, forward_flops, parameters, stage_flops
 from ratplus.config import Config, ModelConfig
 from ratplus.cost import cost
 from ratplus.data.tokenizer import ByteTokenizer
-from ratplus.memory import cache_memory, training_memory
+from ratplus.memory import BYTES_PER_ELEMENT, training_memory
 from ratplus.pattern import Pattern
-from ratplus.stages import plan
+from ratplus.plan import plan
 from ratplus.sweeps.compose import Composed, compose_cells
 from ratplus.sweeps.mistakes import UsageError
 from ratplus.sweeps.text_table import columns
@@ -98,9 +98,7 @@ def _stage_rows(cells: list[Composed], vocab: int, arguments: argparse.Namespace
 
 def _tokens(config: Config, stage: str) -> int:
     if stage == "evaluate":
-        recall = config.data.recall
-        rows = config.eval.recall_rows * recall.length if recall.fraction > 0 else 0
-        return config.eval.text_rows * config.train.context + rows
+        return sum(rows * length for rows, length in evaluation_rows(config))
     if stage == "pretrain" and config.model.init_from:
         return 0
     recipe = getattr(config.train, stage)
@@ -137,7 +135,10 @@ def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
             continue
         seen.add(config.patterns)
         length, precision = config.train.context, config.train.precision
-        spent = cost(config.patterns, length, model.d_head, recurrence=model.recurrence)
+        spent = cost(
+            config.patterns, length, model.d_head, recurrence=model.recurrence,
+            bytes_per_element=BYTES_PER_ELEMENT[precision],
+        )  # fmt: skip
         dense = forward_flops(model, Pattern(), length)
         rows.append(
             {
@@ -145,7 +146,7 @@ def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
                 "attention FLOPs": f"{spent.attention_flops:.4g}",
                 "of dense": f"1/{1 / spent.attention_flops_ratio:.1f}",
                 "all FLOPs": f"{forward_flops(model, config.patterns, length) / dense:.1%}",
-                "KV bytes a sequence": f"{cache_memory(model, config.patterns, length, precision):,}",
+                "KV bytes a sequence": f"{spent.cache_bytes:,}",
                 "KV entries of dense": f"1/{1 / spent.kv_ratio:.1f}" if spent.kv_ratio else "0",
             }
         )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shlex
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 
-from ratplus.sweeps.compose import UsageError, compose_one
-from ratplus.sweeps.manifest import flatten
+from ratplus.record import flatten
+from ratplus.sweeps.compose import RUNTIME, UsageError, compose_one
+from ratplus.sweeps.grid import override_value
 
 # What decides nothing, or is decided by the other keys.
 _IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers")
-_PLAIN = re.compile(r"[\w./@%+:-]+")
 
 
 def command(entry: dict, stage: str, folder: str, threads: int | None = None) -> str:
@@ -22,7 +23,19 @@ def command(entry: dict, stage: str, folder: str, threads: int | None = None) ->
     """
     words = overrides(entry)
     words += [] if threads is None else [f"run.threads={threads}"]
-    return shlex.join(["ratplus", stage, *words, f"output={_word(folder)}"])
+    return shlex.join(["ratplus", stage, *words, f"output={override_value(folder)}"])
+
+
+def reproducer(cells: int) -> Callable[[dict], str] | None:
+    """The command of each cell, for a report's page; None for so many that composing them all would take minutes."""
+    return _again if cells <= 100 else None
+
+
+def _again(entry: dict) -> str:
+    try:
+        return command(entry, "evaluate", f"outputs/again-{entry['id']}")
+    except UsageError as error:
+        return f"# this version of ratplus can't compose it: {error}"
 
 
 def overrides(entry: dict) -> list[str]:
@@ -31,7 +44,7 @@ def overrides(entry: dict) -> list[str]:
     words = _first_words(wanted)
     there = _flat(words)
     # A key that this version doesn't know is left in: composing then says which one.
-    return words + [f"{k}={_word(v)}" for k, v in wanted.items() if k not in there or there[k] != v]
+    return words + [f"{k}={override_value(v)}" for k, v in wanted.items() if k not in there or there[k] != v]
 
 
 def differences(entry: dict) -> list[str]:
@@ -55,7 +68,7 @@ def _first_words(wanted: dict) -> list[str]:
 
 
 def _required(wanted: dict) -> list[str]:
-    return [f"data.path={_word(wanted['data.path'])}"] if wanted.get("data.path") else []
+    return [f"data.path={override_value(wanted['data.path'])}"] if wanted.get("data.path") else []
 
 
 # Cells of a sweep have most of this in common, and composing takes a tenth of a second.
@@ -74,25 +87,6 @@ def _flat(words: list[str]) -> dict:
 
 @lru_cache(maxsize=256)
 def _flat_of(words: tuple[str, ...]) -> dict:
-    config = vars(compose_one(list(words)).config)
-    sections = {name: config[name] for name in ("model", "data", "train", "pattern", "eval", "seed")}
-    return {k: v for k, v in flatten(_plain(sections)).items() if k not in _IGNORED}
-
-
-def _plain(value):
-    if hasattr(value, "__dataclass_fields__"):
-        return {k: _plain(v) for k, v in vars(value).items()}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _word(value) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ",".join(_word(v) for v in value) + "]"
-    if isinstance(value, str) and not _PLAIN.fullmatch(value):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return str(value)
+    config = asdict(compose_one(list(words)).config)
+    science = {k: v for k, v in config.items() if k not in RUNTIME}
+    return {k: v for k, v in flatten(science).items() if k not in _IGNORED}

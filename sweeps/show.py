@@ -14,6 +14,14 @@ from ratplus.sweeps.pool import Running
 _LINE_SECONDS = 20.0  # between two plain progress lines
 
 
+def progress_bars(console: Console, transient: bool = False) -> Progress:
+    """Bars with a description (plain text: a label may hold brackets), ETA and a `note`."""
+    return Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False), console=console, transient=transient,
+    )  # fmt: skip
+
+
 class SweepDisplay:
     """Use as a context manager; `event` is what the pool calls."""
 
@@ -28,11 +36,7 @@ class SweepDisplay:
 
     def __enter__(self) -> SweepDisplay:
         if self._live:
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
-                console=self.console, transient=True,
-            )  # fmt: skip
+            self._progress = progress_bars(self.console, transient=True)
             self._overall = self._progress.add_task("sweep", total=self.total, note="")
             self._progress.start()
         return self

@@ -30,14 +30,20 @@ def show(wanted: str, folder: str | None, as_json: bool = False) -> None:
     print("\n".join(_lines(sweep, stage, stage_id, record, cells)))
 
 
-def find(wanted: str, folder: str | None) -> tuple[Path, str, str]:
+def find(
+    wanted: str, folder: str | None, verb: str = "show", elsewhere: str = "give another folder as second word"
+) -> tuple[Path, str, str]:
     """(sweep folder, stage, id) of the one stage whose id begins with `wanted`; it may have no record yet.
+
+    `verb` and `elsewhere` (how to name a sweep folder) are for messages.
 
     Raises:
         UsageError: none or several, or `folder` is not a sweep folder.
     """
     if not wanted or set(wanted) - set("0123456789abcdef"):
-        raise UsageError(f"show: got {wanted!r}; give an id, or how it begins: `ratplus status FOLDER` lists them")
+        raise UsageError(
+            f"{verb}: got {wanted!r}; give an id, or how it begins: `ratplus status FOLDER --json` lists them"
+        )
     sweeps = [Path(folder)] if folder else sorted(p.parent for p in Path("outputs").glob(f"*/{MANIFEST_FILE}"))
     found = {
         (sweep, stage, cell["stages"][stage])
@@ -47,11 +53,11 @@ def find(wanted: str, folder: str | None) -> tuple[Path, str, str]:
         if cell["stages"][stage].startswith(wanted)
     }
     if not found:
-        places = folder or "outputs/ (give another folder as second word)"
-        raise UsageError(f"show: no stage of {places} has an id that begins with {wanted}")
+        places = folder or f"outputs/ ({elsewhere})"
+        raise UsageError(f"{verb}: no stage of {places} has an id that begins with {wanted}")
     if len(found) > 1:
         told = ", ".join(f"{sweep}/{stage}/{stage_id}" for sweep, stage, stage_id in sorted(found)[:6])
-        raise UsageError(f"show: {wanted} is ambiguous: {told}; give more digits or the sweep folder")
+        raise UsageError(f"{verb}: {wanted} is ambiguous: {told}; give more digits or the sweep folder")
     return found.pop()
 
 

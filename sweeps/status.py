@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from ratplus.record import STAGES, RecordError, read_record
+from ratplus.record import STAGES
 from ratplus.status import State, cell_state, stage_state
 from ratplus.sweeps.launch_jobs import JobsUnknown, live_jobs
 from ratplus.sweeps.manifest import read_manifest
@@ -59,7 +60,7 @@ class SweepView:
         self.cells = [self._cell(entry, jobs, news) for entry in manifest]
         counts = Counter(cell["status"] for cell in self.cells)
         self.counts = {status: counts[status] for status in STATUSES if counts[status]}
-        self.eta_seconds = self._eta(manifest, news)
+        self.eta_seconds = self._eta(manifest)
 
     @property
     def bad(self) -> bool:
@@ -74,8 +75,8 @@ class SweepView:
         state = cell_state(self.folder, entry["stages"], look=self._look)
         status, stage, error = state.status, state.stage, state.error
         attempt = progress = None
-        if status in ("failed", "damaged"):
-            attempt = self._attempt(entry, stage)
+        if status == "failed":
+            attempt = (state.record["error"] or {}).get("attempt")
         ids = [entry["stages"][s] for s in reversed(STAGES)]
         job = next((jobs[i] for i in ids if i in jobs), None)
         if job is not None and status in ("failed", "damaged", "missing"):
@@ -94,13 +95,6 @@ class SweepView:
             "progress": progress,
         }
 
-    def _attempt(self, entry: dict, stage: str) -> int | None:
-        try:
-            record = read_record(self.folder / stage / entry["stages"][stage])
-        except RecordError:
-            return None
-        return (record["error"] or {}).get("attempt") if record is not None else None
-
     def _news(self) -> dict[str, dict]:
         """What workers last said, by the id of their task."""
         found = {}
@@ -113,7 +107,7 @@ class SweepView:
                 continue  # just ended, or a killed writer's
         return found
 
-    def _eta(self, manifest: list[dict], news: dict) -> float | None:
+    def _eta(self, manifest: list[dict]) -> float | None:
         """Seconds left, if all that is left takes as long as what is finished did and as many run at once as now."""
         running: dict[tuple[str, str], float] = {}  # stage and id -> fraction that is left
         left_cells, left_first = 0, set()
@@ -157,16 +151,11 @@ class SweepView:
 
 def _mean(states) -> float:
     """Mean seconds of finished stages; 0 if none is there, as when records were copied without their parents."""
-    seconds = [s.record["timing"].get("seconds", 0.0) for s in states if s.record is not None]
+    seconds = [s.record["timing"].get("seconds", 0.0) for s in states if s.status == "done"]
     return sum(seconds) / len(seconds) if seconds else 0.0
 
 
-def sweep_status(folder: Path) -> list[dict]:
-    """The cells of a sweep folder, as SweepView has them."""
-    return SweepView(Path(folder)).cells
-
-
-def summary(cells: list[dict]) -> str:
-    """`20 done, 2 failed, 1 missing`."""
-    counts = Counter(cell["status"] for cell in cells)
+def summary(statuses: Iterable[str]) -> str:
+    """`20 done, 2 failed, 1 missing`, of the statuses of cells."""
+    counts = Counter(statuses)
     return ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status]) or "no cells"

@@ -89,7 +89,7 @@ def _parts(view: SweepView) -> list[Table | Text]:
     if len(bad) > _MOST_ERRORS:
         parts.append(Text(f"... and {len(bad) - _MOST_ERRORS} more; --json lists all"))
     parts += [Text(note) for note in view.notes]
-    parts.append(Text(summary(view.cells) + _time_left(view)))
+    parts.append(Text(summary(cell["status"] for cell in view.cells) + _time_left(view)))
     return parts
 
 

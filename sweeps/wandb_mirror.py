@@ -111,8 +111,6 @@ class LiveMirror:
 
 def mirror_report(folder: Path, logger: LoggerSection) -> None:
     """Tables and figures of a sweep as a run of their own, after `ratplus report`."""
-    if logger.wandb == "none":
-        return
     try:
         from ratplus.sweeps.wandb_server import find_server
         from ratplus.sweeps.wandb_sync import remember

@@ -7,7 +7,6 @@ stage), and one of job_type `report` with the result tables and figures.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -17,14 +16,12 @@ from pathlib import Path
 
 from ratplus.cost import cost
 from ratplus.pattern import PatternMap
-from ratplus.record import STAGES, canonical_json, read_record
+from ratplus.record import STAGES, canonical_json
 from ratplus.secrets import scrub_tree
-from ratplus.stage_log import CURVE_FILE
+from ratplus.stage_log import CURVE_FILE, curve_rows
 from ratplus.status import stage_state
 from ratplus.sweeps.manifest import cell_config, read_manifest
 
-# Of keys and values, as in the tables.
-KV_BYTES_PER_ELEMENT = 2
 # What ratplus.checkpoint.save leaves; config.json holds the weights' SHA-256.
 MODEL_FILES = ("model.safetensors", "config.json")
 # Results that the report's run has a line of over dilations.
@@ -109,9 +106,7 @@ def pattern_facts(model: str, pattern: str, context: int) -> tuple[str, dict]:
     """
     shape = json.loads(model)
     patterns = PatternMap.from_dict(json.loads(pattern), shape["layers"], shape["d_model"] // shape["d_head"])
-    spent = cost(
-        patterns, context, shape["d_head"], recurrence=shape["recurrence"], bytes_per_element=KV_BYTES_PER_ELEMENT
-    )
+    spent = cost(patterns, context, shape["d_head"], recurrence=shape["recurrence"])
     uniform = patterns[0][0].to_dict() if patterns.is_uniform else dict.fromkeys(("dilation", "window", "sinks"))
     return patterns.label, {
         **uniform,
@@ -154,30 +149,6 @@ def row_of(stage: str, row: dict) -> dict:
     return row | ({f"{stage}_loss": row["loss"]} if "loss" in row else {})
 
 
-def curve_rows(path: Path) -> list[dict]:
-    """Rows of a curve.csv as numbers; a row that a crash cut short, or that repeats a step, is left out."""
-    try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-    rows: dict[int, dict] = {}
-    for line in lines:
-        try:
-            row = {name: _number(text) for name, text in line.items()}
-            rows[int(line["step"])] = row
-        except (KeyError, TypeError, ValueError):
-            continue
-    return [rows[step] for step in sorted(rows)]
-
-
-def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
 # ---- a whole sweep ------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +175,7 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
             if state.status == "damaged":
                 problems.append(state.error)
                 continue
-            record = state.record or (read_record(own) if state.status == "failed" else None)
+            record = state.record
             if record is None and not (own / CURVE_FILE).exists():
                 continue
             facts = _stage_facts(entry, stage) if record is None else (record["config"], record["parent"])
@@ -222,7 +193,7 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
 
 def _stage_facts(entry: dict, stage: str) -> tuple[dict, str | None] | None:
     """Config and parent of a stage that has no record yet, from the manifest; None if they don't hash to its id."""
-    from ratplus.stages import plan
+    from ratplus.plan import plan
     from ratplus.sweeps.compose import typed
 
     config = typed(cell_config(entry))

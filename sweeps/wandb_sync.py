@@ -14,12 +14,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ratplus.atomic import write_atomically
 from ratplus.lock import FolderLock
-from ratplus.record import write_atomically
 from ratplus.secrets import scrub
 from ratplus.sweeps.compose import UsageError
 from ratplus.sweeps.manifest import read_manifest
 from ratplus.sweeps.wandb_runs import RunSpec, report_run, sweep_runs
+from ratplus.sweeps.wandb_server import Server, find_server, server_url, target_name
 
 LEDGER_FILE = "wandb-synced.json"
 FORMAT = 1
@@ -44,13 +45,17 @@ def sync(arguments: argparse.Namespace) -> int:
         print(f"left out: {line}", file=sys.stderr)
     if arguments.dry_run:
         return _list(folder, runs, arguments.offline, entity, project)
+    server = None if arguments.offline else find_server()
     with FolderLock(folder / "wandb", on_wait=lambda who: print(f"waiting for {who}", file=sys.stderr)):
-        code = _offline(folder, runs, entity, project) if arguments.offline else _online(folder, runs, entity, project)
-    if arguments.workspace:
-        from ratplus.sweeps.wandb_workspace import publish
+        if server is None:
+            _offline(folder, runs, entity, project)
+        else:
+            _online(folder, runs, entity, project, server)
+        if arguments.workspace:
+            from ratplus.sweeps.wandb_workspace import publish
 
-        print(publish(folder, entity, project, online=not arguments.offline))
-    return code
+            print(publish(folder, entity, project, report, server))
+    return 0
 
 
 def _logger(folder: Path) -> dict:
@@ -61,11 +66,12 @@ def _logger(folder: Path) -> dict:
 def _fresh_report(folder: Path) -> None:
     """Tables and figures as the records are now; a sweep without a result has none."""
     records = [p.stat().st_mtime for p in folder.glob("*/*/record.json")]
-    tables = [p.stat().st_mtime for p in folder.glob("report/*.csv")]
-    if records and (not tables or min(tables) < max(records)):
+    page = folder / "report" / "index.html"  # what a report writes last
+    if records and (not page.exists() or page.stat().st_mtime < max(records)):
         from ratplus.analysis.report import report
+        from ratplus.sweeps.reproduce import reproducer
 
-        report(folder)
+        report(folder, reproduce=reproducer(len(read_manifest(folder)["cells"])))
 
 
 # ---- the three ways -----------------------------------------------------------------------------------------------
@@ -99,7 +105,6 @@ def _compare(runs: list[RunSpec], known: dict[str, str]) -> Todo:
 
 
 def _list(folder: Path, runs: list[RunSpec], offline: bool, entity: str | None, project: str) -> int:
-    from ratplus.sweeps.wandb_server import server_url, target_name
     from ratplus.sweeps.wandb_write import offline_checksums
 
     target = "offline" if offline else target_name(server_url(), entity, project)
@@ -115,23 +120,20 @@ def _ending(run: RunSpec) -> str:
     return {0: "done", 1: "failed"}.get(run.exit_code, "interrupted")
 
 
-def _offline(folder: Path, runs: list[RunSpec], entity: str | None, project: str) -> int:
+def _offline(folder: Path, runs: list[RunSpec], entity: str | None, project: str) -> None:
     from ratplus.sweeps.wandb_write import offline_checksums, write_run
 
     todo = _compare(runs, offline_checksums(folder))
     for run, _ in _told(todo):
         write_run(run, "offline", folder, project, entity)
     print(f"{len(todo.send)} runs written to {folder / 'wandb'}{todo.rest}")
-    return 0
 
 
-def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str) -> int:
+def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str, server: Server) -> None:
     import tempfile
 
-    from ratplus.sweeps.wandb_server import find_server
     from ratplus.sweeps.wandb_write import write_run
 
-    server = find_server()
     target = server.target(entity, project)
     known = read_ledger(folder)["targets"].get(target, {})
     there = server.existing(entity, project, list(known)) if known else set()
@@ -150,7 +152,6 @@ def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str)
         remember(folder, target, run, locked=True)
         sent += 1
     print(f"{sent} runs sent to {target}{todo.rest}")
-    return 0
 
 
 def _told(todo: Todo):

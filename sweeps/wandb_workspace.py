@@ -10,11 +10,12 @@ import json
 import os
 from pathlib import Path
 
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 from ratplus.secrets import scrub
 from ratplus.sweeps.compose import UsageError
 from ratplus.sweeps.manifest import read_manifest
-from ratplus.sweeps.wandb_runs import BY_DILATION, report_run, sweep_runs
+from ratplus.sweeps.wandb_runs import BY_DILATION, RunSpec
+from ratplus.sweeps.wandb_server import Server
 
 FILE = "wandb_workspace.json"
 _TITLES = {
@@ -26,19 +27,17 @@ _TITLES = {
 _LEGEND = "${config:model_name} ${config:pattern_label}"
 
 
-def publish(folder: Path, entity: str | None, project: str, online: bool) -> str:
-    """Write the workspace's definition, and make it on the server if `online`; returns a line that says where it is.
+def publish(folder: Path, entity: str | None, project: str, report: RunSpec | None, server: Server | None) -> str:
+    """Write the workspace's definition, and make it on the server, if any; returns a line that says where it is.
+
+    The caller holds the lock of `<folder>/wandb`. `report` is the sweep's `report_run`.
 
     Raises:
-        UsageError: the extra is not installed, there is no key or no network, or the server refuses.
+        UsageError: the extra is not installed, there is no network, or the server refuses.
     """
-    server = None
-    if online:
-        from ratplus.sweeps.wandb_server import find_server
-
-        server = find_server()
+    if server is not None:
         entity = entity or server.entity()
-    workspace = build(folder, entity or "", project)
+    workspace = build(folder, entity or "", project, report)
     path = folder / "report" / FILE
     plain = workspace._to_model().model_dump(mode="json", by_alias=True)
     write_atomically(path, json.dumps(plain, indent=1, sort_keys=True) + "\n")
@@ -59,7 +58,7 @@ def publish(folder: Path, entity: str | None, project: str, online: bool) -> str
     return f"workspace: {saved.url}"
 
 
-def build(folder: Path, entity: str, project: str):
+def build(folder: Path, entity: str, project: str, report: RunSpec | None):
     """The workspace of a sweep: its runs alone, in sections from training to what sparsity costs."""
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
@@ -73,7 +72,7 @@ def build(folder: Path, entity: str, project: str):
     plain = "".join(c if c.isalnum() or c in " -_." else "-" for c in name)  # no more is allowed in a workspace's name
     sections = [
         Section(name="Training", panels=_training(), is_open=True),
-        Section(name="What a dilation costs", panels=_by_dilation(folder), is_open=True),
+        Section(name="What a dilation costs", panels=_by_dilation(report), is_open=True),
         Section(name="What a pattern saves", panels=_savings(), is_open=True),
     ]
     settings = RunsetSettings(filters=f"Group == {json.dumps(name)}", pinned_columns=["config:model_name"])
@@ -96,11 +95,10 @@ def _training() -> list:
     ]  # fmt: skip
 
 
-def _by_dilation(folder: Path) -> list:
+def _by_dilation(report: RunSpec | None) -> list:
     """Lines of the report's run, one a model; a plot for each result that the sweep has."""
     from wandb_workspaces.reports.v2 import LinePlot
 
-    report = report_run(folder, sweep_runs(folder)[0])
     names = sorted({name for row in report.rows for name in row}) if report else []
     panels = []
     for result in BY_DILATION:

@@ -13,7 +13,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 from ratplus.sweeps.wandb_runs import MODEL_FILES, RunSpec
 
 # Beside each offline run: which RunSpec it holds, and that it is whole.

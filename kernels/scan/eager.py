@@ -112,15 +112,17 @@ def forward_packed(
     groups: dict[tuple[int, int], list[int]] = {}
     for head, pattern in enumerate(zip(dilations, sinks)):
         groups.setdefault(pattern, []).append(head)
-    wanted = [(members, kept_steps(*pattern, position, length)) for pattern, members in groups.items()]
+    wanted = [
+        (torch.tensor(members, device=k.device), kept_steps(*pattern, position, length))
+        for pattern, members in groups.items()
+    ]
     carry = _carry(k, k0, v0)
     for part, k_states, v_states in _walk(logit, k, v, carry):
-        for members, kept in wanted:
+        for index, kept in wanted:
             at = slice(bisect_left(kept, part.start), bisect_left(kept, part.stop))
             if at.start == at.stop:
                 continue
             steps = torch.tensor(kept[at], device=k.device)
-            index = torch.tensor(members, device=k.device)
             some_k, some_v = (x[:, index[:, None], steps - part.start] for x in (k_states, v_states))
             if cos is not None:
                 rotated = torch.empty_like(some_k)

@@ -4,13 +4,7 @@ import triton
 import triton.language as tl
 
 from ratplus.kernels.attention.fused_forward import far_count, far_position
-from ratplus.kernels.scan.fused_forward import gates, load_pair, load_rows, store_pair
-
-
-@triton.jit
-def _store_pair_where(mask, base, offset, a, b, HALF: tl.constexpr):
-    tl.store(base + offset, a.to(base.dtype.element_ty), mask=mask)
-    tl.store(base + offset + HALF, b.to(base.dtype.element_ty), mask=mask)
+from ratplus.kernels.scan.fused_forward import gates, load_pair, load_rows, store_pair, store_pair_if
 
 
 @triton.jit(do_not_specialize=["length", "steps", "position", "rows"])
@@ -75,10 +69,10 @@ def packed_kernel(
             if ROPE:
                 rotated_one = k_one * cs[r] - k_two * ss[r]
                 rotated_two = k_two * cs[r] + k_one * ss[r]
-                _store_pair_where(due, k_out, at, rotated_one, rotated_two, HALF)
+                store_pair_if(due, k_out, at, rotated_one, rotated_two, HALF)
             else:
-                _store_pair_where(due, k_out, at, k_one, k_two, HALF)
-            _store_pair_where(due, v_out, at, v_one, v_two, HALF)
+                store_pair_if(due, k_out, at, k_one, k_two, HALF)
+            store_pair_if(due, v_out, at, v_one, v_two, HALF)
             entry += tl.where(due, 1, 0)
         logit += ROWS * logit_t
         k += ROWS * k_t

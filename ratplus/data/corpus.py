@@ -12,14 +12,14 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ratplus.atomic import write_atomically
 from ratplus.data.stream import ShardedStream, join
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from ratplus.record import write_atomically
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -43,6 +43,7 @@ class Corpus:
     manifest: dict
     train: np.ndarray | ShardedStream
     validation: np.ndarray | ShardedStream
+    _tokenizer: Tokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def vocab_size(self) -> int:
@@ -61,12 +62,17 @@ class Corpus:
         }
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the streams: encode(text), decode(ids), eos_id, vocab_size.
+        """The tokenizer that made the streams: encode(text), decode(ids), eos_id, vocab_size. It is loaded once.
 
         Raises:
             CorpusError: its file is missing or altered, or nobody has said which it is (bare .bin streams).
             TokenizerError: its library is not installed.
         """
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer()
+        return self._tokenizer
+
+    def _load_tokenizer(self) -> Tokenizer:
         facts = self.manifest["tokenizer"]
         if facts["name"] == ByteTokenizer.name:
             return ByteTokenizer()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from ratplus.config import Config
 from ratplus.data.corpus import Corpus
+from ratplus.evaluation.cloze import questions
+
+# A longer text has room for cloze, and to draw its questions takes seconds.
+_SHORT_TOKENS = 1 << 20
 
 
 def check_suites(config: Config, corpus: Corpus) -> None:
@@ -12,9 +16,11 @@ def check_suites(config: Config, corpus: Corpus) -> None:
     Raises:
         MissingExtra, TaskError: of ratplus.evaluation.harness, where lm-eval or a task is not there.
         CorpusError, TokenizerError: text is asked for, but the corpus' tokenizer is not there.
-        ValueError: questions that do not fit the context.
+        ValueError: questions that do not fit the context, or too little held-out text for them.
     """
     asked = config.eval
+    if asked.cloze.items and len(corpus.validation) < _SHORT_TOKENS:
+        questions(corpus.validation, corpus.eos_id, asked.cloze.items, *asked.cloze.shape(config.train.context))
     if asked.tasks:
         from ratplus.evaluation.harness import check_tasks
 

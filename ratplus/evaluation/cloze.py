@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ratplus.config_eval import CLOZE_VERSION
 from ratplus.evaluation.metrics import clustered_mean
-from ratplus.evaluation.scoring import Progress, Scorer
+
+if TYPE_CHECKING:
+    from ratplus.evaluation.scoring import Progress, Scorer
 
 CHOICES = 4
 _SEED = 20602  # the questions are the same for every cell
@@ -46,12 +49,13 @@ def questions(stream, eos_id: int, count: int, context: int, continuation: int, 
     found: list[Question] = []
     starts = max(0, len(ids) - span)
     good = np.nonzero(ends[span : starts + span] == ends[:starts])[0] + context
+    before = ids[good - 1]
     order = draw.permutation(good)
     for place in order[: count * _TRIES]:
         if len(found) == count:
             break
         truth = tuple(ids[place : place + continuation].tolist())
-        elsewhere = good[ids[good - 1] == ids[place - 1]]
+        elsewhere = good[before == ids[place - 1]]
         others: list[tuple[int, ...]] = []
         for other in draw.permutation(elsewhere)[:_TRIES]:
             choice = tuple(ids[other : other + continuation].tolist())

@@ -125,7 +125,9 @@ def generate_texts(
         )
     for prompt in prompts:
         scorer.check_ids(prompt)
+    too_long = sum(len(prompt) > room for prompt in prompts)
     prompts = [scorer.cut(list(prompt), room) for prompt in prompts]
+    scorer.truncated += too_long
     numbers = range(len(prompts)) if numbers is None else numbers
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
@@ -192,7 +194,8 @@ def _stops(tokenizer, ids: list[int], until: tuple[str, ...]) -> bool:
     if not until:
         return False
     reach = max(len(stop.encode()) for stop in until) + _SLACK
-    return any(stop in tokenizer.decode(ids[-reach:]) for stop in until)
+    text = tokenizer.decode(ids[-reach:])
+    return any(stop in text for stop in until)
 
 
 def cut_at_stop(text: str, until: Sequence[str]) -> str:

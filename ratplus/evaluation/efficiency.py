@@ -10,6 +10,7 @@ import torch
 
 from ratplus.bench_measure import DENSE, Measuring
 from ratplus.bench_settings import BenchSettings
+from ratplus.budget import parameters
 from ratplus.cache import KVCache
 from ratplus.config import ModelConfig
 from ratplus.config_eval import EfficiencySection
@@ -37,8 +38,7 @@ def measure_efficiency(
         ValueError: the caches of such a batch don't fit in memory.
     """
     prompt = section.prompt(model.config.max_len)
-    parameters = sum(p.numel() for p in model.parameters())
-    counts = efficiency_counts(model.config, patterns, prompt, section.new_tokens, section.memory_gb, parameters)
+    counts = efficiency_counts(model.config, patterns, prompt, section.new_tokens, section.memory_gb)
     settings = BenchSettings(
         batches=(section.batch,), contexts=(prompt,), new_tokens=section.new_tokens, repeats=section.repeats,
         prefill_tokens=section.batch * prompt, device=device,
@@ -60,14 +60,14 @@ def measure_efficiency(
 
 
 def efficiency_counts(
-    config: ModelConfig, patterns: PatternMap, prompt: int, new_tokens: int, memory_gb: float, parameters: int
+    config: ModelConfig, patterns: PatternMap, prompt: int, new_tokens: int, memory_gb: float
 ) -> dict[str, dict]:
     """The metrics of `measure_efficiency`; they depend on shapes only."""
     length = prompt + new_tokens
     spent = cost(patterns, length, config.d_head, recurrence=config.recurrence, bytes_per_element=_BYTES_PER_ELEMENT)
     # As it would be allocated: its areas are rounded up to whole rings and blocks.
     cache = KVCache.empty(config, patterns, 1, length, "meta", torch.bfloat16).bytes()
-    left = int(memory_gb * 1e9) - parameters * _BYTES_PER_ELEMENT
+    left = int(memory_gb * 1e9) - parameters(config) * _BYTES_PER_ELEMENT
     counts = {
         "prefill_attention_flops": attention_flops(patterns, prompt, config.d_head),
         "decode_attention_flops": decode_flops(patterns, prompt, config.d_head),

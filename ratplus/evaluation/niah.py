@@ -124,14 +124,31 @@ def generate(
     Raises:
         ValueError: an unknown task, or a length that has no room for the question.
     """
+    drafts, new_tokens = _drafts(task, tokenizer, samples, length, template, new_tokens, seed)
+    free = haystack is not None and SHAPES[task].haystack == "free"
+    sentences = _sentences(haystack if free else NOISE)
+    return [draft.filled(tokenizer, sentences, length, new_tokens) for draft in drafts]
+
+
+def _drafts(
+    task: str, tokenizer, samples: int, length: int, template: str, new_tokens: int | None, seed: int
+) -> tuple[list[_Draft], int]:
+    """Items without their haystacks, each of which fits the length so; and the room for an answer."""
     if task not in SHAPES:
         raise ValueError(f"task: got {task!r}; allowed: {', '.join(SHAPES)}")
     shape, words = SHAPES[task], TEMPLATES[template]
     drafts = [_Draft(shape, words, random.Random(f"{task}/{seed}/{index}")) for index in range(samples)]
     if new_tokens is None:
         new_tokens = 8 + max(len(tokenizer.encode(" " + ", ".join(draft.answers))) for draft in drafts)
-    sentences = _sentences(haystack) if haystack is not None and shape.haystack == "free" else _sentences(NOISE)
-    return [draft.filled(tokenizer, sentences, length, new_tokens, task) for draft in drafts]
+    for draft in drafts:
+        needed = draft.tokens(tokenizer, [], 0) + new_tokens
+        if needed > length:
+            shorter = "" if template == "short" else ", or take the few words of eval.niah.template=short"
+            raise ValueError(
+                f"eval.niah.length: got {length}, but {task} needs {needed} tokens for its question and answer alone; "
+                f"give more{shorter}"
+            )
+    return drafts, new_tokens
 
 
 def overlap(text: str, answers: Sequence[str]) -> float:
@@ -170,17 +187,16 @@ class _Draft:
         self._first = draw.random()  # where in the text this item's haystack begins
         self._others: list[str] = []
 
-    def filled(self, tokenizer, sentences: list[str], length: int, new_tokens: int, task: str) -> Item:
-        def fits(count: int) -> bool:
-            return len(tokenizer.encode(self._prompt(sentences, count))) + new_tokens <= length
+    def tokens(self, tokenizer, sentences: list[str], count: int) -> int:
+        """Of the prompt with so much haystack."""
+        return len(tokenizer.encode(self._prompt(sentences, count)))
 
-        if not fits(0):
-            shorter = "" if self.words is TEMPLATES["short"] else ", or take the few words of eval.niah.template=short"
-            needed = len(tokenizer.encode(self._prompt(sentences, 0))) + new_tokens
-            raise ValueError(
-                f"eval.niah.length: got {length}, but {task} needs {needed} tokens for its question and answer alone; "
-                f"give more{shorter}"
-            )
+    def filled(self, tokenizer, sentences: list[str], length: int, new_tokens: int) -> Item:
+        """With as much haystack as fits; that none of it fits is not looked for here."""
+
+        def fits(count: int) -> bool:
+            return self.tokens(tokenizer, sentences, count) + new_tokens <= length
+
         low, high = 0, 1
         while fits(high):
             low, high = high, 2 * high
@@ -265,5 +281,8 @@ def section_items(section: NiahSection, tokenizer, length: int, haystack: str | 
 
 def check_section(section: NiahSection, tokenizer, length: int) -> None:
     """Refuse a length that a task's questions do not fit, before anything is trained. Raises ValueError."""
-    if section.tasks:
-        section_items(section, tokenizer, length, haystack=None)
+    for task in section.tasks:
+        _drafts(
+            task, tokenizer, section.samples, section.length or length, section.template, section.new_tokens,
+            section.seed,
+        )  # fmt: skip

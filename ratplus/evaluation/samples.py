@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ratplus.record import write_atomically
+from ratplus.atomic import write_atomically
 
 SAMPLES_FILE = "samples.jsonl"
 

@@ -66,7 +66,7 @@ class Scorer:
     # ---- what fits ----
 
     def cut(self, context: list[int], room: int) -> list[int]:
-        """A context in at most `room` tokens.
+        """A context in at most `room` tokens; the caller counts it.
 
         Raises:
             ValueError: it is too long and truncation is off.
@@ -78,7 +78,6 @@ class Scorer:
                 f"a context of {len(context)} tokens is longer than the {room} that max_length={self.max_length} "
                 "leaves for it; allow truncation=left or middle, or take a model with a longer context"
             )
-        self.truncated += 1
         head = room // 2 if self.truncation == "middle" else 0
         return context[:head] + context[len(context) - (room - head) :]
 
@@ -93,6 +92,7 @@ class Scorer:
             BadLogits: NaN or infinite logits.
         """
         whole: list[tuple[tuple, tuple]] = []
+        too_long: set[tuple] = set()
         for context, continuation in pairs:
             assert len(context) >= 1, "an empty context is the caller's to replace by end-of-text"
             self.check_ids(context)
@@ -104,7 +104,10 @@ class Scorer:
                 )
             # The last token of a continuation is never fed.
             room = self.max_length + 1 - max(len(continuation), 1)
+            if len(context) > room:
+                too_long.add(tuple(context))
             whole.append((tuple(self.cut(list(context), room)), tuple(continuation)))
+        self.truncated += len(too_long)
         wanted = {pair: Score(0.0, True) for pair in whole if not pair[1]}
         missing = dict.fromkeys(pair for pair in whole if pair[1])
         total, groups = len(missing), _by_context(missing)

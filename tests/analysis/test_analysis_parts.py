@@ -8,7 +8,6 @@ import pytest
 
 from ratplus.analysis import ablation, adaptation_curves, masks, pareto, pattern_tables, recurrence, sensitivity, style
 from ratplus.analysis.compare import compare, differences, holm, join, paired_bootstrap
-from ratplus.analysis.curves import read_curve
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.reference import check_reference, paper_rows
 from ratplus.analysis.report import report
@@ -18,6 +17,7 @@ from ratplus.analysis.tasks import describe, is_cost
 from ratplus.evaluation.samples import write_samples
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.record import write_record
+from ratplus.stage_log import curve_rows
 
 # ---- names of metrics ----
 
@@ -142,6 +142,11 @@ def test_frontier_is_what_nothing_beats(seed):
         assert found[i] == (not beaten and not np.isnan(values[i]))
 
 
+def test_twins_stand_on_the_frontier_together():
+    """Such as D1 and D1-W64, wherever a cheaper row stands in the frame."""
+    assert list(pareto.frontier(pd.Series([4.0, 4.0, 1.0]), pd.Series([1.0, 1.0, 3.0]))) == [True, True, True]
+
+
 # ---- places in hybrids ----
 
 
@@ -191,9 +196,10 @@ def test_gap_is_of_each_models_own_dense_cell(everything):
 
 def test_curves_leave_out_broken_and_repeated_rows(tmp_path):
     (tmp_path / "curve.csv").write_text("step,tokens,loss\n1,10,3.0\n2,20,2.5\n2,20,2.4\n3,30,nan\n4,4")
-    assert read_curve(tmp_path) == {"step": [1, 2, 3], "tokens": [10, 20, 30], "loss": [3.0, 2.4, pytest.approx(
-        float("nan"), nan_ok=True)]}  # fmt: skip
-    assert read_curve(tmp_path / "absent") == {}
+    rows = curve_rows(tmp_path / "curve.csv")
+    assert [(row["step"], row["tokens"]) for row in rows] == [(1, 10), (2, 20), (3, 30)]
+    assert [row["loss"] for row in rows] == pytest.approx([3.0, 2.4, float("nan")], nan_ok=True)
+    assert curve_rows(tmp_path / "absent" / "curve.csv") == []
 
 
 def test_adaptation_is_the_mean_over_seeds_as_far_as_all_went(sweep):

@@ -42,7 +42,7 @@ def check_rows(result):
 
 
 def test_what_the_cpu_is_timed_at():
-    result = bench.bench_cpu_ops(threads=1, repeats=2, shapes=SMALL_CPU)
+    result = bench.bench_ops(replace(SMALL_CPU, repeats=2), threads=1)
     check_rows(result)
     assert result["threads"] == 1
     seen = {(row["op"], row["pattern"], row["candidate"]) for row in result["rows"]}
@@ -57,13 +57,13 @@ def test_what_the_cpu_is_timed_at():
 
 def test_repeats_must_be_positive():
     with pytest.raises(ValueError, match="repeats: got 0"):
-        bench.bench_cpu_ops(repeats=0)
+        bench.bench_ops(replace(bench_cases.CPU_SHAPES, repeats=0))
 
 
 def test_gpu_benchmark_at_a_small_size_on_the_cpu():
     """Every case, candidate and figure, with peers that run without a GPU; the others are named with a reason."""
     saved = []
-    result = bench_gpu.bench_gpu_ops(SMALL, save=lambda result: saved.append((result["complete"], len(result["rows"]))))
+    result = bench.bench_ops(SMALL, save=lambda result: saved.append((result["complete"], len(result["rows"]))))
     check_rows(result)
     assert saved == sorted(saved)  # it only grows, and is complete at the end alone
     assert saved[-1] == (True, len(result["rows"]))
@@ -75,7 +75,7 @@ def test_gpu_benchmark_at_a_small_size_on_the_cpu():
 
 
 def test_long_dense_attention_is_timed_once():
-    result = bench_gpu.bench_gpu_ops(replace(SMALL, dense_beside_flops=1.0, peer_lengths=(), decode_batches=()))
+    result = bench.bench_ops(replace(SMALL, dense_beside_flops=1.0, peer_lengths=(), decode_batches=()))
     dense = {row["pattern"] for row in result["rows"] if row["candidate"] == "dense SDPA"}
     ours = {row["pattern"] for row in result["rows"] if row["candidate"] == "ours"} - {"-"}
     assert dense == {"D1"}
@@ -140,6 +140,17 @@ def test_quantiles_and_limits():
     ceilings = Ceilings(copy_gb_s=100.0, matmul_tflop_s=1.0)
     assert ceilings.limit_ms(1e9, 1e9) == pytest.approx(10.0)  # bound by memory
     assert ceilings.limit_ms(1e6, 5e10) == pytest.approx(50.0)  # by arithmetic
+
+
+def test_a_system_that_does_not_tell_its_memory_decodes_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_timing, "_MEMORY_FACTS", str(tmp_path / "meminfo"))
+    assert bench_timing.available_memory_bytes("cpu") is None
+    (case,) = bench_cases._decode_cases(SMALL, 32, 64, 2, (4, 3, 2), "a shape")
+    assert list(case.candidates) == ["ours", "dense SDPA, one query"]
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       1 kB\n")
+    assert bench_timing.available_memory_bytes("cpu") == 1024
+    (case,) = bench_cases._decode_cases(SMALL, 32, 64, 2, (4, 3, 2), "a shape")
+    assert case.skipped.keys() == {"ours", "dense SDPA, one query"}
 
 
 def test_peak_memory_of_a_call():

@@ -173,3 +173,11 @@ def test_labels_with_brackets_are_not_split():
 
 def test_free_memory_is_told():
     assert bench_timing.available_memory_bytes("cpu") > 10_000_000
+
+
+def test_memory_that_the_system_does_not_tell_must_be_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_timing, "_MEMORY_FACTS", str(tmp_path / "none"))
+    (row, *_) = bench(patterns=("D4",), batches=(1,))["rows"]
+    assert row["max_batch"] > 0
+    with pytest.raises(ValueError, match="doesn't tell how much memory is free; give --memory-gb"):
+        bench(patterns=("D4",), batches=(1,), memory_gb=None)

@@ -62,7 +62,7 @@ def test_backward_is_twice_the_forward():
 
 
 def test_stages_of_a_cell():
-    words = ["data.recall.fraction=0", "train.pretrain.arl=false", "pattern.dilation=16"]
+    words = ["data.recall.fraction=0", "train.pretrain.arl=false", "pattern.dilation=16", "eval.cloze.items=0"]
     config: Config = compose_one(words).config
     model = config.model.build(257, 512)
     flops = stage_flops(config, 257)
@@ -79,3 +79,9 @@ def test_stages_of_a_cell():
     short = forward_flops(model, Pattern(16), 128)
     assert mixed["adapt"] == 3 * 40 * (4 * sparse + 16 * short)
     assert mixed["evaluate"] == 128 * sparse + 64 * short
+    # Four choices a question, each after 64 tokens and after one; needles as long as they are asked for.
+    asked = ["eval.cloze.items=10", "eval.niah.tasks=[niah_single_1,niah_multikey_2]", "eval.niah.samples=5",
+             "eval.niah.length=500"]  # fmt: skip
+    more = stage_flops(compose_one([*words[:3], *asked]).config, 257)["evaluate"] - flops["evaluate"]
+    given, alone, needles = (forward_flops(model, Pattern(16), length) for length in (64 + 16, 1 + 16, 500))
+    assert more == 40 * (given + alone) + 2 * 5 * needles

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ratplus import ModelConfig, RATPlus
-from ratplus.checkpoint import CheckpointError, load, load_official, save
+from ratplus.checkpoint import CheckpointError, adopt, load, load_official, map_weights, save
+from ratplus.starting_point import read_facts
 
 CONFIG = ModelConfig(11, 2, 16, 8, max_len=32)
 
@@ -34,8 +35,22 @@ def test_round_trip_is_exact(tmp_path):
 )  # fmt: skip
 def test_damage_is_seen(folder, damage, message):
     damage(folder)
-    with pytest.raises(CheckpointError, match=message):
-        load(folder)
+    for read in (load, map_weights):
+        with pytest.raises(CheckpointError, match=message):
+            read(folder)
+
+
+def test_adopting_weights(folder, tmp_path):
+    _, sha256 = read_facts(folder)
+    model = load(folder)
+    assert adopt(folder, tmp_path / "new", CONFIG, sha256) == sum(p.numel() for p in model.parameters())
+    assert torch.equal(load(tmp_path / "new", CONFIG).embed.weight, model.embed.weight)
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        adopt(folder, tmp_path / "other", CONFIG, "0" * 64)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint here .model.safetensors is missing."):
+        adopt(folder, tmp_path / "other", CONFIG, sha256)
+    assert not (tmp_path / "other").exists()
 
 
 def cut(path):

@@ -396,3 +396,18 @@ def test_shares():
         count(6, 2, 2)
     with pytest.raises(LayoutError, match=r"train.pretrain.batch: got 2; 4 ranks need at least a row each"):
         count(2, None, 4)
+
+
+def test_only_stages_that_train_must_share_their_rows(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cell, "_run_stages", lambda self, last: {"last": last})
+    cell = cell_of(config_of(text, "ddp", 2), tmp_path)
+    cell.config.train.adapt.batch = 1
+    assert cell.run("pretrain") == {"last": "pretrain"}
+    for last in ("adapt", "evaluate"):
+        with pytest.raises(LayoutError, match="train.adapt.batch: got 1; 2 ranks"):
+            cell.run(last)
+    cell.config.train.adapt.batch, cell.config.train.pretrain.batch = 4, 1
+    with pytest.raises(LayoutError, match="train.pretrain.batch: got 1; 2 ranks"):
+        cell.run()
+    cell.config.model.init_from = "weights"
+    assert cell.run() == {"last": "evaluate"}

@@ -9,7 +9,7 @@ from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.config import Config
 from ratplus.config_eval import EfficiencySection, EvalSection
 from ratplus.evaluation.efficiency import efficiency_counts, measure_efficiency
-from ratplus.stages import plan
+from ratplus.plan import plan
 
 CONFIG = ModelConfig(vocab_size=40, layers=2, d_model=32, d_head=16, max_len=64)
 MAPS = [
@@ -26,7 +26,7 @@ def test_counts_are_those_of_a_live_cache(patterns, recurrence):
     config = replace(CONFIG, recurrence=recurrence)
     model = RATPlus(config).bfloat16()
     parameters = sum(p.numel() for p in model.parameters())
-    counts = efficiency_counts(config, patterns, 48, 16, 0.001, parameters)
+    counts = efficiency_counts(config, patterns, 48, 16, 0.001)
     value = {name: int(entry["value"]) for name, entry in counts.items()}
     cache = model.new_cache(1, patterns, 64)
     assert value["decode_cache_bytes"] == cache.bytes()

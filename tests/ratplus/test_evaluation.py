@@ -191,6 +191,26 @@ def test_needles_without_room():
     assert generate("niah_single_1", ByteTokenizer(), 1, 200, template="short")
 
 
+@pytest.mark.parametrize("task", NIAH_TASKS)
+def test_the_look_before_training_says_what_making_the_items_would_say(task):
+    from ratplus.config_eval import NiahSection
+    from ratplus.evaluation.niah import check_section, section_items
+
+    section, refused = NiahSection([task], 3), []
+    for length in (100, 300, 500, 700, 2000):
+        said = []
+        for ask in (check_section, lambda *asked: section_items(*asked, haystack=None)):
+            try:
+                ask(section, ByteTokenizer(), length)
+                said.append(None)
+            except ValueError as error:
+                said.append(str(error))
+        assert said[0] == said[1]
+        refused.append(said[0] is not None)
+    assert refused[0]
+    assert not refused[-1]
+
+
 def test_needle_suite_reads_the_models_answers(monkeypatch):
     from ratplus import ModelConfig, RATPlus
     from ratplus.evaluation import niah_suite
@@ -288,7 +308,11 @@ def test_suites_of_a_cell(tmp_path):
 
     config.eval.niah.length = 40
     with pytest.raises(ValueError, match="eval.niah.length: got 40, but niah_single_1 needs"):
-        Cell(config, Surroundings(tmp_path / "sweep"))
+        Cell(config, Surroundings(tmp_path / "sweep")).run()
+    config.eval.niah.length, config.eval.cloze.items = None, 100_000
+    with pytest.raises(ValueError, match="eval.cloze.items: got 100000, but the held-out text of [0-9]+ tokens gives"):
+        Cell(config, Surroundings(tmp_path / "untrained")).run()
+    assert not (tmp_path / "untrained" / "pretrain").exists()
 
 
 @pytest.mark.slow

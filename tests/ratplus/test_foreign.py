@@ -154,6 +154,11 @@ def test_folders_that_are_not_what_they_should_be(tmp_path):
         read_foreign(ours)
     with pytest.raises(CheckpointError, match="it would take the place of the model folder itself"):
         export_hf(ours, ours)
+    other = save(RATPlus(ModelConfig(11, 1, 16, 8)), tmp_path / "other")
+    before = (other / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="other: is a ratplus model folder already"):
+        export_hf(ours, other)
+    assert (other / "model.safetensors").read_bytes() == before
     with pytest.raises(CheckpointError, match=r"no model here .config\.json is missing."):
         read_foreign(tmp_path)
     with pytest.raises(CheckpointError, match=r"no checkpoint here .config\.json is missing."):

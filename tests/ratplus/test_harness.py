@@ -12,7 +12,7 @@ from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.evaluation.adapter import Adapter
 from ratplus.evaluation.bad_logits import BadLogits
-from ratplus.evaluation.decoding import Decoding, cut_at_stop
+from ratplus.evaluation.decoding import Decoding, cut_at_stop, generate_texts
 from ratplus.evaluation.scoring import Scorer, windows
 
 PATTERNS = [
@@ -127,6 +127,14 @@ def test_long_contexts_are_cut_and_counted(model, truncation, kept):
     assert score.logprob == pytest.approx(directly(model, None, list(kept), [1, 2, 3, 4, 5])[0], abs=1e-4)
     scorer.score([([1, 2], [3])])
     assert scorer.truncated == 1
+
+
+def test_a_context_of_several_choices_is_cut_once(model):
+    scorer = Scorer(model, max_length=24)
+    scorer.score([(list(range(120)), [end] * (1 + end)) for end in range(4)])
+    assert scorer.truncated == 1
+    generate_texts(scorer, ByteTokenizer(), [list(range(50)), [1], list(range(60))], Decoding(max_new_tokens=2))
+    assert scorer.truncated == 3
 
 
 def test_without_truncation_the_lengths_are_named(model):
@@ -286,6 +294,12 @@ def test_nan_is_told_with_the_layer_where_it_began(break_it, where):
         Adapter(model, ByteTokenizer()).loglikelihood([request("abc", "def")])
     with pytest.raises(BadLogits, match=where):
         Adapter(model, ByteTokenizer()).generate_until([request("abc", {})])
+
+
+def test_nan_of_decoding_alone_is_blamed_on_no_part(monkeypatch):
+    monkeypatch.setattr(RATPlus, "step", lambda self, t, c: torch.full((len(t), 270), math.nan))
+    with pytest.raises(BadLogits, match="infinite, which a run of these tokens alone does not show .they began while"):
+        Adapter(build(), ByteTokenizer()).generate_until([request("abc", {})])
 
 
 # ---- lm-eval ------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
+from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.budget import parameters
-from ratplus.memory import cache_memory, training_memory
+from ratplus.memory import training_memory
 
 
 def measured_peak(config: ModelConfig, batch: int, length: int, precision: str) -> int:
@@ -53,15 +53,3 @@ def test_sharding_and_checkpointing():
     light = training_memory(config, n, 4096, "bf16", 8, checkpointing=True)
     assert light.activations < eight.activations / 8
     assert light.total < 80e9 < one.total
-
-
-@pytest.mark.parametrize("recurrence", [True, False])
-def test_cache_memory_is_that_of_the_formula_and_at_most_the_caches(recurrence):
-    config = ModelConfig(vocab_size=50, layers=2, d_model=64, d_head=32, recurrence=recurrence)
-    model, patterns = RATPlus(config), PatternMap.uniform(Pattern(4, 3, 2), 2, 2)
-    cache = model.new_cache(1, patterns, 40)
-    model.prefill(torch.zeros(1, 39, dtype=torch.long), cache)
-    held = sum(n for layer in cache.kv_entries() for head in layer for n in head)
-    state = 2 * 2 * 2 * 32 * 4 if recurrence else 0
-    assert cache_memory(config, patterns, 39, "float32") == held * 2 * 32 * 4 + state
-    assert cache_memory(config, patterns, 39, "float32") <= cache.bytes()

@@ -6,15 +6,8 @@ import threading
 
 import pytest
 
-from ratplus.record import (
-    RecordError,
-    canonical_json,
-    provenance,
-    read_record,
-    stage_id,
-    write_atomically,
-    write_record,
-)
+from ratplus.atomic import write_atomically
+from ratplus.record import RecordError, canonical_json, provenance, read_record, stage_id, write_record
 
 
 def make(root, **kwargs):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from cli_runs import run_here as ratplus
 
 from ratplus.stages import Cell, Surroundings
-from ratplus.sweeps import cli
 from ratplus.sweeps.compose import compose_cells
 from ratplus.sweeps.manifest import add_cells, plan_cells, read_manifest
 
@@ -14,12 +14,6 @@ TINY = [
     "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8", "train.pretrain.steps=2", "train.adapt.steps=1",
     "train.pretrain.batch=4", "train.adapt.batch=4", "run.threads=1", "run.accelerator=cpu",
 ]  # fmt: skip
-
-
-def ratplus(*words) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(list(words))
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

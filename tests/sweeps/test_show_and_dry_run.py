@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from cli_runs import run_here as ratplus
 
-from ratplus.sweeps import cli
 from ratplus.sweeps.manifest import read_manifest
 from ratplus.sweeps.reproduce import differences, overrides
 
@@ -16,12 +16,6 @@ TINY = [
     "data.recall.length=32", "data.recall.keys=4", "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8",
     "train.pretrain.steps=4", "train.adapt.steps=2", "train.pretrain.batch=4", "train.adapt.batch=4", "run.threads=1",
 ]  # fmt: skip
-
-
-def ratplus(*words) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(list(words))
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

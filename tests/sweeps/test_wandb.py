@@ -19,7 +19,8 @@ from fake_wandb import FakeWandb
 from wandb_files import offline_runs, read_run
 
 from ratplus.record import read_record
-from ratplus.sweeps.wandb_runs import curve_rows, sweep_runs
+from ratplus.stage_log import curve_rows
+from ratplus.sweeps.wandb_runs import sweep_runs
 
 RATPLUS = str(Path(sys.executable).with_name("ratplus"))
 TINY = [
@@ -282,6 +283,31 @@ def test_sync_without_key_or_network_says_what_to_do(swept):
         assert line.startswith("ratplus: error: ")
         assert message in line
     assert time.monotonic() - started < 60
+
+
+def test_a_stale_page_alone_is_made_again_with_its_commands(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    page, old = place / "out" / "report" / "index.html", place / "out" / "report" / "compare_other.csv"
+    old.write_text("a\n1\n")
+    os.utime(old, (1, 1))  # left by a comparison; no report writes it again
+    before = page.stat().st_mtime_ns
+    sync(capsys, "out", "--offline")
+    assert page.stat().st_mtime_ns == before
+    os.utime(page, (1, 1))
+    sync(capsys, "out", "--offline")
+    assert page.stat().st_mtime_ns >= before
+    assert "output=outputs/again-" in page.read_text()
+
+
+def test_the_workspace_is_published_under_the_lock_of_the_ledger(place, monkeypatch, capsys):
+    from ratplus.lock import is_locked
+
+    def publish(folder, *_):
+        return f"locked: {is_locked(folder / 'wandb')}"
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("ratplus.sweeps.wandb_workspace.publish", publish)
+    assert "locked: True" in sync(capsys, "out", "--offline", "--workspace")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces.*")
