@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, in_order, over_seeds, short_patterns, with_loss_delta
+from ratplus.analysis.aggregate import RUN, in_order, over_seeds, run_name, short_patterns, with_loss_delta
 from ratplus.analysis.dilation_axis import DilationAxis
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.run import run
@@ -33,7 +33,7 @@ from ratplus.analysis.tables import number, write_table
 NAME = "ablation"
 ARL, LENGTH, STEPS = "train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps"
 SPARSE = "train.pretrain.sparse"
-TITLES = {SPARSE: "From scratch"}
+TITLES = {SPARSE: "From scratch", "model.recurrence_chunk": "Restart every"}
 MOST_LINES = 10
 
 # %% [markdown]
@@ -78,10 +78,10 @@ def _arl(axes: dict) -> str | None:
 
 def _combination(row: pd.Series) -> str:
     """Everything but the adaptation, which has panels of its own."""
-    parts = [row["model"]]
+    name = row["model"]
     if row["arl"] is not None:
-        parts.append("no ARL" if row["arl"] == "off" else f"ARL {row['arl']}".replace("ARL on", "ARL"))
-    return ", ".join(parts + [part for part in str(row["variant"]).split(", ") if part and not _known(part)])
+        name += ", no ARL" if row["arl"] == "off" else f", ARL {row['arl']}".replace("ARL on", "ARL")
+    return run_name(name, ", ".join(part for part in str(row["variant"]).split(", ") if not _known(part)))
 
 
 def _known(part: str) -> bool:
@@ -98,7 +98,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         if STEPS in frame.attrs["axes"]:
             line["Adapted"] = "✓" if first["adapted"] else "–"
         for name in _others(frame):
-            line[TITLES.get(name, name)] = str(first[f"axis:{name}" if f"axis:{name}" in part else name])
+            value = first[f"axis:{name}" if f"axis:{name}" in part else name]
+            line[TITLES.get(name, name)] = "–" if pd.isna(value) else f"{value:g}" if _is_number(value) else str(value)
         if (rows["cells"] > 1).any():
             line["Seeds"] = str(part["done"].max())
         for pattern, title in names.items():
@@ -107,6 +108,10 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         lines.append(line)
     shown = pd.DataFrame(lines)
     return shown.drop(columns="ARL") if shown["ARL"].eq("?").all() else shown
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _loss(row: pd.Series) -> str:

@@ -151,7 +151,8 @@ def _unit(largest: float) -> tuple[float, str]:
 def applies(frame: pd.DataFrame) -> bool:
     """Whether any adapt stage has left a curve."""
     folder = Path(frame.attrs["folder"]) / "adapt"
-    return any((folder / name / "curve.csv").exists() for name in frame["adapt"].dropna().unique())
+    # Without adaptation (steps=0) there is a file without rows.
+    return any(curve_rows(folder / name / CURVE_FILE) for name in frame["adapt"].dropna().unique())
 
 
 def write(frame: pd.DataFrame, folder: Path) -> list[Path]:

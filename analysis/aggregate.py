@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -66,7 +68,7 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     groups = frame.groupby(GROUP, sort=False)
     done = frame["status"].eq("done")
     same = ["recurrence", "pattern_name", "kind", "dilation", "window", "sinks", "context", "kv_entries", "kv_bytes"]
-    same += ["layers", "heads", "parameters", "attention_flops", "attention_flops_ratio"]
+    same += ["layers", "heads", "kv_heads", "parameters", "attention_flops", "attention_flops_ratio"]
     rows = groups[same].first()
     rows["cells"] = groups.size()
     rows["done"] = done.groupby([frame[key] for key in GROUP], sort=False).sum()
@@ -93,8 +95,19 @@ def _joint_status(states: pd.Series) -> str:
 
 
 def run_name(model: str, variant: str) -> str:
-    """What a reader calls a run: the model, and what else was varied."""
-    return f"{model}, {variant}" if variant else model
+    """What a reader calls a run: the model, and what else was varied: `attention_tiny, adapt.steps=0`.
+
+    Keys go without their group, and a key that is null is not told: it is what no other run's value is.
+    """
+    told = [part for part in variant.split(", ") if part and not part.endswith("=None")]
+    return ", ".join([model, *(re.sub(r"^(model|train|data|eval)\.", "", part) for part in told)])
+
+
+def sharing(heads: int, kv_heads: int) -> str:
+    """What a model is called whose query heads share keys and values: `GQA-2` for two heads of them, `MQA` for one."""
+    if kv_heads == heads:
+        return ""
+    return "MQA" if kv_heads == 1 else f"GQA-{kv_heads}"
 
 
 def first_runs(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:

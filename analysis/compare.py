@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
 from ratplus.analysis.aggregate import RUN, first_runs, in_order, run_name, short_patterns
+from ratplus.analysis.compare_page import write_compare_page
 from ratplus.analysis.dilation_axis import DilationAxis
-from ratplus.analysis.load import load_sweep
+from ratplus.analysis.load import read_sweep
 from ratplus.analysis.samples import same_items, scores
 from ratplus.analysis.tables import number, write_table
 from ratplus.analysis.tasks import describe, is_cost, is_share
@@ -30,12 +31,15 @@ BOOTSTRAP, ERRORS = "paired bootstrap", "standard errors"
 
 
 def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]:
-    """Write `compare_<second>` (tables, and a figure of the loss) into `folder`, else `<first>/report`.
+    """Write `compare_<second>` (tables, a figure of the loss, a page) into `folder`, else `<first>/report`.
+
+    Returns the paths, the page last.
 
     Raises:
         ValueError: a folder that is no sweep, or sweeps without a cell in common.
     """
-    a, b = load_sweep(first), load_sweep(second)
+    sweeps = read_sweep(first), read_sweep(second)
+    a, b = (sweep.frame for sweep in sweeps)
     pairs = join(a, b)
     rows = differences(a, b, pairs)
     if rows.empty:
@@ -48,9 +52,10 @@ def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]
     written = write_table(
         stem, rows.drop(columns=["kind", "dilation", "window", "sinks", "pattern_name"]), shown, **look
     )
-    if not rows["metric"].eq("loss").any():
-        return written
-    return written + style.save(figure(rows, *labels), stem)
+    if rows["metric"].eq("loss").any():
+        written += style.save(figure(rows, *labels), stem)
+    page = write_compare_page(stem, rows, written, sweeps, labels, look["caption"], look["notes"])
+    return [*written, page]
 
 
 def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -237,7 +242,9 @@ def figure(rows: pd.DataFrame, first: str, second: str) -> Figure:
         axes = drawing.subplots()
         axes.axhline(0, color="0.4", linewidth=0.7, zorder=1)
         for name, own in rows.groupby("run", sort=False):
-            look, own = looks[name], own.assign(x=axis.positions(own)).sort_values("x")
+            # Side by side: intervals of equal length would hide each other.
+            aside = 2 ** (0.16 * (list(looks).index(name) - (len(looks) - 1) / 2))
+            look, own = looks[name], own.assign(x=np.array(axis.positions(own)) * aside).sort_values("x")
             plain = own["kind"].isin(["dense", "dilated"])
             for part, line in ((own[plain], look.line), (own[~plain], "none")):
                 spread = [part["difference"] - part["low"], part["high"] - part["difference"]]

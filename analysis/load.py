@@ -16,10 +16,11 @@ Columns, always there and in this order:
 | status | `done`, `failed`, `running`, `missing`, `damaged` |
 | error | last line of what went wrong; empty otherwise |
 | layers, heads | of the model |
+| kv_heads | heads of keys and values in a layer; fewer than `heads` where query heads share them |
 | parameters | of the model, as its pretraining counted them |
 | pretrain, adapt | ids of the cell's other stages; null if it has none |
 | context | tokens per sequence; the length at which the next four are taken |
-| kv_entries | cache entries a head, mean over layers and heads |
+| kv_entries | cache entries a head, mean over layers and heads of keys |
 | kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, float32 recurrent state |
 | attention_flops | FLOPs of Q K^T and P V of one forward over the context, all layers and heads |
 | attention_flops_ratio | the same relative to dense attention |
@@ -49,10 +50,15 @@ FORMAT = 1
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "seed",
-    "status", "error", "layers", "heads", "parameters", "pretrain", "adapt", "context", "kv_entries", "kv_bytes",
-    "attention_flops", "attention_flops_ratio",
+    "status", "error", "layers", "heads", "kv_heads", "parameters", "pretrain", "adapt", "context", "kv_entries",
+    "kv_bytes", "attention_flops", "attention_flops_ratio",
 )  # fmt: skip
-WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "layers", "heads", "context", "kv_bytes")
+# Columns that tables add to the frame; `<name>_delta` and `frontier_<cost>` are others.
+DERIVED = {
+    "run", "cells", "done", "place", "average", "average_stderr", "arl", "adapted", "adaptation_steps", "combination",
+    "local", "name", "x",
+}  # fmt: skip
+WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "layers", "heads", "kv_heads", "context", "kv_bytes")
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,7 @@ def _describe(cell: dict) -> dict:
     model = cell["config"]["model"]
     context = int(cell["config"]["train"]["context"])
     heads = int(model["d_model"]) // int(model["d_head"])
+    kv_heads = int(model.get("kv_heads") or heads)
     plain = json.dumps(cell["pattern"], sort_keys=True)
     recurrence = bool(model.get("recurrence", False))
     return {
@@ -159,16 +166,19 @@ def _describe(cell: dict) -> dict:
         "seed": cell.get("seed"),
         "layers": int(model["layers"]),
         "heads": heads,
+        "kv_heads": kv_heads,
         "context": context,
-        **_describe_pattern(plain, int(model["layers"]), heads, int(model["d_head"]), context, recurrence),
+        **_describe_pattern(plain, int(model["layers"]), heads, kv_heads, int(model["d_head"]), context, recurrence),
     }
 
 
 @lru_cache(maxsize=4096)  # a sweep has many cells and few patterns
-def _describe_pattern(plain: str, layers: int, heads: int, d_head: int, context: int, recurrence: bool) -> dict:
+def _describe_pattern(
+    plain: str, layers: int, heads: int, kv_heads: int, d_head: int, context: int, recurrence: bool
+) -> dict:
     patterns = PatternMap.from_dict(json.loads(plain), layers, heads)
     # Bytes of bfloat16 in every cell, so that cells of different precision compare.
-    spent = cost(patterns, context, d_head, recurrence=recurrence)
+    spent = cost(patterns, context, d_head, recurrence=recurrence, kv_heads=kv_heads)
     first = patterns[0][0]
     if not patterns.is_uniform:
         kind = "hybrid"
@@ -204,7 +214,7 @@ def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: l
     missing = (math.nan, math.nan)
     for name in (*METRICS, *sorted(found - set(METRICS))):
         free = name
-        while free in columns or f"{free}_stderr" in columns:
+        while free in columns or f"{free}_stderr" in columns or _derived(free):
             free = f"metric:{free}"
         columns[free] = [result.get(name, missing)[0] for result in results]
         columns[f"{free}_stderr"] = [result.get(name, missing)[1] for result in results]
@@ -216,11 +226,17 @@ def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: l
         columns[free] = [timing.get(name, math.nan) for timing in timings]
     for name in sorted({name for axis in axes for name in axis}):
         free = name
-        while free in columns:
+        while free in columns or _derived(free):
             free = f"axis:{free}"
         columns[free] = [_plain(axis.get(name)) for axis in axes]
         names["axes"].append(free)
     return columns, names
+
+
+def _derived(name: str) -> bool:
+    """Whether a table may add a column of that name."""
+    plain = ":" not in name
+    return name in DERIVED or (plain and (name.endswith("_delta") or name.startswith("frontier_")))
 
 
 def _parameters(pretrain: State) -> float | None:

@@ -49,10 +49,6 @@ def write_page(
         reproduce: the command that makes the cell of a `sweep.json` entry again; without it, `ratplus show` has it.
         titles: {stem of a file: what a reader calls it}.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     titles = titles or {}
     frame = sweep.frame
     columns, rows = _main_table(frame)
@@ -61,12 +57,12 @@ def write_page(
     provenances = _own([flatten((record or {}).get("provenance") or {}) for record in sweep.records], ignore_empty=True)
     kinds = {"model": ("Model", "run"), "kind": ("Kind", "kind"), "status": ("Status", "status")}
     names = frame.assign(run=[run_name(*run) for run in frame[RUN].itertuples(index=False, name=None)])
-    text = environment.get_template("page.html.jinja").render(
+    text = render(
+        "page.html.jinja",
         name=frame.attrs["sweep"],
         headline=headline,
         progress=progress(frame),
-        version=__version__,
-        commits=_commits(sweep.records),
+        commits=commits_of(sweep.records),
         columns=columns,
         rows=rows,
         most=MOST_ROWS,
@@ -74,15 +70,24 @@ def write_page(
         note=_note(frame),
         problems=problems[:MOST_PROBLEMS],
         more_problems=len(problems) - MOST_PROBLEMS if len(problems) > MOST_PROBLEMS else 0,
-        figures=[_figure(path, titles) for path in files if path.suffix == ".png"],
-        tables=[_table(path, titles) for path in files if path.suffix == ".md"],
+        figures=[figure_of(path, titles) for path in files if path.suffix == ".png"],
+        tables=[table_of(path, titles) for path in files if path.suffix == ".md"],
         shared={"config": configs[0], "provenance": provenances[0]},
-        data=_json(_details(sweep, configs[1], provenances[1], reproduce)),
-        script=Markup(environment.loader.get_source(environment, "page.js.jinja")[0]),
+        data=as_json(_details(sweep, configs[1], provenances[1], reproduce)),
     )
     path = Path(folder) / PAGE_FILE
     write_atomically(path, text)
     return path
+
+
+def render(template: str, **values) -> str:
+    """A page from a template of this folder; whatever the values say is text, not markup."""
+    # Also in scripts: what is put into them goes through `as_json`.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 # ---- the table of cells ----
@@ -111,7 +116,7 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     for column in columns:
         if column["number"]:
             values = cells[column["of"]].astype("float64") * column["scale"]
-            texts.append([{"text": number(v, column["digits"]), "order": _order(v)} for v in values])
+            texts.append([{"text": number(v, column["digits"]), "order": order_key(v)} for v in values])
         elif column["title"] == "Model":
             texts.append([{"text": run_name(*run)} for run in cells[RUN].itertuples(index=False, name=None)])
         elif column["title"] == "Pattern":
@@ -143,7 +148,8 @@ def _results(frame: pd.DataFrame) -> list[str]:
     return [name for name in names if not describe(name).part][:MOST_RESULTS]
 
 
-def _order(value: float) -> str:
+def order_key(value: float) -> str:
+    """What a script sorts a number by; empty for null."""
     return "" if math.isnan(value) else repr(float(value)).replace("inf", "Infinity")
 
 
@@ -174,7 +180,8 @@ def _problems(frame: pd.DataFrame) -> list[dict]:
 # ---- figures and tables ----
 
 
-def _figure(path: Path, titles: dict[str, str]) -> dict:
+def figure_of(path: Path, titles: dict[str, str]) -> dict:
+    """What the template shows of a PNG file."""
     data = path.read_bytes()
     width, height = struct.unpack(">II", data[16:24])  # of the PNG's header
     title = titles.get(path.stem, path.stem.replace("_", " "))
@@ -186,7 +193,8 @@ def _figure(path: Path, titles: dict[str, str]) -> dict:
     }  # fmt: skip
 
 
-def _table(path: Path, titles: dict[str, str]) -> dict:
+def table_of(path: Path, titles: dict[str, str]) -> dict:
+    """What the template shows of a Markdown table."""
     stem = path.name.removesuffix(".md")
     return {"title": titles.get(stem, stem.replace("_", " ")), "file": stem, **from_markdown(path.read_text("utf-8"))}
 
@@ -223,7 +231,12 @@ def _details(sweep: Sweep, configs: list, provenances: list, reproduce: Callable
                 "command": reproduce(entry) if reproduce else f"ratplus show {cell['cell']} {sweep.folder}",
             }
         )  # fmt: skip
-    return {"most": MOST_ROWS, "cells": cells, "curves": {name: points for name, points in curves.items() if points}}
+    return {
+        "what": "cells",
+        "most": MOST_ROWS,
+        "cells": cells,
+        "curves": {name: points for name, points in curves.items() if points},
+    }
 
 
 def _curve(folder: Path) -> list[list]:
@@ -252,7 +265,7 @@ def _text(value) -> str:
     return json.dumps(value) if isinstance(value, (list, dict, bool)) or value is None else str(value)
 
 
-def _commits(records: list[dict | None]) -> list[str]:
+def commits_of(records: list[dict | None]) -> list[str]:
     """Short names of the commits that the records come from, at most five, `+` where files had been changed."""
     found = {}
     for record in records:
@@ -262,7 +275,7 @@ def _commits(records: list[dict | None]) -> list[str]:
     return [*list(found)[:5], "…"] if len(found) > 5 else list(found)
 
 
-def _json(data: dict) -> Markup:
+def as_json(data: dict) -> Markup:
     """JSON that is safe inside a script element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import first_runs, in_order, over_seeds, short_patterns
+from ratplus.analysis.aggregate import first_runs, in_order, over_seeds, sharing, short_patterns
+from ratplus.analysis.labels import place_labels
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.run import run
 from ratplus.analysis.tables import number, write_table
@@ -86,6 +87,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     marks = [name for name in rows if name.startswith("frontier_")]
     rows = rows[rows[marks].any(axis=1)].sort_values(["kv_bytes", "loss"])
     shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(names)})
+    if rows["kv_heads"].ne(rows["heads"]).any():
+        shown["KV heads"] = [f"{held} of {heads}" for held, heads in zip(rows["kv_heads"], rows["heads"])]
     shown["KV cache (KiB)"] = [number(value / 1024, 1) for value in rows["kv_bytes"]]
     shown["FLOPs"] = [number(value, 3) for value in rows["attention_flops_ratio"]]
     if TIME in rows:
@@ -103,7 +106,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 ## Figure
 
 A model has a colour and a marker. Its frontier is drawn as steps: at most this loss for at least this cost. Points that
-another pattern of the same model beats are small and pale. Labels stand where there is room; the table has all.
+another pattern of the same model beats are small and pale. Labels stand where there is room; the table has all. Models
+whose heads share keys and values, the other way to a smaller cache, are runs of their own, labelled `GQA-2` (two heads
+of keys) or `MQA` (one).
 """
 
 
@@ -135,7 +140,9 @@ def figure(frame: pd.DataFrame) -> Figure:
                     xs, ys = own[cost].astype("float64") * cost_scale, own[metric] * scale
                     best = frontier(own[cost], own[metric], lower)
                     _draw(axes, xs, ys, best, looks[name], marks[name])
-                    points[axes] += zip(xs, ys, own["pattern"].map(labels).where(best, ""))
+                    shared = [sharing(*pair) for pair in zip(own["heads"], own["kv_heads"])]
+                    told = own["pattern"].map(labels) + [f" {word}" if word else "" for word in shared]
+                    points[axes] += zip(xs, ys, told.where(best, ""))
                 if cost != TIME:
                     axes.set_xscale("log", base=2)
                     axes.xaxis.set_major_formatter("{x:g}")
@@ -154,7 +161,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             handles.append(Line2D([], [], linestyle="none", label=left_out))
         style.legend_below(drawing, handles)
         for axes, of_panel in points.items():
-            style.place_labels(axes, of_panel)
+            place_labels(axes, of_panel)
     return drawing
 
 
@@ -188,7 +195,8 @@ def caption() -> str:
     return (
         "Patterns that no other of the sweep beats: a lower loss (nats per token) at no more cost. KV cache: bfloat16 "
         "keys and values and the float32 recurrent state of one sequence at the context length. FLOPs: attention FLOPs "
-        "relative to dense. ms/token: as measured on the cells' machine. Best for: the costs whose frontier it is on."
+        "relative to dense. KV heads: of keys and values, where heads share them. ms/token: as measured on the cells' "
+        "machine. Best for: the costs whose frontier it is on."
     )
 
 

@@ -45,6 +45,7 @@ def suites(frame: pd.DataFrame) -> dict[str, list[Task]]:
     """{suite: tasks} that a finished cell has a value of; loss and perplexity stand in accuracy_vs_dilation already."""
     measured = [name for name in frame.attrs["metrics"] if frame[name].notna().any()]
     found = tasks_of(measured)
+    found.pop("positions", None)  # the module of that name shows them
     if all(task.column in ("loss", "perplexity", "next_token_accuracy") for task in found.get("language", ())):
         found.pop("language", None)
     return found

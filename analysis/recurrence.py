@@ -9,6 +9,8 @@ evaluation of a model with recurrence.
 - `table`: one row a cell, layer and head
 - `summary`: one row a model and layer
 - `figure`: norm over time and memory per layer and head, a row a model or variant
+- `schemes`, `schemes_figure`: where a sweep has models whose recurrence starts anew every so many tokens
+  (`model.recurrence_chunk`), the norm over time of each beside that of the full sequence
 
 Run it as `python -m ratplus.analysis.recurrence outputs/demo`, through `ratplus report`, or as a notebook (with
 jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,8 @@ NAME = "recurrence"
 GATES_FILE = "gates.json"
 FORMAT = 1
 MOST_RUNS = 4
+SCHEMES = "recurrence_schemes"
+_CHUNK = re.compile(r"(?:^|, )model\.recurrence_chunk=[^,]*")
 
 # %% [markdown]
 """
@@ -173,6 +178,77 @@ def _heat(axes, memory_LH: np.ndarray, scale: LogNorm):
 
 # %% [markdown]
 """
+## Schemes
+
+Models that differ in `model.recurrence_chunk` alone, each under the pattern that is closest to dense. A state that
+starts anew every L tokens never holds more than L of them: its norm is a saw of period L.
+"""
+
+
+# %%
+def schemes(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.DataFrame:
+    """One row a model, scheme and position: `run`, `chunk` (null: full sequence), `position`, `norm`, `seeds`.
+
+    `norm` is the L2 norm of the recurrent value, mean over rows, heads, layers and seeds. Empty unless a model has two
+    schemes.
+    """
+    gates, rows = gates_of(frame) if gates is None else gates, []
+    for cell in in_order(frame).itertuples():
+        if cell.cell in gates:
+            own = gates[cell.cell]
+            name, chunk = run_name(cell.model, _CHUNK.sub("", cell.variant).lstrip(", ")), own.get("recurrence_chunk")
+            norms = np.mean(own["value_norm"], axis=0)
+            rows += [(name, chunk, cell.pattern, p, norm) for p, norm in zip(own["positions"], norms)]
+    found = pd.DataFrame(rows, columns=["run", "chunk", "pattern", "position", "norm"])
+    found["chunk"] = found["chunk"].astype("Int64")
+    several = found.groupby("run")["chunk"].transform(lambda chunks: chunks.nunique(dropna=False)).gt(1)
+    found = found[several.astype(bool)]
+    # Of each scheme the first pattern, which is the densest.
+    kept = found.groupby(["run", "chunk"], dropna=False)["pattern"].transform("first")
+    groups = found[found["pattern"].eq(kept)].groupby(
+        ["run", "chunk", "pattern", "position"], sort=False, dropna=False
+    )  # fmt: skip
+    return groups["norm"].agg(norm="mean", seeds="size").reset_index()
+
+
+def schemes_summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of `schemes`, one row a model and scheme: the norm's mean, least and most in the second half of the context."""
+    shown = []
+    for (name, chunk, pattern), own in rows.groupby(["run", "chunk", "pattern"], sort=False, dropna=False):
+        late = own.loc[own["position"].ge(own["position"].max() / 2), "norm"]
+        values = {title: number(value, 3) for title, value in
+                  (("Mean norm", late.mean()), ("Least", late.min()), ("Most", late.max()))}  # fmt: skip
+        shown.append({"Model": name, "Recurrence": _scheme(chunk), "Pattern": pattern, **values})
+    return pd.DataFrame(shown)
+
+
+def schemes_figure(rows: pd.DataFrame) -> Figure:
+    """Norm over time, a line a scheme and a panel a model (the first four); of `schemes`."""
+    names = list(dict.fromkeys(rows["run"]))
+    kept = names[:MOST_RUNS]
+    looks = style.sequence(list(dict.fromkeys(rows["chunk"].map(_scheme))))
+    with style.context():
+        drawing = Figure(figsize=(style.COLUMN_WIDTH_IN, 0.35 + 1.55 * len(kept)))
+        for axes, name in zip(drawing.subplots(len(kept), sharex=True, squeeze=False)[:, 0], kept):
+            for chunk, own in rows[rows["run"].eq(name)].groupby("chunk", sort=False, dropna=False):
+                look = looks[_scheme(chunk)]
+                axes.plot(own["position"], own["norm"], color=look.colour, linestyle=look.line, linewidth=0.9)
+            axes.set_title(name)
+            axes.set_ylabel("‖recurrent value‖")
+        axes.set_xlabel("Position (tokens)")
+        handles = [Line2D([], [], color=look.colour, linestyle=look.line, label=text) for text, look in looks.items()]
+        if len(kept) < len(names):
+            handles.append(Line2D([], [], linestyle="none", label=f"{len(kept)} of {len(names)} models; all: see CSV"))
+        style.legend_below(drawing, handles)
+    return drawing
+
+
+def _scheme(chunk) -> str:
+    return "full sequence" if pd.isna(chunk) else f"starts anew every {chunk}"
+
+
+# %% [markdown]
+"""
 ## Files
 """
 
@@ -193,7 +269,17 @@ def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
     gates = gates_of(frame)
     rows = table(frame, gates)
     written = write_table(stem, rows, summary(rows), caption=text, names=3, grouped=True)
-    return written + style.save(figure(frame, gates), stem)
+    written += style.save(figure(frame, gates), stem)
+    of_schemes = schemes(frame, gates)
+    if of_schemes.empty:
+        return written
+    text = (
+        "L2 norm of the recurrence's output in the second half of the context, mean over rows, heads and layers, where "
+        "the recurrence runs over the full sequence and where it starts anew every so many tokens."
+    )
+    stem = stem.with_name(SCHEMES)
+    written += write_table(stem, of_schemes, schemes_summary(of_schemes), caption=text, names=3, grouped=True)
+    return written + style.save(schemes_figure(of_schemes), stem)
 
 
 def main(folder: Path) -> list[Path]:

@@ -13,8 +13,10 @@ from ratplus.analysis import (
     accuracy_vs_dilation,
     adaptation_curves,
     masks,
+    niah_depth,
     pareto,
     pattern_tables,
+    positions,
     recurrence,
     scaling_gap,
     sensitivity,
@@ -29,9 +31,11 @@ from ratplus.analysis.tasks import SUITES
 MODULES = (
     accuracy_vs_dilation,
     pattern_tables,
+    niah_depth,
     pareto,
     ablation,
     scaling_gap,
+    positions,
     sensitivity,
     adaptation_curves,
     recurrence,
@@ -42,12 +46,15 @@ MOST_NAMED = 4
 # What a reader of the page calls each file; others go by their name.
 TITLES = {
     "accuracy_vs_dilation": "Loss and accuracy against dilation",
+    "niah_depth": "Needles by depth (NIAH)",
     "pareto": "Quality against cost",
     "ablation": "Ablation: recurrence, ARL, adaptation",
     "scaling_gap": "Gap to dense against model size",
+    "positions": "Loss and recall by position",
     "sensitivity": "Which layers and heads need to be dense",
     "adaptation_curves": "Adaptation curves",
     "recurrence": "What the recurrence does",
+    "recurrence_schemes": "The recurrence over time, by how often it starts anew",
     "masks": "What each pattern sees",
     **{f"pattern_tables_{suite}": f"{title}, pattern by pattern" for suite, title in SUITES.items()},
 }
@@ -112,6 +119,7 @@ def _benchmarks(folder: Path, target: Path) -> list[Path]:
 def _forget(folder: Path, name: str, written: list[Path]) -> None:
     """Remove what an earlier report wrote of a module, when the sweep had other cells."""
     own = [name] if name != pattern_tables.NAME else [path.stem for path in folder.glob(f"{name}_*.md")]
+    own += [recurrence.SCHEMES] if name == recurrence.NAME else []
     for stem in own:
         for suffix in (".md", ".tex", ".csv", ".png", ".pdf"):
             if folder / f"{stem}{suffix}" not in written:

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.colors
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Bbox
 
 from ratplus.atomic import write_atomically
 
@@ -96,43 +94,6 @@ def legend_below(figure: Figure, handles: list[Line2D], most: int = 2) -> None:
                 # About 0.06 in a letter at the legend's size, beside the handle.
                 handle.set_label(textwrap.fill(handle.get_label(), int((width_in - 0.5) / 0.06)))
     figure.set_figheight(height_in + legend.get_window_extent().height / figure.dpi)
-
-
-def place_labels(axes: Axes, points: list[tuple[float, float, str]], colour: str = "0.25") -> None:
-    """Write each point's text beside it where there is room: never over another label or point, nor outside the axes.
-
-    A point without text only takes its room.
-
-    A text that finds no place is left out. Call it last, when limits and layout are final.
-    """
-    figure = axes.figure
-    figure.draw_without_rendering()
-    renderer = figure._get_renderer()
-    dots = [axes.transData.transform((x, y)) for x, y, _ in points]
-    radius = 3.0 * figure.dpi / 72
-    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in dots]
-    inside = axes.get_window_extent(renderer)
-    for (x, y, text), own in zip(points, list(taken)):
-        if not text:
-            continue
-        for dx, dy, across, up in _BESIDE:
-            label = axes.annotate(
-                text, (x, y), (dx, dy), textcoords="offset points", ha=across, va=up, fontsize=6, color=colour,
-                zorder=5,
-            )  # fmt: skip
-            box = label.get_window_extent(renderer)
-            fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 + 2 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if fits and not any(box.overlaps(other) for other in taken if other is not own):
-                label.set_in_layout(False)
-                taken.append(box)
-                break
-            label.remove()
-
-
-_BESIDE = (
-    (4, 3, "left", "bottom"), (4, -3, "left", "top"), (-4, 3, "right", "bottom"), (-4, -3, "right", "top"),
-    (0, 5, "center", "bottom"), (0, -5, "center", "top"),
-)  # fmt: skip
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

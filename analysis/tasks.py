@@ -16,6 +16,7 @@ SUITES = {
     "language": "Language modelling",
     "cloze": "Cloze",
     "recall": "Recall",
+    "positions": "By position",
     "commonsense": "Commonsense",
     "longbench": "LongBench",
     "niah": "Needle in a haystack (NIAH)",
@@ -32,6 +33,7 @@ _MEASURES = (
 _SHARES = ("accuracy", "acc", "acc_norm", "exact_match", "em", "f1", "score", "substring", "overlap", "contains")
 _LOWER = ("loss", "perplexity", "ppl", "bits_per_byte", "nll", "error")
 _COSTS = re.compile(r"(^|_)(flops|bytes|ms|seconds|max_batch|parameters|count|tokens_per_second)($|_)")
+_BY_POSITION = re.compile(r"(loss|recall)_(at|over)_(\d+)_(\d+)")
 _NIAH_GROUPS = {"single": r"single", "multi-key": r"multi_?key", "multi-query/value": r"multi_?(query|value)"}
 
 
@@ -85,6 +87,10 @@ def is_share(measure: str, values: Iterable[float]) -> bool:
 
 def describe(name: str) -> Task:
     """A column's Task, by its name: `loss`, `recall_accuracy_1_32`, `piqa/acc`, `ruler/niah_single_1/score`, ..."""
+    if by_position := _BY_POSITION.fullmatch(name):
+        measure, low, high = by_position[1], by_position[3], int(by_position[4]) - 1
+        title = f"{measure} {by_position[2]} {low}–{high}"
+        return Task(name, "positions", title, "loss" if measure == "loss" else "accuracy", measure == "loss", part=True)
     # lm-eval names the filter of answers behind a comma.
     name_, _, chosen = name.removeprefix("metric:").partition(",")
     parts = re.split(r"[/:]", name_)

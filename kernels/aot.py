@@ -21,6 +21,7 @@ from ratplus.kernels.attention import fused as attention
 from ratplus.kernels.attention import fused_backward as attention_backward
 from ratplus.kernels.attention import fused_forward as attention_forward
 from ratplus.kernels.decode import fused as decode
+from ratplus.kernels.decode import fused_group as decode_group
 from ratplus.kernels.decode import fused_kernels as decode_kernels
 from ratplus.kernels.scan import fused as scan
 from ratplus.kernels.scan import fused_backward as scan_backward
@@ -40,6 +41,8 @@ TYPES = {
     **dict.fromkeys(("positions", "offsets"), "*i64"),
     "scale": "fp32",
 }
+# Where query heads share keys, each leaves its own part of the keys' gradients.
+GROUPED_TYPES = TYPES | dict.fromkeys(("dk", "dv"), "*fp32")
 
 
 def configurations() -> Iterator[tuple[str, int, object, dict]]:
@@ -58,7 +61,8 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         yield "scan backward, summary of a split", d_head, summary, backward | {"ROPE": True}
 
         sizes = {
-            kind: attention.tiles(kind, d_head, torch.bfloat16).constants(d_head) for kind in ("forward", "dq", "dkv")
+            kind: attention.tiles(kind, d_head, torch.bfloat16).constants(d_head, 1)
+            for kind in ("forward", "dq", "dkv")
         }
         yield "attention forward", d_head, attention_forward.forward_kernel, sizes["forward"]
         yield "attention dQ", d_head, attention_backward.dq_kernel, sizes["dq"]
@@ -66,8 +70,12 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         far = attention_backward.dkv_far_kernel
         yield "attention dKV, far list", d_head, far, sizes["dkv"] | {"SPLIT": False}
         yield "attention dKV, far list, split", d_head, far, sizes["dkv"] | {"SPLIT": True}
-        combine = {"D": d_head, "BN": sizes["dkv"]["BN"], "num_warps": attention.COMBINE_WARPS}
+        combine = {"D": d_head, "BN": sizes["dkv"]["BN"], "GROUP": 1, "num_warps": attention.COMBINE_WARPS}
         yield "attention dKV, combine", d_head, attention_backward.dkv_combine_kernel, combine
+        if d_head == 64:  # two are enough: only addresses, and the type of dK and dV, differ from the kernels above
+            shared = {kind: constants | {"GROUP": 4} for kind, constants in sizes.items()}
+            yield "attention forward, 4 heads a key", d_head, attention_forward.forward_kernel, shared["forward"]
+            yield "attention dKV, far list, 4 heads a key", d_head, far, shared["dkv"] | {"SPLIT": True}
         delta = {"D": d_head, "BM": attention.DELTA_ROWS}
         yield "attention delta", d_head, attention_backward.delta_kernel, delta
 
@@ -77,6 +85,9 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         yield "decode, split", d_head, kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
         yield "decode, per-head slots", d_head, kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
         yield "decode, no recurrence", d_head, kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
+        for group in (4, HEADS):  # grouped-query and multi-query attention
+            constants = step | decode.group_constants(group) | {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
+            yield f"decode, split, {group} heads a key", d_head, decode_group.group_step_kernel, constants
         yield "decode, combine", d_head, decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}
     for reverse in (False, True):
         name = "scan carry" + (", reversed" if reverse else "")
@@ -94,9 +105,10 @@ def compiled(kernel, constants: dict, sizes_are_one: bool = False):
     if sizes_are_one:
         sizes = {param.name for param in kernel.params if not param.do_not_specialize} - set(constants) - set(TYPES)
         constants = constants | {name: 1 for name in sizes if not _is_stride(name)}
+    types = GROUPED_TYPES if constants.get("GROUP", 1) > 1 else TYPES
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else TYPES.get(name, "i32")
+        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
         # Pointers and strides are multiples of 16, as they are for every d_head that the kernels take.
         if signature[name].startswith("*") or _is_stride(name):
             attributes[(index,)] = [["tt.divisibility", 16]]

@@ -39,13 +39,14 @@ class _Entry:
 class Measuring:
     """Measures one model; rows and what is left out go to `result`.
 
-    A row: model, parameters, recurrence, pattern, batch, context, new_tokens, largest (whether the batch is the largest
-    that the memory holds); prefill_ms_{p50,p20,p80} and prefill_repeats; decode_ms_{p50,p20,p80} a token, and
-    decode_repeats (each of new_tokens steps), decode_path; tokens_per_second; kv_bytes (allocated), kv_bytes_formula
-    (entries held at the context), state_bytes; max_batch (sequences whose caches fit in memory beside the weights);
-    prefill_peak_bytes, decode_peak_bytes (of a call, beyond weights and cache); prefill_limit_ms, decode_limit_ms (what
-    the ceilings allow); prefill_ratio, decode_ratio, kv_ratio (to the dense pattern at this context and batch, of one
-    sequence). What isn't measured is null, limits too where `ceilings` is None.
+    A row: model, parameters, recurrence, heads, kv_heads (of keys and values), pattern, batch, context, new_tokens,
+    largest (whether the batch is the largest that the memory holds); prefill_ms_{p50,p20,p80} and prefill_repeats;
+    decode_ms_{p50,p20,p80} a token, and decode_repeats (each of new_tokens steps), decode_path; tokens_per_second;
+    kv_bytes (allocated), kv_bytes_formula (entries held at the context), state_bytes; max_batch (sequences whose
+    caches fit in memory beside the weights); prefill_peak_bytes, decode_peak_bytes (of a call, beyond weights and
+    cache); prefill_limit_ms, decode_limit_ms (what the ceilings allow); prefill_ratio, decode_ratio, kv_ratio (to the
+    dense pattern at this context and batch, of one sequence). What isn't measured is null, limits too where
+    `ceilings` is None.
 
     Raises ValueError where neither the settings nor the system tell how much memory there is.
     """
@@ -157,7 +158,8 @@ class Measuring:
         """Everything about one pattern but its ratios."""
         config, batch = self.model.config, entry.batch
         spent = cost(
-            entry.patterns, context, config.d_head, recurrence=config.recurrence, bytes_per_element=self.item
+            entry.patterns, context, config.d_head, recurrence=config.recurrence, bytes_per_element=self.item,
+            kv_heads=config.kv_heads,
         )  # fmt: skip
         weights, embedding = self.parameters * self.item, config.vocab_size * config.d_model
         steps = 2 * self.parameters * batch + decode_flops(entry.patterns, context, config.d_head) * batch
@@ -167,6 +169,7 @@ class Measuring:
         prompt += attention_flops(entry.patterns, context, config.d_head) * batch
         return {
             "model": self.name, "parameters": self.parameters, "recurrence": config.recurrence,
+            "heads": config.heads, "kv_heads": config.key_heads,
             "pattern": entry.label, "batch": batch, "context": context, "new_tokens": self.settings.new_tokens,
             "largest": entry.largest,
             **_times("prefill", prefilled),

@@ -6,13 +6,13 @@ import argparse
 import re
 from dataclasses import dataclass
 
-from ratplus.config import ModelConfig
+from ratplus.config_model import ModelConfig
 
 DEFAULT_PATTERNS = "D1,D16,D64,D16-W256,stream-W1024-I4"
 # LLaMA-2's, which the paper trained with.
 PAPER_VOCABULARY = 32000
 
-_SHAPE = re.compile(r"(?P<kind>ratplus|attention)-(?P<layers>\d+)x(?P<d_model>\d+)x(?P<d_head>\d+)")
+_SHAPE = re.compile(r"(?P<kind>ratplus|attention)-(?P<layers>\d+)x(?P<d_model>\d+)x(?P<d_head>\d+)(-kv(?P<kv>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def split_labels(text: str) -> list[str]:
 
 
 def shape_of(name: str, vocab_size: int | None, max_len: int) -> ModelConfig | None:
-    """The model that `ratplus-LAYERSxD_MODELxD_HEAD` or `attention-...` names; None for any other name.
+    """The model that `ratplus-LAYERSxD_MODELxD_HEAD`, with -kvN of N heads of keys, or `attention-...` names.
+
+    None for any other name.
 
     Raises ValueError for an impossible shape.
     """
@@ -91,6 +93,7 @@ def shape_of(name: str, vocab_size: int | None, max_len: int) -> ModelConfig | N
         d_model=int(found["d_model"]),
         d_head=int(found["d_head"]),
         recurrence=found["kind"] == "ratplus",
+        kv_heads=None if found["kv"] is None else int(found["kv"]),
         max_len=max_len,
     )
 

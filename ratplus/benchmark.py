@@ -20,7 +20,7 @@ from ratplus import checkpoint
 from ratplus.atomic import write_atomically
 from ratplus.bench_measure import DENSE, Measuring
 from ratplus.bench_settings import BenchSettings, add_arguments, settings_of, shape_of
-from ratplus.config import ModelConfig
+from ratplus.config_model import ModelConfig
 from ratplus.kernels.bench_timing import check_device, device_name, measure_ceilings
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap
@@ -37,8 +37,14 @@ class Subject:
     patterns: Callable[[str, int, int], PatternMap] = PatternMap.from_label
 
     def maps(self, labels: Iterable[str]) -> dict[str, PatternMap]:
-        """The dense pattern and these, by the label that a row shows; two names of one pattern are one row."""
-        wanted = (self.patterns(name, self.config.layers, self.config.heads) for name in labels)
+        """The dense pattern and these, by the label that a row shows; two names of one pattern are one row.
+
+        Raises:
+            ValueError: a pattern that doesn't fit the model.
+        """
+        wanted = [self.patterns(name, self.config.layers, self.config.heads) for name in labels]
+        for patterns in wanted:
+            patterns.per_kv_head(self.config.kv_heads)
         return {m.label: m for m in (PatternMap.from_label(DENSE, self.config.layers, self.config.heads), *wanted)}
 
 
@@ -91,14 +97,14 @@ def dtype_of(settings: BenchSettings) -> torch.dtype:
 
 
 def subject_of(name: str, settings: BenchSettings, vocab_size: int | None = None) -> Subject:
-    """A model folder, or a shape such as ratplus-24x2048x128 with random weights. Raises ValueError for neither."""
+    """A model folder, or a shape such as ratplus-24x2048x128-kv4 with random weights. Raises ValueError for neither."""
     config = shape_of(name, vocab_size, settings.longest)
     if config is not None:
         return Subject(name, config, lambda: random_model(config, settings.device, dtype_of(settings)))
     if not Path(name).is_dir():
         raise ValueError(
             f"{name}: no such model; give a folder with model.safetensors and config.json, or a shape such as "
-            "ratplus-24x2048x128 or attention-24x2048x128 (layers x d_model x d_head)"
+            "ratplus-24x2048x128 or attention-24x2048x128 (layers x d_model x d_head), and -kv4 for 4 heads of keys"
         )
 
     config, _ = read_facts(Path(name))

@@ -2,7 +2,8 @@
 
 Slots of one head lie side by side, [sinks | ring of window + 1 | dilated], heads one after the other, so that heads of
 different patterns waste nothing. A token enters the ring and, if its pattern keeps it, the dilated area at once;
-what a query may see is counted from its position, so nothing is ever moved on eviction.
+what a query may see is counted from its position, so nothing is ever moved on eviction. Heads are those of keys and
+values: query heads that share them (grouped-query attention) share their cache.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ratplus.config import ModelConfig
+from ratplus.config_model import ModelConfig
 from ratplus.kernels.decode.layout import dilated_slot, ring_slot, slot_count
 from ratplus.pattern import Pattern, PatternMap
 
@@ -23,7 +24,7 @@ _QUERY_BLOCK = 512
 
 @dataclass
 class HeadGroup:
-    """Heads of one layer that share a pattern: their indices, and where their slots begin in the flat cache."""
+    """Key heads of one layer that share a pattern: their indices, and where their slots begin in the flat cache."""
 
     pattern: Pattern
     heads: Tensor
@@ -37,34 +38,35 @@ class LayerCache:
 
     keys: Tensor  # [B, slots of all heads, d_head], rotated
     values: Tensor  # as keys
-    state: tuple[Tensor, Tensor] | None  # un-rotated recurrent (k, v), float32 [B, H, d_head]
+    state: tuple[Tensor, Tensor] | None  # un-rotated recurrent (k, v), float32 [B, H_kv, d_head]
     positions: Tensor  # int64 [B], tokens held so far; shared by all layers
     dilation: int | Tensor | None
     window: int | Tensor
     sinks: int | Tensor
-    offsets: Tensor  # int64 [H + 1], first slot of each head
+    offsets: Tensor  # int64 [H_kv + 1], first slot of each head
     groups: list[HeadGroup]
     max_len: int
     lengths: list[int]  # host copy of positions; shared by all layers
 
     def attend_chunk(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention [B,H,T,d] of a chunk over what is stored and over itself; q and k rotated."""
+        """Attention [B,H,T,d] of a chunk over what is stored and over itself; k, v [B,H_kv,T,d]; q and k rotated."""
         if max(self.lengths) == 0:
             from ratplus.kernels import dilated_attention
 
             return dilated_attention(q, k, v, self.dilation, self.window, self.sinks)
+        q = q.unflatten(1, (k.shape[1], -1))  # [B, H_kv, queries of each, T, d]
         out = torch.empty_like(q)
         for group in self.groups:
             out[:, group.heads] = self._attend_group(group, q, k, v)
-        return out
+        return out.flatten(1, 2)
 
     def _attend_group(self, group: HeadGroup, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p = group.pattern
+        p, shared = group.pattern, q.shape[2]
         stored_BS, holds_BS = self._stored_positions(group)
         slots = group.starts[:, None] + torch.arange(stored_BS.shape[1], device=q.device)
         key = torch.cat((self.keys[:, slots].to(k.dtype), k[:, group.heads]), dim=2)
         value = torch.cat((self.values[:, slots].to(v.dtype), v[:, group.heads]), dim=2)
-        query_BT = self.positions[:, None] + torch.arange(q.shape[2], device=q.device)
+        query_BT = self.positions[:, None] + torch.arange(q.shape[3], device=q.device)
         key_BK = torch.cat((stored_BS, query_BT), dim=1)[:, None, :]
         # Padding needs no mask: it stands right of every real query of its row.
         valid_BK = torch.cat((holds_BS, torch.ones_like(query_BT, dtype=torch.bool)), dim=1)[:, None, :]
@@ -73,12 +75,16 @@ class LayerCache:
         else:
             always = key_BK < p.sinks
         blocks = []
-        for first in range(0, q.shape[2], _QUERY_BLOCK):
-            t = query_BT[:, first : first + _QUERY_BLOCK, None]
+        length = max(1, _QUERY_BLOCK // shared)
+        for first in range(0, q.shape[3], length):
+            t = query_BT[:, first : first + length, None]
             mask = valid_BK & (key_BK <= t) & (always | (t - key_BK <= p.window))
-            block = q[:, group.heads, first : first + _QUERY_BLOCK]
-            blocks.append(F.scaled_dot_product_attention(block, key, value, attn_mask=mask[:, None]))
-        return torch.cat(blocks, dim=2)
+            block = q[:, group.heads, :, first : first + length]
+            # Queries that share keys stand one below the other.
+            rows, mask = block.flatten(2, 3), mask.repeat(1, shared, 1) if shared > 1 else mask
+            mixed = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask[:, None])
+            blocks.append(mixed.unflatten(2, (shared, -1)))
+        return torch.cat(blocks, dim=3)
 
     def _stored_positions(self, group: HeadGroup) -> tuple[Tensor, Tensor]:
         """Token position of each slot [B, S] and whether it counts (each stored token exactly once)."""
@@ -98,7 +104,7 @@ class LayerCache:
         return torch.cat([a for a, _ in parts], dim=1), torch.cat([b for _, b in parts], dim=1)
 
     def store_chunk(self, k: Tensor, v: Tensor, real_BT: Tensor, final) -> None:
-        """Write what the patterns keep of a chunk [B,H,T,d] (k rotated), and the recurrent state after it."""
+        """Write what the patterns keep of a chunk [B,H_kv,T,d] (k rotated), and the recurrent state after it."""
         position_BT = self.positions[:, None] + torch.arange(k.shape[2], device=k.device)
         end_B1 = self.positions[:, None] + real_BT.sum(dim=1, keepdim=True)
         for group in self.groups:
@@ -128,6 +134,7 @@ class KVCache:
     """Compact cache of a whole model for a batch of sequences, each at its own position."""
 
     patterns: PatternMap
+    kv_heads: int | None  # heads that hold keys and values, a layer; None: all
     layers: list[LayerCache]
     positions: Tensor  # int64 [B] on the model's device
     lengths: list[int]  # the same on the host, so that an overrun is seen without waiting for the device
@@ -142,7 +149,7 @@ class KVCache:
         positions = torch.zeros(batch, dtype=torch.int64, device=device)
         lengths = [0] * batch
         layers = []
-        for row in patterns:
+        for row in patterns.per_kv_head(config.kv_heads):
             row = tuple(_bounded(p, max_len) for p in row)
             counts = [_slots(p, max_len) for p in row]
             offsets = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
@@ -153,7 +160,7 @@ class KVCache:
             shape = (batch, int(offsets[-1]), config.d_head)
             state = None
             if config.recurrence:
-                state = tuple(torch.zeros(batch, config.heads, config.d_head, device=device) for _ in range(2))
+                state = tuple(torch.zeros(batch, config.key_heads, config.d_head, device=device) for _ in range(2))
             dilation, window, sinks = kernel_pattern(row, torch.device(device))
             layers.append(
                 LayerCache(
@@ -163,7 +170,7 @@ class KVCache:
                     offsets=offsets.to(device), groups=groups, max_len=max_len, lengths=lengths,
                 )
             )  # fmt: skip
-        return cls(patterns, layers, positions, lengths, max_len)
+        return cls(patterns, config.kv_heads, layers, positions, lengths, max_len)
 
     def check_room(self, new: list[int], width: int, batch: int) -> None:
         """Refuse a call that does not fit: another batch size, lengths outside the chunk, or an overrun."""
@@ -205,8 +212,9 @@ class KVCache:
                 state.zero_()
 
     def kv_entries(self) -> list[list[list[int]]]:
-        """Entries held, [layers][heads][B]: what the next query will see besides itself at most."""
-        return [[[p.kv_entries(n) for n in self.lengths] for p in row] for row in self.patterns]
+        """Entries held, [layers][key heads][B]: what the next query will see besides itself at most."""
+        held = self.patterns.per_kv_head(self.kv_heads)
+        return [[[p.kv_entries(n) for n in self.lengths] for p in row] for row in held]
 
     def bytes(self) -> int:
         """Bytes that the cache occupies: keys, values and recurrent state of all layers."""

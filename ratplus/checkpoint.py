@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ratplus.atomic import new_file, write_atomically
 from ratplus.budget import parameters
-from ratplus.config import ModelConfig
+from ratplus.config_model import ModelConfig
 from ratplus.model import RATPlus, empty_model
 from ratplus.official import load_official, shapes_of
-from ratplus.starting_point import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_facts
+from ratplus.starting_point import CONFIG_FILE, FORMAT, WEIGHTS_FILE, is_hub_folder, read_facts
 from ratplus.weights import CheckpointError, Lazy, check_shapes, map_safetensors, read_into, write_safetensors
 
 __all__ = [
@@ -103,20 +103,34 @@ def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Cal
         CheckpointError: no weights there, or not the ones that were asked for.
     """
     path, target = source / WEIGHTS_FILE, folder / WEIGHTS_FILE
-    found, _ = map_weights(source, sha256)
+    if from_hub := is_hub_folder(source):
+        from ratplus.foreign import map_hub  # which needs this module
+
+        found, weights = map_hub(source)
+    else:
+        found, _ = map_weights(source, sha256)
     there, here = asdict(found), asdict(config)
     changed = [f"{k}={here[k]} instead of {there[k]}" for k in here if k != "max_len" and here[k] != there[k]]
     if changed:
         say(f"model.init_from={source}: used with {', '.join(changed)}")
     folder.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
+    if from_hub:
+        if write_safetensors(target, weights) != sha256:
+            target.unlink()
+            raise CheckpointError(f"{source}: the weights have changed since this cell's id was made; start again")
+    else:
+        _link_or_copy(path, target)
+    write_atomically(folder / CONFIG_FILE, _facts(config, sha256))
+    return parameters(config)
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
     try:
         os.link(path, target)
     except OSError:  # another disk, or one without links
         with path.open("rb") as whole, new_file(target) as copy:
             shutil.copyfileobj(whole, copy, 16 << 20)
-    write_atomically(folder / CONFIG_FILE, _facts(config, sha256))
-    return parameters(config)
 
 
 def _facts(config: ModelConfig, sha256: str) -> str:

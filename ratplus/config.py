@@ -1,8 +1,8 @@
-"""Typed configuration: the model's shape, the scientific recipe, and the cell that holds them all.
+"""Typed configuration: a cell of a sweep, its pattern and its data.
 
-Plain dataclasses, no torch and no Hydra. The sections mirror the groups of `conf/`; evaluation is in `config_eval`,
-how work runs in `config_run`. Every `__post_init__` refuses impossible values with a line that names the key as a user
-writes it on the command line.
+Plain dataclasses, no torch and no Hydra. The sections mirror the groups of `conf/`; the others are in `config_model`,
+`config_train`, `config_eval` and, for how work runs, `config_run`. Every `__post_init__` refuses impossible values with
+a line that names the key as a user writes it on the command line.
 """
 
 from __future__ import annotations
@@ -12,84 +12,10 @@ from typing import Any
 
 from ratplus.config_check import check
 from ratplus.config_eval import EvalSection
+from ratplus.config_model import ModelSection
 from ratplus.config_run import LauncherSection, LoggerSection, RunSection, TrainerSection
+from ratplus.config_train import TrainSection
 from ratplus.pattern import PatternMap, build_map
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a RATPlus model.
-
-    Args:
-        vocab_size: number of token ids.
-        layers: number of blocks (mixer + FFN).
-        d_model: width of the residual stream.
-        d_head: channels per head; d_model // d_head heads.
-        recurrence: gated recurrence on keys and values; False is the attention-only baseline.
-        output_gate: multiply the attention output by sigmoid(W_o x) before the output projection.
-        ffn_mult: FFN width as a multiple of d_model.
-        rope_base: base of the rotary frequencies.
-        norm_eps: epsilon of every RMSNorm.
-        max_len: longest sequence that the model accepts.
-
-    Raises:
-        ValueError: d_model not divisible by d_head, odd d_head, or a value out of range.
-    """
-
-    vocab_size: int
-    layers: int
-    d_model: int
-    d_head: int
-    recurrence: bool = True
-    output_gate: bool = True
-    ffn_mult: int = 4
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-6
-    max_len: int = 4096
-
-    def __post_init__(self):
-        for name in ("vocab_size", "layers", "d_model", "d_head", "ffn_mult", "max_len"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            check(whole and value >= 1, f"model.{name}", value, "it must be a whole number ≥ 1")
-        check(self.d_head % 2 == 0, "model.d_head", self.d_head, "it must be even (RoPE turns pairs of channels)")
-        check(
-            self.d_model % self.d_head == 0,
-            "model.d_model",
-            self.d_model,
-            f"it must be a multiple of model.d_head={self.d_head}",
-        )
-        check(self.rope_base > 0, "model.rope_base", self.rope_base, "it must be > 0")
-        check(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "it must be > 0")
-
-    @property
-    def heads(self) -> int:
-        return self.d_model // self.d_head
-
-
-@dataclass
-class ModelSection:
-    """`model=`: a ModelConfig without what the data decides (vocabulary and context)."""
-
-    name: str = "unnamed"
-    layers: int = 4
-    d_model: int = 128
-    d_head: int = 32
-    recurrence: bool = True
-    output_gate: bool = True
-    ffn_mult: int = 4
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-6
-    init_std: float = 0.02
-    init_from: str | None = None  # model folder whose weights take the place of pretraining
-
-    def __post_init__(self):
-        self.build(vocab_size=1, max_len=1)
-        check(self.init_std > 0, "model.init_std", self.init_std, "it must be > 0")
-
-    def build(self, vocab_size: int, max_len: int) -> ModelConfig:
-        shape = {k: v for k, v in vars(self).items() if k not in ("name", "init_std", "init_from")}
-        return ModelConfig(vocab_size=vocab_size, max_len=max_len, **shape)
 
 
 @dataclass
@@ -209,78 +135,6 @@ class DataSection:
 
 
 @dataclass
-class RecipeSection:
-    """`train.pretrain`, `train.adapt`: one optimisation run (paper, training settings).
-
-    `sparse` pretrains with the cell's own pattern from scratch, one pretraining a pattern; otherwise it is dense, and
-    shared by all patterns.
-    """
-
-    steps: int = 100
-    batch: int = 8
-    micro_batch: int | None = None
-    lr: float = 1e-3
-    lr_min: float = 1e-6
-    warmup: float = 0.05
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    order: str = "ordered"
-    sparse: bool = False
-    arl: bool = False
-    arl_dilation: int | None = 64
-    arl_window: int = 0
-    arl_sinks: int = 0
-
-    def check(self, where: str) -> None:
-        """Refuse impossible values; `where` is the key prefix that the message shows. TrainSection calls it."""
-        check(self.steps >= 0, f"{where}.steps", self.steps, "it must be ≥ 0")
-        check(self.batch >= 1, f"{where}.batch", self.batch, "it must be ≥ 1")
-        micro = self.micro_batch
-        check(
-            micro is None or (micro >= 1 and self.batch % micro == 0),
-            f"{where}.micro_batch",
-            micro,
-            f"it must divide {where}.batch={self.batch}",
-        )
-        check(self.lr > 0, f"{where}.lr", self.lr, "it must be > 0")
-        check(0 <= self.lr_min <= self.lr, f"{where}.lr_min", self.lr_min, f"it must be between 0 and lr={self.lr}")
-        check(0 <= self.warmup < 1, f"{where}.warmup", self.warmup, "it is a fraction of the steps: 0 ≤ warmup < 1")
-        check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "it must be ≥ 0")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            check(0 <= value < 1, f"{where}.{name}", value, "it must be in [0, 1)")
-        check(self.clip > 0, f"{where}.clip", self.clip, "it must be > 0")
-        check(self.order in ("ordered", "random"), f"{where}.order", self.order, "allowed: ordered, random")
-        # The pattern checks its own values; it only names them without the `arl_` prefix.
-        try:
-            build_map(self.arl_dilation, self.arl_window, self.arl_sinks, 1, 1)
-        except ValueError as error:
-            raise ValueError(str(error).replace("pattern.", f"{where}.arl_", 1)) from None
-
-
-@dataclass
-class TrainSection:
-    """`train=`: context length in tokens, precision, and the two recipes."""
-
-    context: int = 512
-    precision: str = "float32"
-    pretrain: RecipeSection = field(default_factory=RecipeSection)
-    adapt: RecipeSection = field(default_factory=lambda: RecipeSection(order="random", warmup=0.0))
-
-    def __post_init__(self):
-        check(self.context >= 2, "train.context", self.context, "it must be ≥ 2")
-        check(self.precision in ("float32", "bf16"), "train.precision", self.precision, "allowed: float32, bf16")
-        self.pretrain.check("train.pretrain")
-        self.adapt.check("train.adapt")
-        check(
-            not self.adapt.sparse, "train.adapt.sparse", True, "adaptation trains the cell's pattern anyway; use false"
-        )
-        check(not self.adapt.arl, "train.adapt.arl", True, "adaptation trains one pattern alone; set it to false")
-
-
-@dataclass
 class Config:
     """One cell of a sweep, complete: science (model, data, train, pattern, seed, eval) and how it is run."""
 
@@ -326,7 +180,9 @@ class Config:
         lengths = {"niah.length": self.eval.niah.length, "harness.max_length": self.eval.harness.max_length}
         for key, value in lengths.items():
             check(value is None or value <= context, f"eval.{key}", value, f"it must be ≤ train.context={context}")
+        self.eval.positions.check(context)
         patterns = self.pattern.build(self.model.layers, self.model.d_model // self.model.d_head)
+        patterns.per_kv_head(self.model.kv_heads)
         most_sinks = max(p.sinks for row in patterns for p in row)
         check(
             most_sinks <= self.train.context,

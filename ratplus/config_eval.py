@@ -12,6 +12,7 @@ from ratplus.config_check import check
 # Of the questions and their scoring; another version is another result, and has another id.
 CLOZE_VERSION = 2
 NIAH_VERSION = 1
+POSITIONS_VERSION = 1
 
 
 @dataclass
@@ -24,7 +25,8 @@ class EfficiencySection:
         prompt_tokens: of each sequence; null: what train.context leaves beside new_tokens.
         new_tokens: decoding steps timed together.
         repeats: timed calls.
-        memory_gb: memory (1e9 bytes) that max_batch is counted for.
+        memory_gb: memory (1e9 bytes) that max_batch is counted for; and what there is, where the system doesn't tell
+            how much is free (macOS).
     """
 
     enabled: bool = False
@@ -72,6 +74,33 @@ class ClozeSection:
         )
 
 
+@dataclass
+class PositionsSection:
+    """`eval.positions`: held-out loss and recall by position, for models used beyond the context they were trained for.
+
+    Args:
+        width: positions that are averaged; 0 leaves the suite out, and then nothing of it enters the cell's id.
+    """
+
+    width: int = 0
+
+    def __post_init__(self):
+        check(self.width >= 0, "eval.positions.width", self.width, "it must be ≥ 0")
+
+    def bins(self, context: int) -> list[tuple[int, int]]:
+        """[low, high) of the bins of a context; the last one may be narrower."""
+        starts = range(0, context, self.width) if self.width else ()
+        return [(low, min(low + self.width, context)) for low in starts]
+
+    def check(self, context: int) -> None:
+        """Refuse a width that does not fit train.context, or makes a metric of almost every token."""
+        least = -(-context // MOST_BINS)
+        allowed = f"with train.context={context} it must be 0 (off) or between {least} ({MOST_BINS} bins) and {context}"
+        check(self.width == 0 or least <= self.width <= context, "eval.positions.width", self.width, allowed)
+
+
+MOST_BINS = 64
+
 NIAH_TASKS = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
     "niah_multivalue", "niah_multiquery",
@@ -89,6 +118,7 @@ class NiahSection:
         new_tokens: room for the answer; null takes what the longest answer needs, and a little more.
         template: ruler (its words) or short (bare `key: value` lines, for contexts of a few hundred bytes).
         haystack: held_out (text of the corpus) or noise (one paragraph repeated), where the task leaves a choice.
+        digits: of a number to be found; null takes the template's (ruler 7, short 4).
         seed: of the generator; the same for every cell, so that cells answer the same questions.
     """
 
@@ -98,12 +128,13 @@ class NiahSection:
     new_tokens: int | None = None
     template: str = "ruler"
     haystack: str = "held_out"
+    digits: int | None = None
     seed: int = 0
 
     def __post_init__(self):
         for name in self.tasks:
             check(name in NIAH_TASKS, "eval.niah.tasks", name, f"allowed: {', '.join(NIAH_TASKS)}")
-        for name, least in (("samples", 1), ("length", 16), ("new_tokens", 1), ("seed", 0)):
+        for name, least in (("samples", 1), ("length", 16), ("new_tokens", 1), ("digits", 1), ("seed", 0)):
             value = getattr(self, name)
             check(value is None or value >= least, f"eval.niah.{name}", value, f"it must be ≥ {least}")
         check(self.template in ("ruler", "short"), "eval.niah.template", self.template, "allowed: ruler, short")
@@ -153,6 +184,7 @@ class EvalSection:
     efficiency: EfficiencySection = field(default_factory=EfficiencySection)
     cloze: ClozeSection = field(default_factory=ClozeSection)
     niah: NiahSection = field(default_factory=NiahSection)
+    positions: PositionsSection = field(default_factory=PositionsSection)
     tasks: list[Any] = field(default_factory=list)
     harness: HarnessSection = field(default_factory=HarnessSection)
 
@@ -178,7 +210,10 @@ class EvalSection:
                 "continuation": continuation_tokens,
             }  # fmt: skip
         if self.niah.tasks:
-            found["niah"] = asdict(self.niah) | {"version": NIAH_VERSION, "length": self.niah.length or context}
+            niah = {k: v for k, v in asdict(self.niah).items() if k != "digits" or v}
+            found["niah"] = niah | {"version": NIAH_VERSION, "length": self.niah.length or context}
+        if self.positions.width:
+            found["positions"] = asdict(self.positions) | {"version": POSITIONS_VERSION}
         if self.tasks:
             harness = asdict(self.harness) | {"max_length": self.harness.max_length or context}
             found["harness"] = harness | {"tasks": [_task_identity(task) for task in self.tasks]}

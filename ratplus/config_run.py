@@ -115,11 +115,21 @@ class LauncherSection:
 
 @dataclass
 class TrainerSection:
-    """`trainer=`: how one training run is spread over devices. Changes no result beyond the order of float sums."""
+    """`trainer=`: how one training run is spread over devices. Changes no result beyond the order of float sums.
+
+    Args:
+        strategy: single, ddp or fsdp.
+        devices, nodes: processes of a machine, and machines.
+        activation_checkpointing: keep only each block's input for the backward pass and compute the block again there:
+            same bits, a third more work, a fraction of the memory of activations.
+        compile: torch.compile of each block; sums within a block may be taken in another order.
+    """
 
     strategy: str = "single"
     devices: int = 1
     nodes: int = 1
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self):
         allowed = ("single", "ddp", "fsdp")

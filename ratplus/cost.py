@@ -1,8 +1,9 @@
 """Cost of a pattern, counted exactly: attention FLOPs, KV cache and recurrence, without torch and in closed form.
 
 Every function takes one Pattern (one head) or a PatternMap (the sum over all its layers and heads), one sequence and
-plain numbers. Nothing is sampled or estimated: the counts equal those of `Pattern.visible` and of a simulated cache,
-but cost O(1) a head, so a length of 262,144 is as quick as one of 16.
+plain numbers. With grouped-query attention every query head attends, but only the heads of keys hold a cache: what is
+held takes `PatternMap.per_kv_head`, and `cost` does so itself. Nothing is sampled or estimated: the counts equal those
+of `Pattern.visible` and of a simulated cache, but cost O(1) a head, so a length of 262,144 is as quick as one of 16.
 
 What is counted is what a pattern changes. Not counted: softmax, RoPE, the gates' sigmoid, projections, FFN, embedding.
 Definitions: paper arXiv 2602.18196, sections on dilated attention and on decoding with a cache.
@@ -31,14 +32,15 @@ class Cost:
 
     Attributes:
         length: tokens in the sequence.
-        heads: number of (layer, head) pairs that the sums run over.
+        heads: number of (layer, head) pairs that the sums over queries run over.
+        kv_heads: number of (layer, head) pairs that hold keys and values; `heads` without grouping.
         visible_pairs: (query, key) pairs that attention evaluates in one full forward.
         attention_flops: Q K^T and P V of that forward, 4 d_head a pair.
         attention_flops_ratio: attention_flops over those of dense attention; 1.0 at length 0.
         decode_flops: attention FLOPs of the one decode step at position `length`, self included.
         kv_entries: cache entries before that step; an entry is one key and one value of one head.
         kv_bytes: bytes of those entries.
-        kv_ratio: kv_entries over those of dense attention; 1.0 at length 0.
+        kv_ratio: kv_entries over those of dense attention in the same heads; 1.0 at length 0.
         state_bytes: float32 recurrent state (one key and one value vector a head); 0 without recurrence.
         recurrence_flops: the recurrence's FLOPs over the sequence; 0 without recurrence.
         recurrence_bytes: bytes it must move at least over the sequence; 0 without recurrence.
@@ -46,6 +48,7 @@ class Cost:
 
     length: int
     heads: int
+    kv_heads: int
     visible_pairs: int
     attention_flops: int
     attention_flops_ratio: float
@@ -64,13 +67,13 @@ class Cost:
 
     @property
     def kv_entries_per_head(self) -> float:
-        """Mean of kv_entries over layers and heads."""
-        return self.kv_entries / self.heads
+        """Mean of kv_entries over layers and heads of keys."""
+        return self.kv_entries / self.kv_heads
 
 
 def cost(
     patterns: Pattern | PatternMap, length: int, d_head: int, *, recurrence: bool = False,
-    bytes_per_element: int = BYTES_PER_ELEMENT,
+    bytes_per_element: int = BYTES_PER_ELEMENT, kv_heads: int | None = None,
 ) -> Cost:  # fmt: skip
     """All costs of one sequence of `length` tokens.
 
@@ -80,24 +83,32 @@ def cost(
         d_head: channels per head.
         recurrence: whether keys and values pass through the gated recurrence (RAT+) or not (attention only).
         bytes_per_element: of keys, values and gate logits: 2 for bfloat16, 4 for float32.
+        kv_heads: heads of keys and values in a layer of the PatternMap (`ModelConfig.kv_heads`); None: all heads.
 
     Raises:
-        ValueError: a number that is not whole or too small.
+        ValueError: a number that is not whole or too small; kv_heads that don't fit the map.
     """
     heads = sum(_heads(patterns).values())
+    queries = patterns
+    if kv_heads is not None:
+        if not isinstance(patterns, PatternMap):
+            raise ValueError(f"kv_heads: got {kv_heads} for one head's Pattern; give a PatternMap (a model)")
+        patterns = patterns.per_kv_head(_whole("kv_heads", kv_heads, 1))
+    held = sum(_heads(patterns).values())
     return Cost(
         length=length,
         heads=heads,
-        visible_pairs=visible_pairs(patterns, length),
-        attention_flops=attention_flops(patterns, length, d_head),
-        attention_flops_ratio=attention_flops_ratio(patterns, length),
-        decode_flops=decode_flops(patterns, length, d_head),
+        kv_heads=held,
+        visible_pairs=visible_pairs(queries, length),
+        attention_flops=attention_flops(queries, length, d_head),
+        attention_flops_ratio=attention_flops_ratio(queries, length),
+        decode_flops=decode_flops(queries, length, d_head),
         kv_entries=kv_entries(patterns, length),
         kv_bytes=kv_bytes(patterns, length, d_head, bytes_per_element),
         kv_ratio=kv_ratio(patterns, length),
-        state_bytes=state_bytes(d_head, heads) if recurrence else 0,
-        recurrence_flops=recurrence_flops(length, d_head, heads) if recurrence else 0,
-        recurrence_bytes=recurrence_bytes(length, d_head, heads, bytes_per_element) if recurrence else 0,
+        state_bytes=state_bytes(d_head, held) if recurrence else 0,
+        recurrence_flops=recurrence_flops(length, d_head, held) if recurrence else 0,
+        recurrence_bytes=recurrence_bytes(length, d_head, held, bytes_per_element) if recurrence else 0,
     )
 
 

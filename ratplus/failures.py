@@ -37,17 +37,20 @@ def memory_advice(type_name: str, message: str, stage: str, config: Config) -> s
     killed = "SIGKILL" in (type_name, message)
     if not (killed or type_name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in message):
         return None
+    # None of these enters a stage's id: what is tried continues the stage that failed, from its last training state.
+    smaller = []
     if stage == "evaluate":
         rows = config.eval.batch
-        smaller = f"eval.batch={rows // 2}" if rows > 1 else None
+        smaller += [f"eval.batch={rows // 2}"] if rows > 1 else []
     else:
         recipe = getattr(config.train, stage)
         ranks = config.trainer.devices * config.trainer.nodes
         now = min(recipe.micro_batch or recipe.batch, recipe.batch // ranks)
         fitting = even_sizes(recipe.batch, ranks, now - 1)
-        smaller = f"train.{stage}.micro_batch={fitting[-1]}" if fitting else None
+        smaller += [f"train.{stage}.micro_batch={fitting[-1]}"] if fitting else []
+        smaller += [] if config.trainer.activation_checkpointing else ["trainer.activation_checkpointing=true"]
     if smaller:
-        return f"to use less memory, try {smaller}"
+        return f"to use less memory, try {' or '.join(smaller)}"
     sharded = "" if stage == "evaluate" or config.trainer.strategy == "fsdp" else ", or trainer=fsdp on several GPUs"
     return f"it works on one row at a time already: try a shorter train.context, a smaller model{sharded}"
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ratplus.atomic import new_file, write_atomically
 from ratplus.checkpoint import map_weights
-from ratplus.config import ModelConfig
+from ratplus.config_model import ModelConfig
+from ratplus.hub_words import SHA256, words_of
 from ratplus.official import (
     EMBED,
     HEAD,
@@ -23,8 +24,9 @@ from ratplus.official import (
     read_official,
     shapes_of,
 )
-from ratplus.starting_point import CONFIG_FILE, WEIGHTS_FILE
-from ratplus.weights import CheckpointError, check_shapes, map_safetensors, write_safetensors
+from ratplus.starting_point import CONFIG_FILE, is_hub_folder, read_facts, read_hub_facts
+from ratplus.weight_shards import SHARD_BYTES, map_shards, write_shards
+from ratplus.weights import CheckpointError, check_shapes, sha256_of
 
 
 def read_foreign(path: str | Path, d_head: int = 128, max_len: int = 4096) -> Checkpoint:
@@ -34,7 +36,10 @@ def read_foreign(path: str | Path, d_head: int = 128, max_len: int = 4096) -> Ch
         CheckpointError: neither, or not whole.
     """
     path = Path(path)
-    return _read_hf(path) if path.is_dir() else read_official(path, d_head, max_len)
+    if not path.is_dir():
+        return read_official(path, d_head, max_len)
+    config, weights = map_hub(path)
+    return Checkpoint(config, {name: float32(tensor) for name, tensor in weights.items()})
 
 
 def export_official(folder: str | Path, target: str | Path) -> ModelConfig:
@@ -45,7 +50,7 @@ def export_official(folder: str | Path, target: str | Path) -> ModelConfig:
     """
     config, weights = map_weights(folder)
     default = ModelConfig(config.vocab_size, config.layers, config.d_model, config.d_head)
-    for key in ("output_gate", "rope_base", "norm_eps"):
+    for key in ("kv_heads", "recurrence_chunk", "output_gate", "rope_base", "rope_scaling", "norm_eps"):
         if getattr(config, key) != getattr(default, key):
             raise CheckpointError(
                 f"{folder}: the reference layout has no place for model.{key}={getattr(config, key)} "
@@ -61,39 +66,30 @@ def export_official(folder: str | Path, target: str | Path) -> ModelConfig:
     return config
 
 
-_HF_KEYS = {
-    "vocab_size": "vocab_size", "layers": "num_hidden_layers", "d_model": "hidden_size", "d_head": "head_dim",
-    "recurrence": "recurrence", "output_gate": "output_gate", "rope_base": "rope_theta", "norm_eps": "rms_norm_eps",
-    "max_len": "max_position_embeddings",
-}  # fmt: skip
+def export_hf(folder: str | Path, target: str | Path, shard_bytes: int = SHARD_BYTES) -> ModelConfig:
+    """Write a model folder as a Hugging Face-style one: weights, in shards if they are large, and a config.json.
 
-
-def export_hf(folder: str | Path, target: str | Path) -> ModelConfig:
-    """Write a model folder as a Hugging Face-style one: model.safetensors and a config.json in the hub's words.
+    Args:
+        shard_bytes: most bytes of weights in a file.
 
     Raises:
         CheckpointError: no model folder, or `target` is one already.
     """
     config, weights = map_weights(folder)
+    _, sha256 = read_facts(Path(folder))
     target = Path(target)
     if _is_ours(target):
         raise CheckpointError(
             f"{target}: is a ratplus model folder already; if the export went there, it would take the place of the "
             "model folder itself; choose another target"
         )
-    write_safetensors(target / WEIGHTS_FILE, weights, {"format": "pt"})
-    plain = asdict(config)
-    words = {theirs: plain[ours] for ours, theirs in _HF_KEYS.items()} | {
-        "architectures": ["RATPlus"],
-        "model_type": "ratplus",
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.ffn_mult * config.d_model,
-        "hidden_act": "gelu",
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",
-        # What has no word of the hub's own.
-        **{f"ratplus_{k}": v for k, v in plain.items() if k not in _HF_KEYS and k != "ffn_mult"},
-    }
+    again = is_hub_folder(target)
+    if (target / CONFIG_FILE).exists() and not again:
+        raise CheckpointError(f"{target}: holds the {CONFIG_FILE} of another model; choose another target")
+    # Of an earlier export: new weights under its config.json would look whole before they are.
+    (target / CONFIG_FILE).unlink(missing_ok=True)
+    write_shards(target, weights, shard_bytes, replace=again)
+    words = words_of(config, sha256)
     write_atomically(target / CONFIG_FILE, json.dumps(words, indent=2, sort_keys=True) + "\n")
     return config
 
@@ -107,24 +103,24 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(words, dict) and {"model", "sha256"} <= words.keys()
 
 
-def _read_hf(folder: Path) -> Checkpoint:
-    path = folder / CONFIG_FILE
+def map_hub(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Shape and weights of a Hugging Face-style folder; the weights are mapped, not loaded.
+
+    Raises:
+        CheckpointError: no such folder, not whole, or other weights than it says.
+    """
+    if _is_ours(folder):
+        raise CheckpointError(f"{folder}: is a ratplus model folder already; name it with model.init_from=...")
+    config, sha256 = read_hub_facts(folder)
     try:
-        if _is_ours(folder):
-            raise CheckpointError(f"{folder}: is a ratplus model folder already; name it with model.init_from=...")
-        words = json.loads(path.read_text())
-        if words.get("model_type") != "ratplus":
-            raise CheckpointError(f"{path}: model_type is {words.get('model_type')!r}, not 'ratplus'")
-        plain = {ours: words[theirs] for ours, theirs in _HF_KEYS.items()}
-        plain |= {k.removeprefix("ratplus_"): v for k, v in words.items() if k.startswith("ratplus_")}
-        config = ModelConfig(**plain, ffn_mult=words["intermediate_size"] // words["hidden_size"])
-        weights = map_safetensors(folder / WEIGHTS_FILE)
-    except CheckpointError:
-        raise
+        weights = map_shards(folder)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no model here ({Path(error.filename).name} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error})") from None
     check_numbers(weights, str(folder))
     check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
-    return Checkpoint(config, {name: float32(tensor) for name, tensor in weights.items()})
+    if sha256 is not None and sha256_of(weights) != sha256:
+        raise CheckpointError(
+            f"{folder}: the weights are not those that {CONFIG_FILE} was written for; if you changed them on purpose, "
+            f"remove {SHA256} from it"
+        )
+    return config, weights

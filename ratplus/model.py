@@ -10,18 +10,22 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ratplus.cache import KVCache, LayerCache
-from ratplus.config import ModelConfig
+from ratplus.config_model import ModelConfig
 from ratplus.generate import generate
 from ratplus.kernels import decode_attention, dilated_attention, gated_scan
 from ratplus.pattern import Pattern, PatternMap
-from ratplus.rope import rope_tables, rotate
+from ratplus.rope import attention_scale, rope_tables, rotate
 
 
 @lru_cache(maxsize=512)
 def kernel_pattern(row: tuple[Pattern, ...], device: torch.device):
-    """(dilation, window, sinks) as the kernels take them: ints if all heads agree, else int32 tensors [H]."""
+    """(dilation, window, sinks) as the kernels take them: ints if all heads agree, else int32 tensors [H].
+
+    `row`: the patterns of the heads of keys.
+    """
     row = tuple(p.canonical for p in row)
     if len(set(row)) == 1:
         return row[0].dilation, row[0].window, row[0].sinks
@@ -36,19 +40,27 @@ class Mixer(nn.Module):
         super().__init__()
         d = config.d_model
         self.config = config
-        # Blocks of d rows in the reference order: o (output gate), q, k, v, g (forget gate).
-        blocks = 3 + config.output_gate + config.recurrence
+        # On the queries alone: keys are un-rotated by their tables later, so those must not scale.
+        self.q_scale = attention_scale(config.rope_scaling, config.rope_factor)
+        # Blocks of rows in the reference order: o (output gate) and q of d each; k, v, g (forget gate) of as many as
+        # the heads of keys have channels, which is d too without grouping.
+        self.sizes = [d] * (1 + config.output_gate) + [config.key_heads * config.d_head] * (2 + config.recurrence)
         self.norm = nn.RMSNorm(d, eps=config.norm_eps)
-        self.in_proj = nn.Linear(d, blocks * d, bias=False)
+        self.in_proj = nn.Linear(d, sum(self.sizes), bias=False)
         self.out_proj = nn.Linear(d, d, bias=False)
 
     def _project(self, x_BTd: Tensor):
-        """Gate [B,T,d] (or None) and q, k, v, recurrence logit (or None) as [B,H,T,d_head] views of one product."""
+        """Gate [B,T,d] (or None) and q, k, v, recurrence logit (or None) as [B,H,T,d_head] views of one product.
+
+        k, v and logit have the heads of keys only: the recurrence never runs on copies.
+        """
         z = self.in_proj(self.norm(x_BTd))
-        blocks = list(z.split(self.config.d_model, dim=-1))
+        blocks = list(z.split(self.sizes, dim=-1))
         gate = blocks.pop(0) if self.config.output_gate else None
-        heads = [b.unflatten(-1, (self.config.heads, self.config.d_head)).transpose(1, 2) for b in blocks]
+        heads = [b.unflatten(-1, (-1, self.config.d_head)).transpose(1, 2) for b in blocks]
         q, k, v = heads[:3]
+        if self.q_scale != 1:
+            q = q * self.q_scale
         return gate, q, k, v, heads[3] if self.config.recurrence else None
 
     def _finish(self, x_BTd: Tensor, y_BHTd: Tensor, gate: Tensor | None) -> Tensor:
@@ -56,6 +68,26 @@ class Mixer(nn.Module):
         if gate is not None:
             y = y * torch.sigmoid(gate)
         return x_BTd + self.out_proj(y)
+
+    def _restart(self, logit, k, v, before_B=None):
+        """Gate logit, keys and values such that nothing from before a chunk's first position counts after it.
+
+        All [B, H, T, d], or [B, H, d] for one token; `before_B` tokens were there before (None: none).
+        """
+        chunk = self.config.recurrence_chunk
+        if chunk is None or logit is None:
+            return logit, k, v
+        if logit.dim() == 3:
+            first = (before_B % chunk == 0)[:, None, None]
+        else:
+            positions = torch.arange(logit.shape[2], device=logit.device)
+            if before_B is not None:
+                positions = before_B[:, None, None] + positions
+            first = (positions % chunk == 0)[..., None]
+        # There h = (1 - g) u, as after a state of zero; the scan itself is told to forget all (g = 0).
+        take = torch.sigmoid(-logit.to(torch.promote_types(logit.dtype, torch.float32))).to(k.dtype)
+        k, v = (torch.where(first, take * x, x) for x in (k, v))
+        return logit.masked_fill(first, -torch.inf), k, v
 
     def _recur(self, logit, k, v, rope, initial=None):
         """Keys and values after the recurrence, keys rotated; and the final state (None without recurrence)."""
@@ -66,8 +98,9 @@ class Mixer(nn.Module):
 
     def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
         gate, q, k, v, logit = self._project(x_BTd)
+        logit, k, v = self._restart(logit, k, v)
         k, v, _ = self._recur(logit, k, v, rope)
-        y = dilated_attention(rotate(q, *rope), k, v, *kernel_pattern(row, x_BTd.device))
+        y = dilated_attention(rotate(q, *rope), k, v, *kernel_pattern(row[:: self.config.group], x_BTd.device))
         return self._finish(x_BTd, y, gate)
 
     def prefill(self, x_BTd: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor], real_BT: Tensor) -> Tensor:
@@ -76,6 +109,7 @@ class Mixer(nn.Module):
         `rope` tables are [B, T, d_head], since sequences may stand at different positions.
         """
         gate, q, k, v, logit = self._project(x_BTd)
+        logit, k, v = self._restart(logit, k, v, layer.positions)
         if logit is not None:
             # A gate of exactly 1 holds the state over padding, so the final state is that of the last real token.
             logit = logit.masked_fill(~real_BT[:, None, :, None], torch.inf)
@@ -89,6 +123,7 @@ class Mixer(nn.Module):
         """One token per sequence; `rope` are the full tables [max_len, d_head], read at `layer.positions`."""
         gate, *blocks = self._project(x_B1d)
         q, k, v, logit = (None if b is None else b[:, :, 0] for b in blocks)
+        logit, k, v = self._restart(logit, k, v, layer.positions)
         y = decode_attention(
             q, k, v, logit, layer.keys, layer.values, layer.state, layer.positions,
             layer.dilation, layer.window, layer.sinks, layer.offsets, rope,
@@ -116,6 +151,9 @@ class Block(nn.Module):
         self.mixer = Mixer(config)
         self.ffn = FeedForward(config)
 
+    def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
+        return self.ffn(self.mixer(x_BTd, row, rope))
+
 
 class RATPlus(nn.Module):
     """Decoder-only language model with run-time sparse patterns.
@@ -133,6 +171,8 @@ class RATPlus(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        # Keep only each block's input for the backward pass, and compute the block again there (ratplus.blockwise).
+        self.activation_checkpointing = False
         self.reset_parameters()
 
     def reset_parameters(self, seed: int | None = None, std: float = 0.02) -> None:
@@ -152,7 +192,11 @@ class RATPlus(nn.Module):
     # ---- patterns and tables -----------------------------------------------------------------------------------
 
     def resolve_patterns(self, patterns: PatternMap | Pattern | None) -> PatternMap:
-        """None is dense everywhere; a single Pattern is used everywhere; a PatternMap must fit the model."""
+        """None is dense everywhere; a single Pattern is used everywhere; a PatternMap must fit the model.
+
+        Raises:
+            ValueError: something else, a map of another shape, or heads that share keys and values but differ.
+        """
         layers, heads = self.config.layers, self.config.heads
         if patterns is None:
             patterns = Pattern()
@@ -165,6 +209,7 @@ class RATPlus(nn.Module):
                 f"patterns: made for {patterns.layers} layers × {patterns.heads} heads, "
                 f"but the model has {layers} × {heads}"
             )
+        patterns.per_kv_head(self.config.kv_heads)
         return patterns
 
     def rope(self) -> tuple[Tensor, Tensor]:
@@ -174,7 +219,10 @@ class RATPlus(nn.Module):
             # Made once for all calls: tensors of an inference mode could not be used in training later.
             with torch.inference_mode(False):
                 positions = torch.arange(self.config.max_len, device=device)
-                self._rope[device] = rope_tables(positions, self.config.d_head, self.config.rope_base)
+                c = self.config
+                self._rope[device] = rope_tables(
+                    positions, c.d_head, c.rope_base, c.rope_scaling, c.rope_factor, c.rope_original
+                )
         return self._rope[device]
 
     # ---- full forward ------------------------------------------------------------------------------------------
@@ -193,7 +241,11 @@ class RATPlus(nn.Module):
         rope = tuple(table[:length] for table in self.rope())
         x = self.embed(tokens)
         for block, row in zip(self.layers, patterns):
-            x = block.ffn(block.mixer(x, row, rope))
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # Nothing in a block draws random numbers, so there is no generator's state to keep.
+                x = checkpoint(block, x, row, rope, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, row, rope)
         return self._head(x)
 
     def _head(self, x: Tensor) -> Tensor:

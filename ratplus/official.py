@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ratplus.config import ModelConfig
+from ratplus.config_model import ModelConfig
 from ratplus.model import RATPlus, empty_model
 from ratplus.weights import CheckpointError, Lazy, check_shapes, map_safetensors
 

@@ -162,6 +162,31 @@ class PatternMap:
     def heads(self) -> int:
         return len(self.rows[0])
 
+    def per_kv_head(self, kv_heads: int | None) -> PatternMap:
+        """The map of the heads of keys and values, which hold a cache each: `kv_heads` a layer, None for all heads.
+
+        Raises:
+            ValueError: heads that share keys and values differ in what they see, or kv_heads does not divide heads.
+        """
+        if kv_heads is None or kv_heads == self.heads:
+            return self
+        if kv_heads < 1 or self.heads % kv_heads:
+            raise ValueError(f"kv_heads: got {kv_heads}; it must divide the {self.heads} heads of the patterns")
+        group = self.heads // kv_heads
+        for layer, row in enumerate(self.rows):
+            if row.count(row[0]) == self.heads:
+                continue
+            for first in range(0, self.heads, group):
+                shared = {p.canonical: p for p in row[first : first + group]}
+                if len(shared) > 1:
+                    seen = ", ".join(p.label for p in shared.values())
+                    raise ValueError(
+                        f"pattern: heads {first} to {first + group - 1} of layer {layer} share keys and values "
+                        f"(model.kv_heads={kv_heads}), so they must have the same pattern, but have {seen}; "
+                        "change the pattern, or use model.kv_heads=null"
+                    )
+        return PatternMap(tuple(row[::group] for row in self.rows))
+
     def __getitem__(self, layer: int) -> tuple[Pattern, ...]:
         return self.rows[layer]
 

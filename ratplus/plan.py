@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ratplus.config import Config, RecipeSection
+from ratplus.config import Config
+from ratplus.config_sft import SFT_VERSION
+from ratplus.config_train import RecipeSection
 from ratplus.data.recall import RecallTask
 from ratplus.record import stage_id
 from ratplus.starting_point import weights_of
+
+# Keys of the model that came later, with the value that every model before them had.
+_YOUNG = {
+    "recurrence_chunk": None, "kv_heads": None,
+    "rope_scaling": "none", "rope_factor": 1.0, "rope_original": None,
+}  # fmt: skip
 
 
 @dataclass
@@ -33,11 +41,17 @@ class Plan:
 
     pretrain: Stage
     adapt: Stage
+    sft: Stage | None
     evaluate: Stage
     vocab_size: int
 
     def __iter__(self):
-        return iter((self.pretrain, self.adapt, self.evaluate))
+        return iter(stage for stage in (self.pretrain, self.adapt, self.sft, self.evaluate) if stage is not None)
+
+    @property
+    def trained(self) -> Stage:
+        """The stage whose model is evaluated."""
+        return self.sft or self.adapt
 
 
 def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
@@ -48,11 +62,14 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
     given = config.model.init_from
     unnamed = ("name", "init_from", "init_std") if given else ("name", "init_from")
     shape = {k: v for k, v in asdict(config.model).items() if k not in unnamed} | {"vocab_size": vocab}
+    # What is as it was before the key existed keeps its id.
+    shape = {k: v for k, v in shape.items() if not (k in _YOUNG and v == _YOUNG[k])}
     common = {"data": data, "context": config.train.context, "seed": config.seed}
     patterns = config.patterns.to_dict()
 
     def recipe(section: RecipeSection) -> dict:
-        plain = asdict(section) | {"micro_batch": section.micro_batch or section.batch}
+        # Rows at a time change only the order of float sums. Ids from when they counted hold this for the whole batch.
+        plain = asdict(section) | {"micro_batch": section.batch}
         if not section.arl:
             plain = {k: v for k, v in plain.items() if not k.startswith("arl_")}
         # What is as it was before the key existed keeps its id.
@@ -65,6 +82,10 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
         weights = {"model": shape, "context": config.train.context, "weights": weights_of(config, vocab)}
         pretrain = Stage("pretrain", weights, None)
     adapt = Stage("adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id)
+    sft, fine = None, config.train.sft
+    if fine.steps:
+        of_split = {"length": fine.length or config.train.context, "version": SFT_VERSION}
+        sft = Stage("sft", {**common, "pattern": patterns, "recipe": recipe(fine) | of_split}, parent=adapt.id)
     asked = config.eval.science(config.train.context)
-    evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": asked}, parent=adapt.id)
-    return Plan(pretrain, adapt, evaluate, vocab)
+    evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": asked}, parent=(sft or adapt).id)
+    return Plan(pretrain, adapt, sft, evaluate, vocab)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ratplus.config import RecipeSection
 from ratplus.config_run import TrainerSection
+from ratplus.config_train import RecipeSection
 
 
 class LayoutError(ValueError):
-    """The ranks that `trainer` asks for are not there, or cannot share the work; one line."""
+    """What `trainer` asks for is not there (ranks, a compiler), or ranks cannot share the work; one line."""
 
 
 @dataclass(frozen=True)

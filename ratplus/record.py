@@ -23,7 +23,9 @@ from ratplus.secrets import safe_environment, scrub, scrub_tree, scrub_words
 
 FORMAT = 1
 RECORD_FILE = "record.json"
-STAGES = ("pretrain", "adapt", "evaluate")
+# In order; not every cell has the stage `sft`.
+STAGES = ("pretrain", "adapt", "sft", "evaluate")
+TRAINING = STAGES[:-1]
 
 
 class RecordError(ValueError):
@@ -60,8 +62,14 @@ def _checksum(record: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_record(
-    folder: Path,
+def write_record(folder: Path, **parts) -> dict:
+    """Write `<folder>/record.json` atomically and return it; `parts` are the arguments of `make_record`."""
+    record = make_record(**parts)
+    write_atomically(Path(folder) / RECORD_FILE, record_text(record))
+    return record
+
+
+def make_record(
     *,
     stage: str,
     config: dict,
@@ -72,7 +80,7 @@ def write_record(
     provenance: dict,
     error: dict | None = None,
 ) -> dict:
-    """Write `<folder>/record.json` atomically and return it.
+    """A record, as it will be read back.
 
     `metrics` holds reproducible results only, {name: {"value", "stderr", "count"}}; wall times and memory go to
     `timing`. Keys and tokens in `provenance` and `error` are masked (ratplus.secrets).
@@ -93,8 +101,12 @@ def write_record(
     # Through text and back, so that the checksum is of what a reader will see.
     record = json.loads(json.dumps(record))
     record["checksum"] = _checksum(record)
-    write_atomically(Path(folder) / RECORD_FILE, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def record_text(record: dict) -> str:
+    """What stands in the file of a record."""
+    return json.dumps(record, indent=1) + "\n"
 
 
 def _scrubbed_error(error: dict | None) -> dict | None:

@@ -150,6 +150,8 @@ def _secret_values() -> tuple[str, ...]:
     """Values of secret-looking environment variables, longest first, so that a part never hides the whole."""
     found = set()
     for name, value in os.environ.items():
+        if name == "PWD":
+            continue  # the shell's working directory
         if not looks_secret(name) or name.upper().endswith(("_SOCK", "_FILE", "_PATH", "_DIR")):
             continue  # where a secret lies is no secret
         lines = value.splitlines() if "\n" in value else []

@@ -17,15 +17,17 @@ def shard(model: RATPlus, mesh: DeviceMesh, device: torch.device, bf16: bool) ->
 
     Each block's matrices are one group: gathered when the block runs, freed after. Under bf16 they are gathered as
     bfloat16, which is what autocast makes of them anyway; norms and the embedding, which autocast leaves alone, stay
-    float32 in the outermost group. So the numbers are those of one process up to the order of float sums.
+    float32 in the outermost group. So the numbers are those of one process up to the order of float sums. The hooks
+    that gather are the block's own: what runs inside of it can be compiled, or computed again, as a whole.
     """
     whole = model.state_dict() if dist.get_rank() == 0 else {}
     model.to("meta")  # which gives the model new parameters; `whole` keeps the old ones
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else None
+    matrices = {parameter for block in model.layers for parameter in block.parameters() if parameter.dim() == 2}
+    fully_shard(model, mesh=mesh, ignored_params=matrices)  # before the blocks, whose groups then lack the norms
     for block in model.layers:
-        matrices = [block.mixer.in_proj, block.mixer.out_proj, block.ffn.up, block.ffn.down]
-        fully_shard(matrices, mesh=mesh, **({"mp_policy": policy} if bf16 else {}))
-    fully_shard(model, mesh=mesh)
+        norms = set(block.parameters()) - matrices
+        fully_shard(block, mesh=mesh, ignored_params=norms, **({"mp_policy": policy} if bf16 else {}))
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         spread(parameter, whole.pop(name, None))

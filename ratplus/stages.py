@@ -1,7 +1,8 @@
-"""The three stages: pretrain, adapt, evaluate. Each is a function of its config, and idempotent.
+"""The stages: pretrain, adapt, sft (where `train.sft` has steps), evaluate. Each is a function of its config.
 
-Done: the stored record is returned. Interrupted: training continues from its last state. Failed: tried again. At work
-in another process: waited for. A stage makes sure of its parent first, so `evaluate` alone does all three.
+A stage is idempotent. Done: the stored record is returned. Interrupted: training continues from its last state.
+Failed: tried again. At work in another process: waited for. A stage makes sure of its parent first, so `evaluate` alone
+does all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ratplus.failures import failure_of
 from ratplus.lock import FolderLock, LockLost
 from ratplus.plan import Stage, plan
 from ratplus.ranks import Place, micro_batches, place_of
-from ratplus.record import STAGES, ForeignRecord, RecordError, provenance, read_record, write_record
+from ratplus.record import STAGES, TRAINING, ForeignRecord, RecordError, provenance, read_record, write_record
 
 Progress = Callable[[str, int, int, dict], None]
 
@@ -48,7 +49,7 @@ class Surroundings:
 
 
 class Cell:
-    """One cell of a sweep: `Cell(config, surroundings).run("evaluate")` makes sure of its three stages."""
+    """One cell of a sweep: `Cell(config, surroundings).run("evaluate")` makes sure of its stages."""
 
     def __init__(self, config: Config, around: Surroundings):
         self.config, self.around = config, around
@@ -66,7 +67,8 @@ class Cell:
             RecordError, CheckpointError, ...: the stage's own failure, after it has been recorded.
             MissingExtra, TaskError, ...: of `check_suites`, before any stage.
             ratplus.training.Interrupted: on SIGTERM or Ctrl-C, with the training state saved.
-            ratplus.ranks.LayoutError: `trainer` asks for ranks that are not there, or cannot share a batch.
+            ratplus.ranks.LayoutError: `trainer` asks for ranks or a compiler that are not there, or ranks cannot share
+                a batch.
             ratplus.distributed.PeerFailed: on other ranks than the one that failed first.
         """
         place = place_of(self.config.trainer)
@@ -75,7 +77,8 @@ class Cell:
         if place.world == 1:
             return self._run_stages(last)
         for name in STAGES[: STAGES.index(last) + 1]:
-            if name == "adapt" or (name == "pretrain" and not self.config.model.init_from):
+            given = name == "pretrain" and self.config.model.init_from
+            if name in TRAINING and getattr(self.plan, name) is not None and not given:
                 micro_batches(getattr(self.config.train, name), place.world, f"train.{name}")
         from ratplus.distributed import Team
 
@@ -85,7 +88,13 @@ class Cell:
 
     def _run_stages(self, last: str) -> dict:
         check_suites(self.config, self.corpus)  # now rather than after hours of training, whatever `last` is
-        work = {"pretrain": self._pretrain, "adapt": self._adapt, "evaluate": self._evaluate}
+        if self.config.trainer.compile:
+            from ratplus.blockwise import check_compiler
+
+            check_compiler(self.config.trainer, training_device(self.config.run.accelerator))
+        work = {"pretrain": self._pretrain, "adapt": self._adapt, "sft": self._sft, "evaluate": self._evaluate}
+        if last not in {stage.name for stage in self.plan}:
+            raise ValueError(f"train.{last}.steps: got 0, so there is no stage `{last}`; set it to the steps to train")
         record = None
         for stage in self.plan:
             record = run_stage(stage, self.around, self.config, work[stage.name])
@@ -125,7 +134,7 @@ class Cell:
 
         recipe, patterns, arl = self._assignment(stage)
         training.train_along(
-            self._model_config(), recipe, self._batches(), purpose=stage.name, first=first, run=self.config.run,
+            self._model_config(), recipe, self._rows_of(stage), purpose=stage.name, first=first, run=self.config.run,
             team=team, precision=self.config.train.precision, patterns=patterns, arl=arl,
         )  # fmt: skip
 
@@ -136,18 +145,25 @@ class Cell:
 
         return Batches.of(self.config, self.corpus)
 
+    def _rows_of(self, stage: Stage):
+        """What a training stage reads."""
+        if stage.name != "sft":
+            return self._batches()
+        from ratplus.data.sft import SftBatches
+
+        return SftBatches.of(self.config, self.corpus)
+
     def _model_config(self):
         return self.config.model.build(self.plan.vocab_size, self.config.train.context)
 
     def _assignment(self, stage: Stage) -> tuple:
         """What a training stage trains with: (recipe, patterns, active recurrence learning's pattern or None)."""
-        from ratplus.pattern import Pattern
-
         if stage.name == "adapt":
             return self.config.train.adapt, self.config.patterns, None
+        if stage.name == "sft":
+            return self.config.train.sft, self.config.patterns, self.config.train.sft.arl_pattern
         r = self.config.train.pretrain
-        arl = Pattern(r.arl_dilation, r.arl_window, r.arl_sinks) if r.arl else None
-        return r, self.config.patterns if r.sparse else None, arl
+        return r, self.config.patterns if r.sparse else None, r.arl_pattern
 
     def _pretrain(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus.model import empty_model
@@ -162,13 +178,18 @@ class Cell:
         """Weights of `model.init_from` instead of pretraining."""
         from ratplus.checkpoint import adopt
         from ratplus.evaluation.metrics import metric
+        from ratplus.starting_point import read_start
 
         source, weights = Path(self.config.model.init_from), stage.config["weights"]
+        trained, _ = read_start(source)
         parameters = adopt(source, folder, self._model_config(), weights, self.around.say)
-        return {"parameters": metric(parameters, None, 1)}, {}
+        return {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}, {}
 
     def _adapt(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         return self._train(self._load(self.plan.pretrain), stage, folder, log, lock)
+
+    def _sft(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
+        return self._train(self._load(self.plan.adapt), stage, folder, log, lock)
 
     def _train(self, model, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus import checkpoint, training
@@ -176,10 +197,10 @@ class Cell:
 
         recipe, patterns, arl = self._assignment(stage)
         outcome = training.train(
-            model, recipe, self._batches(), folder, purpose=stage.name, stage_id=stage.id, run=self.config.run,
+            model, recipe, self._rows_of(stage), folder, purpose=stage.name, stage_id=stage.id, run=self.config.run,
             precision=self.config.train.precision, patterns=patterns, arl=arl, log=log, before_saving=lock.check,
             progress=lambda done, total, numbers: self.around.progress(stage.name, done, total, numbers),
-            team=self._team, say=self.around.say,
+            team=self._team, trainer=self.config.trainer, say=self.around.say,
         )  # fmt: skip
         model = outcome["model"]
         checkpoint.save(model, folder)
@@ -188,7 +209,7 @@ class Cell:
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
         metrics["parameters"] = metric(sum(p.numel() for p in model.parameters()), None, 1)
         timing = {"train_seconds": outcome["seconds"], "resumed_at_step": outcome["first_step"]}
-        if len(outcome["layouts"]) > 1 or self._team is not None:
+        if len(outcome["layouts"]) > 1 or self._team is not None or self.config.trainer.compile:
             timing["layouts"] = outcome["layouts"]
         return metrics, timing
 
@@ -196,7 +217,7 @@ class Cell:
         from ratplus.evaluation.samples import write_samples
         from ratplus.evaluation.suites import evaluate_suites
 
-        model = self._load(self.plan.adapt)
+        model = self._load(self.plan.trained)
         device = training_device(self.config.run.accelerator)
         started = time.monotonic()
         found = evaluate_suites(

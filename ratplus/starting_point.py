@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ratplus.config import Config, ModelConfig
+from ratplus.config import Config
+from ratplus.config_model import ModelConfig
+from ratplus.hub_words import MODEL_TYPE, SHA256, config_of
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -36,6 +38,53 @@ def read_facts(folder: Path) -> tuple[ModelConfig, str]:
         raise CheckpointError(f"{path}: damaged ({error}); restore it or train again") from None
 
 
+def is_hub_folder(folder: Path) -> bool:
+    """Whether a folder is one in the style of the Hugging Face hub, such as `ratplus export --format hf` writes."""
+    try:
+        words = json.loads((Path(folder) / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(words, dict) and words.get("model_type") == MODEL_TYPE
+
+
+def read_hub_facts(folder: Path) -> tuple[ModelConfig, str | None]:
+    """(shape, SHA-256 of the weights if it is told) of a folder in the hub's style.
+
+    Raises:
+        CheckpointError: no such folder, a damaged one, or a model of another kind.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        words = json.loads(path.read_text())
+        if words.get("model_type") != MODEL_TYPE:
+            raise CheckpointError(f"{path}: model_type is {words.get('model_type')!r}, not {MODEL_TYPE!r}")
+        return config_of(words), words.get(SHA256)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no model here ({CONFIG_FILE} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path}: damaged ({what})") from None
+
+
+def read_start(folder: Path) -> tuple[ModelConfig, str]:
+    """`read_facts` of what `model.init_from` may name: a model folder, or one in the hub's style.
+
+    Raises:
+        CheckpointError: neither, a damaged one, or one in the hub's style that does not tell its weights' hash.
+    """
+    if not is_hub_folder(folder):
+        return read_facts(folder)
+    config, sha256 = read_hub_facts(folder)
+    if sha256 is None:
+        raise CheckpointError(
+            f"{Path(folder) / CONFIG_FILE}: has no {SHA256}; turn it into a model folder: "
+            f"ratplus import {folder} NEW_FOLDER, and name that"
+        )
+    return config, sha256
+
+
 def weights_of(config: Config, vocab_size: int) -> str:
     """SHA-256 of the weights of `model.init_from`, which must fit the config.
 
@@ -44,7 +93,7 @@ def weights_of(config: Config, vocab_size: int) -> str:
     """
     folder = config.model.init_from
     try:
-        found, sha256 = read_facts(Path(folder))
+        found, sha256 = read_start(Path(folder))
     except CheckpointError as error:
         raise CheckpointError(f"model.init_from: {error}") from None
     there, wanted = asdict(found), asdict(config.model.build(vocab_size, config.train.context))

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 import lightning
 import torch
 
-from ratplus.config import ModelConfig, RecipeSection
-from ratplus.config_run import RunSection
+from ratplus.blockwise import equipped
+from ratplus.config_model import ModelConfig
+from ratplus.config_run import RunSection, TrainerSection
+from ratplus.config_train import RecipeSection
 from ratplus.data.batches import Batches
 from ratplus.model import RATPlus
 from ratplus.pattern import Pattern, PatternMap
@@ -79,13 +81,14 @@ def train(
     progress: Callable[[int, int, dict], None] | None = None,
     before_saving: Callable[[], None] = lambda: None,
     team: Team | None = None,
+    trainer: TrainerSection | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> dict:
     """Train `model` to the end of `recipe`, continuing from the newest training state in `folder`.
 
     `purpose` is "pretrain" or "adapt": their draws never coincide. `before_saving` may raise to keep this process from
     writing into a folder that is not its own any more. With a team, this is rank 0's part, and it has the others call
-    `train_along`.
+    `train_along`. `trainer` says how blocks are run (ratplus.blockwise); a team brings its own.
 
     Returns {"model": trained, in whole tensors; "report": of the last step, floats; "seconds": wall time of this call;
     "first_step": where it began; "layouts": how steps were shared out (training_state.layouts_of)}.
@@ -103,8 +106,9 @@ def train(
     if state is not None:
         model.load_state_dict(state.pop("model"))
         first = state["step"]
-    layout = {**ONE_RANK} if team is None else {"strategy": team.trainer.strategy, "ranks": team.place.world}
-    layouts = layouts_of(state, layout | {"micro_batches": parts})
+    trainer = team.trainer if team is not None else trainer or TrainerSection()
+    layout = {**ONE_RANK} if team is None else {"strategy": trainer.strategy, "ranks": team.place.world}
+    layouts = layouts_of(state, layout | {"micro_batches": parts, "compile": trainer.compile})
     if layouts[-1]["from_step"] == first > 0:
         say(
             f"{purpose} {stage_id}: continues at step {first} with {_spoken(layouts[-1])}, before with "
@@ -134,15 +138,14 @@ def train(
         if team is None:
             module = TrainingModule(model, recipe, patterns, arl, on_step)
             module.restored = None if state is None else state.pop("optimizer")
-            with _quiet_lightning():
-                make_trainer(run, precision, [saver]).fit(module, loader)
+            _fit(module, loader, saver, run, precision, trainer)
         else:
             with team.training({"stage": purpose, "id": stage_id, "first": first}):
                 module = SharedModule(
                     model, recipe, patterns, arl, on_step, team, bf16=precision == "bf16", goes_on=first > 0
                 )
                 module.restored = None if state is None else state.pop("optimizer")
-                _fit_together(module, loader, saver, run, precision)
+                _fit(module, loader, saver, run, precision, trainer, team)
             if module.trained is not None:
                 with torch.device("meta"):
                     model = RATPlus(model.config)
@@ -175,17 +178,22 @@ def train_along(
         model = RATPlus(model_config)
     module = SharedModule(model, recipe, patterns, arl, team=team, bf16=precision == "bf16", goes_on=first > 0)
     saver = _Saver(math.inf, lambda _done, _whole: None, team)
-    _fit_together(module, StepLoader(batches, recipe, purpose, first), saver, run, precision)
+    _fit(module, StepLoader(batches, recipe, purpose, first), saver, run, precision, team.trainer, team)
 
 
-def _fit_together(module: SharedModule, loader: StepLoader, saver: _Saver, run: RunSection, precision: str) -> None:
-    module.team.meet()
-    with _quiet_lightning():
-        make_trainer(run, precision, [saver], module.team).fit(module, loader)
+def _fit(
+    module: TrainingModule, loader: StepLoader, saver: _Saver, run: RunSection, precision: str,
+    trainer: TrainerSection, team: Team | None = None,
+) -> None:  # fmt: skip
+    if team is not None:
+        team.meet()
+    with _quiet_lightning(), equipped(module.model, trainer):
+        make_trainer(run, precision, [saver], team).fit(module, loader)
 
 
 def _spoken(layout: dict) -> str:
     parts = f", {layout['micro_batches']} micro-batches" if "micro_batches" in layout else ""
+    parts += ", compiled" if layout.get("compile") else ""
     return f"trainer={layout['strategy']} ({layout['ranks']} ranks{parts})"
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from ratplus.atomic import write_atomically
+from ratplus.atomic import new_file, sync_folder
 from ratplus.checkpoint import CheckpointError
-from ratplus.config import RecipeSection
+from ratplus.config_train import RecipeSection
 from ratplus.data.batches import Batches
 
 _FORMAT = 1
@@ -28,15 +29,39 @@ def save_state(folder: Path, stage_id: str, step: int, content: dict) -> Path:
         content: "model" and "optimizer" (state_dicts of whole tensors, whatever trained them), "report", "reads"
             (`what_it_reads`) and "layouts" (`layouts_of`).
     """
-    buffer = BytesIO()
-    torch.save({"format": _FORMAT, "stage_id": stage_id, "step": step, **content}, buffer)
-    data = buffer.getbuffer()
-    path = folder / f"training-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
-    write_atomically(path, data)
+    unnamed = folder / f"training-{step:08d}.pt"  # which is no state yet
+    with new_file(unnamed) as file:
+        hashing = _Hashing(file)
+        try:
+            torch.save({"format": _FORMAT, "stage_id": stage_id, "step": step, **content}, hashing)
+        except RuntimeError as error:
+            raise (hashing.error or error) from None
+    path = folder / f"training-{step:08d}-{hashing.sha256.hexdigest()[:16]}.pt"
+    os.replace(unnamed, path)
+    sync_folder(folder)
     for old in _states(folder):
         if old != path:
             old.unlink(missing_ok=True)
     return path
+
+
+class _Hashing:
+    """A file whose content is hashed on the way, so that a state of 100 GB is in memory once."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256 = file, hashlib.sha256()
+        self.error: OSError | None = None  # torch would only say that the file is not as long as it should be
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load_state(folder: Path, stage_id: str, reads: dict | None = None) -> dict | None:
@@ -52,10 +77,12 @@ def load_state(folder: Path, stage_id: str, reads: dict | None = None) -> dict |
     if not paths:
         return None
     path = paths[-1]
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest()[:16] != _NAME.fullmatch(path.name)[2]:
-        raise CheckpointError(f"{path}: training state is truncated or altered; delete it to train this stage again")
-    state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest()[:16] != _NAME.fullmatch(path.name)[2]:
+            raise CheckpointError(
+                f"{path}: training state is truncated or altered; delete it to train this stage again"
+            )
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if state["stage_id"] != stage_id:
         raise CheckpointError(f"{path}: training state of stage {state['stage_id']}, not {stage_id}; move it away")
     for key, now in (reads or {}).items():
@@ -80,7 +107,10 @@ def what_it_reads(recipe: RecipeSection, batches: Batches, purpose: str) -> dict
 
 
 def layouts_of(state: dict | None, layout: dict) -> list[dict]:
-    """How the steps of a run were shared out so far: [{"from_step", "strategy", "ranks", "micro_batches"}, ...]."""
+    """How the steps of a run were done so far: [{"from_step", "strategy", "ranks", "micro_batches", "compile"}, ...].
+
+    What changes the order of float sums is told here; a state from before a key existed is taken to have had it so.
+    """
     if state is None:
         return [{"from_step": 0, **layout}]
     before = state.get("layouts") or [{"from_step": 0, **ONE_RANK}]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ratplus.config import RecipeSection
+from ratplus.config_train import RecipeSection
 from ratplus.data.batches import deal
 from ratplus.data.sampling import IGNORE
 from ratplus.model import RATPlus

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,25 +39,43 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor | Lazy], metadata
 
     The bytes are those of `safetensors.torch.save`: bigger dtypes first, then by name.
     """
+    digest = hashlib.sha256()
+    with new_file(path) as file:
+        for part in _parts(tensors, metadata):
+            file.write(part)
+            digest.update(part)
+            del part  # before the next one is made
+    return digest.hexdigest()
+
+
+def sha256_of(tensors: Mapping[str, Tensor | Lazy]) -> str:
+    """SHA-256 that `write_safetensors` would return, without a file."""
+    digest = hashlib.sha256()
+    for part in _parts(tensors):
+        digest.update(part)
+        del part
+    return digest.hexdigest()
+
+
+def _parts(tensors: Mapping[str, Tensor | Lazy], metadata: dict[str, str] | None = None) -> Iterator:
+    """The bytes of a file, a tensor at a time."""
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, _NAMES[tensors[n].dtype], n))
     header, end = ({"__metadata__": metadata} if metadata else {}), 0
     for name in names:
-        start, end = end, end + tensors[name].dtype.itemsize * int(np.prod(tensors[name].shape, dtype=np.int64))
+        start, end = end, end + size_of(tensors[name])
         shape = list(tensors[name].shape)
         header[name] = {"dtype": _NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with new_file(path) as file:
-        for part in (struct.pack("<Q", len(text)), text):
-            file.write(part)
-            digest.update(part)
-        for name in names:
-            data = _bytes_of(tensors[name], name)
-            file.write(data)
-            digest.update(data)
-            del data
-    return digest.hexdigest()
+    yield struct.pack("<Q", len(text))
+    yield text
+    for name in names:
+        yield _bytes_of(tensors[name], name)
+
+
+def size_of(tensor: Tensor | Lazy) -> int:
+    """Bytes of a tensor's numbers."""
+    return tensor.dtype.itemsize * int(np.prod(tensor.shape, dtype=np.int64))
 
 
 def _bytes_of(tensor: Tensor | Lazy, name: str) -> memoryview:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from ratplus.sweeps.mistakes import UsageError
@@ -25,6 +26,10 @@ def run_import(arguments: argparse.Namespace) -> int:
     folder = save_weights(found.config, found.weights, arguments.folder)
     _tell(folder, found.config, found.parameters, found.size)
     words = ("layers", "d_model", "d_head", "recurrence", "output_gate", "ffn_mult", "rope_base", "norm_eps")
+    if found.config.kv_heads is not None:
+        words += ("kv_heads",)
+    if found.config.rope_scaling != "none":
+        words += ("rope_scaling", "rope_factor", *(("rope_original",) if found.config.rope_original else ()))
     shape = " ".join(f"model.{key}={getattr(found.config, key)}" for key in words).replace("True", "true")
     print(f"use it with: model.init_from={folder} {shape.replace('False', 'false')}")
     return 0
@@ -36,14 +41,21 @@ def run_export(arguments: argparse.Namespace) -> int:
     Raises:
         CheckpointError, UsageError: one line that says what is wrong with it.
     """
-    from ratplus.foreign import export_hf, export_official
+    from ratplus.foreign import SHARD_BYTES, export_hf, export_official
 
-    target = Path(arguments.target)
+    target, shard_gb = Path(arguments.target), arguments.shard_gb
+    if shard_gb is not None and arguments.format != "hf":
+        raise UsageError(f"--shard-gb: got {shard_gb:g}; only --format hf writes shards")
+    if shard_gb is not None and not 0 < shard_gb < math.inf:
+        raise UsageError(f"--shard-gb: got {shard_gb:g}; it must be > 0")
     if arguments.format == "official" and target.is_dir():
         raise UsageError(f"{target}: is a folder; --format official writes one file: name it")
     if arguments.format == "hf" and target.is_file():
         raise UsageError(f"{target}: is a file; --format hf writes a folder: name one")
-    config = {"official": export_official, "hf": export_hf}[arguments.format](arguments.folder, target)
+    if arguments.format == "hf":
+        config = export_hf(arguments.folder, target, SHARD_BYTES if shard_gb is None else int(shard_gb * 1e9))
+    else:
+        config = export_official(arguments.folder, target)
     _tell(target, config)
     if arguments.format == "official" and config.d_head != 128:
         print(f"the layout does not store d_head: import it with --d-head {config.d_head}")
@@ -54,8 +66,9 @@ def _tell(where: Path, config, parameters: int | None = None, size: str | None =
     from ratplus.budget import parameters as count
 
     kind = "RAT+" if config.recurrence else "attention without recurrence"
+    keys = "" if config.kv_heads is None else f" on {config.kv_heads} of keys"
     print(
         f"{where}: {f'the {size} shape of the paper, ' if size else ''}{kind}, {config.layers} layers, d_model "
-        f"{config.d_model}, {config.heads} heads of {config.d_head}, vocabulary {config.vocab_size}: "
+        f"{config.d_model}, {config.heads} heads of {config.d_head}{keys}, vocabulary {config.vocab_size}: "
         f"{parameters or count(config)} parameters, recurrence {'on' if config.recurrence else 'off'}"
     )

@@ -10,7 +10,8 @@ VERBS = {
     "sweep": "run a grid of cells: pretrain once a model, adapt and evaluate every pattern, write the report",
     "pretrain": "make sure of the pretraining of a cell",
     "adapt": "... and of its adaptation to a pattern",
-    "evaluate": "... and of its evaluation: all three stages of one cell",
+    "sft": "... and of its fine-tuning on needles, where train.sft has steps",
+    "evaluate": "... and of its evaluation: all stages of one cell",
     "plan": "say what a sweep would cost: parameters, tokens, FLOPs, GPU-hours, memory; runs nothing",
     "generate": "continue a prompt with a trained model, under one or several patterns",
     "status": "show which cells of a sweep folder are done, running, failed or missing",
@@ -32,6 +33,9 @@ _RUN_EXAMPLES = {
     ],
     "pretrain": ["ratplus pretrain model=ratplus_tiny train.pretrain.steps=200"],
     "adapt": ["ratplus adapt model=ratplus_tiny pattern=dilated pattern.dilation=32"],
+    "sft": [
+        "ratplus sft model=ratplus_tiny train.sft.steps=200 'train.sft.tasks=[niah_single_1]' train.sft.template=short"
+    ],
     "evaluate": ["ratplus evaluate model=ratplus_tiny pattern=streaming", "ratplus evaluate -m 'pattern=glob(*)'"],
 }
 
@@ -168,6 +172,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         parser.add_argument("folder", help="model folder: of import, or a stage's of a sweep")
         parser.add_argument("target", help="file (official) or folder (hf) to write")
         parser.add_argument("--format", choices=("official", "hf"), default="official", help="default: official")
+        parser.add_argument("--shard-gb", type=float, metavar="GB", help="most gigabytes (1e9) in a file of hf (5)")
     return parser
 
 

@@ -17,7 +17,7 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: a user's mistake, in one line.
     """
-    stages = {"sweep": "evaluate", "pretrain": "pretrain", "adapt": "adapt", "evaluate": "evaluate"}
+    stages = {"sweep": "evaluate", "pretrain": "pretrain", "adapt": "adapt", "sft": "sft", "evaluate": "evaluate"}
     if verb in stages:
         return _cells(verb, stages[verb], arguments)
     verbs = {
@@ -40,6 +40,10 @@ def _cells(verb: str, last: str, arguments: argparse.Namespace) -> int:
         cells = compose_cells(arguments.overrides, arguments.config_dir, sweep=verb == "sweep")
     else:
         cells = [compose_one(arguments.overrides, arguments.config_dir)]
+    if last == "sft" and not all(cell.config.train.sft.steps for cell in cells):
+        raise UsageError(
+            "train.sft.steps: got 0, so there is no stage `sft`; set it, and train.sft.tasks, or use adapt"
+        )
     folder = sweep_folder(cells)
     if cells[0].config.dry_run:
         from ratplus.sweeps.dry_run import print_plan

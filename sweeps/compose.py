@@ -236,7 +236,7 @@ def _section(name: str, plain):
 
 def _refuse_odd_axes(axes: set[str]) -> None:
     for axis in sorted(axes):
-        if axis.partition(".")[0] in RUNTIME:
+        if axis.partition(".")[0] in RUNTIME or axis.endswith(".micro_batch"):
             raise UsageError(f"{axis}: cannot have several values; it says how cells run, not what they are")
 
 

@@ -27,7 +27,8 @@ def print_plan(folder: Path, cells: list[Composed], last: str) -> None:
     check_records(folder, entries)
     check_cells(folder, entries)
     name_axes(entries)
-    wanted = STAGES[: STAGES.index(last) + 1]
+    there = {stage for entry in entries for stage in entry["stages"]}
+    wanted = tuple(stage for stage in STAGES[: STAGES.index(last) + 1] if stage in there)
     states: dict[tuple[str, str], str] = {}
     flops: dict[tuple[str, str], int] = {}
     rows, shared = [], {}
@@ -35,12 +36,12 @@ def print_plan(folder: Path, cells: list[Composed], last: str) -> None:
         config = cell.config
         vocab = entry["config"]["model"]["vocab_size"]
         each = stage_flops(config, vocab)
-        for stage in wanted:
+        for stage in (s for s in wanted if s in entry["stages"]):
             key = (stage, entry["stages"][stage])
             if key not in states:
                 states[key] = stage_state(folder / stage / key[1]).status
             flops[key] = each[stage]
-        shared.setdefault(("pretrain", entry["stages"]["pretrain"]), (cell, vocab))
+        shared.setdefault(("pretrain", entry["stages"]["pretrain"]), (cell, entry["axes"], vocab))
         rows.append(_cell_row(cell, entry, states, flops, wanted))
     print(columns(rows))
     print()
@@ -57,12 +58,13 @@ def _cell_row(cell: Composed, entry: dict, states: dict, flops: dict, wanted: tu
     config = cell.config
     spent = cost(
         config.patterns, config.train.context, config.model.d_head, recurrence=config.model.recurrence,
-        bytes_per_element=BYTES_PER_ELEMENT[config.train.precision],
+        bytes_per_element=BYTES_PER_ELEMENT[config.train.precision], kv_heads=config.model.kv_heads,
     )  # fmt: skip
     row = {"id": entry["id"], "model": entry["model"], "pattern": entry["label"], "seed": entry["seed"]}
     row |= {axis: entry["axes"][axis] for axis in entry["axes"]}
-    row |= {stage: states[stage, entry["stages"][stage]] for stage in wanted}
-    own = [flops[stage, entry["stages"][stage]] for stage in wanted if stage != "pretrain"]
+    keys = {stage: (stage, entry["stages"].get(stage)) for stage in wanted}
+    row |= {stage: states.get(key, "–") for stage, key in keys.items()}
+    own = [flops.get(key, 0) for stage, key in keys.items() if stage != "pretrain"]
     return row | {
         "FLOPs": f"{sum(own):.3g}",
         "attention": f"{spent.attention_flops_ratio:.3f}",
@@ -70,15 +72,19 @@ def _cell_row(cell: Composed, entry: dict, states: dict, flops: dict, wanted: tu
     }
 
 
-def _pretrain_row(key: tuple[str, str], cell: Composed, vocab: int, states: dict, flops: dict) -> dict:
+def _pretrain_row(key: tuple[str, str], cell: Composed, axes: dict, vocab: int, states: dict, flops: dict) -> dict:
     config = cell.config
     recipe = config.train.pretrain
     pattern = config.patterns.label if recipe.sparse else "dense"
+    shown = ("model.", "data.", "train.context", "train.pretrain.")
+    told = ("train.pretrain.arl", "train.pretrain.sparse")  # by "with"
+    varied = {k: v for k, v in axes.items() if k.startswith(shown) and not k.startswith(told)}
     return {
         "pretraining": key[1],
         "model": config.model.name,
         "seed": config.seed,
-        "with": f"{pattern}, ARL D{recipe.arl_dilation}" if recipe.arl else pattern,
+        **varied,
+        "with": f"{pattern}, ARL {recipe.arl_pattern.label}" if recipe.arl else pattern,
         "parameters": parameters(config.model.build(vocab, config.train.context)),
         "tokens": recipe.steps * recipe.batch * config.train.context,
         "FLOPs": f"{flops[key]:.3g}",

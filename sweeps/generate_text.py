@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ratplus.record import TRAINING
 from ratplus.sweeps.mistakes import UsageError
 
 _KEYS = {
@@ -122,9 +123,10 @@ def _of_stage(request: Request):
     from ratplus.sweeps.show_record import find
 
     sweep, stage, stage_id = find(request.model, request.sweep, "generate", "give another folder with sweep=")
-    cell = next(c for c in read_manifest(sweep)["cells"] if c["stages"][stage] == stage_id)
+    cell = next(c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id)
     if stage == "evaluate":
-        stage, stage_id = "adapt", cell["stages"]["adapt"]  # its weights
+        stage = next(s for s in reversed(TRAINING) if s in cell["stages"])  # its weights
+        stage_id = cell["stages"][stage]
     folder = sweep / stage / stage_id
     if not (folder / "config.json").exists():
         raise UsageError(f"model={request.model}: {folder} has no trained model yet; `ratplus status {sweep}` says why")
@@ -167,7 +169,10 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
 def _cost(config, pattern, length: int, count: int, seconds: float, dtype) -> str:
     from ratplus.cost import cost
 
-    spent = cost(pattern, length, config.d_head, recurrence=config.recurrence, bytes_per_element=dtype.itemsize)
+    spent = cost(
+        pattern, length, config.d_head, recurrence=config.recurrence, bytes_per_element=dtype.itemsize,
+        kv_heads=config.kv_heads,
+    )  # fmt: skip
     speed = f"{(count - 1) / seconds:.1f} tokens/s, " if count > 1 and seconds > 0 else ""
     held = f"{spent.kv_entries_per_head:g} of {length} entries a head, {spent.cache_bytes:,} bytes"
     return f"[{count} tokens, {speed}cache: {held}]"

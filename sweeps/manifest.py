@@ -57,15 +57,16 @@ def plan_cells(composed: list[Composed]) -> list[dict]:
                     f"train.context={context}: the {split} split of {corpus.folder} holds only {len(stream)} tokens; "
                     "use a shorter context, more text or another data.validation_fraction"
                 )
-        suites = repr((key, context, asdict(cell.config.eval)))
+        suites = repr((key, context, asdict(cell.config.eval), asdict(cell.config.train.sft)))
         if suites not in checked:
             check_suites(cell.config, corpus)
             checked.add(suites)
-        entries.append(_entry(cell, plan(cell.config, corpus.identity, corpus.vocab_size), corpus.identity))
+        entries.append(entry_of(cell, plan(cell.config, corpus.identity, corpus.vocab_size), corpus.identity))
     return entries
 
 
-def _entry(cell: Composed, stages: Plan, corpus: dict) -> dict:
+def entry_of(cell: Composed, stages: Plan, corpus: dict) -> dict:
+    """What the manifest says of a cell; its `axes` are named when all cells are known."""
     config = asdict(cell.config)
     config["model"]["vocab_size"] = stages.vocab_size
     return {
@@ -93,7 +94,7 @@ def science(entry: dict) -> dict:
     # Active recurrence learning follows the model unless it is set by hand.
     if flat["train.pretrain.arl"] == flat["model.recurrence"]:
         flat["train.pretrain.arl"] = "as the model"
-    return {k: v for k, v in flat.items() if not k.startswith("pattern.")}
+    return {k: v for k, v in flat.items() if not k.startswith("pattern.") and not k.endswith(".micro_batch")}
 
 
 @lru_cache(maxsize=1)
@@ -184,7 +185,7 @@ def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
 
 def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
     """Cells of one folder may differ in model, pattern, seed and swept keys; anything else would not compare."""
-    known = {cell["stages"][stage] for cell in (*old, *new) for stage in STAGES}
+    known = {stage_id for cell in (*old, *new) for stage_id in cell["stages"].values()}
     for path in (p for stage in STAGES for p in folder.glob(f"{stage}/*/record.json") if not old):
         if path.parent.name not in known:
             raise UsageError(
@@ -213,7 +214,7 @@ def check_records(folder: Path, entries: list[dict]) -> None:
     Damaged records are no reason to refuse: the stage is done again.
     """
     for stage in STAGES:
-        for stage_id in {entry["stages"][stage] for entry in entries}:
+        for stage_id in {entry["stages"][stage] for entry in entries if stage in entry["stages"]}:
             try:
                 read_record(folder / stage / stage_id)
             except ForeignRecord:

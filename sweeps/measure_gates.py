@@ -28,12 +28,13 @@ def measure_sweep_gates(folder: Path) -> list[Path]:
         if not recurrence or (own / GATES_FILE).exists() or stage_state(own).status != "done":
             continue
         cell = Cell(typed(cell_config(entry)), Surroundings(Path(folder)))
-        if cell.plan.adapt.id != entry["stages"]["adapt"]:
+        trained = cell.plan.trained
+        if trained.id != entry["stages"].get(trained.name):
             raise UsageError(
                 f"--gates: the corpus or the code has changed since cell {entry['id']} was run, so its model cannot be "
                 "measured on the same text; run the sweep again"
             )
-        model = cell._load(cell.plan.adapt).to(training_device(cell.config.run.accelerator))
+        model = cell._load(trained).to(training_device(cell.config.run.accelerator))
         tokens, _ = cell._batches().held_out_text(cell.config.eval.text_rows)
         gates = measure_gates(model, cell.config.patterns, tokens, cell.config.eval.batch)
         written.append(write_gates(own, gates))

@@ -45,6 +45,8 @@ def omegaconf_line(error: OmegaConfBaseException) -> str:
     if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
         kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         return f"{key}: got {found[1]!r}; it must be {kinds.get(found[2], found[2])}"
+    if found := re.match(r"Value '(.*)' is not a valid bool", first):
+        return f"{key}: got {found[1]!r}; it must be true or false"
     return f"{key}: {first}" if key else first
 
 

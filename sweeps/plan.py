@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from ratplus.budget import evaluation_rows, forward_flops, parameters, stage_flops
-from ratplus.config import Config, ModelConfig
+from ratplus.budget import evaluation_rows, forward_flops, harness_rows, parameters, stage_flops
+from ratplus.config import Config
+from ratplus.config_model import ModelConfig
 from ratplus.cost import cost
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.memory import BYTES_PER_ELEMENT, training_memory
 from ratplus.pattern import Pattern
 from ratplus.plan import plan
+from ratplus.record import STAGES
 from ratplus.sweeps.compose import Composed, compose_cells
 from ratplus.sweeps.mistakes import UsageError
 from ratplus.sweeps.text_table import columns
@@ -38,6 +40,8 @@ def print_plan(arguments: argparse.Namespace) -> None:
         of_model.setdefault(repr((cell.config.model.name, model, cell.config.trainer)), []).append(cell)
     texts = [_model_text(group, vocab, arguments) for group in of_model.values()]
     print("\n\n".join(texts))
+    for note in dict.fromkeys(filter(None, (_harness_note(cell.config) for cell in cells))):
+        print(f"\n{note}")
     print(
         f"\nGPU-hours are estimates: {_speed(arguments)}. Memory is what tensors need at the peak of a training step; "
         "a few percent come on top for the allocator and kernels."
@@ -55,9 +59,10 @@ def _model_text(cells: list[Composed], vocab: int, arguments: argparse.Namespace
     vocab = plan(config, {}, vocab).vocab_size  # with the symbols of the recall task
     model = config.model.build(vocab, config.train.context)
     count = parameters(model)
+    keys = "" if model.kv_heads is None else f" on {model.kv_heads} of keys"
     head = (
         f"{config.model.name}: {count:,} parameters ({model.layers} layers, d_model {model.d_model:,}, {model.heads} "
-        f"heads of {model.d_head}, vocabulary {vocab:,}), context {config.train.context:,}"
+        f"heads of {model.d_head}{keys}, vocabulary {vocab:,}), context {config.train.context:,}"
     )
     return "\n\n".join(
         [
@@ -71,17 +76,21 @@ def _model_text(cells: list[Composed], vocab: int, arguments: argparse.Namespace
 
 def _stage_rows(cells: list[Composed], vocab: int, arguments: argparse.Namespace) -> list[dict]:
     """One row a stage: how many distinct ones the cells need, and what these cost in all."""
-    needed: dict[str, dict[str, tuple[int, int]]] = {"pretrain": {}, "adapt": {}, "evaluate": {}}
+    needed: dict[str, dict[str, tuple[int, int]]] = {stage: {} for stage in STAGES}
     for cell in cells:
         config = cell.config
         flops = stage_flops(config, vocab)
         for stage in plan(config, {}, vocab):
             needed[stage.name][stage.id] = (_tokens(config, stage.name), flops[stage.name])
+    with_sft = next((cell.config for cell in cells if cell.config.train.sft.steps), None)
     rows = []
     for stage, of_id in needed.items():
+        if not of_id:
+            continue  # a stage that no cell has
         tokens, flops = (sum(column) for column in zip(*of_id.values()))
         given = stage == "pretrain" and cells[0].config.model.init_from
-        recipe = None if given else getattr(cells[0].config.train, stage, None)
+        shown = with_sft if stage == "sft" else cells[0].config
+        recipe = None if given else getattr(shown.train, stage, None)
         rows.append(
             {
                 "stage": stage,
@@ -102,7 +111,25 @@ def _tokens(config: Config, stage: str) -> int:
     if stage == "pretrain" and config.model.init_from:
         return 0
     recipe = getattr(config.train, stage)
-    return recipe.steps * recipe.batch * config.train.context
+    length = config.train.sft.length if stage == "sft" else None
+    return recipe.steps * recipe.batch * (length or config.train.context)
+
+
+def _harness_note(config: Config) -> str:
+    """What the count of tokens says of lm-eval's tasks."""
+    if not config.eval.tasks:
+        return ""
+    names = ", ".join(task["task"] if isinstance(task, dict) else task for task in config.eval.tasks)
+    rows, length = harness_rows(config)
+    if not rows:
+        return (
+            f"evaluate: not counted: {names}; how much they ask is known only when they have been loaded. "
+            "With eval.harness.limit=N they are counted, at most."
+        )
+    return (
+        f"evaluate: of these, at most {rows * length:,} tokens a cell are counted for {names}: "
+        f"{config.eval.harness.limit} items of each, {length:,} tokens long; an item of several choices counts once."
+    )
 
 
 def _hours(tokens: int, flops: int, arguments: argparse.Namespace) -> float:
@@ -118,12 +145,13 @@ def _memory_text(config: Config, model: ModelConfig, count: int) -> str:
     shards = gpus if trainer.strategy == "fsdp" else 1
     memory = training_memory(
         model, count, rows * config.train.context, config.train.precision, shards,
-        getattr(trainer, "activation_checkpointing", False),
+        trainer.activation_checkpointing,
     )  # fmt: skip
     parts = {k: v for k, v in vars(memory).items()} | {"total": memory.total}
     line = columns([{f"{name} (GB)": f"{value / _GB:.3g}" for name, value in parts.items()}])
     how = f"{trainer.strategy}, {gpus} GPU{'s' if gpus > 1 else ''}, {rows} sequence{'s' if rows > 1 else ''} at a time"
-    return f"memory of each GPU in training ({how}, {config.train.precision}):\n{line}"
+    how += f", {config.train.precision}" + (", activation checkpointing" if trainer.activation_checkpointing else "")
+    return f"memory of each GPU in training ({how}):\n{line}"
 
 
 def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
@@ -137,7 +165,7 @@ def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
         length, precision = config.train.context, config.train.precision
         spent = cost(
             config.patterns, length, model.d_head, recurrence=model.recurrence,
-            bytes_per_element=BYTES_PER_ELEMENT[precision],
+            bytes_per_element=BYTES_PER_ELEMENT[precision], kv_heads=model.kv_heads,
         )  # fmt: skip
         dense = forward_flops(model, Pattern(), length)
         rows.append(

@@ -36,6 +36,8 @@ def _again(entry: dict) -> str:
         return command(entry, "evaluate", f"outputs/again-{entry['id']}")
     except UsageError as error:
         return f"# this version of ratplus can't compose it: {error}"
+    except KeyError as missing:
+        return f"# sweep.json lacks its key {missing}, so it can't be composed"
 
 
 def overrides(entry: dict) -> list[str]:

@@ -23,7 +23,7 @@ def show(wanted: str, folder: str | None, as_json: bool = False) -> None:
         record = read_record(sweep / stage / stage_id)
     except RecordError as error:
         raise UsageError(str(error)) from None
-    cells = [c for c in read_manifest(sweep)["cells"] if c["stages"][stage] == stage_id]
+    cells = [c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id]
     if as_json:
         print(json.dumps(record, indent=1))
         return
@@ -50,7 +50,7 @@ def find(
         for sweep in sweeps
         for cell in read_manifest(sweep)["cells"]
         for stage in STAGES
-        if cell["stages"][stage].startswith(wanted)
+        if cell["stages"].get(stage, "").startswith(wanted)
     }
     if not found:
         places = folder or f"outputs/ ({elsewhere})"
@@ -67,7 +67,8 @@ def _lines(sweep: Path, stage: str, stage_id: str, record: dict | None, cells: l
         f"  folder  {sweep / stage / stage_id}",
     ]
     if record and record["parent"]:
-        lines.append(f"  parent  {STAGES[STAGES.index(stage) - 1]} {record['parent']}")
+        before = [s for s in STAGES[: STAGES.index(stage)] if s in cells[0]["stages"]]
+        lines.append(f"  parent  {before[-1]} {record['parent']}")
     for cell in cells[:5]:
         axes = "".join(f" {k}={v}" for k, v in cell["axes"].items())
         lines.append(f"  cell    {cell['id']}  {cell['model']} {cell['label']} seed={cell['seed']}{axes}")

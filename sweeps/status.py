@@ -77,7 +77,7 @@ class SweepView:
         attempt = progress = None
         if status == "failed":
             attempt = (state.record["error"] or {}).get("attempt")
-        ids = [entry["stages"][s] for s in reversed(STAGES)]
+        ids = [entry["stages"][s] for s in reversed(STAGES) if s in entry["stages"]]
         job = next((jobs[i] for i in ids if i in jobs), None)
         if job is not None and status in ("failed", "damaged", "missing"):
             # Submitted again since.
@@ -126,10 +126,14 @@ class SweepView:
         finished = finished[:: max(1, len(finished) // _SAMPLE)]
         if not running or not finished:
             return None
-        seconds = {stage: _mean(self._state(entry, stage) for entry in finished) for stage in STAGES}
-        total = left_cells * (seconds["adapt"] + seconds["evaluate"]) + len(left_first) * seconds["pretrain"]
+        seconds = {
+            stage: _mean(self._state(entry, stage) for entry in finished if stage in entry["stages"])
+            for stage in STAGES
+        }  # fmt: skip
+        own = STAGES[1:]  # of each cell
+        total = left_cells * sum(seconds[stage] for stage in own) + len(left_first) * seconds["pretrain"]
         for (stage, _), left in running.items():
-            behind = seconds["adapt"] if stage == "evaluate" else 0.0  # what this cell has done already
+            behind = sum(seconds[s] for s in own[: own.index(stage)]) if stage in own else 0.0  # done already
             total -= (1 - left) * seconds[stage] + behind
         return max(total, 0.0) / len(running)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ratplus.cost import cost
 from ratplus.pattern import PatternMap
-from ratplus.record import STAGES, canonical_json
+from ratplus.record import STAGES, TRAINING, canonical_json
 from ratplus.secrets import scrub_tree
 from ratplus.stage_log import CURVE_FILE, curve_rows
 from ratplus.status import stage_state
@@ -92,7 +92,10 @@ def stage_head(stage: str, stage_id: str, config: dict, parent: str | None, cell
 
 def _resolved(stage: str, cell: dict) -> dict:
     """What of a cell's resolved config a stage depends on, itself or through its parents."""
-    train = {k: v for k, v in cell["train"].items() if k != "adapt" or stage != "pretrain"}
+    later = set(TRAINING[TRAINING.index(stage) + 1 :]) if stage in TRAINING else set()
+    if not cell["train"].get("sft", {}).get("steps"):
+        later.add("sft")  # there is none
+    train = {k: v for k, v in cell["train"].items() if k not in later}
     kept = {"model": {k: v for k, v in cell["model"].items() if k not in ("name", "vocab_size")}, "train": train}
     return kept | {"seed": cell["seed"]}
 
@@ -106,7 +109,7 @@ def pattern_facts(model: str, pattern: str, context: int) -> tuple[str, dict]:
     """
     shape = json.loads(model)
     patterns = PatternMap.from_dict(json.loads(pattern), shape["layers"], shape["d_model"] // shape["d_head"])
-    spent = cost(patterns, context, shape["d_head"], recurrence=shape["recurrence"])
+    spent = cost(patterns, context, shape["d_head"], recurrence=shape["recurrence"], kv_heads=shape.get("kv_heads"))
     uniform = patterns[0][0].to_dict() if patterns.is_uniform else dict.fromkeys(("dilation", "window", "sinks"))
     return patterns.label, {
         **uniform,
@@ -166,8 +169,8 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
     problems, seen = [], set()
     for stage in STAGES:
         for entry in manifest["cells"]:
-            stage_id = entry["stages"][stage]
-            if stage_id in seen:
+            stage_id = entry["stages"].get(stage)
+            if stage_id is None or stage_id in seen:
                 continue
             seen.add(stage_id)
             own = folder / stage / stage_id

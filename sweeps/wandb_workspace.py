@@ -68,10 +68,15 @@ def build(folder: Path, entity: str, project: str, report: RunSpec | None):
             "--workspace: needs the package wandb-workspaces; pip install 'ratplus[dashboards]', or in a checkout "
             "pip install -e '.[dashboards]'"
         ) from None
-    name = read_manifest(folder)["name"]
+    manifest = read_manifest(folder)
+    name = manifest["name"]
     plain = "".join(c if c.isalnum() or c in " -_." else "-" for c in name)  # no more is allowed in a workspace's name
     sections = [
-        Section(name="Training", panels=_training(), is_open=True),
+        Section(
+            name="Training",
+            panels=_training({stage for cell in manifest["cells"] for stage in cell["stages"]}),
+            is_open=True,
+        ),
         Section(name="What a dilation costs", panels=_by_dilation(report), is_open=True),
         Section(name="What a pattern saves", panels=_savings(), is_open=True),
     ]
@@ -82,17 +87,20 @@ def build(folder: Path, entity: str, project: str, report: RunSpec | None):
     )  # fmt: skip
 
 
-def _training() -> list:
+def _training(stages: set[str]) -> list:
     from wandb_workspaces.reports.v2 import LinePlot
 
-    return [
+    panels = [
         LinePlot(title="Pretraining: loss", x="tokens", y=["pretrain_loss"], title_x="tokens", title_y="nats",
                  legend_template="${config:model_name}"),
         LinePlot(title="Pretraining: loss of the sparse passes", x="tokens", y=["arl_loss"], title_x="tokens",
                  title_y="nats", legend_template="${config:model_name}"),
         LinePlot(title="Adaptation: loss by pattern", x="tokens", y=["adapt_loss"], title_x="tokens", title_y="nats",
                  legend_template=_LEGEND, max_runs_to_show=100),
+        LinePlot(title="Fine-tuning: loss by pattern", x="tokens", y=["sft_loss"], title_x="tokens", title_y="nats",
+                 legend_template=_LEGEND, max_runs_to_show=100),
     ]  # fmt: skip
+    return panels if "sft" in stages else panels[:-1]
 
 
 def _by_dilation(report: RunSpec | None) -> list:

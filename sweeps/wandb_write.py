@@ -50,8 +50,9 @@ def start_run(
         finish_timeout_raises=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
         x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
     )  # fmt: skip
+    # W&B's own process writes the files: a relative path is one from where that was started.
     run = wandb.init(
-        project=project, entity=entity, mode=mode, dir=str(folder), group=spec.group, job_type=spec.job_type,
+        project=project, entity=entity, mode=mode, dir=str(folder.resolve()), group=spec.group, job_type=spec.job_type,
         id=spec.id, name=spec.name, tags=spec.tags, config=spec.config, resume=resume, reinit="finish_previous",
         settings=settings,
     )  # fmt: skip
@@ -82,6 +83,8 @@ def write_run(spec: RunSpec, mode: str, folder: Path, project: str, entity: str 
     place = Path(run.settings.sync_dir)
     run.finish(exit_code=spec.exit_code or 0)
     if mode == "offline":
+        if not any(place.glob("*.wandb")):
+            raise OSError(f"{place}: W&B wrote no run file; run the same command again")
         write_atomically(place / MARKER_FILE, json.dumps({"id": spec.id, "checksum": spec.checksum()}) + "\n")
 
 

@@ -4,6 +4,9 @@ For a block of queries the visible keys are a *band* (the window and the block i
 (sinks and dilated keys, sorted). Far keys count only once they have left the window (p < t - W), so the two never
 overlap and one softmax over their concatenation is exact. Without a window the band is the query's own key alone,
 which is one column of scores and needs no matrix product.
+
+Query heads that share keys (grouped-query attention) stand one below the other as more rows of the same products: a row
+of keys is [T, d] of one (batch, key head), its queries [G, T, d], and a block's products take [G * rows, d] of them.
 """
 
 from dataclasses import dataclass
@@ -12,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ratplus.kernels.attention.patterns import HeadPattern, group_heads, head_patterns
+from ratplus.kernels.attention.patterns import HeadPattern, group_heads, grouping, head_patterns
 
 # Queries a block. With a band, that is this much wider than the window: small where scores are written out (backward
 # pass), larger where a fused call keeps them in cache and only the number of calls counts.
 BAND_BLOCK, WIDE_BAND_BLOCK = (64, 128), (64, 256)  # window <= 64, and above
 SELF_BLOCK = 256  # no band
-SCORES_LIMIT = 1 << 23  # elements of one score buffer; rows (batch x head) are cut to stay below
+SCORES_LIMIT = 1 << 23  # elements of one score buffer; rows (batch x key head) are cut to stay below
 
 
 @dataclass(frozen=True)
@@ -77,29 +80,37 @@ class _Plan:
     def columns(self, block: _Block) -> int:
         return self.near_width(block) + block.far
 
-    def row_chunk(self) -> int:
-        """How many (batch, head) rows are processed together."""
+    def row_chunk(self, group: int) -> int:
+        """How many (batch, key head) rows are processed together, each with `group` heads of queries."""
         widest = max((block.stop - block.start) * self.columns(block) for block in self.blocks)
-        return max(1, SCORES_LIMIT // widest)
+        return max(1, SCORES_LIMIT // (widest * group))
 
-    def bias(self, block: _Block, dtype: torch.dtype) -> Tensor:
-        """[rows, columns]: 0 for visible keys, -inf for the others."""
+    def bias(self, block: _Block, dtype: torch.dtype, group: int) -> Tensor:
+        """[G * rows, columns]: 0 for visible keys, -inf for the others."""
         bias = torch.zeros(1, block.stop - block.start, self.columns(block), dtype=dtype, device=self.far.device)
         self.mask_(bias, block)
-        return bias[0]
+        return bias[0].repeat(group, 1) if group > 1 else bias[0]
 
     def mask_(self, scores: Tensor, block: _Block) -> None:
-        """-inf, in place, on the scores [N, rows, columns] of keys that a query doesn't see."""
+        """-inf, in place, on the scores [N, G * rows, columns] of keys that a query doesn't see."""
         rows = block.stop - block.start
+        scores = scores.unflatten(1, (-1, rows))
         near = self.near_width(block)
         if not self.self_only:
             first = self.pattern.window - (block.start - block.band)
             hidden = self.hidden_band[:rows, first : first + near]
-            scores[:, :, :near].masked_fill_(hidden, float("-inf"))
+            scores[..., :near].masked_fill_(hidden, float("-inf"))
         if block.far > block.far_open:
             limit = torch.arange(block.start, block.stop, device=scores.device).unsqueeze(1) - self.pattern.window
             hidden = self.far[block.far_open : block.far].unsqueeze(0) >= limit
-            scores[:, :, near + block.far_open :].masked_fill_(hidden, float("-inf"))
+            scores[..., near + block.far_open :].masked_fill_(hidden, float("-inf"))
+
+
+def _times_own(a: Tensor, own: Tensor) -> Tensor:
+    """a [N, G * rows, d or 1] times each query's own key or value, own [N, rows, d]: [N, G * rows, d]."""
+    if a.shape[1] == own.shape[1]:
+        return a * own
+    return (a.unflatten(1, (-1, own.shape[1])) * own.unsqueeze(1)).flatten(1, 2)
 
 
 class _Keys:
@@ -125,22 +136,22 @@ class _Keys:
         return self.buffer[:, self.width - near : self.width + block.far]
 
     def products(self, a: Tensor, block: _Block) -> Tensor:
-        """a [N, rows, d] times every visible key: [N, rows, columns]."""
+        """a [N, G * rows, d] times every visible key: [N, G * rows, columns]."""
         seen = self.visible(block)
         if not self.plan.self_only:
             return torch.bmm(a, seen.transpose(1, 2))
         out = a.new_empty(a.shape[0], a.shape[1], 1 + block.far)
-        torch.sum(a * self.x[:, block.start : block.stop], dim=-1, out=out[:, :, 0])
+        torch.sum(_times_own(a, self.x[:, block.start : block.stop]), dim=-1, out=out[:, :, 0])
         if block.far:
             torch.bmm(a, seen.transpose(1, 2), out=out[:, :, 1:])
         return out
 
     def mix(self, weights: Tensor, block: _Block) -> Tensor:
-        """weights [N, rows, columns] times the visible values: [N, rows, d]. After `products` of the same block."""
+        """weights [N, G * rows, columns] times visible values: [N, G * rows, d]. After `products` of the same block."""
         seen = self.visible(block)
         if not self.plan.self_only:
             return torch.bmm(weights, seen)
-        own = weights[:, :, :1] * self.x[:, block.start : block.stop]
+        own = _times_own(weights[:, :, :1], self.x[:, block.start : block.stop])
         return torch.baddbmm(own, weights[:, :, 1:], seen) if block.far else own
 
 
@@ -153,10 +164,13 @@ class _Gradient:
         self.far = x.new_zeros(x.shape[0], plan.far.shape[0], x.shape[2])
 
     def add_(self, weights: Tensor, a: Tensor, block: _Block) -> None:
-        """Adds weights^T a, weights [N, rows, columns], a [N, rows, d], to the block's visible keys."""
+        """Adds weights^T a, weights [N, G * rows, columns], a [N, G * rows, d], to the block's visible keys."""
         near = self.plan.near_width(block)
         if self.plan.self_only:
-            self.near[:, block.start : block.stop] += weights[:, :, :1] * a
+            own, rows = weights[:, :, :1] * a, block.stop - block.start
+            self.near[:, block.start : block.stop] += (
+                own if own.shape[1] == rows else own.unflatten(1, (-1, rows)).sum(1)
+            )
         else:
             self.near[:, block.band : block.stop] += torch.bmm(weights[:, :, :near].transpose(1, 2), a)
         if block.far:
@@ -185,54 +199,59 @@ def _dtype(q: Tensor) -> torch.dtype:
 def _forward_blocks(q: Tensor, k: Tensor, v: Tensor, pattern: HeadPattern, return_lse: bool) -> tuple[Tensor, Tensor]:
     """One pattern for all heads: out [B, H, T, d] and lse [B, H, T] (empty unless asked for)."""
     batch, heads, length, d_head = q.shape
+    group = heads // k.shape[1]
     fused = pattern.window > 0 and not return_lse
     plan = _Plan(pattern, length, q.device, WIDE_BAND_BLOCK if fused else BAND_BLOCK)
     q_rows, k_rows, v_rows = (_rows(x, _dtype(q)) for x in (q, k, v))
+    q_rows = q_rows.unflatten(0, (-1, group))  # [N, G, T, d]
     out = torch.empty_like(q_rows)
-    lse = q_rows.new_empty(q_rows.shape[0], length if return_lse else 0)
-    chunk = plan.row_chunk()
-    for first in range(0, batch * heads, chunk):
+    lse = q_rows.new_empty(*q_rows.shape[:2], length if return_lse else 0)
+    chunk = plan.row_chunk(group)
+    for first in range(0, q_rows.shape[0], chunk):
         part = slice(first, first + chunk)
         keys, values = _Keys(plan, k_rows[part]), _Keys(plan, v_rows[part])
         for block in plan.blocks:
             queries = slice(block.start, block.stop)
             if fused:
-                seen = (x[None] for x in (q_rows[part, queries], keys.visible(block), values.visible(block)))
-                bias = plan.bias(block, q_rows.dtype)
-                out[part, queries] = F.scaled_dot_product_attention(*seen, attn_mask=bias)[0]
+                q_block = q_rows[part, :, queries].flatten(1, 2)
+                seen = (x[None] for x in (q_block, keys.visible(block), values.visible(block)))
+                mixed = F.scaled_dot_product_attention(*seen, attn_mask=plan.bias(block, q_rows.dtype, group))[0]
+                out[part, :, queries] = mixed.unflatten(1, (group, -1))
                 continue
-            scores = keys.products(q_rows[part, queries] * d_head**-0.5, block)
+            scores = keys.products((q_rows[part, :, queries] * d_head**-0.5).flatten(1, 2), block)
             plan.mask_(scores, block)
             if return_lse:
-                lse[part, queries] = torch.logsumexp(scores, dim=-1)
-            out[part, queries] = values.mix(torch.softmax(scores, dim=-1), block)
+                lse[part, :, queries] = torch.logsumexp(scores, dim=-1).unflatten(1, (group, -1))
+            out[part, :, queries] = values.mix(torch.softmax(scores, dim=-1), block).unflatten(1, (group, -1))
     return out.view(q.shape), lse.view(batch, heads, -1)
 
 
 def _backward_blocks(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: HeadPattern) -> list[Tensor]:
     """Gradients of q, k, v. The scores of each block are computed anew; nothing T x T is kept."""
     plan = _Plan(pattern, q.shape[2], q.device, BAND_BLOCK)
-    dtype, scale = _dtype(q), q.shape[3] ** -0.5
+    dtype, scale, group = _dtype(q), q.shape[3] ** -0.5, q.shape[1] // k.shape[1]
     q_rows, k_rows, v_rows, g_rows = (_rows(x, dtype) for x in (q, k, v, d_out))
-    dq, dk, dv = (torch.empty_like(q_rows) for _ in range(3))
-    chunk = plan.row_chunk()
+    q_rows, g_rows = (x.unflatten(0, (-1, group)) for x in (q_rows, g_rows))  # [N, G, T, d]
+    dq, dk, dv = (torch.empty_like(x) for x in (q_rows, k_rows, v_rows))
+    chunk = plan.row_chunk(group)
     for first in range(0, q_rows.shape[0], chunk):
         part = slice(first, first + chunk)
         keys, values = _Keys(plan, k_rows[part]), _Keys(plan, v_rows[part])
         k_grad, v_grad = _Gradient(plan, k_rows[part]), _Gradient(plan, v_rows[part])
         for block in plan.blocks:
             queries = slice(block.start, block.stop)
-            q_block, g_block = q_rows[part, queries] * scale, g_rows[part, queries].contiguous()
+            q_block = (q_rows[part, :, queries] * scale).flatten(1, 2)
+            g_block = g_rows[part, :, queries].flatten(1, 2).contiguous()
             scores = keys.products(q_block, block)
             plan.mask_(scores, block)
             weights = torch.softmax(scores, dim=-1)
             v_grad.add_(weights, g_block, block)
             # d scores = weights * (d weights - sum over keys of weights * d weights)
             d_scores = torch._softmax_backward_data(values.products(g_block, block), weights, -1, dtype)
-            dq[part, queries] = keys.mix(d_scores, block).mul_(scale)
+            dq[part, :, queries] = keys.mix(d_scores, block).mul_(scale).unflatten(1, (group, -1))
             k_grad.add_(d_scores, q_block, block)
         dk[part], dv[part] = k_grad.total(), v_grad.total()
-    return [x.view(q.shape) for x in (dq, dk, dv)]
+    return [x.view(like.shape) for x, like in ((dq, q), (dk, k), (dv, v))]
 
 
 def _as_band(pattern: HeadPattern, length: int) -> HeadPattern:
@@ -242,7 +261,8 @@ def _as_band(pattern: HeadPattern, length: int) -> HeadPattern:
 
 def _forward_group(q: Tensor, k: Tensor, v: Tensor, pattern: HeadPattern, return_lse: bool) -> tuple[Tensor, Tensor]:
     if pattern.is_dense(q.shape[2]) and not return_lse:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True), q.new_empty(*q.shape[:2], 0)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, **grouping(q, k))
+        return out, q.new_empty(*q.shape[:2], 0)
     return _forward_blocks(q, k, v, _as_band(pattern, q.shape[2]), return_lse)
 
 
@@ -253,14 +273,22 @@ def _time_major(like: Tensor) -> Tensor:
 
 
 def _by_group(patterns: list[HeadPattern], *tensors: Tensor):
-    """(pattern, heads or None for all, those heads of each tensor) for every distinct pattern."""
+    """(pattern, of each tensor the heads or None for all, and those heads of it) for every distinct pattern.
+
+    Tensors with more heads than there are patterns have as many more of each.
+    """
     groups = group_heads(patterns)
     for pattern, heads in groups.items():
         if len(groups) == 1:
-            yield pattern, None, tensors
-        else:
-            index = torch.tensor(heads, device=tensors[0].device)
-            yield pattern, index, [x.index_select(1, index) for x in tensors]
+            yield pattern, [None] * len(tensors), tensors
+            continue
+        of_keys = torch.tensor(heads, device=tensors[0].device)
+        indices = []
+        for x in tensors:
+            group = x.shape[1] // len(patterns)
+            within = torch.arange(group, device=x.device)
+            indices.append(of_keys if group == 1 else (of_keys[:, None] * group + within).flatten())
+        yield pattern, indices, [x.index_select(1, index) for x, index in zip(tensors, indices)]
 
 
 def _put(target: Tensor, index: Tensor | None, value: Tensor) -> None:
@@ -274,14 +302,17 @@ def _put(target: Tensor, index: Tensor | None, value: Tensor) -> None:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
-    """q, k, v [B, H, T, d]; int32 [H] patterns -> out [B, H, T, d], lse [B, H, T] float32 (no columns unless asked)."""
+    """q [B, H, T, d], k, v [B, H_kv, T, d]; int32 [H_kv] patterns -> out [B, H, T, d], lse [B, H, T] float32.
+
+    lse has no columns unless it is asked for.
+    """
     batch, heads, length, _ = q.shape
     out = _time_major(q)
     lse = q.new_empty(batch, heads, length if return_lse else 0, dtype=torch.float32)
-    for pattern, index, part in _by_group(head_patterns(dilation, window, sinks, heads), q, k, v):
+    for pattern, indices, part in _by_group(head_patterns(dilation, window, sinks, k.shape[1]), q, k, v):
         some_out, some_lse = _forward_group(*part, pattern, return_lse)
-        _put(out, index, some_out)
-        _put(lse, index, some_lse)
+        _put(out, indices[0], some_out)
+        _put(lse, indices[0], some_lse)
     return out, lse
 
 
@@ -290,7 +321,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, each stored [B, T, H, d]."""
     gradients = tuple(_time_major(x) for x in (q, k, v))
-    for pattern, index, part in _by_group(head_patterns(dilation, window, sinks, q.shape[1]), d_out, q, k, v):
-        for target, value in zip(gradients, _backward_blocks(*part, _as_band(pattern, q.shape[2]))):
+    for pattern, indices, part in _by_group(head_patterns(dilation, window, sinks, k.shape[1]), d_out, q, k, v):
+        values = _backward_blocks(*part, _as_band(pattern, q.shape[2]))
+        for target, index, value in zip(gradients, indices[1:], values):
             _put(target, index, value)
     return gradients

@@ -31,9 +31,10 @@ class Tiles:
     num_warps: int
     num_stages: int
 
-    def constants(self, d_head: int) -> dict:
+    def constants(self, d_head: int, group: int) -> dict:
+        """What a kernel is compiled for; group: query heads that share one head of keys."""
         launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return {"D": d_head, "BM": self.BM, "BN": self.BN, **launch}
+        return {"D": d_head, "BM": self.BM, "BN": self.BN, "GROUP": group, **launch}
 
 
 DELTA_ROWS = 64
@@ -62,7 +63,10 @@ def choose_splits(programs: int, length: int) -> int:
 
 @on_its_device
 def forward(q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k, v [B, H, T, d]; int32 [H] patterns -> out [B, H, T, d] (stored [B, T, H, d]), lse [B, H, T] float32."""
+    """q [B, H, T, d], k, v [B, H_kv, T, d]; int32 [H_kv] patterns -> out [B, H, T, d], lse [B, H, T] float32.
+
+    out is stored [B, T, H, d].
+    """
     batch, heads, length, d_head = q.shape
     q, k, v = (unit_stride(x) for x in (q, k, v))
     out = q.new_empty(batch, length, heads, d_head)
@@ -71,7 +75,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, s
     grid = (-(-length // size.BM) * batch * heads,)
     forward_kernel[grid](
         q, k, v, dilation, window, sinks, out, lse, length, heads, d_head**-0.5,
-        *_strides(q, k, v), **size.constants(d_head),
+        *_strides(q, k, v), **size.constants(d_head, heads // k.shape[1]),
     )  # fmt: skip
     return out.transpose(1, 2), lse
 
@@ -96,22 +100,25 @@ def backward(
     the GPU needs).
     """
     batch, heads, length, d_head = q.shape
+    group = heads // k.shape[1]
     q, k, v = (unit_stride(x) for x in (q, k, v))
     # In memory order [B, T, H, d]; the gradient of a sum arrives with stride 0 and is written out here.
     out, d_out = (x.transpose(1, 2).contiguous() for x in (out, d_out))
     delta = torch.empty_like(lse)
-    dq, dk, dv = (q.new_empty(batch, length, heads, d_head) for _ in range(3))
+    # Of every query head its own dk and dv, in float32 where they are summed over a group below.
+    parts = q.dtype if group == 1 else torch.float32
+    dq, dk, dv = (q.new_empty(batch, length, heads, d_head, dtype=dtype) for dtype in (q.dtype, parts, parts))
     rows, scale, strides = batch * heads, d_head**-0.5, _strides(q, k, v)
 
     delta_kernel[(-(-length // DELTA_ROWS) * rows,)](out, d_out, delta, length, heads, D=d_head, BM=DELTA_ROWS)
     size = tiles("dq", d_head, q.dtype)
     dq_kernel[(-(-length // size.BM) * rows,)](
         q, k, v, dilation, window, sinks, d_out, lse, delta, dq, length, heads, scale,
-        *strides, **size.constants(d_head),
+        *strides, **size.constants(d_head, group),
     )  # fmt: skip
     size = tiles("dkv", d_head, q.dtype)
     dkv_band_kernel[(-(-length // size.BN) * rows,)](
-        q, k, v, window, d_out, lse, delta, dk, dv, length, heads, scale, *strides, **size.constants(d_head)
+        q, k, v, window, d_out, lse, delta, dk, dv, length, heads, scale, *strides, **size.constants(d_head, group)
     )
     far_tiles = -(-longest_far // size.BN)
     if far_tiles:
@@ -122,13 +129,15 @@ def backward(
             part_k, part_v = (delta.new_empty(splits, programs, size.BN, d_head) for _ in range(2))
         dkv_far_kernel[(programs, splits)](
             q, k, v, dilation, window, sinks, d_out, lse, delta, dk, dv, part_k, part_v, far_tiles, splits,
-            length, heads, scale, *strides, SPLIT=splits > 1, **size.constants(d_head),
+            length, heads, scale, *strides, SPLIT=splits > 1, **size.constants(d_head, group),
         )  # fmt: skip
         if splits > 1:
             dkv_combine_kernel[(programs,)](
                 part_k, part_v, dilation, window, sinks, dk, dv, far_tiles, splits, length, heads, scale,
-                D=d_head, BN=size.BN, num_warps=COMBINE_WARPS,
+                D=d_head, BN=size.BN, GROUP=group, num_warps=COMBINE_WARPS,
             )  # fmt: skip
+    if group > 1:
+        dk, dv = (x.unflatten(2, (-1, group)).sum(dim=3).to(q.dtype) for x in (dk, dv))
     return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
 
 

@@ -3,6 +3,9 @@
 Four launches: delta; dQ, per tile of queries; dK and dV of the band and the token itself, per tile of keys; dK and dV
 of the far list, per tile of list entries, added to the rows that the band kernel has written. Where the list is too
 short to fill the GPU, the queries of each tile are cut into parts, and a fifth launch adds their sums in order.
+
+Query heads that share keys (GROUP of them) each leave a dK and dV of their own in float32; `fused.backward` adds them
+up. This is the simple way: kernels that sum over the group themselves would save that memory and its traffic.
 """
 
 import triton
@@ -38,18 +41,19 @@ def _d_scores(a, b, c, d, visible, lse2, delta, scale2):
 def dq_kernel(
     q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dq, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """dq [B, T, H, D]; the same three parts as the forward kernel."""
     tiles = tl.cdiv(length, BM)
     tile = tiles - 1 - tl.program_id(0) % tiles
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    shared = h // GROUP
+    dilation, window, sinks = tl.load(dilations + shared), tl.load(windows + shared), tl.load(sinks_of + shared)
     size = tl.cast(heads, tl.int64) * D
     q += b * q_b + h * q_h
-    k += b * k_b + h * k_h
-    v += b * v_b + h * v_h
+    k += b * k_b + shared * k_h
+    v += b * v_b + shared * v_h
     d_out += b * length * size + h * D
     dq += b * length * size + h * D
 
@@ -112,13 +116,14 @@ def _add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visib
 def dkv_band_kernel(
     q, k, v, windows, d_out, lse, delta, dk, dv, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """dk, dv [B, T, H, D] of every key, from its own query and the `window` queries after it."""
     tiles = tl.cdiv(length, BN)
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    window = tl.load(windows + h)
+    shared = h // GROUP
+    window = tl.load(windows + shared)
     size = tl.cast(heads, tl.int64) * D
     q += b * q_b + h * q_h
     d_out += b * length * size + h * D
@@ -129,8 +134,8 @@ def dkv_band_kernel(
     j = j0 + tl.arange(0, BN)
     inside = (j < length)[:, None]
     scale2 = scale * 1.4426950408889634
-    k_tile = tl.load(tile_pointers(k + b * k_b + h * k_h, j, k_t, D), mask=inside, other=0.0)
-    v_tile = tl.load(tile_pointers(v + b * v_b + h * v_h, j, v_t, D), mask=inside, other=0.0)
+    k_tile = tl.load(tile_pointers(k + b * k_b + shared * k_h, j, k_t, D), mask=inside, other=0.0)
+    v_tile = tl.load(tile_pointers(v + b * v_b + shared * v_h, j, v_t, D), mask=inside, other=0.0)
 
     own_q = tl.load(tile_pointers(q, j, q_t, D), mask=inside, other=0.0).to(tl.float32)
     own_do = tl.load(tile_pointers(d_out, j, size, D), mask=inside, other=0.0).to(tl.float32)
@@ -168,7 +173,7 @@ def _add_to_keys(dk, dv, more_k, more_v, base, position, size, there, D: tl.cons
 def dkv_far_kernel(
     q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dk, dv, part_k, part_v, tiles, splits, length, heads,
     scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    SPLIT: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SPLIT: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Adds to dk, dv what list entries receive from queries that have them outside their window.
 
@@ -178,7 +183,8 @@ def dkv_far_kernel(
     """
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    shared = h // GROUP
+    dilation, window, sinks = tl.load(dilations + shared), tl.load(windows + shared), tl.load(sinks_of + shared)
     size = tl.cast(heads, tl.int64) * D
     q += b * q_b + h * q_h
     d_out += b * length * size + h * D
@@ -192,8 +198,8 @@ def dkv_far_kernel(
         position = far_position(n, dilation, sinks)
         there = (n < far_end)[:, None]
         scale2 = scale * 1.4426950408889634
-        k_tile = tl.load(tile_pointers(k + b * k_b + h * k_h, position, k_t, D), mask=there, other=0.0)
-        v_tile = tl.load(tile_pointers(v + b * v_b + h * v_h, position, v_t, D), mask=there, other=0.0)
+        k_tile = tl.load(tile_pointers(k + b * k_b + shared * k_h, position, k_t, D), mask=there, other=0.0)
+        v_tile = tl.load(tile_pointers(v + b * v_b + shared * v_h, position, v_t, D), mask=there, other=0.0)
         acc_k = tl.zeros((BN, D), tl.float32)
         acc_v = tl.zeros((BN, D), tl.float32)
         first = (far_position(n0, dilation, sinks) + window + 1) // BM * BM
@@ -219,12 +225,13 @@ def dkv_far_kernel(
 @triton.jit(do_not_specialize=["length", "tiles", "splits"])
 def dkv_combine_kernel(
     part_k, part_v, dilations, windows, sinks_of, dk, dv, tiles, splits, length, heads, scale,
-    D: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of `dkv_far_kernel` to dk, dv, always in the same order; the same programs, without splits."""
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    shared = h // GROUP
+    dilation, window, sinks = tl.load(dilations + shared), tl.load(windows + shared), tl.load(sinks_of + shared)
     n0 = tl.program_id(0) % tiles * BN
     far_end = far_count(length - 1 - window, dilation, sinks)
     if n0 < far_end:

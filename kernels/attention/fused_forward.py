@@ -48,17 +48,21 @@ def _attend(acc, m, total, q, k, v, visible, scale2):
 def forward_kernel(
     q, k, v, dilations, windows, sinks_of, out, lse, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """out [B, T, H, D]; lse [B * H, T] float32, natural logarithm. One program: BM queries of one head."""
+    """out [B, T, H, D]; lse [B * H, T] float32, natural logarithm. One program: BM queries of one head.
+
+    GROUP: query heads that share one head of keys; k, v and the patterns have H // GROUP heads.
+    """
     tiles = tl.cdiv(length, BM)
     tile = tiles - 1 - tl.program_id(0) % tiles  # the longest rows first
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
+    shared = h // GROUP  # the head of keys
+    dilation, window, sinks = tl.load(dilations + shared), tl.load(windows + shared), tl.load(sinks_of + shared)
     q += b * q_b + h * q_h
-    k += b * k_b + h * k_h
-    v += b * v_b + h * v_h
+    k += b * k_b + shared * k_h
+    v += b * v_b + shared * v_h
 
     t0 = tile * BM
     last = tl.minimum(t0 + BM, length) - 1

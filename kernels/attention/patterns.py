@@ -39,7 +39,7 @@ class HeadPattern:
 
 
 def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int) -> list[HeadPattern]:
-    """One pattern for every head, from ints (all heads alike) or from int tensors or sequences of length `heads`.
+    """One pattern for every head of keys, from ints (all alike) or from int tensors or sequences of length `heads`.
 
     Raises ValueError that names the setting, what was given and what is allowed.
     """
@@ -100,3 +100,8 @@ def on_device(*settings: Setting) -> bool:
     """Whether reading some setting would make the host wait for a device, or break a graph that is being traced."""
     tensors = [x for x in settings if isinstance(x, Tensor)]
     return bool(tensors) and (torch.compiler.is_compiling() or any(x.device.type != "cpu" for x in tensors))
+
+
+def grouping(q: Tensor, k: Tensor) -> dict:
+    """What torch's SDPA must be told where q has more heads than k; it makes no copies of the keys either."""
+    return {} if q.shape[1] == k.shape[1] else {"enable_gqa": True}

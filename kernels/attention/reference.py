@@ -17,10 +17,12 @@ def visible_mask(pattern: HeadPattern, length: int, device: torch.device | None 
 
 
 def dilated_attention_reference(q: Tensor, k: Tensor, v: Tensor, patterns: list[HeadPattern]) -> tuple[Tensor, Tensor]:
-    """q, k, v: [B, H, T, d]; one pattern a head. Returns out in q's dtype and the log-sum-exp [B, H, T]."""
+    """q [B, H, T, d], k, v [B, H_kv, T, d]; a pattern a key head. Returns out in q's dtype, log-sum-exp [B, H, T]."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     length, d_head = q.shape[2:]
-    mask = torch.stack([visible_mask(pattern, length, q.device) for pattern in patterns])
+    mask = torch.stack([visible_mask(pattern, length, q.device) for pattern in patterns for _ in range(group)])
     scores = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * d_head**-0.5
     scores = scores.masked_fill(~mask, float("-inf"))
     out = torch.softmax(scores, dim=-1) @ v.to(dtype)

@@ -32,20 +32,22 @@ def decode_attention(
 ) -> Tensor:
     """Takes one new token a sequence: steps the recurrence, writes the caches, attends. No gradients.
 
-    q, k, v: [B, H, d], projections of the new token, un-rotated.
-    logit, state: gate logits [B, H, d] and the recurrent state (k, v) [B, H, d] float32, updated IN PLACE; both None
-        without a recurrence.
-    keys, values: caches [B, slots, d], updated IN PLACE, finite everywhere (zeros where nothing was written). Head h
-        owns slots offsets[h]:offsets[h + 1], laid out as `decode/layout.py` says; offsets [H + 1] (None: equal shares).
+    q: [B, H, d], k, v: [B, H_kv, d], projections of the new token, un-rotated. H is a multiple of H_kv: query head h
+        attends to key head h // (H / H_kv), and heads that share keys read their cache once.
+    logit, state: gate logits [B, H_kv, d] and the recurrent state (k, v) [B, H_kv, d] float32, updated IN PLACE; both
+        None without a recurrence.
+    keys, values: caches [B, slots, d], updated IN PLACE, finite everywhere (zeros where nothing was written). Key head
+        h owns slots offsets[h]:offsets[h + 1], laid out as `decode/layout.py` says; offsets [H_kv + 1] (None: equal
+        shares).
     positions: int64 [B], this token's position in each sequence (ragged batches are fine).
-    dilation, window, sinks: ints, or int32 tensors [H]; dilation None (in a tensor: -1) keeps nothing dilated.
+    dilation, window, sinks: ints, or int32 tensors [H_kv]; dilation None (in a tensor: -1) keeps nothing dilated.
     rope: (cos, sin) tables [max_len, d], float32, indexed by `positions`; rotates q and the stored key.
 
     Returns [B, H, d] in q's dtype. The caller sees to it that positions stay below the length that the caches were
     sized for. Raises ValueError for shapes or patterns that don't fit.
     """
     _check(q, k, v, logit, keys, values, state, positions, offsets, rope)
-    heads = q.shape[1]
+    heads = k.shape[1]
     chosen = implementation("decode_attention", q.shape[2], q, k, keys)
     k_state, v_state = (None, None) if state is None else state
     cos, sin = (None, None) if rope is None else rope
@@ -90,15 +92,21 @@ def _check_slots(settings: tuple, offsets: Tensor | None, slots: int, heads: int
 def _check(q, k, v, logit, keys, values, state, positions, offsets, rope) -> None:
     if q.dim() != 3:
         raise ValueError(f"decode_attention: q has shape {tuple(q.shape)}; it must be [batch, heads, d_head]")
-    batch, heads, d_head = q.shape
-    for name, x in (("k", k), ("v", v), ("logit", logit)):
-        if x is not None and x.shape != q.shape:
-            raise ValueError(f"decode_attention: {name} has shape {tuple(x.shape)}; it must equal q's {tuple(q.shape)}")
+    batch, _, d_head = q.shape
+    if k.dim() != 3 or k.shape[0] != batch or k.shape[2] != d_head or k.shape[1] < 1 or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"decode_attention: k has shape {tuple(k.shape)}; it must equal q's {tuple(q.shape)}, or have fewer heads "
+            "that divide q's"
+        )
+    heads = k.shape[1]
+    for name, x in (("v", v), ("logit", logit)):
+        if x is not None and x.shape != k.shape:
+            raise ValueError(f"decode_attention: {name} has shape {tuple(x.shape)}; it must equal k's {tuple(k.shape)}")
     if (logit is None) != (state is None):
         raise ValueError("decode_attention: logit and state go together; give both (recurrence) or neither")
-    if state is not None and any(held.shape != q.shape for held in state):
+    if state is not None and any(held.shape != k.shape for held in state):
         shapes = [tuple(held.shape) for held in state]
-        raise ValueError(f"decode_attention: the state has shapes {shapes}; both must be q's {tuple(q.shape)}")
+        raise ValueError(f"decode_attention: the state has shapes {shapes}; both must be k's {tuple(k.shape)}")
     if keys.dim() != 3 or keys.shape[0] != batch or keys.shape[2] != d_head or values.shape != keys.shape:
         raise ValueError(
             f"decode_attention: keys {tuple(keys.shape)} and values {tuple(values.shape)} must both be "

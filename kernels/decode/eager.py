@@ -1,4 +1,4 @@
-"""One decoding step in PyTorch: vectorised over sequences and over heads that share a pattern."""
+"""One decoding step in PyTorch: vectorised over sequences, over heads that share a pattern, and queries of each."""
 
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ def decode_attention_eager(
     offsets: list[int],
     rope: Pair | None,
 ) -> Tensor:
-    """See `decode_attention`; `patterns` holds one pattern a head, `offsets` the first slot of each head."""
+    """See `decode_attention`; `patterns` holds one pattern a key head, `offsets` the first slot of each."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
     if state is not None:
         take = torch.sigmoid(logit.to(state[0].dtype).neg())
@@ -39,10 +39,14 @@ def decode_attention_eager(
     q = q.to(keys.dtype).to(dtype) * q.shape[-1] ** -0.5
     k, v = k.to(keys.dtype), v.to(values.dtype)
     first, last = (int(x) for x in positions.aminmax())
+    shared = q.shape[1] > k.shape[1]
+    if shared:
+        q = q.unflatten(1, (k.shape[1], -1))  # [B, H_kv, G, d]
 
     groups = group_heads(patterns)
     if len(groups) == 1:
-        return _step(q, k, v, keys, values, positions, patterns[0], offsets, (first, last))
+        out = _step(q, k, v, keys, values, positions, patterns[0], offsets, (first, last))
+        return out.flatten(1, 2) if shared else out
     out = torch.empty_like(q)
     for pattern, heads in groups.items():
         part = slice(heads[0], heads[-1] + 1) if heads[-1] - heads[0] + 1 == len(heads) else heads
@@ -50,7 +54,7 @@ def decode_attention_eager(
         out[:, part] = _step(
             q[:, part], k[:, part], v[:, part], keys, values, positions, pattern, starts, (first, last)
         )
-    return out
+    return out.flatten(1, 2) if shared else out
 
 
 def _step(
@@ -64,9 +68,10 @@ def _step(
     starts: list[int],
     span: tuple[int, int],
 ) -> Tensor:
-    """Writes the token and attends, for the heads of one pattern.
+    """Writes the token and attends, for the heads of one pattern; the result has q's shape.
 
-    q, k, v [B, H', d]; starts: first slot of each of these heads; span: smallest and largest position in the batch.
+    q [B, H', G, d], or [B, H', d] without sharing; k, v [B, H', d]; starts: first slot of each of these heads; span:
+    smallest and largest position in the batch.
     """
     dilation, window, sinks = pattern.dilation, pattern.window, pattern.sinks
     # A token without a place among the sinks or in the dilated area is written to its ring slot once more instead:
@@ -88,12 +93,13 @@ def _step(
 
     used = sinks + window + 1 + dilated_in_use(span[1], dilation, window, sinks)
     seen_keys, seen_values = (_head_view(cache, starts, used).to(q.dtype) for cache in (keys, values))
-    scores = torch.matmul(seen_keys, q.unsqueeze(-1)).squeeze(-1)  # [B, H', used]
+    across = q.transpose(-1, -2) if q.dim() == 4 else q.unsqueeze(-1)
+    scores = torch.matmul(seen_keys, across).transpose(-1, -2)  # [B, H', G, used]
     steady = span[0] == span[1] and span[0] >= sinks + window
     if not steady:
-        scores = scores.masked_fill(~_visible(pattern, positions, used).unsqueeze(1), float("-inf"))
-    weights = torch.softmax(scores, dim=-1)
-    return torch.matmul(weights.unsqueeze(2), seen_values).squeeze(2)
+        scores = scores.masked_fill(~_visible(pattern, positions, used)[:, None, None], float("-inf"))
+    mixed = torch.matmul(torch.softmax(scores, dim=-1), seen_values)
+    return mixed if q.dim() == 4 else mixed.squeeze(2)
 
 
 def _head_view(cache: Tensor, starts: list[int], used: int) -> Tensor:

@@ -19,6 +19,55 @@ def _state_step(state, new, logit, at, GATED: tl.constexpr):
     return x
 
 
+@triton.jit
+def take_token(
+    k, v, logit, k_state, v_state, keys, values, at, d, partner, c, s, position, dilation, step, window, sinks, count,
+    D: tl.constexpr, GATED: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    """Steps one head's recurrence and writes the token to every place of its cache; (key, value) as they are stored.
+
+    k, v, logit, keys, values: pointers to this head; at: where its state begins; d, partner: channels, and the others
+    of their rotated pairs; c, s: this position's rotation; step: the dilation, at least 1.
+    """
+    key = _state_step(k_state + at, k + d, logit + d, d, GATED)
+    other = _state_step(k_state + at, k + partner, logit + partner, partner, GATED)
+    value = _state_step(v_state + at, v + d, logit + d, d, GATED)
+    if GATED:
+        tl.debug_barrier()  # `other` was read by threads that don't own the channel
+        tl.store(k_state + at + d, key)
+        tl.store(v_state + at + d, value)
+    if ROPE:
+        key = key * c + other * s
+    key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
+    ring = sinks + position % (window + 1)
+    tl.store(keys + ring.to(tl.int64) * D + d, key)
+    tl.store(values + ring.to(tl.int64) * D + d, value)
+    if position < sinks:
+        tl.store(keys + position.to(tl.int64) * D + d, key)
+        tl.store(values + position.to(tl.int64) * D + d, value)
+    slot = sinks + window + 1 + (position + 1) // step - 1 - sinks // step
+    if (dilation >= 1) & ((position + 1) % step == 0) & (position >= sinks) & (slot < count):
+        tl.store(keys + slot.to(tl.int64) * D + d, key)
+        tl.store(values + slot.to(tl.int64) * D + d, value)
+    return key, value
+
+
+@triton.jit
+def slots_in_use(position, dilation, step, window, sinks, count):
+    """How many slots hold what the step at `position` may see."""
+    dilated = tl.maximum(tl.maximum(position - window, 0) // step - sinks // step, 0)
+    return tl.minimum(sinks + window + 1 + tl.where(dilation >= 1, dilated, 0), count)
+
+
+@triton.jit
+def is_seen(u, position, window, sinks):
+    """Whether slots u hold what the step at `position` sees; not the token itself, which comes from registers."""
+    entry = u - sinks  # of the ring
+    age = (position - entry + window + 1) % (window + 1)  # 0: the slot of the token itself
+    in_ring = (age > 0) & (position - age >= sinks)
+    return tl.where(u < sinks, u < position, (entry > window) | in_ring)
+
+
 @triton.jit(do_not_specialize=["splits"])
 def step_kernel(
     q, k, v, logit, keys, values, k_state, v_state, positions, dilations, windows, sinks_of, offsets, cos, sin,
@@ -49,6 +98,8 @@ def step_kernel(
     if ROPE:
         angle = position.to(tl.int64) * D + d
         c, s = tl.load(cos + angle), tl.load(sin + angle) * sign
+    else:
+        c, s = sign, sign  # unused
     q += b * q_b + h * q_h
     query = tl.load(q + d).to(tl.float32)
     if ROPE:
@@ -65,40 +116,20 @@ def step_kernel(
         k += b * k_b + h * k_h
         v += b * v_b + h * v_h
         logit += b * logit_b + h * logit_h
-        key = _state_step(k_state + at, k + d, logit + d, d, GATED)
-        other = _state_step(k_state + at, k + partner, logit + partner, partner, GATED)
-        value = _state_step(v_state + at, v + d, logit + d, d, GATED)
-        if GATED:
-            tl.debug_barrier()  # `other` was read by threads that don't own the channel
-            tl.store(k_state + at + d, key)
-            tl.store(v_state + at + d, value)
-        if ROPE:
-            key = key * c + other * s
-        key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
-        ring = sinks + position % (window + 1)
-        tl.store(keys + ring.to(tl.int64) * D + d, key)
-        tl.store(values + ring.to(tl.int64) * D + d, value)
-        if position < sinks:
-            tl.store(keys + position.to(tl.int64) * D + d, key)
-            tl.store(values + position.to(tl.int64) * D + d, value)
-        slot = sinks + window + 1 + (position + 1) // step - 1 - sinks // step
-        if (dilation >= 1) & ((position + 1) % step == 0) & (position >= sinks) & (slot < count):
-            tl.store(keys + slot.to(tl.int64) * D + d, key)
-            tl.store(values + slot.to(tl.int64) * D + d, value)
+        key, value = take_token(
+            k, v, logit, k_state, v_state, keys, values, at, d, partner, c, s, position, dilation, step, window, sinks,
+            count, D, GATED, ROPE,
+        )  # fmt: skip
         m = tl.sum(query * key.to(tl.float32))
         total = 1.0
         acc = value.to(tl.float32)
 
-    dilated = tl.maximum(tl.maximum(position - window, 0) // step - sinks // step, 0)
-    used = tl.minimum(sinks + window + 1 + tl.where(dilation >= 1, dilated, 0), count)
+    used = slots_in_use(position, dilation, step, window, sinks, count)
     chunk = tl.cdiv(used, splits)
     end = tl.minimum(used, (split + 1) * chunk)
     for u0 in range(split * chunk, end, BN):
         u = u0 + tl.arange(0, BN)
-        entry = u - sinks  # of the ring
-        age = (position - entry + window + 1) % (window + 1)  # 0: the slot of the token itself
-        in_ring = (age > 0) & (position - age >= sinks)
-        visible = tl.where(u < sinks, u < position, (entry > window) | in_ring) & (u < end)
+        visible = is_seen(u, position, window, sinks) & (u < end)
         rows = u.to(tl.int64)[:, None] * D + d[None, :]
         k_tile = tl.load(keys + rows, mask=visible[:, None], other=0.0).to(tl.float32)
         v_tile = tl.load(values + rows, mask=visible[:, None], other=0.0).to(tl.float32)

@@ -40,7 +40,7 @@ def run(
         return step(
             q, k, v, logit, keys, values, k_state, v_state, positions, dilation, window, sinks, offsets, cos, sin
         )
-    heads = q.shape[1]
+    heads = k.shape[1]
     patterns = head_patterns(dilation, window, sinks, heads)
     starts = equal_shares(keys.shape[1], heads) if offsets is None else offsets.tolist()[:-1]
     step = decode_attention_reference if implementation == "reference" else decode_attention_eager

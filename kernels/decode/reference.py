@@ -50,9 +50,10 @@ def decode_attention_reference(
     offsets: list[int],
     rope: Pair | None,
 ) -> Tensor:
-    """See `decode_attention`; `patterns` holds one pattern a head, `offsets` the first slot of each head."""
+    """See `decode_attention`; `patterns` holds one pattern a key head, `offsets` the first slot of each."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
     batch, heads, d_head = q.shape
+    group = heads // k.shape[1]
     if state is not None:
         take = torch.sigmoid(-logit.to(state[0].dtype))
         keep = torch.sigmoid(logit.to(state[0].dtype))
@@ -73,6 +74,7 @@ def decode_attention_reference(
                 values[b, offsets[h] + slot] = v[b, h].to(values.dtype)
             seen = [key for key in range(position + 1) if sees(pattern, position, key)]
             slots = [offsets[h] + read_slot(pattern, position, key) for key in seen]
-            weights = torch.softmax(keys[b, slots].to(dtype) @ q[b, h] * d_head**-0.5, dim=0)
-            out[b, h] = weights @ values[b, slots].to(dtype)
+            for head in range(h * group, (h + 1) * group):
+                weights = torch.softmax(keys[b, slots].to(dtype) @ q[b, head] * d_head**-0.5, dim=0)
+                out[b, head] = weights @ values[b, slots].to(dtype)
     return out

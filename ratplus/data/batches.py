@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ratplus.config import Config, RecallSection, RecipeSection
+from ratplus.config import Config, RecallSection
+from ratplus.config_train import RecipeSection
 from ratplus.data.corpus import Corpus
 from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import IGNORE, labels_of, ordered_rows, random_rows
@@ -100,6 +101,6 @@ class Batches:
         windows = ordered_rows(stream, 0, max(rows, 1), self.context)
         return windows[:, :-1], labels_of(windows[:, :-1], windows[:, 1:], self.corpus.eos_id)
 
-    def held_out_recall(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Recall rows for evaluation: inputs, labels, distances."""
-        return self.recall.rows(_EVAL_SEED, _STREAMS["evaluate"], 0, rows)
+    def held_out_recall(self, rows: int, task: RecallTask | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Recall rows for evaluation, of another task than the data's if one is given: inputs, labels, distances."""
+        return (task or self.recall).rows(_EVAL_SEED, _STREAMS["evaluate"], 0, rows)

@@ -1,4 +1,4 @@
-"""Whether an evaluation can run at all, asked before anything is trained for it; torch-free."""
+"""Whether an evaluation or a fine-tuning can run at all, asked before anything is trained for it; torch-free."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ _SHORT_TOKENS = 1 << 20
 
 
 def check_suites(config: Config, corpus: Corpus) -> None:
-    """Refuse an evaluation that could not run.
+    """Refuse an evaluation, or a fine-tuning, that could not run.
 
     Raises:
         MissingExtra, TaskError: of ratplus.evaluation.harness, where lm-eval or a task is not there.
         CorpusError, TokenizerError: text is asked for, but the corpus' tokenizer is not there.
         ValueError: questions that do not fit the context, or too little held-out text for them.
     """
+    if config.train.sft.steps:
+        from ratplus.data.sft import check_split
+
+        check_split(config, corpus)
     asked = config.eval
+    if asked.positions.width and len(corpus.validation) <= config.train.context:
+        raise ValueError(
+            f"eval.positions: the held-out text has only {len(corpus.validation)} tokens, too few for one row of "
+            f"train.context={config.train.context}; give more text or a larger data.validation_fraction"
+        )
     if asked.cloze.items and len(corpus.validation) < _SHORT_TOKENS:
         questions(corpus.validation, corpus.eos_id, asked.cloze.items, *asked.cloze.shape(config.train.context))
     if asked.tasks:

@@ -12,10 +12,11 @@ from ratplus.bench_measure import DENSE, Measuring
 from ratplus.bench_settings import BenchSettings
 from ratplus.budget import parameters
 from ratplus.cache import KVCache
-from ratplus.config import ModelConfig
 from ratplus.config_eval import EfficiencySection
+from ratplus.config_model import ModelConfig
 from ratplus.cost import attention_flops, cost, decode_flops
 from ratplus.evaluation.metrics import metric
+from ratplus.kernels.bench_timing import available_memory_bytes
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap
 
@@ -39,9 +40,11 @@ def measure_efficiency(
     """
     prompt = section.prompt(model.config.max_len)
     counts = efficiency_counts(model.config, patterns, prompt, section.new_tokens, section.memory_gb)
+    # Where the system doesn't tell how much memory is free (macOS), what the section says has to do.
+    told = available_memory_bytes(device) is not None
     settings = BenchSettings(
         batches=(section.batch,), contexts=(prompt,), new_tokens=section.new_tokens, repeats=section.repeats,
-        prefill_tokens=section.batch * prompt, device=device,
+        prefill_tokens=section.batch * prompt, device=device, memory_gb=None if told else section.memory_gb,
     )  # fmt: skip
     found: dict[str, list] = {"rows": [], "skipped": []}
     dense = PatternMap.from_label(DENSE, model.config.layers, model.config.heads)
@@ -49,7 +52,8 @@ def measure_efficiency(
         measuring = Measuring("model", model, settings, None, found)
         measuring.at(prompt, section.batch, {DENSE: dense} | {patterns.label: patterns})
     if found["skipped"]:
-        raise ValueError(f"eval.efficiency.batch: got {section.batch}; {found['skipped'][0]['reason']}")
+        whose = "" if told else f" in eval.efficiency.memory_gb={section.memory_gb:g}, weights among it"
+        raise ValueError(f"eval.efficiency.batch: got {section.batch}; {found['skipped'][0]['reason']}{whose}")
     rows = {row["pattern"]: row for row in found["rows"]}
     row = rows[patterns.label]
     timing = {"tokens_per_second": row["tokens_per_second"]}
@@ -64,7 +68,10 @@ def efficiency_counts(
 ) -> dict[str, dict]:
     """The metrics of `measure_efficiency`; they depend on shapes only."""
     length = prompt + new_tokens
-    spent = cost(patterns, length, config.d_head, recurrence=config.recurrence, bytes_per_element=_BYTES_PER_ELEMENT)
+    spent = cost(
+        patterns, length, config.d_head, recurrence=config.recurrence, bytes_per_element=_BYTES_PER_ELEMENT,
+        kv_heads=config.kv_heads,
+    )  # fmt: skip
     # As it would be allocated: its areas are rounded up to whole rings and blocks.
     cache = KVCache.empty(config, patterns, 1, length, "meta", torch.bfloat16).bytes()
     left = int(memory_gb * 1e9) - parameters(config) * _BYTES_PER_ELEMENT

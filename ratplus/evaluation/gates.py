@@ -19,7 +19,7 @@ from ratplus.pattern import PatternMap
 
 FORMAT = 1
 GATES_FILE = "gates.json"
-MOST_POSITIONS = 128
+MOST_POSITIONS = 512
 
 
 @torch.no_grad()
@@ -31,6 +31,8 @@ def measure_gates(model: RATPlus, patterns: PatternMap, tokens: np.ndarray, batc
         memory_tokens: a list over heads: mean age in tokens of what the state holds, a_t = g_t (a_{t-1} + 1), in the
             second half of the context, where the state has had time to fill;
         key_norm, value_norm: L2 norm of the recurrence's output at each of `positions`, mean over rows and heads.
+    Where a model's recurrence starts anew every L tokens (`recurrence_chunk`, which is kept too), the gates are those
+    that it has learned; memory and norms are of what it does, restarts among it.
 
     Raises:
         ValueError: a model without recurrence.
@@ -53,11 +55,16 @@ def measure_gates(model: RATPlus, patterns: PatternMap, tokens: np.ndarray, batc
             handle.remove()
     rows = [min(batch, len(tokens) - start) for start in range(0, len(tokens), batch)]
     length = tokens.shape[1]
-    positions = np.unique(np.linspace(0, length - 1, min(length, MOST_POSITIONS)).round().astype(int))
-    result: dict = {"format": FORMAT, "rows": len(tokens), "context": length, "positions": positions.tolist()}
+    # Evenly, so that restarts stand at the same place of every chunk; and the last.
+    positions = np.union1d(np.arange(0, length, -(-length // MOST_POSITIONS)), [length - 1])
+    result: dict = {
+        "format": FORMAT, "rows": len(tokens), "context": length, "positions": positions.tolist(),
+        "recurrence_chunk": model.config.recurrence_chunk,
+    }  # fmt: skip
     for name in ("gate_mean", "gate_p10", "gate_p90", "memory_tokens", "key_norm", "value_norm"):
         of_layers = [np.average([part[name] for part in parts], axis=0, weights=rows) for parts in seen]
-        result[name] = [(v[positions] if name.endswith("_norm") else v).tolist() for v in of_layers]
+        norms = name.endswith("_norm")
+        result[name] = [_rounded(v[positions]) if norms else v.tolist() for v in of_layers]
     return result
 
 
@@ -68,17 +75,21 @@ def write_gates(folder: Path, gates: dict) -> Path:
     return path
 
 
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
 def _look(mixer, x_BTd: Tensor, _row, rope) -> dict[str, np.ndarray]:
     """One layer's statistics over one batch: arrays over heads, and over positions for the norms."""
     _, _, k, v, logit = mixer._project(x_BTd)
+    of_heads = torch.sigmoid(logit.float()).transpose(0, 1).flatten(1)
+    logit, k, v = mixer._restart(logit, k, v)
     k, v, _ = mixer._recur(logit, k, v, rope)
-    gates_BHTd = torch.sigmoid(logit.float())
-    of_heads = gates_BHTd.transpose(0, 1).flatten(1)
     numbers = {
         "gate_mean": of_heads.mean(dim=1),
         "gate_p10": _quantile(of_heads, 0.1),
         "gate_p90": _quantile(of_heads, 0.9),
-        "memory_tokens": _mean_age(gates_BHTd),
+        "memory_tokens": _mean_age(torch.sigmoid(logit.float())),
         # Rotation keeps the norm of a key.
         "key_norm": k.float().norm(dim=-1).mean(dim=(0, 1)),
         "value_norm": v.float().norm(dim=-1).mean(dim=(0, 1)),

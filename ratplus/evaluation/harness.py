@@ -184,6 +184,8 @@ def _metrics(task: str, values: dict, count: int) -> dict[str, dict]:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not comma or name.endswith("_stderr") or not number:
             continue
+        if name.isdigit() and value == -1:
+            continue  # what RULER says of a length that it was not asked for
         error = values.get(f"{name}_stderr,{which}")
         error = error if isinstance(error, (int, float)) and math.isfinite(error) else None
         ending = f"_{which}" if len(filters) > 1 else ""

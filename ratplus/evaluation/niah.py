@@ -11,12 +11,12 @@ import random
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 from ratplus.config_eval import NIAH_TASKS, NiahSection
+from ratplus.evaluation.niah_words import ADJECTIVES, NOISE, NOUNS, Words, words_of
 
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 DEPTHS = 40  # RULER's grid of places from the haystack's start to its end
 
 
@@ -44,20 +44,6 @@ SHAPES = {
 }
 assert tuple(SHAPES) == NIAH_TASKS
 
-_ADJECTIVES = (
-    "amber", "ancient", "bitter", "bold", "brave", "bright", "calm", "careful", "clever", "cold", "crisp", "curious",
-    "dark", "dusty", "eager", "early", "faint", "fair", "fancy", "fierce", "gentle", "glad", "grand", "heavy", "honest",
-    "humble", "icy", "jolly", "keen", "late", "lively", "lucky", "mellow", "mild", "narrow", "noble", "odd", "pale",
-    "patient", "plain", "proud", "quick", "quiet", "rapid", "rough", "rusty", "shy", "silent", "silver", "sturdy",
-)  # fmt: skip
-_NOUNS = (
-    "anchor", "apple", "badger", "barrel", "basket", "beacon", "bottle", "bridge", "button", "candle", "canyon",
-    "carpet", "castle", "cellar", "cobbler", "compass", "copper", "cradle", "dragon", "engine", "falcon", "feather",
-    "ferry", "garden", "hammer", "harbor", "helmet", "island", "kettle", "ladder", "lantern", "marble", "meadow",
-    "mirror", "needle", "orchard", "paddle", "pepper", "pigeon", "pillow", "planet", "rabbit", "ribbon", "saddle",
-    "sailor", "shovel", "spider", "tailor", "ticket", "violin",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Item:
@@ -75,33 +61,6 @@ class Item:
     new_tokens: int
 
 
-@dataclass(frozen=True)
-class Words:
-    """A template: how a needle, the whole prompt and its question are worded."""
-
-    digits: int
-    needle: str
-    start: str
-    end: str
-    single: tuple[str, str] = ("", "")
-    several: tuple[str, str] = field(default=("", ""))
-
-
-TEMPLATES = {
-    "ruler": Words(
-        digits=7,
-        needle="One of the special magic {kind} for {key} is: {value}.",
-        start="{0} hidden within the following text. Make sure to memorize it. "
-        "I will quiz you about the {kind} afterwards.\n",
-        end="\nWhat {0} special magic {kind} for {query} mentioned in the provided text? "
-        "The special magic {kind} for {query} mentioned in the provided text {1}",
-        single=("A special magic {kind} is", "is the"),
-        several=("Some special magic {kind} are", "are all the"),
-    ),
-    "short": Words(digits=4, needle="{key}: {value}.", start="", end="\n{query}:"),
-}
-
-
 def generate(
     task: str,
     tokenizer,
@@ -111,6 +70,7 @@ def generate(
     haystack: str | None = None,
     template: str = "ruler",
     new_tokens: int | None = None,
+    digits: int | None = None,
     seed: int = 0,
 ) -> list[Item]:
     """Items of a task: prompts of at most `length` tokens together with `new_tokens` for the answer.
@@ -119,36 +79,52 @@ def generate(
         tokenizer: only its `encode` is used.
         haystack: text to hide needles in, where the task leaves a choice; None takes RULER's noise.
         new_tokens: None takes what the longest answer needs, and 8 more.
+        digits: of numbers; None takes the template's.
         seed: item i of a task is a pure function of (task, seed, i) and the arguments.
 
     Raises:
         ValueError: an unknown task, or a length that has no room for the question.
     """
-    drafts, new_tokens = _drafts(task, tokenizer, samples, length, template, new_tokens, seed)
-    free = haystack is not None and SHAPES[task].haystack == "free"
-    sentences = _sentences(haystack if free else NOISE)
+    drafts, new_tokens = _drafts(task, tokenizer, samples, length, template, new_tokens, digits, seed)
+    sentences = sentences_for(task, haystack)
     return [draft.filled(tokenizer, sentences, length, new_tokens) for draft in drafts]
 
 
 def _drafts(
-    task: str, tokenizer, samples: int, length: int, template: str, new_tokens: int | None, seed: int
-) -> tuple[list[_Draft], int]:
+    task: str,
+    tokenizer,
+    samples: int,
+    length: int,
+    template: str,
+    new_tokens: int | None,
+    digits: int | None,
+    seed: int,
+) -> tuple[list[Draft], int]:
     """Items without their haystacks, each of which fits the length so; and the room for an answer."""
     if task not in SHAPES:
         raise ValueError(f"task: got {task!r}; allowed: {', '.join(SHAPES)}")
-    shape, words = SHAPES[task], TEMPLATES[template]
-    drafts = [_Draft(shape, words, random.Random(f"{task}/{seed}/{index}")) for index in range(samples)]
+    shape, words = SHAPES[task], words_of(template, digits)
+    drafts = [Draft(shape, words, random.Random(f"{task}/{seed}/{index}")) for index in range(samples)]
     if new_tokens is None:
-        new_tokens = 8 + max(len(tokenizer.encode(" " + ", ".join(draft.answers))) for draft in drafts)
+        new_tokens = max(draft.room(tokenizer) for draft in drafts)
     for draft in drafts:
-        needed = draft.tokens(tokenizer, [], 0) + new_tokens
-        if needed > length:
-            shorter = "" if template == "short" else ", or take the few words of eval.niah.template=short"
-            raise ValueError(
-                f"eval.niah.length: got {length}, but {task} needs {needed} tokens for its question and answer alone; "
-                f"give more{shorter}"
-            )
+        draft.check_fits(tokenizer, length, new_tokens, f"eval.niah.length: got {length}, but {task}", template)
     return drafts, new_tokens
+
+
+def training_draft(task: str, index: int, template: str = "ruler", digits: int | None = None, seed: int = 0) -> Draft:
+    """Item number `index` of a task's train split, without its haystack.
+
+    Neither it nor its like is ever asked by `generate`: it comes from another stream, and its keys are an evaluation's
+    words turned round (`anchor-amber`) or fresh random numbers.
+    """
+    draw = random.Random(f"{task}/train/{seed}/{index}")
+    return Draft(SHAPES[task], words_of(template, digits), draw, turned=True)
+
+
+def sentences_for(task: str, haystack: str | None) -> list[str]:
+    """What hides a task's needles: sentences of the text where the task leaves a choice, else of RULER's noise."""
+    return _sentences(haystack if haystack is not None and SHAPES[task].haystack == "free" else NOISE)
 
 
 def overlap(text: str, answers: Sequence[str]) -> float:
@@ -162,11 +138,11 @@ def substring(text: str, answers: Sequence[str]) -> float:
     return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
 
 
-class _Draft:
-    """An item before its haystack is measured out."""
+class Draft:
+    """An item before its haystack is measured out; `turned` keys have the noun in front of its adjective."""
 
-    def __init__(self, shape: Shape, words: Words, draw: random.Random):
-        self.shape, self.words, self.draw = shape, words, draw
+    def __init__(self, shape: Shape, words: Words, draw: random.Random, turned: bool = False):
+        self.shape, self.words, self.draw, self.turned = shape, words, draw, turned
         self.kind = shape.values if shape.asked * shape.values_each > 1 else shape.values.removesuffix("s")
         self._fresh_keys = self._keys()
         keys = [next(self._fresh_keys) for _ in range(shape.needles)]
@@ -186,6 +162,18 @@ class _Draft:
         self.answers, self.asked_depths = tuple(answers), tuple(depths)
         self._first = draw.random()  # where in the text this item's haystack begins
         self._others: list[str] = []
+
+    def room(self, tokenizer) -> int:
+        """Tokens of the answer, and 8 more."""
+        return 8 + len(tokenizer.encode(" " + ", ".join(self.answers)))
+
+    def check_fits(self, tokenizer, length: int, new_tokens: int, where: str, template: str) -> None:
+        """Raises ValueError if the question alone is too long; `where` says which length was given for what."""
+        needed = self.tokens(tokenizer, [], 0) + new_tokens
+        if needed > length:
+            section = where.partition(".length")[0]
+            shorter = "" if template == "short" else f", or take the few words of {section}.template=short"
+            raise ValueError(f"{where} needs {needed} tokens for its question and answer alone; give more{shorter}")
 
     def tokens(self, tokenizer, sentences: list[str], count: int) -> int:
         """Of the prompt with so much haystack."""
@@ -234,7 +222,7 @@ class _Draft:
         if self.shape.keys == "uuids":
             while True:
                 yield self._uuid()
-        pairs = [f"{adjective}-{noun}" for adjective, noun in product(_ADJECTIVES, _NOUNS)]
+        pairs = [f"{b}-{a}" if self.turned else f"{a}-{b}" for a, b in product(ADJECTIVES, NOUNS)]
         self.draw.shuffle(pairs)
         yield from pairs
         number = 2
@@ -273,7 +261,7 @@ def section_items(section: NiahSection, tokenizer, length: int, haystack: str | 
     return {
         task: generate(
             task, tokenizer, section.samples, section.length or length, haystack=haystack, template=section.template,
-            new_tokens=section.new_tokens, seed=section.seed,
+            new_tokens=section.new_tokens, digits=section.digits, seed=section.seed,
         )
         for task in section.tasks
     }  # fmt: skip
@@ -284,5 +272,5 @@ def check_section(section: NiahSection, tokenizer, length: int) -> None:
     for task in section.tasks:
         _drafts(
             task, tokenizer, section.samples, section.length or length, section.template, section.new_tokens,
-            section.seed,
+            section.digits, section.seed,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""All that `eval=` asks of a cell: held-out text, stacked recall, cloze, needles in a haystack, and lm-eval's tasks."""
+"""All that `eval=` asks of a cell: held-out text and recall (also by position), cloze, needles, and lm-eval's tasks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ratplus.config_eval import EvalSection
 from ratplus.data.batches import Batches
 from ratplus.data.sampling import IGNORE
+from ratplus.evaluation import positions
 from ratplus.evaluation.bad_logits import BadLogits, check_logits
 from ratplus.evaluation.cloze import CHOICES, evaluate_cloze, questions
 from ratplus.evaluation.metrics import clustered_mean, perplexity
@@ -66,7 +67,10 @@ def evaluate_suites(
     recall = batches.held_out_recall(section.recall_rows) if batches.recall and section.recall_rows else None
     needles = section.niah.samples * len(section.niah.tasks)
     choices = CHOICES * section.cloze.items
+    bins = section.positions.bins(batches.context)
+    further = positions.recall_rows(batches, section.recall_rows, bins, _distance_bins(batches.context))
     total = len(text[0]) + (len(recall[0]) if recall else 0) + choices + needles
+    total += sum(len(rows.inputs) for rows in further)
     done = 0
 
     def advance(now: int, _total: int) -> None:
@@ -80,10 +84,14 @@ def evaluate_suites(
             done += len(inputs[rows : rows + section.batch])
             advance(0, total)
 
-    found.add(*_of_text(list(scored(*text)), text[1]))
+    scores = list(scored(*text))
+    found.add(*_of_text(scores, text[1]))
+    found.metrics |= positions.by_position("loss_at", _joined(scores, 0), text[1], bins)
     if recall:
         inputs, labels, distances = recall
         found.add(*_of_recall(list(scored(inputs, labels)), labels, distances))
+    for rows in further:
+        found.metrics |= rows.metrics(_joined(scored(rows.inputs, rows.labels), 1))
     scorer = Scorer(model, patterns, section.batch, batches.context)
     if section.cloze.items:
         corpus = batches.corpus
@@ -133,6 +141,11 @@ def _score(model: RATPlus, patterns: PatternMap, inputs: np.ndarray, labels: np.
     loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE, reduction="none").view_as(y)
     correct = (logits.argmax(dim=-1) == y) & (y != IGNORE)
     return loss.double().cpu().numpy(), correct.cpu().numpy()
+
+
+def _joined(scores, which: int) -> np.ndarray:
+    """Loss (0) or correctness (1) of all rows."""
+    return np.concatenate([part[which] for part in scores])
 
 
 def _of_text(scores, labels: np.ndarray):

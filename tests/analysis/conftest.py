@@ -39,6 +39,7 @@ class SweepFolder:
         pattern_name: str = "",
         timing: dict | None = None,
         parameters: float = 512_544.0,
+        kv_heads: int | None = None,
         curve: list[tuple[int, int, float]] | None = None,
     ) -> dict:
         """One cell: `metrics` is {name: value or (value, stderr)}; `status` as `load_sweep` should report it.
@@ -59,6 +60,7 @@ class SweepFolder:
                 "vocab_size": 257,
                 # Another size has other records.
                 "ffn_mult": 4 if parameters == 512_544.0 else parameters,
+                **({} if kv_heads is None else {"kv_heads": kv_heads}),
             },
             "train": {"context": CONTEXT},
             "seed": seed,
@@ -154,6 +156,11 @@ class SweepFolder:
             metrics["recall_accuracy_1_64"] = (min(1, recall + 0.1), 0.02)
         return metrics
 
+    @staticmethod
+    def gates() -> dict:
+        """What a `gates.json` may hold."""
+        return made_up_gates()
+
     def write(self, name: str = "demo") -> Path:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "sweep.json").write_text(json.dumps({"format": 1, "name": name, "cells": self.cells}))
@@ -170,7 +177,14 @@ class SweepFolder:
                         loss = base + rank * slope * (3 if steps == 0 else 1) - 0.1 * (size == "small")
                         metrics = self.results(loss, max(0.1, 0.95 - 3 * rank * slope))
                         metrics |= {f"{task}/acc": (0.6 - 0.01 * rank, 0.02) for task in ("piqa", "hellaswag")}
+                        depths = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
+                        metrics |= {f"niah_single_2_overlap_{a}_{b}": (0.9 - a / 200, 0.05) for a, b in depths}
+                        metrics |= {"niah_single_2_overlap": (0.7, 0.02)}
                         metrics |= {"niah_single_1": (0.9, 0.02), "my_task/score": (3.5 + rank, 0.1)}
+                        quarters = [(low, low + 128) for low in range(0, CONTEXT, 128)]
+                        metrics |= {f"loss_at_{a}_{b}": (loss - a / 2000, 0.02) for a, b in quarters}
+                        metrics |= {f"recall_at_{a}_{b}": (0.9 - a / 1000, 0.02) for a, b in quarters}
+                        metrics |= {f"recall_over_{a}_{2 * a}": (0.9 - a / 600, 0.02) for a in (64, 128, 256)}
                         falling = [(step, 4096 * step, loss + 1 / step) for step in (1, 10, 20, 30, 40)]
                         cell = self.add(
                             f"{model}_{size}", pattern, metrics, parameters=parameters, curve=falling,
@@ -209,6 +223,12 @@ def _metric(value) -> dict:
 def sweep(tmp_path) -> SweepFolder:
     """An empty sweep folder to add cells to."""
     return SweepFolder(tmp_path / "outputs" / "demo")
+
+
+@pytest.fixture(scope="session")
+def folder_of_sweep() -> type[SweepFolder]:
+    """What builds sweep folders, for fixtures of several."""
+    return SweepFolder
 
 
 @pytest.fixture(scope="session")

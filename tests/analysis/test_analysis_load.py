@@ -7,6 +7,8 @@ import sys
 import pandas as pd
 import pytest
 
+from ratplus.analysis import ablation, pareto
+from ratplus.analysis.aggregate import over_seeds, with_loss_delta
 from ratplus.analysis.load import FIXED, METRICS, load_sweep
 from ratplus.cost import cost
 from ratplus.pattern import Pattern, PatternMap
@@ -85,6 +87,21 @@ def test_unknown_metrics_axes_and_clashing_names(sweep):
     assert frame["eval.tasks"][0] == '["a", "b"]'
     assert frame["axis:model"][0] == "x"
     assert frame["variant"][1] == "train.lr=0.0003"
+
+
+def test_names_that_tables_use_for_columns_of_their_own(sweep):
+    names = ("run", "cells", "done", "average", "loss_delta", "frontier_kv", "combination")
+    for dilation in (1, 4):
+        metrics = sweep.results(1.7, 0.5) | {name: 0.25 for name in names}
+        sweep.add("ratplus_tiny", Pattern(dilation), metrics, axes={"x": 1, "train.adapt.steps": dilation})
+    frame = load_sweep(sweep.write())
+    assert {f"metric:{name}" for name in names} <= set(frame.attrs["metrics"])
+    assert set(frame.attrs["axes"]) == {"axis:x", "train.adapt.steps"}
+    rows = over_seeds(with_loss_delta(frame), [*frame.attrs["metrics"], "loss_delta"])
+    assert list(rows["metric:cells"]) == [0.25, 0.25]
+    assert list(rows["cells"]) == [1, 1]
+    for table in (pareto.table(frame), ablation.table(frame)):
+        assert table.columns.is_unique
 
 
 def test_without_adaptation_and_without_cells(sweep):

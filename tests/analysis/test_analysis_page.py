@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from ratplus.analysis import style
+from ratplus.analysis.compare import compare
 from ratplus.analysis.load import read_sweep
 from ratplus.analysis.page import write_page
 from ratplus.analysis.report import report
@@ -127,6 +129,18 @@ def opened(request, tmp_path_factory, demo):
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def two_reported(tmp_path_factory, folder_of_sweep) -> Path:
+    """The page that compares two sweeps of three patterns."""
+    place = tmp_path_factory.mktemp("two")
+    folders = [folder_of_sweep(place / name) for name in ("first", "second")]
+    for folder, shifts in zip(folders, ((0, 0, 0), (0, 0.1, -0.05))):
+        for dilation, shift in zip((1, 2, 4), shifts):
+            folder.add("ratplus_tiny", Pattern(dilation), folder.results(1.7 + shift, 0.8))
+        folder.write()
+    return compare(*(folder.path for folder in folders))[-1]
+
+
 def column(page, number: int) -> list[str]:
     return page.locator(f"#cells tbody tr:not([hidden]) td:nth-child({number})").all_inner_texts()
 
@@ -165,6 +179,28 @@ def test_sort_filter_and_open_a_cell_with_the_keyboard(opened):
     assert not dialog.is_visible()
     assert button.evaluate("element => element === document.activeElement")
     assert page.said == []
+
+
+def test_a_comparison_sorts_and_filters_and_passes_axe(opened, two_reported):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the `browser` extra is not installed")
+    page = opened.context.new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(two_reported.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= opened.viewport_size["width"]
+    count = page.locator("#count")
+    assert count.inner_text() == "15 of 15 differences"
+    page.get_by_label("Metric").select_option("loss")
+    assert count.inner_text() == "3 of 15 differences"
+    page.locator("#cells th", has_text="Δ").get_by_role("button").click()
+    assert column(page, 3) == ["D4", "D1", "D2"]
+    page.get_by_label("Verdict").select_option("higher")
+    assert column(page, 3) == ["D2"]
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert axe.Axe().run(page).response["violations"] == []
+    assert said == []
+    page.close()
 
 
 def test_fits_the_screen_and_passes_axe(opened):

@@ -1,6 +1,7 @@
 """What the modules compute: averages, frontiers, places in hybrids, an ablation's combinations, curves, comparisons."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -228,6 +229,36 @@ def test_gates_of_another_format_are_left_out_with_a_line(everything, sweep, cap
     assert "format 9" in caplog.text
 
 
+def test_schemes_of_the_recurrence_are_told_apart(sweep):
+    for chunk in (None, 16):
+        for seed in (0, 1):
+            for pattern in (Pattern(), Pattern(64)):
+                cell = sweep.add("ratplus_tiny", pattern, sweep.results(1.7), seed=seed,
+                                 axes={"model.recurrence_chunk": chunk, "train.adapt.lr": 0.1})  # fmt: skip
+                gates = sweep.gates() | {"recurrence_chunk": chunk}
+                saw = [[1 + layer + seed + p % (chunk or 512) for p in gates["positions"]] for layer in range(4)]
+                gates["value_norm"] = saw
+                (sweep.path / "evaluate" / cell["id"] / "gates.json").write_text(json.dumps(gates))
+    frame = load_sweep(sweep.write())
+    rows = recurrence.schemes(frame)
+    assert set(rows["run"]) == {"ratplus_tiny, adapt.lr=0.1"}
+    assert set(rows["pattern"]) == {"D1"}
+    assert list(rows["seeds"].unique()) == [2]
+    full, chunked = (rows[rows["chunk"].isna()], rows[rows["chunk"].eq(16)])
+    assert list(full["position"]) == list(chunked["position"]) == list(range(0, 512, 32))
+    assert full["norm"].iloc[-1] == 1 + 1.5 + 0.5 + 480
+    assert list(chunked["norm"].unique()) == [3.0]
+    shown = recurrence.schemes_summary(rows)
+    assert list(shown["Recurrence"]) == ["full sequence", "starts anew every 16"]
+    paths = report(sweep.path)
+    assert {f"recurrence_schemes.{end}" for end in ("csv", "md", "tex", "png", "pdf")} <= {p.name for p in paths}
+    assert "by how often it starts anew" in paths[-1].read_text()
+
+
+def test_one_scheme_has_no_table_of_schemes(everything):
+    assert recurrence.schemes(load_sweep(everything)).empty
+
+
 # ---- two sweeps ----
 
 
@@ -274,6 +305,16 @@ def test_with_samples_the_same_small_difference_is_certain(two):
     assert "**0.010 ± 0.000**" in text
     assert "paired bootstrap" in text
     assert "unpaired" in text
+    assert paths[-1].name == "compare_other.html"
+    page = paths[-1].read_text(encoding="utf-8")
+    said = re.search('class="headline">([^<]*)<', page)[1]
+    assert said.startswith("In other, loss: 1 of 2 patterns differ for certain, D4 of ratplus_tiny most, by +0.010 ± 0")
+    assert "recall accuracy: no certain difference (2 patterns)" in said
+    assert page.count("data:image/png;base64,") == 1
+    (row,) = (line for line in page.splitlines() if 'data-verdict="higher"' in line)
+    assert 'data-metric="loss"' in row
+    assert ">200</td>" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
 
 
 def test_samples_of_other_items_are_not_paired(two):

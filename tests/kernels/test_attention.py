@@ -22,8 +22,10 @@ def _small_blocks(monkeypatch):
     torch.manual_seed(0)
 
 
-def _check(length, dilation, window, sinks, heads=2, tolerance=2e-6):
-    q, k, v = (x.detach().requires_grad_() for x in projections(2, heads, length, 8, parts=3, dtype=torch.float64))
+def _check(length, dilation, window, sinks, heads=2, tolerance=2e-6, group=1):
+    """`heads` of keys, each with `group` query heads."""
+    q, k, v = (x.detach() for x in projections(2, heads * group, length, 8, parts=3, dtype=torch.float64))
+    q, k, v = (x.requires_grad_() for x in (q, k[:, :heads], v[:, :heads]))
     single = [x.detach().float().requires_grad_() for x in (q, k, v)]
     patterns = head_patterns(dilation, window, sinks, heads)
     expected, expected_lse = dilated_attention_reference(q, k, v, patterns)
@@ -49,6 +51,21 @@ def test_per_head_patterns(length):
     window = torch.tensor([5, 0, 0, 20, 0, 5], dtype=torch.int32)
     sinks = torch.tensor([4, 0, 0, 2, 0, 4], dtype=torch.int32)
     _check(length, dilation, window, sinks, heads=6)
+
+
+@pytest.mark.parametrize(("heads", "group"), [(2, 3), (1, 4)])
+@pytest.mark.parametrize("setting", [(1, 0, 0), (4, 0, 3), (3, 5, 0), (None, 20, 4)])
+def test_query_heads_that_share_keys(heads, group, setting):
+    """Grouped-query and multi-query: the same as with the keys repeated, which is how they are defined."""
+    _check(70, *setting, heads=heads, group=group)
+    q, k, v = projections(2, heads * group, 70, 8, parts=3)
+    k, v = k[:, :heads], v[:, :heads]
+    repeated = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    torch.testing.assert_close(dilated_attention(q, k, v, *setting), dilated_attention(q, *repeated, *setting))
+
+
+def test_per_head_patterns_of_query_heads_that_share_keys():
+    _check(70, *(torch.tensor(x, dtype=torch.int32) for x in ([-1, 4], [5, 0], [4, 1])), group=3)
 
 
 def test_gradcheck():
@@ -129,3 +146,6 @@ def test_clear_errors(arguments, message):
         dilated_attention(q, k, v, *arguments)
     with pytest.raises(ValueError, match="all three must be the same"):
         dilated_attention(q, k[:, :, :4], v, 4, 0, 0)
+    three = torch.cat((q, q[:, :1]), dim=1)
+    with pytest.raises(ValueError, match="fewer heads, a divisor of q's"):
+        dilated_attention(three, k, v, 4, 0, 0)

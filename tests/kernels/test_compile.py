@@ -74,6 +74,27 @@ def test_decode_opcheck(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_query_heads_that_share_keys(monkeypatch, implementation):
+    """Registration, and one graph with gradients: two and four query heads to each of the heads of keys."""
+    q, k, v = projections(1, 4, LENGTH, D_HEAD, parts=3)
+    inputs = [x.detach().requires_grad_() for x in (q, k[:, :2], v[:, :2])]
+    opcheck(attention_op, (*inputs, *_patterns(), LENGTH, False, implementation))
+    token, *others = (x[:, :, 0].contiguous() for x in (q, k[:, :1], v[:, :1], k[:, :1]))
+    held = [torch.zeros(1, n, D_HEAD) for n in (8, 8, 1, 1)]
+    settings = [x[:1] for x in _patterns()]
+    tables = rope_tables(torch.arange(8), D_HEAD)
+    opcheck(decode_op, (token, *others, *held, torch.tensor([3]), *settings, None, *tables, implementation))
+
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+    results = []
+    for function in (dilated_attention, torch.compile(dilated_attention, fullgraph=True, backend="aot_eager")):
+        out = function(*inputs, *_patterns())
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for x, y in zip(*results):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("per_head", [False, True])
 def test_one_graph_for_prefill_and_its_gradients(monkeypatch, implementation, per_head):
     monkeypatch.setenv("RATPLUS_KERNELS", implementation)
@@ -145,6 +166,15 @@ def test_one_graph_for_the_model_and_its_gradients(monkeypatch, model, implement
         results.append([logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))])
     for x, y in zip(*results):
         torch.testing.assert_close(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
+def test_one_graph_for_a_model_whose_heads_share_keys():
+    model = RATPlus(ModelConfig(vocab_size=11, layers=1, d_model=32, d_head=D_HEAD, max_len=32, kv_heads=1))
+    pattern = PatternMap.per_head([SPARSE, SPARSE], layers=1)
+    tokens = torch.arange(2 * LENGTH).view(2, LENGTH) % 11
+    compiled = torch.compile(lambda tokens: model(tokens, pattern), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens), model(tokens, pattern))
 
 
 @pytest.mark.parametrize(

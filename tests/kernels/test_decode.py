@@ -20,9 +20,13 @@ def _seed():
     torch.manual_seed(0)
 
 
-def _replay(dilation, window, sinks, dtype=torch.float32, recurrence=True):
-    """Largest difference between decoding token by token (ragged) and the full forward pass."""
-    q, k, v, logit = projections(BATCH, HEADS, LENGTH, D_HEAD, parts=4, dtype=dtype)
+def _replay(dilation, window, sinks, dtype=torch.float32, recurrence=True, group=1):
+    """Largest difference between decoding token by token (ragged) and the full forward pass.
+
+    group: query heads that share each of the HEADS heads of keys.
+    """
+    k, v, logit = projections(BATCH, HEADS, LENGTH, D_HEAD, parts=3, dtype=dtype)
+    (q,) = projections(BATCH, HEADS * group, LENGTH, D_HEAD, parts=1, dtype=dtype)
     tables = rope_tables(torch.arange(LENGTH), D_HEAD)
     if not recurrence:
         logit = torch.full_like(logit, -torch.inf)
@@ -73,6 +77,15 @@ def test_decoding_equals_full_forward(monkeypatch, implementation, dilation):
     grid = [(0, 0), (5, 0), (1, 4), (5, 3), (LENGTH, 2), (0, (dilation or 1) + 1), (3, 50)]
     for window, sinks in grid if implementation == "eager" else grid[3:5]:
         assert _replay(dilation, window, sinks) < 1e-5, (window, sinks)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "reference"])
+def test_query_heads_that_share_a_cache(monkeypatch, implementation):
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+    for settings in ((4, 5, 3), (None, 3, 2))[: 2 if implementation == "eager" else 1]:
+        assert _replay(*settings, group=3) < 1e-5
+    mixed = ([-1, 1, 16, 3], [5, 0, 0, 20], [4, 0, 0, 2])
+    assert _replay(*(torch.tensor(x, dtype=torch.int32) for x in mixed), group=2) < 1e-5
 
 
 @pytest.mark.parametrize(("window", "sinks"), [(0, 0), (5, 3)])
@@ -175,7 +188,8 @@ def test_clear_errors():
     call()
     for changes, message in (
         ({"logit": q}, "logit and state go together"),
-        ({"k": q[:, :2]}, "k has shape"),
+        ({"k": q[:, :3]}, "k has shape"),
+        ({"k": q[:, :2]}, "v has shape"),
         ({"keys": cache[:1]}, r"must both be \[batch, slots, d_head\]"),
         ({"positions": positions.int()}, "they must be int64"),
         ({"keys": cache[:, :23], "values": cache[:, :23]}, "can't be shared equally"),

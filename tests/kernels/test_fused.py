@@ -145,8 +145,10 @@ def test_splits_fill_the_gpu_and_stay_long():
 # Attention
 
 
-def _check_attention(length, dilation, window, sinks, heads=2, dtype=torch.float32, splits=(None,)):
-    q, k, v = projections(1, heads, length, D_HEAD, parts=3, dtype=dtype)
+def _check_attention(length, dilation, window, sinks, heads=2, dtype=torch.float32, splits=(None,), group=1):
+    """`heads` of keys, each with `group` query heads."""
+    k, v = projections(1, heads, length, D_HEAD, parts=2, dtype=dtype)
+    (q,) = projections(1, heads * group, length, D_HEAD, parts=1, dtype=dtype)
     columns = [torch.as_tensor(x, dtype=torch.int32).expand(heads).contiguous() for x in (dilation, window, sinks)]
     patterns = head_patterns(*columns, heads)
     exact = [x.double().requires_grad_() for x in (q, k, v)]
@@ -182,6 +184,13 @@ def test_attention_with_more_parts_than_queries(length):
     _check_attention(length, torch.tensor([2, -1]), torch.tensor([0, 3]), torch.tensor([1, 4]), splits=(1, 3))
 
 
+@pytest.mark.parametrize(("heads", "group", "length"), [(2, 3, 33), (1, 4, 70)])
+def test_attention_of_query_heads_that_share_keys(heads, group, length):
+    """Grouped-query and multi-query, with another pattern for each head of keys."""
+    columns = [torch.tensor(x[:heads]) for x in ([4, -1], [5, 3], [1, 4])]
+    _check_attention(length, *columns, heads=heads, group=group, splits=(1, 3))
+
+
 def test_attention_splits_fill_the_gpu_and_stay_long():
     assert attention.choose_splits(programs=32, length=4096) == 8
     assert attention.choose_splits(programs=32, length=262144) == 9
@@ -210,19 +219,21 @@ def test_attention_drawn_patterns(length, dilation, window, sinks, splits):
 
 
 @pytest.mark.parametrize(
-    ("splits", "gated", "mixed", "dtype"),
+    ("splits", "gated", "mixed", "dtype", "group"),
     [
-        (1, True, True, torch.float32),
-        (3, True, True, torch.float32),
-        (3, False, False, torch.float32),
-        (1, True, False, torch.float16),
+        (1, True, True, torch.float32, 1),
+        (3, True, True, torch.float32, 1),
+        (3, False, False, torch.float32, 1),
+        (1, True, False, torch.float16, 1),
+        (3, True, True, torch.float32, 2),
+        (1, False, False, torch.float16, 17),
     ],
 )
-def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype):
+def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype, group):
     """Ragged positions; the fused cache starts as NaN where nothing was written, the reference's as zeros."""
-    batch, heads, length = 2, 3, 26
+    batch, heads, length = 2, 3 if group < 17 else 1, 26 if group == 1 else 12
     lag = torch.tensor([0, 3])
-    columns = [[4, 16, -1], [1, 0, 5], [3, 0, 4]] if mixed else [[3] * 3, [2] * 3, [4] * 3]
+    columns = [[4, 16, -1], [1, 0, 5], [3, 0, 4]] if mixed else [[3] * heads, [2] * heads, [4] * heads]
     patterns = [torch.tensor(x, dtype=torch.int32) for x in columns]
     counts = slot_counts(*columns, length)
     starts = [0, *accumulate(counts)]
@@ -233,7 +244,8 @@ def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype)
     state = [x.clone() for x in expected_state] if gated else [None, None]
     for step in range(int(lag.max()), length):
         positions = step - lag
-        q, k, v, logit = projections(batch, heads, 1, D_HEAD, parts=4, dtype=dtype)
+        k, v, logit = projections(batch, heads, 1, D_HEAD, parts=3, dtype=dtype)
+        (q,) = projections(batch, heads * group, 1, D_HEAD, parts=1, dtype=dtype)
         token = [x[:, :, 0] for x in (q, k, v)]
         logit = 5 * logit[:, :, 0] if gated else None
         if step == int(lag.max()):  # the first sequence begins with a history that both caches share

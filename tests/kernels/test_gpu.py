@@ -82,14 +82,17 @@ def test_scan_of_kept_rows_is_the_full_scan():
         torch.testing.assert_close(x, y, atol=1e-6, rtol=8e-3)
 
 
+@pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("d_head", [64, 128])
 @pytest.mark.parametrize("pattern", [(16, 256, 4), (64, 0, 0), (4, 0, 0), (None, 100, 4), "mixed"])
-def test_attention_in_bf16(monkeypatch, pattern, d_head):
+def test_attention_in_bf16(monkeypatch, pattern, d_head, group):
+    """group: query heads that share each of the heads of keys."""
     heads, length = 4, 1500
     if pattern == "mixed":
         columns = ([1, 16, -1, 64], [0, 256, 300, 0], [0, 4, 4, 130])
         pattern = [torch.tensor(x, dtype=torch.int32, device="cuda") for x in columns]
-    q, k, v = (x.detach().requires_grad_() for x in _views(2, heads, length, d_head, 3))
+    k, v = (x.detach().requires_grad_() for x in _views(2, heads, length, d_head, 2))
+    q = _views(2, heads * group, length, d_head, 1)[0].detach().requires_grad_()
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     out, _ = dilated_attention_reference(*exact, head_patterns(*pattern, heads))
     exact = _with_gradients([out], exact)
@@ -125,11 +128,12 @@ def test_quarter_of_a_million_tokens():
     torch.testing.assert_close(out[0, :, -1].float(), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("batch", [1, 64])
-def test_decoding_in_a_graph_equals_the_full_forward(batch):
+@pytest.mark.parametrize(("batch", "heads", "group"), [(1, 8, 1), (64, 8, 1), (1, 2, 4), (64, 1, 32)])
+def test_decoding_in_a_graph_equals_the_full_forward(batch, heads, group):
     """One captured step, replayed at every position: positions are read on the device."""
-    heads, d_head, length, pattern = 8, 64, 700, (16, 32, 4)
-    q, k, v, logit = _views(batch, heads, length, d_head, 4, dtype=torch.float32)
+    d_head, length, pattern = 64, 700, (16, 32, 4)
+    k, v, logit = _views(batch, heads, length, d_head, 3, dtype=torch.float32)
+    (q,) = _views(batch, heads * group, length, d_head, 1, dtype=torch.float32)
     tables = _tables(length, d_head)
     k_tilde, v_tilde, _ = gated_scan(logit, k, v, rope=tables)
     cos, sin = tables
@@ -140,7 +144,7 @@ def test_decoding_in_a_graph_equals_the_full_forward(batch):
     slots = heads * slot_counts(*pattern, length)
     keys, values = (torch.zeros(batch, slots, d_head, device="cuda") for _ in range(2))
     state = tuple(torch.zeros(batch, heads, d_head, device="cuda") for _ in range(2))
-    token = [torch.zeros(batch, heads, d_head, device="cuda") for _ in range(4)]
+    token = [torch.zeros_like(x[:, :, 0]) for x in (q, k, v, logit)]
     positions = torch.zeros(batch, dtype=torch.int64, device="cuda")
 
     def step():

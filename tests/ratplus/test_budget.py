@@ -14,6 +14,7 @@ SHAPES = [
     dict(layers=2, d_model=64, d_head=16),
     dict(layers=3, d_model=96, d_head=32, recurrence=False),
     dict(layers=1, d_model=32, d_head=32, output_gate=False, ffn_mult=2),
+    dict(layers=2, d_model=64, d_head=16, kv_heads=2),
 ]
 
 
@@ -48,7 +49,7 @@ def test_matrix_products_are_torchs(shape):
     heads = config.layers * config.heads
     ours = forward_flops(config, None, length)
     ours -= heads * attention_flops(Pattern(), length, config.d_head)
-    ours -= recurrence_flops(length, config.d_head, heads) if config.recurrence else 0
+    ours -= recurrence_flops(length, config.d_head, config.layers * config.key_heads) if config.recurrence else 0
     assert counter.get_total_flops() == ours
 
 
@@ -85,3 +86,8 @@ def test_stages_of_a_cell():
     more = stage_flops(compose_one([*words[:3], *asked]).config, 257)["evaluate"] - flops["evaluate"]
     given, alone, needles = (forward_flops(model, Pattern(16), length) for length in (64 + 16, 1 + 16, 500))
     assert more == 40 * (given + alone) + 2 * 5 * needles
+    # Of lm-eval's tasks: so many items of each, as long as they may be; nothing where there is no limit.
+    asked = ["eval=harness", *words, "eval.tasks=[piqa,arc_easy]", "eval.harness.max_length=100"]
+    limited = stage_flops(compose_one([*asked, "eval.harness.limit=7"]).config, 257)["evaluate"]
+    assert limited - flops["evaluate"] == 2 * 7 * forward_flops(model, Pattern(16), 100)
+    assert stage_flops(compose_one(asked).config, 257)["evaluate"] == flops["evaluate"]

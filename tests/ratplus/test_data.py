@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ratplus.config import Config, DataSection, RecallSection, RecipeSection
+from ratplus.config import Config, DataSection, RecallSection
+from ratplus.config_train import RecipeSection
 from ratplus.data.batches import Batches, deal
 from ratplus.data.corpus import CorpusError, check_ids, open_corpus, write_corpus
 from ratplus.data.recall import RecallTask

@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 import ratplus.distributed
-from ratplus.config import Config, DataSection, ModelSection, RecallSection, RecipeSection, TrainSection
+from ratplus.config import Config, DataSection, RecallSection
 from ratplus.config_eval import EvalSection
+from ratplus.config_model import ModelSection
 from ratplus.config_run import RunSection, TrainerSection
+from ratplus.config_train import RecipeSection, TrainSection
 from ratplus.distributed import PeerFailed
 from ratplus.ranks import LayoutError, Place, external_place, micro_batches, place_of
 from ratplus.record import read_record
@@ -128,7 +130,9 @@ def test_two_ranks_train_as_one(alone, pair):
     files = {p.name for p in cell.plan.pretrain.folder(root).iterdir()}
     assert files == {"record.json", "curve.csv", "model.safetensors", "config.json"}
     told = read_record(cell.plan.pretrain.folder(root))
-    assert told["timing"]["layouts"] == [{"from_step": 0, "strategy": "ddp", "ranks": 2, "micro_batches": 4}]
+    assert told["timing"]["layouts"] == [
+        {"from_step": 0, "strategy": "ddp", "ranks": 2, "micro_batches": 4, "compile": False}
+    ]
     assert multiprocessing.active_children() == []
     # Evaluation is rank 0's alone, and what is done starts no other rank.
     values = {k: m["value"] for k, m in cell.run()["metrics"].items()}
@@ -158,6 +162,33 @@ def test_sharded_bf16_is_autocast(text, tmp_path):
     for ranks in (ddp, fsdp):
         assert ranks[1][0][first] == pytest.approx(single[1][0][first], rel=1e-4)
         assert_close(ranks, single, 3e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_with_activation_checkpointing(text, tmp_path, strategy):
+    """No bit changes; under fsdp, weights that were freed are gathered again for the blocks' second run."""
+    results = []
+    for checkpointing in (False, True):
+        config = config_of(text, strategy, 2)
+        config.trainer.activation_checkpointing = checkpointing
+        cell = cell_of(config, tmp_path / str(checkpointing))
+        cell.run("pretrain")
+        results.append(trained(cell, tmp_path / str(checkpointing)))
+    assert_same_bits(*results)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_with_compiled_blocks(alone, text, tmp_path, strategy, monkeypatch):
+    monkeypatch.setattr(ratplus.distributed, "_COLLECTIVE_SECONDS", 20 * LIMIT)  # one may wait for another to compile
+    config = config_of(text, strategy, 2)
+    config.trainer.activation_checkpointing = config.trainer.compile = True
+    cell = cell_of(config, tmp_path)
+    record = cell.run("pretrain")
+    assert [at["compile"] for at in record["timing"]["layouts"]] == [True]
+    assert_close(trained(cell, tmp_path), trained(alone[0], alone[1]), 1e-4)
 
 
 # ---- stopping and continuing --------------------------------------------------------------------------------------
@@ -283,7 +314,9 @@ def test_a_failure_of_another_rank_is_recorded_in_its_words(text, tmp_path):
     error = read_record(path)["error"]
     assert error["type"] == "MemoryError"
     assert error["message"].startswith("rank 1 on ")
-    assert error["message"].endswith("planted; to use less memory, try train.pretrain.micro_batch=1")
+    assert error["message"].endswith(
+        "planted; to use less memory, try train.pretrain.micro_batch=1 or trainer.activation_checkpointing=true"
+    )
     assert any("in broken" in line for line in error["traceback"])
 
 

@@ -60,6 +60,17 @@ def test_measured_names_and_that_counts_repeat():
     assert timing["decode_path"] == "plain loop"
 
 
+def test_where_the_system_does_not_tell_its_memory_the_section_does(monkeypatch, tmp_path):
+    """As on macOS, which has no /proc/meminfo."""
+    monkeypatch.setattr("ratplus.kernels.bench_timing._MEMORY_FACTS", str(tmp_path / "absent"))
+    model, section = RATPlus(CONFIG), EfficiencySection(True, new_tokens=3, repeats=3)
+    assert measure_efficiency(model, MAPS[0], section, "cpu")[1]["tokens_per_second"] > 0
+    small = replace(section, batch=9, memory_gb=0.0002)
+    line = r"eval.efficiency.batch: got 9; a cache takes .* fit in eval.efficiency.memory_gb=0.0002, weights among it"
+    with pytest.raises(ValueError, match=line):
+        measure_efficiency(model, MAPS[0], small, "cpu")
+
+
 def test_dense_is_its_own_baseline():
     _, timing = measure_efficiency(RATPlus(CONFIG), MAPS[0], EfficiencySection(True, new_tokens=3, repeats=3), "cpu")
     assert timing["prefill_ms"] == timing["dense_prefill_ms"]

@@ -278,9 +278,11 @@ def test_a_local_yaml_enters_an_id_by_its_content(tmp_path):
 
 def test_suites_of_a_cell(tmp_path):
     """Metrics, samples beside the record, and versions and hashes of the prompts in it."""
-    from ratplus.config import Config, DataSection, ModelSection, RecallSection, RecipeSection, TrainSection
+    from ratplus.config import Config, DataSection, RecallSection
     from ratplus.config_eval import ClozeSection, EvalSection, NiahSection
+    from ratplus.config_model import ModelSection
     from ratplus.config_run import LoggerSection, RunSection  # fmt: skip
+    from ratplus.config_train import RecipeSection, TrainSection
     from ratplus.evaluation.samples import read_samples
     from ratplus.stages import Cell, Surroundings
 
@@ -321,8 +323,9 @@ def test_many_patterns_cost_little_more_than_their_forward_passes(tmp_path, monk
     import time
 
     from ratplus import Pattern, PatternMap, RATPlus
-    from ratplus.config import Config, DataSection, ModelSection
+    from ratplus.config import Config, DataSection
     from ratplus.config_eval import ClozeSection, EvalSection
+    from ratplus.config_model import ModelSection
     from ratplus.data.batches import Batches
     from ratplus.data.corpus import open_corpus
     from ratplus.data.sources import prepare

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_keys_are_those_of_the_reference(golden, tmp_path):
     [
         ModelConfig(11, 2, 16, 8, max_len=32),
         ModelConfig(11, 1, 24, 4, recurrence=False, output_gate=False, ffn_mult=3, rope_base=5e5, norm_eps=1e-5),
+        ModelConfig(11, 1, 24, 4, kv_heads=2),
     ],
 )
 def test_hugging_face_folder_and_back_is_exact(tmp_path, config):
@@ -80,11 +82,150 @@ def test_hugging_face_folder_and_back_is_exact(tmp_path, config):
     assert (words["hidden_size"], words["num_attention_heads"], words["model_type"]) == (
         config.d_model, config.heads, "ratplus",
     )  # fmt: skip
+    assert words["num_key_value_heads"] == config.key_heads
     with safe_open(tmp_path / "hub" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
     back = bring_in(tmp_path / "hub", tmp_path / "back")
     for name in ("config.json", "model.safetensors"):
         assert (back / name).read_bytes() == (ours / name).read_bytes()
+
+
+# ---- shards -------------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(("most", "files"), [(1, 14), (6000, 7), (12000, 3), (10**6, 1)])
+def test_large_exports_are_split_as_the_hub_does(tmp_path, most, files):
+    ours = save(RATPlus(ModelConfig(11, 2, 16, 8, max_len=32)), tmp_path / "ours")
+    hub = tmp_path / "hub"
+    export_hf(ours, hub, most)
+    shards = sorted(path.name for path in hub.glob("*.safetensors"))
+    found = {}
+    if files == 1:
+        assert shards == ["model.safetensors"]
+        assert not (hub / "model.safetensors.index.json").exists()
+        found = safetensors.torch.load_file(hub / shards[0])
+    else:
+        assert shards == [f"model-{i:05}-of-{files:05}.safetensors" for i in range(1, files + 1)]
+        index = json.loads((hub / "model.safetensors.index.json").read_text())
+        assert sorted(set(index["weight_map"].values())) == shards
+        for shard in shards:
+            own = safetensors.torch.load_file(hub / shard)  # the format's own library
+            assert own.keys() == {name for name, where in index["weight_map"].items() if where == shard}
+            assert len(own) == 1 or sum(x.nbytes for x in own.values()) <= most
+            found |= own
+        assert index["metadata"]["total_size"] == sum(x.nbytes for x in found.values())
+    assert same(found, load(ours).state_dict())
+    back = bring_in(hub, tmp_path / "back")
+    assert contents(back) == contents(ours)
+
+
+def test_an_export_takes_the_place_of_one_of_another_split(tmp_path):
+    ours = save(RATPlus(ModelConfig(11, 2, 16, 8)), tmp_path / "ours")
+    for most in (6000, 12000, 10**6, 6000):
+        export_hf(ours, tmp_path / "hub", most)
+        export_hf(ours, tmp_path / "fresh" / str(most), most)
+        assert contents(tmp_path / "hub") == contents(tmp_path / "fresh" / str(most))
+    # But not of a model that is not ours, nor of weights of which nothing is known.
+    (tmp_path / "hub" / "config.json").write_text('{"model_type": "llama"}')
+    before = contents(tmp_path / "hub")
+    with pytest.raises(CheckpointError, match=r"holds the config\.json of another model; choose another target"):
+        export_hf(ours, tmp_path / "hub")
+    assert contents(tmp_path / "hub") == before
+    (tmp_path / "hub" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds other weights already .model-00001-of-00007\.safetensors"):
+        export_hf(ours, tmp_path / "hub")
+    assert contents(tmp_path / "hub") == {k: v for k, v in before.items() if k != "config.json"}
+    # As a killed export leaves it: the same one again mends it.
+    export_hf(ours, tmp_path / "hub", 6000)
+    assert contents(tmp_path / "hub") == contents(tmp_path / "fresh" / "6000")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> Path:
+    """An export of seven shards."""
+    folder = tmp_path_factory.mktemp("split")
+    export_hf(save(RATPlus(ModelConfig(11, 2, 16, 8)), folder / "ours"), folder / "hub", 6000)
+    return folder / "hub"
+
+
+SHARD = "model-00002-of-00007.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({SHARD: None}, rf"{SHARD} is missing, which by model\.safetensors\.index\.json holds layers\.0\.ffn\.up"),
+        ({SHARD: b"\x05"}, rf"{SHARD}: not a whole safetensors file"),
+        ({"model.safetensors": b"x"}, r"holds model\.safetensors and model\.safetensors\.index\.json; remove the one"),
+        ({"x.weight": SHARD}, rf"says that {SHARD} holds x\.weight, which it does not"),
+        ({"embed.weight": SHARD}, r"does not say that model-00001.* holds embed\.weight, which it does"),
+        ({"embed.weight": "../x.safetensors"}, r"damaged \(embed\.weight in '\.\./x\.safetensors', which is no name"),
+        ({"model.safetensors.index.json": b"{}"}, r"index\.json: damaged \(lacks the key 'weight_map'\)"),
+        ({"model.safetensors.index.json": b"["}, r"index\.json: damaged \("),
+        ({"config.json": None}, r"no model here \(config\.json is missing\)"),
+    ],
+)
+def test_shards_that_do_not_fit(split, tmp_path, change, message):
+    hub = Path(shutil.copytree(split, tmp_path / "hub"))
+    index = hub / "model.safetensors.index.json"
+    for name, value in change.items():
+        if isinstance(value, str):
+            words = json.loads(index.read_text())
+            words["weight_map"][name] = value
+            index.write_text(json.dumps(words))
+        elif value is None:
+            (hub / name).unlink()
+        else:
+            (hub / name).write_bytes(value)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_foreign(hub)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_those_that_were_exported(split, tmp_path):
+    hub = Path(shutil.copytree(split, tmp_path / "hub"))
+    data = bytearray((hub / SHARD).read_bytes())
+    data[-1] ^= 1
+    (hub / SHARD).write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"not those that config\.json was written for; .* remove weights_sha256"):
+        read_foreign(hub)
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        ({}, None),
+        ({"rope_scaling": "linear", "rope_factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"rope_scaling": "yarn", "rope_factor": 2.0, "rope_original": 64},
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
+        ),
+    ],
+)
+def test_rotary_scaling_in_the_hubs_words(tmp_path, rope, words):
+    ours = save(RATPlus(ModelConfig(11, 1, 16, 8, rope_base=5e5, max_len=128, **rope)), tmp_path / "ours")
+    export_hf(ours, tmp_path / "hub")
+    told = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert (told["rope_theta"], told["rope_scaling"], told["max_position_embeddings"]) == (5e5, words, 128)
+    assert contents(bring_in(tmp_path / "hub", tmp_path / "back")) == contents(ours)
+    if rope:
+        with pytest.raises(CheckpointError, match=r"no place for model\.rope"):
+            export_official(ours, tmp_path / "m.pt")
+    for other, message in (
+        ({"rope_type": "llama3", "factor": 8.0}, "rope_scaling is of rope_type 'llama3'; known are"),
+        ({"rope_type": "yarn", "factor": 8.0, "beta_fast": 16}, "rope_scaling has beta_fast; known are"),
+    ):
+        (tmp_path / "hub" / "config.json").write_text(json.dumps(told | {"rope_scaling": other}))
+        with pytest.raises(CheckpointError, match=message):
+            read_foreign(tmp_path / "hub")
+    # Exports of before these keys.
+    old = {key: value for key, value in told.items() if key not in ("rope_scaling", "weights_sha256")}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(old))
+    assert read_foreign(tmp_path / "hub").config == ModelConfig(11, 1, 16, 8, rope_base=5e5, max_len=128)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -136,6 +277,7 @@ def test_objects_beside_weights_are_named_and_not_run(golden, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"kv_heads": 1}, r"no place for model\.kv_heads=1 \(always None\); use --format hf"),
         ({"output_gate": False}, r"no place for model\.output_gate=False \(always True\); use --format hf"),
         ({"rope_base": 5e5}, r"no place for model\.rope_base=500000"),
         ({"norm_eps": 1e-5}, r"no place for model\.norm_eps"),
@@ -261,7 +403,8 @@ def test_memory_of_a_big_checkpoint(tmp_path):
     used = {
         "import": peak("import", tmp_path / "big.pt", tmp_path / "m"),
         "export": peak("export", tmp_path / "m", tmp_path / "back.pt"),
-        "export hf": peak("export", tmp_path / "m", tmp_path / "hub", "--format", "hf"),
+        "export hf": peak("export", tmp_path / "m", tmp_path / "hub", "--format", "hf", "--shard-gb", "0.3"),
+        "import hf": peak("import", tmp_path / "hub", tmp_path / "m2"),
         "load": peak("load", tmp_path / "m"),
     }
     print(f"{size / 1e9:.2f} GB of weights:", {k: f"{v:.2f}" for k, v in used.items()})

@@ -13,8 +13,9 @@ import torch
 
 from ratplus import Pattern, PatternMap
 from ratplus.checkpoint import load_official
-from ratplus.config import ModelConfig, RecipeSection
+from ratplus.config_model import ModelConfig
 from ratplus.config_run import RunSection
+from ratplus.config_train import RecipeSection
 from ratplus.data.sampling import labels_of, ordered_rows
 from ratplus.model import Mixer
 from ratplus.rope import rope_tables, rotate

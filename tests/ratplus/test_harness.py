@@ -457,6 +457,18 @@ def test_longbench_through_its_genuine_prompts(tmp_path, monkeypatch):
     for request in asked:
         assert "Some story." in request.args[0]
         assert Decoding.of(request.args[1]).temperature == 0
+    prompts = {request.task_name.removeprefix("longbench_"): request.args[0] for request in asked}
+    # The benchmark's own (LongBench, config/dataset2prompt.json), where lm-eval's have fewer line ends.
+    assert prompts["lcc"] == "Please complete the code given below. \nSome story.Next line of code:\n"
+    assert prompts["repobench-p"] == "Please complete the code given below. \nSome story.what?Next line of code:\n"
+    assert prompts["triviaqa"] == (
+        "Answer the question based on the given passage. Only give me the answer and do not output any other words. "
+        "The following are some examples.\n\nSome story.\n\nwhat?"
+    )
+    assert prompts["samsum"] == (
+        "Summarize the dialogue into a few short sentences. The following are some examples.\n\nSome story.\n\nwhat?"
+    )
+    assert prompts["trec"].endswith("examples of questions.\n\nSome story.\nwhat?")
     penalties = [Decoding.of(r.args[1]).repetition_penalty for r in asked]
     assert penalties.count(1.2) == 3
     for name in ("narrativeqa", "qasper", "trec", "triviaqa"):

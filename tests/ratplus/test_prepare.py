@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from corpora import texts, train_bpe, write_jsonl, write_parquet
 
-from ratplus.config import Config, DataSection, ModelSection, RecipeSection, TrainSection
+from ratplus.config import Config, DataSection
 from ratplus.config_eval import EvalSection
+from ratplus.config_model import ModelSection
 from ratplus.config_run import RunSection
+from ratplus.config_train import RecipeSection, TrainSection
 from ratplus.data import corpus as corpus_module
 from ratplus.data import progress, shards
 from ratplus.data.corpus import CorpusError, held_out, open_corpus

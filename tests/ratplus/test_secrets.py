@@ -70,6 +70,10 @@ def test_short_values_and_places_of_secrets_are_ordinary_words(monkeypatch):
     monkeypatch.setenv("SHORT_TOKEN", "on")
     monkeypatch.setenv("MY_TOKEN_FILE", "/run/token-file")
     monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
+    monkeypatch.setenv("PWD", "/home/me/work")  # the shell's, in nearly every environment
+    assert scrub("outputs are in /home/me/work/outputs") == "outputs are in /home/me/work/outputs"
+    monkeypatch.setenv("DB_PWD", "correct horse")
+    assert scrub("the correct horse") == "the ***"
     assert scrub("turned on; see /run/token-file and /run/agent") == "turned on; see /run/token-file and /run/agent"
 
 

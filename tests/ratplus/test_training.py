@@ -10,9 +10,11 @@ import torch
 
 from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.checkpoint import CheckpointError
-from ratplus.config import Config, DataSection, ModelSection, RecallSection, RecipeSection, TrainSection
+from ratplus.config import Config, DataSection, RecallSection
 from ratplus.config_eval import EvalSection
+from ratplus.config_model import ModelSection
 from ratplus.config_run import RunSection, TrainerSection
+from ratplus.config_train import RecipeSection, TrainSection
 from ratplus.data.batches import Batches
 from ratplus.data.corpus import open_corpus, write_corpus
 from ratplus.failures import memory_advice
@@ -37,7 +39,9 @@ def batches_of(corpus, length=16) -> Batches:
     return Batches.of(config, corpus)
 
 
-def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", length=16, crash_at=None, batch=4):
+def run(
+    corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", length=16, crash_at=None, batch=4, **trainer
+):  # fmt: skip
     """Train a tiny model with active recurrence learning; with `stop_at`, SIGTERM arrives during that step.
 
     With `crash_at`, that step ends the run before its state is saved.
@@ -66,6 +70,7 @@ def run(corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", 
         arl=Pattern(8),
         log=StageLog(folder),
         progress=progress,
+        trainer=TrainerSection(**trainer),
     )
     return model.state_dict(), outcome
 
@@ -104,6 +109,62 @@ def test_continuing_with_another_batch_layout(data, tmp_path):
         run(data, tmp_path / "x", steps=7)
     _, outcome = run(data, tmp_path / "x", micro=1)
     assert [(at["from_step"], at["micro_batches"]) for at in outcome["layouts"]] == [(0, 1), (2, 4)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_activation_checkpointing_changes_no_bit(data, tmp_path, precision, monkeypatch):
+    """With both passes of a step and several micro-batches; and blocks are indeed computed again."""
+    from ratplus.model import Block
+
+    def blocks_run(**trainer):
+        calls = []
+        forward = Block.forward
+        with monkeypatch.context() as patched:
+            patched.setattr(Block, "forward", lambda *words: calls.append(1) or forward(*words))
+            weights, _ = run(
+                data, tmp_path / str(len(trainer)), steps=3, micro=2, precision=precision, length=32, **trainer
+            )
+        return weights, len(calls)
+
+    (plain, once), (light, twice) = blocks_run(), blocks_run(activation_checkpointing=True)
+    assert same(plain, light)
+    assert twice == 2 * once > 0
+
+
+def test_compiled_blocks(data, tmp_path, monkeypatch):
+    """Same losses; a graph for each pass and shape of rows, made in the first steps and never again; then undone.
+
+    Stopped and continued without it, a run says so.
+    """
+    import torch._dynamo.testing
+
+    from ratplus import blockwise
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(blockwise, "BACKEND", counter)
+    plain, _ = run(data, tmp_path / "plain", steps=4)
+    with pytest.raises(Interrupted):
+        run(data, tmp_path / "compiled", steps=4, stop_at=3, compile=True, activation_checkpointing=True)
+    assert counter.frame_count == 4  # text and recall rows, each dense and dilated
+    compiled, outcome = run(data, tmp_path / "compiled", steps=4)
+    assert [(at["from_step"], at["compile"]) for at in outcome["layouts"]] == [(0, True), (3, False)]
+    assert counter.frame_count == 4
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_compiling_needs_a_compiler(config, tmp_path):
+    import torch._inductor.config
+
+    from ratplus.ranks import LayoutError
+
+    config.trainer = TrainerSection(compile=True)
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(LayoutError, match=r"trainer.compile: got True; .* needs a C\+\+ compiler .*compile=false"),
+    ):
+        Cell(config, Surroundings(tmp_path / "sweep")).run("pretrain")
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_handlers_are_put_back(data, tmp_path):
@@ -253,6 +314,10 @@ def test_what_changes_a_result_changes_the_id(config, tmp_path):
         {"output": "x"},
         {"model__name": "other"},
         {"launcher__workers": 9},
+        {"trainer__activation_checkpointing": True},
+        {"trainer__compile": True},
+        {"train__pretrain__micro_batch": 1},
+        {"train__adapt__micro_batch": 2},
     ):
         assert ids(**runtime) == base
     pretrain, adapt, evaluate = ids(pattern__dilation=4)
@@ -301,7 +366,11 @@ def out_of_ram(*_):
 @pytest.mark.parametrize("broken", [out_of_gpu, out_of_ram])
 @pytest.mark.parametrize(
     ("batch", "micro", "advice"),
-    [(6, None, "train.pretrain.micro_batch=3"), (6, 2, "train.pretrain.micro_batch=1"), (1, None, "a shorter train.")],
+    [
+        (6, None, "train.pretrain.micro_batch=3 or trainer.activation_checkpointing=true"),
+        (6, 2, "train.pretrain.micro_batch=1 or"),
+        (1, None, "try trainer.activation_checkpointing=true"),
+    ],
 )
 def test_out_of_memory_says_what_to_try(config, tmp_path, monkeypatch, broken, batch, micro, advice):
     from ratplus.record import read_record
@@ -321,12 +390,40 @@ def test_memory_advice_fits_the_ranks_and_the_stage(config):
     config.train.pretrain = RecipeSection(batch=12)
     config.trainer = TrainerSection("ddp", 2)
     assert memory_advice("OutOfMemoryError", "", "pretrain", config) == (
+        "to use less memory, try train.pretrain.micro_batch=3 or trainer.activation_checkpointing=true"
+    )
+    config.trainer.activation_checkpointing = True
+    assert memory_advice("OutOfMemoryError", "", "pretrain", config) == (
         "to use less memory, try train.pretrain.micro_batch=3"
     )
+    config.train.pretrain = RecipeSection(batch=2)
+    assert "one row at a time already: try a shorter train." in memory_advice("MemoryError", "", "pretrain", config)
     assert memory_advice("MemoryError", "", "evaluate", config) == "to use less memory, try eval.batch=2"
     config.eval.batch = 1
     assert "smaller model" in memory_advice("MemoryError", "", "evaluate", config)
     assert memory_advice("ValueError", "no", "pretrain", config) is None
+
+
+def test_the_advice_continues_the_same_stage(config, tmp_path, monkeypatch):
+    """Rows at a time are not science: after running out of memory, fewer of them go on with the saved state."""
+    from ratplus.training_step import TrainingModule
+
+    config.train.pretrain, said = RecipeSection(steps=4, batch=4), []
+    cell = Cell(config, Surroundings(tmp_path / "sweep", say=said.append))
+    step = TrainingModule.training_step
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            TrainingModule, "training_step", lambda self, b, i: out_of_gpu() if b[0] == 2 else step(self, b, i)
+        )
+        with pytest.raises(RuntimeError, match="try train.pretrain.micro_batch=2"):
+            cell.run("pretrain")
+    config.train.pretrain.micro_batch = 2
+    config.trainer.activation_checkpointing = True
+    record = Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run("pretrain")
+    assert record["id"] == cell.plan.pretrain.id
+    assert record["timing"]["resumed_at_step"] == 2
+    assert [(at["from_step"], at["micro_batches"]) for at in record["timing"]["layouts"]] == [(0, 1), (2, 2)]
+    assert "continues at step 2 with trainer=single (1 ranks, 2 micro-batches), before with" in said[-1]
 
 
 def test_nan_model_fails_its_evaluation(config, tmp_path):

@@ -66,11 +66,50 @@ def test_models_of_conf_and_named_patterns(bench, tmp_path):
     assert "tokens_per_second" in out
 
 
+def test_training_steps_and_where_their_time_goes(bench, tmp_path):
+    """A model with recurrence gets its attention-only peer; parts sum to the step; nothing stays patched."""
+    from ratplus.kernels import dilated_attention, gated_scan
+    from ratplus.model import RATPlus
+    from ratplus.model import gated_scan as used
+    from ratplus.stopwatch import PARTS
+
+    code, out, err = bench(
+        "train", "ratplus_nano", "--context", "16", "--batch", "2", "--repeats", "1", "--budget", "0.01", "--threads",
+        "1", "--device", "cpu", "--json", "t.json", "--report", ".",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads((tmp_path / "t.json").read_text())
+    assert result["complete"]
+    rows = {(row["model"], row["step"]): row for row in result["rows"]}
+    peer = ("ratplus_nano without recurrence", "plain")
+    assert list(rows) == [("ratplus_nano", "ARL"), ("ratplus_nano", "plain"), peer]
+    for row in rows.values():
+        assert sum(row[f"{part}_ms"] for part in PARTS) == pytest.approx(row["step_ms_p50"])
+        assert all(row[f"{part}_ms"] > 0 for part in PARTS if part != "scan")
+        assert (row["scan_ms"] > 0) == row["recurrence"]
+        assert (row["tokens"], row["repeats"]) == (32, 3)
+        assert 0 < row["mfu"] < 2
+        assert row["peak_bytes"] == pytest.approx(row["estimated_bytes"], rel=0.5)
+        assert (row["arl_cost"] is None) == (not row["recurrence"])
+    assert rows["ratplus_nano", "ARL"]["arl_cost"] == pytest.approx(
+        rows["ratplus_nano", "ARL"]["step_ms_p50"] / rows[peer]["step_ms_p50"]
+    )
+    assert "arl_cost" in out
+    assert len((tmp_path / "efficiency_training.csv").read_text().splitlines()) == 4
+    assert "| ratplus_nano | ARL |" in (tmp_path / "efficiency_training.md").read_text()
+    assert used is gated_scan
+    assert RATPlus.forward.__globals__["dilated_attention"] is dilated_attention
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["kernel"], "bench kernel: no such benchmark; allowed: kernels, model"),
+        (["kernel"], "bench kernel: no such benchmark; allowed: kernels, model, train, report"),
         (["model"], "bench model: give one or more models"),
+        (["train", "ratplus_nanoo"], "model=ratplus_nanoo: no such choice; available: attention_"),
+        (["train", "--batch", "max"], "--batch: got max; bench train takes whole numbers"),
+        (["train", "--context", "1"], "--context: got 1; it must be ≥ 2"),
+        (["train", "--pattern", "D16"], "--pattern: is for `ratplus bench model`, not train"),
         (["kernels", "ratplus_nano"], "bench kernels: takes no models, got ratplus_nano"),
         (["kernels", "--batch", "3"], "--batch: is for `ratplus bench model`"),
         (["kernels", "--threads", "0"], "--threads: got 0; it must be ≥ 1"),

@@ -1,6 +1,7 @@
 """Cells that start from given weights: an imported model goes straight into adapt and evaluate."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,47 @@ def test_a_link_outlives_its_source(place):
     assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values()))
 
 
+def test_a_longer_context_with_other_rotary_positions(place, capsys):
+    """Given at 128, used at 256 through YaRN: adapted, evaluated by position, exported, imported, generated from."""
+    yarn = ["model.rope_scaling=yarn", "model.rope_factor=2", "model.rope_original=128"]
+    words = [
+        *WORDS,
+        "train.context=256",
+        "model.init_from=given",
+        "eval.positions.width=64",
+        "eval.cloze.items=0",
+        *yarn,
+    ]
+    record = Cell(compose_one([*words, "pattern.dilation=4"]).config, Surroundings(Path("one"))).run("evaluate")
+    assert set(record["metrics"]) >= {f"loss_at_{low}_{low + 64}" for low in (0, 64, 128, 192)}
+    pretrain = json.loads((stage_folder("one", "pretrain") / "record.json").read_text())
+    assert pretrain["metrics"]["trained_context"]["value"] == 128
+    assert "used with rope_scaling=yarn instead of none, rope_factor=2.0 instead of 1.0" in capsys.readouterr().out
+    adapted = stage_folder("one", "adapt")
+    assert load(adapted).config == replace(SHAPE, max_len=256, rope_scaling="yarn", rope_factor=2.0, rope_original=128)
+
+    assert ratplus("export", str(adapted), "hub", "--format", "hf", "--shard-gb", "1e-4") == 0
+    assert len(list(Path("hub").glob("model-*-of-*.safetensors"))) > 3
+    assert ratplus("import", "hub", "back") == 0
+    told = capsys.readouterr().out
+    assert "model.rope_scaling=yarn model.rope_factor=2.0 model.rope_original=128" in told
+    for name in ("config.json", "model.safetensors"):
+        assert Path("back", name).read_bytes() == (adapted / name).read_bytes()
+    assert ratplus("generate", "model=back", "prompt=" + 180 * "a", "pattern=D1,D4", "max_new_tokens=20") == 0
+
+    # Started from directly, or from what import made of it: the same weights, so the same stage.
+    for source, sweep in (("back", "two"), ("hub", "three")):
+        others = [f"model.init_from={source}", *(w for w in words if not w.startswith("model.init_from"))]
+        assert ratplus("pretrain", *others, f"output={sweep}") == 0
+    assert stage_folder("two", "pretrain").name == stage_folder("three", "pretrain").name
+    taken = [load(stage_folder(sweep, "pretrain")).state_dict() for sweep in ("two", "three")]
+    wanted = load(adapted).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in wanted.items() for state in taken)
+    (Path("hub") / "config.json").write_text(Path("hub/config.json").read_text().replace("weights_sha256", "x"))
+    assert ratplus("pretrain", *others, "output=four") == 2
+    assert "has no weights_sha256; turn it into a model folder: ratplus import hub" in capsys.readouterr().err
+
+
 def test_no_adaptation(place):
     """Zero steps: the weights as they are, under any pattern."""
     assert ratplus("adapt", *WORDS, "model.init_from=given", "output=one", "train.adapt.steps=0") == 0
@@ -89,6 +131,7 @@ def test_no_adaptation(place):
     [
         (["model.init_from=nowhere"], "model.init_from: nowhere: no checkpoint here (config.json is missing)"),
         (["model.layers=2", "model.d_model=32"], "it needs model.layers=3 (not 2), model.d_model=64 (not 32)"),
+        (["model.rope_scaling=yarn"], "model.rope_factor: got 1.0; it must be > 1"),
         (["model.recurrence=false", "train.pretrain.arl=false"], "it needs model.recurrence=True (not False)"),
         (["data.recall.fraction=0.5", "data.recall.length=64"], "data.recall.fraction=0 leaves out"),
     ],
@@ -119,6 +162,8 @@ def test_weights_that_are_altered(place, capsys):
         (["export", "nothing", "x.pt"], "nothing: no checkpoint here"),
         (["import", "text.txt", "m"], "cannot be read as a weights-only checkpoint"),
         (["import", "given", "m"], "is a ratplus model folder already"),
+        (["export", "given", "x.pt", "--shard-gb", "1"], "--shard-gb: got 1; only --format hf writes shards"),
+        (["export", "given", "x", "--format", "hf", "--shard-gb", "0"], "--shard-gb: got 0; it must be > 0"),
         (["import", "given", "m", "--d-head", "0"], "--d-head: got 0"),
     ],
 )

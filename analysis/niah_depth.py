@@ -1,0 +1,228 @@
+# %% [markdown]
+"""
+# Needles by depth
+
+Where in the haystack does a pattern lose a needle? Accuracy of the NIAH tasks that ask for one needle, by pattern and
+by the needle's depth: a fifth of the haystack each, from its start to its end.
+
+- `table`: one row a cell, task and depth, with plain values, for CSV
+- `summary`: one row a model, pattern and task, rounded, a column a depth
+- `figure`: a heat map a model, patterns downwards and depth to the right; several tasks are averaged
+
+Run it as `python -m ratplus.analysis.niah_depth outputs/niah`, through `ratplus report`, or as a notebook (with
+jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+"""
+
+# %%
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ratplus.analysis import style
+from ratplus.analysis.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns
+from ratplus.analysis.load import load_sweep
+from ratplus.analysis.run import run
+from ratplus.analysis.tables import number, write_table
+
+NAME = "niah_depth"
+# Figures have room for so many models, and for so many patterns each.
+MOST_RUNS, MOST_PATTERNS = 4, 14
+# `<task>_overlap_<from>_<to>` in percent of the haystack, <to> excluded; the last bin ends at 101.
+_BIN = re.compile(r"(?:.*[/:])?(niah_\w+?)_overlap_(\d+)_(\d+)")
+
+# %% [markdown]
+"""
+## Tables
+
+The score is the paper's: the share of the answers among the comma-separated parts of what the model says. It is all or
+nothing for one needle: a wrong digit counts as much as a wrong number.
+"""
+
+
+# %%
+def bins(frame: pd.DataFrame) -> dict[str, dict[tuple[int, int], str]]:
+    """{task: {(from, to) in percent: column}} that a finished cell has a value of, from the haystack's start on."""
+    found: dict[str, dict[tuple[int, int], str]] = {}
+    for name in frame.attrs["metrics"]:
+        match = _BIN.fullmatch(name.removeprefix("metric:"))
+        if match and frame[name].notna().any():
+            found.setdefault(match[1], {})[int(match[2]), int(match[3])] = name
+    return {task: dict(sorted(columns.items())) for task, columns in found.items()}
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each cell, task and depth: `depth_from`, `depth_to` (percent), `accuracy` with its `_stderr`."""
+    parts = []
+    cells = in_order(frame)
+    for task, columns in bins(frame).items():
+        for (low, high), name in columns.items():
+            part = cells[["model", "variant", "pattern", "dilation", "window", "sinks", "seed"]].copy()
+            part["task"], part["depth_from"], part["depth_to"] = task, low, min(high, 100)
+            part["accuracy"], part["accuracy_stderr"] = cells[name], cells[f"{name}_stderr"]
+            part["status"] = cells["status"]
+            parts.append(part)
+    rows = pd.concat(parts).reset_index(names="place")
+    return rows.sort_values(["place", "task", "depth_from"], kind="stable").drop(columns="place").reset_index(drop=True)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each model, pattern and task: accuracy in percent by depth, mean over seeds, and over all depths."""
+    rows, tasks = _over_seeds(frame)
+    depths = _depths(tasks)
+    short, several = short_patterns(rows), len(tasks) > 1
+    shown = []
+    for row in rows.to_dict("records"):
+        for task, columns in tasks.items():
+            line = {"Model": row["run"], "Pattern": short[row["pattern"]]}
+            line |= {"Task": _title(task)} if several else {}
+            texts = [
+                number(100 * row[columns[depth]], 0, 100 * row[f"{columns[depth]}_stderr"]) if depth in columns else "—"
+                for depth in depths
+            ]
+            if row["status"] != "done":
+                texts[0] = f"**{row['status']}**"
+            whole = f"{task}_overlap"
+            there = f"{whole}_all" in row
+            all_ = number(100 * row[f"{whole}_all"], 1, 100 * row[f"{whole}_all_stderr"]) if there else "—"
+            shown.append(line | dict(zip(map(_depth_title, depths), texts)) | {"All (%)": all_})
+    return pd.DataFrame(shown)
+
+
+def _over_seeds(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
+    """(rows of model and pattern with each bin's mean over seeds and `<task>_overlap_all`; the bins)."""
+    tasks, cells = bins(frame), in_order(frame)
+    names = [name for columns in tasks.values() for name in columns.values()]
+    for task in tasks:
+        whole = next((n for n in frame.attrs["metrics"] if re.split(r"[/:]", n)[-1] == f"{task}_overlap"), None)
+        if whole is not None:
+            cells[f"{task}_overlap_all"], cells[f"{task}_overlap_all_stderr"] = cells[whole], cells[f"{whole}_stderr"]
+            names.append(f"{task}_overlap_all")
+    return over_seeds(cells, names), tasks
+
+
+def _depths(tasks: dict) -> list[tuple[int, int]]:
+    return sorted({depth for columns in tasks.values() for depth in columns})
+
+
+def _depth_title(depth: tuple[int, int]) -> str:
+    return f"{depth[0]}–{min(depth[1], 100)} %"
+
+
+def _title(task: str) -> str:
+    return task.removeprefix("niah_").replace("_", " ")
+
+
+# %% [markdown]
+"""
+## Figure
+
+Darker is better. White with a cross: a cell without a result.
+"""
+
+
+# %%
+def figure(frame: pd.DataFrame) -> Figure:
+    """A heat map for each model (the first four): accuracy in percent by pattern and depth, the mean over its tasks.
+
+    Raises:
+        ValueError: no finished cell has accuracies by depth.
+    """
+    rows, tasks = _over_seeds(frame)
+    if not tasks:
+        raise ValueError("niah_depth: no finished cell has NIAH accuracies by depth")
+    depths, short = _depths(tasks), short_patterns(rows)
+    rows, left_out = first_runs(rows, MOST_RUNS)
+    panels = {name: part for name, part in rows.groupby("run", sort=False)}
+    longest = max(len(part) for part in panels.values())
+    if longest > MOST_PATTERNS:
+        panels = {name: part.iloc[:MOST_PATTERNS] for name, part in panels.items()}
+        left_out = "; ".join(filter(None, [left_out, f"{MOST_PATTERNS} of {longest} patterns; all: see table"]))
+    with style.context():
+        across = min(2, len(panels))
+        down = -(-len(panels) // across)
+        width = style.COLUMN_WIDTH_IN if across == 1 else style.TEXT_WIDTH_IN
+        height = max(0.22 * min(longest, MOST_PATTERNS) + 0.75, 1.4)
+        drawing = Figure(figsize=(width, height * down))
+        grid = drawing.subplots(down, across, squeeze=False).ravel()
+        for place, (axes, (name, part)) in enumerate(zip(grid, panels.items())):
+            values = np.array([[_mean(row, tasks, depth) for depth in depths] for row in part.to_dict("records")])
+            image = _draw(axes, 100 * values, [short[pattern] for pattern in part["pattern"]], depths)
+            axes.set_title(name)
+            if place >= len(panels) - across:
+                axes.set_xlabel("Depth of the needle (% of the haystack)")
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        bar = drawing.colorbar(image, ax=list(grid), shrink=0.9, pad=0.02)
+        bar.set_label("Accuracy (%)" if len(tasks) == 1 else f"Accuracy (%), mean of {len(tasks)} tasks")
+        bar.outline.set_linewidth(0.6)
+        if left_out:
+            style.legend_below(drawing, [Line2D([], [], linestyle="none", label=left_out)])
+    return drawing
+
+
+def _mean(row: dict, tasks: dict, depth: tuple[int, int]) -> float:
+    """Over the tasks that have this depth; null where one of them has no value: never the mean of the others."""
+    return float(np.mean([row[columns[depth]] for columns in tasks.values() if depth in columns]))
+
+
+def _draw(axes, values: np.ndarray, patterns: list[str], depths: list[tuple[int, int]]):
+    scale = Normalize(0, 100)
+    image = axes.imshow(values, cmap=style.SHADES, norm=scale, aspect="auto", interpolation="nearest")
+    axes.grid(False)
+    axes.set_facecolor("white")
+    axes.set_yticks(range(len(patterns)), patterns)
+    axes.set_xticks(range(len(depths)), [f"{low}–{min(high, 100)}" for low, high in depths])
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(column, row, number(value, 0), ha="center", va="center", fontsize=7,
+                      color="white" if scale(value) > 0.55 else "black")  # fmt: skip
+        else:
+            axes.plot(column, row, "x", color="0.3")
+    return image
+
+
+# %% [markdown]
+"""
+## Files
+"""
+
+
+# %%
+def applies(frame: pd.DataFrame) -> bool:
+    """Whether a finished cell has NIAH accuracies by depth."""
+    return len(frame) > 0 and bool(bins(frame))
+
+
+def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the table and the figure into `folder`."""
+    if not applies(frame):
+        raise ValueError("niah_depth: no finished cell has NIAH accuracies by depth")
+    stem = Path(folder) / NAME
+    shown = summary(frame)
+    seeds = frame.groupby([*RUN, "pattern"]).size().max()
+    spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
+    text = (
+        "Needle in a haystack (NIAH): accuracy in percent by pattern and by the needle's depth, from the haystack's "
+        f"start (0 %) to its end; ± is the standard error {spread}. Tasks that ask for one needle."
+    )
+    notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
+    names = 3 if "Task" in shown else 2
+    written = write_table(stem, table(frame), shown, caption=text, notes=notes, names=names, grouped=True)
+    return written + style.save(figure(frame), stem)
+
+
+def main(folder: Path) -> list[Path]:
+    """Read the sweep in `folder`, write into its `report/`, return the paths."""
+    return write(load_sweep(folder), Path(folder) / "report")
+
+
+# %%
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""The commands in `sh` blocks of docs/: they need data, weights or a cluster, so here they only parse and compose."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ratplus.sweeps.cli import VERBS, _parser
+from ratplus.sweeps.compose import compose_cells
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words from the verb on) of every ratplus command, whatever starts it."""
+    found = []
+    for page in sorted(DOCS.glob("*.md")):
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                places = [i for i, word in enumerate(words[:-1]) if Path(word).name.rstrip(")") == "ratplus"]
+                found += [(page.name, words[i + 1 :]) for i in places if words[i + 1] in VERBS]
+    return found
+
+
+def test_most_pages_have_commands():
+    pages = [page for page, _ in commands()]
+    assert {"scale.md", "evaluation.md", "sweeps.md", "data.md", "ablation.md"} <= set(pages)
+    assert len(pages) > 20
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda part: part if isinstance(part, str) else part[0])
+def test_commands_parse_and_compose(page, words, tmp_path, monkeypatch):
+    (tmp_path / "mytask.yaml").write_text("task: mine\n")  # of docs/evaluation.md
+    monkeypatch.chdir(tmp_path)
+    arguments = _parser(words[0]).parse_intermixed_args(words[1:])
+    if hasattr(arguments, "overrides"):
+        assert compose_cells(arguments.overrides, arguments.config_dir, sweep=words[0] == "sweep")
