@@ -174,8 +174,10 @@ def test_ctrl_c_leaves_a_watch(sweep):
 
     folder, _ = sweep
     process = subprocess.Popen(
-        [RATPLUS, "status", str(folder), "--watch", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [RATPLUS, "status", str(folder), "--watch", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that started the tests in the background made them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
