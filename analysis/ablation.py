@@ -59,6 +59,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         rows["adapted"] = None
     for name in _others(frame):
         rows[f"axis:{name}" if name in rows else name] = of_row[name]
+    # Two numbers of steps are two combinations, not two points of one line.
+    rows["several_steps"] = STEPS in of_row and rows["adaptation_steps"][rows["adapted"]].nunique() > 1
     rows["combination"] = [_combination(rows.loc[place]) for place in rows.index]
     return rows.drop(columns=["pattern_name", "attention_flops"])
 
@@ -81,7 +83,10 @@ def _combination(row: pd.Series) -> str:
     name = row["model"]
     if row["arl"] is not None:
         name += ", no ARL" if row["arl"] == "off" else f", ARL {row['arl']}".replace("ARL on", "ARL")
-    return run_name(name, ", ".join(part for part in str(row["variant"]).split(", ") if not _known(part)))
+    rest = [part for part in str(row["variant"]).split(", ") if not _known(part)]
+    if row.get("several_steps") and row["adapted"]:
+        rest.append(f"{STEPS}={row['adaptation_steps']:g}")
+    return run_name(name, ", ".join(rest))
 
 
 def _known(part: str) -> bool:
@@ -96,7 +101,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         first = part.iloc[0]
         line = {"Model": first["model"], "Recurrence": "✓" if first["recurrence"] else "–", "ARL": first["arl"] or "?"}
         if STEPS in frame.attrs["axes"]:
-            line["Adapted"] = "✓" if first["adapted"] else "–"
+            several = first["several_steps"] and first["adapted"]
+            line["Adapted"] = f"{first['adaptation_steps']:g} steps" if several else "✓" if first["adapted"] else "–"
         for name in _others(frame):
             value = first[f"axis:{name}" if f"axis:{name}" in part else name]
             line[TITLES.get(name, name)] = "–" if pd.isna(value) else f"{value:g}" if _is_number(value) else str(value)

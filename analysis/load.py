@@ -17,6 +17,7 @@ Columns, always there and in this order:
 | error | last line of what went wrong; empty otherwise |
 | layers, heads | of the model |
 | kv_heads | heads of keys and values in a layer; fewer than `heads` where query heads share them |
+| rope | how positions become angles, where not as usual: `yarn × 4 of 512`, `base 43873`; else empty |
 | parameters | of the model, as its pretraining counted them |
 | pretrain, adapt | ids of the cell's other stages; null if it has none |
 | context | tokens per sequence; the length at which the next four are taken |
@@ -50,8 +51,8 @@ FORMAT = 1
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "seed",
-    "status", "error", "layers", "heads", "kv_heads", "parameters", "pretrain", "adapt", "context", "kv_entries",
-    "kv_bytes", "attention_flops", "attention_flops_ratio",
+    "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt", "context",
+    "kv_entries", "kv_bytes", "attention_flops", "attention_flops_ratio",
 )  # fmt: skip
 # Columns that tables add to the frame; `<name>_delta` and `frontier_<cost>` are others.
 DERIVED = {
@@ -167,9 +168,20 @@ def _describe(cell: dict) -> dict:
         "layers": int(model["layers"]),
         "heads": heads,
         "kv_heads": kv_heads,
+        "rope": _rope(model),
         "context": context,
         **_describe_pattern(plain, int(model["layers"]), heads, kv_heads, int(model["d_head"]), context, recurrence),
     }
+
+
+def _rope(model: dict) -> str:
+    """Rotary scaling and base in words; empty for a plain base of 10000."""
+    scaling, base = model.get("rope_scaling") or "none", float(model.get("rope_base") or 10000.0)
+    parts = []
+    if scaling != "none":
+        original = model.get("rope_original")
+        parts.append(f"{scaling} × {float(model['rope_factor']):g}" + (f" of {original}" if original else ""))
+    return ", ".join(parts + ([f"base {base:g}"] if base != 10000.0 else []))
 
 
 @lru_cache(maxsize=4096)  # a sweep has many cells and few patterns

@@ -178,6 +178,9 @@ def _powers(values: pd.Series):
     """Ticks at powers of two, at most five of them."""
     from matplotlib.ticker import FixedLocator
 
+    values = values[values > 0]  # no attention at all costs nothing, which has no place on a logarithmic axis
+    if values.empty:
+        return FixedLocator([1.0])
     low, high = np.floor(np.log2(values.min())), np.ceil(np.log2(values.max()))
     every = max(1, int(np.ceil((high - low) / 4)))
     return FixedLocator([2.0**power for power in np.arange(low, high + 1, every)])

@@ -42,7 +42,6 @@ MEASURES = (
     ("recall_at", 100, "Recall (%)"),
     ("recall_over", 100, "Recall (%)"),
 )
-_BASE = 10000.0  # of the rotary frequencies, where no cell says otherwise
 
 # %% [markdown]
 """
@@ -102,18 +101,8 @@ def _names(cells: pd.DataFrame, axes: list[str]) -> dict[tuple, dict[str, str]]:
         for axis in (axis for axis in axes if not axis.startswith("model.rope_")):
             value = f"{first[axis]:g}" if isinstance(first[axis], float) else str(first[axis])
             rest.append(f"{axis.removeprefix('train.')}={value}")
-        names[key] = {"rope": _rope(first, axes), "rest": ", ".join(rest)}
+        names[key] = {"rope": first["rope"] or "as trained", "rest": ", ".join(rest)}
     return names
-
-
-def _rope(cell: pd.Series, axes: list[str]) -> str:
-    def of(key: str, default):
-        return cell[f"model.rope_{key}"] if f"model.rope_{key}" in axes else default
-
-    scaling, base = of("scaling", "none"), of("base", _BASE)
-    parts = [] if scaling == "none" else [f"{scaling} × {of('factor', np.nan):g}".replace(" × nan", "")]
-    parts += [f"base {base:g}"] if base != _BASE else []
-    return ", ".join(parts) or "as trained"
 
 
 def spans(rows: pd.DataFrame) -> list[tuple[int, int]]:

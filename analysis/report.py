@@ -92,7 +92,7 @@ def report(
     for module in MODULES:
         try:
             mine = module.write(frame, target) if module.applies(frame) else []
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             logging.getLogger(__name__).warning("%s: left out of the report (%s)", module.NAME, error)
             mine = []
         _forget(target, module.NAME, mine)

@@ -168,7 +168,9 @@ def applies(frame: pd.DataFrame) -> bool:
     """Whether models of one family and variant have at least two sizes, each with a finished dense and sparse cell."""
     if not len(frame):
         return False
-    return bool(table(frame).groupby(["recurrence", "variant"])["parameters"].nunique().gt(1).any())
+    # Models that share keys and values are smaller for another reason than size.
+    alike = frame[frame["kv_heads"].eq(frame["heads"])]
+    return len(alike) > 0 and bool(table(alike).groupby(["recurrence", "variant"])["parameters"].nunique().gt(1).any())
 
 
 def write(frame: pd.DataFrame, folder: Path) -> list[Path]:

@@ -84,6 +84,10 @@ def bench_training(
         ValueError: a device that isn't there, a batch or context that cannot be.
     """
     check_training(settings)
+    for subject in subjects:
+        longest, most = max(settings.contexts), subject.config.max_len
+        if longest > most:
+            raise ValueError(f"--context: got {longest}, but {subject.name} takes at most {most} tokens")
     before = torch.get_num_threads()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

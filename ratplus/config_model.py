@@ -69,7 +69,8 @@ class ModelConfig:
         check(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "it must be > 0")
         chunk = self.recurrence_chunk
         allowed = "it must be ≥ 1, or null" if self.recurrence else "only a model with recurrence has one; use null"
-        check(chunk is None or (self.recurrence and chunk >= 1), "model.recurrence_chunk", chunk, allowed)
+        fits = chunk is None or (self.recurrence and _is_whole(chunk) and chunk >= 1)
+        check(fits, "model.recurrence_chunk", chunk, allowed)
         check_kv_heads(self.kv_heads, self.heads)
         if self.kv_heads == self.heads:  # one way to write it, so that equal shapes are equal
             object.__setattr__(self, "kv_heads", None)
@@ -89,6 +90,10 @@ class ModelConfig:
         return self.heads // self.key_heads
 
 
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_rope(scaling: str, factor: float, original: int | None, base: float) -> None:
     """Raises ValueError unless the rotary settings make sense together: none that would be ignored is let through."""
     check(scaling in ("none", "linear", "yarn"), "model.rope_scaling", scaling, "allowed: none, linear, yarn")
@@ -98,7 +103,7 @@ def check_rope(scaling: str, factor: float, original: int | None, base: float) -
         allowed = f"it must be > 1: with model.rope_scaling={scaling}, so many times as long is the context to be"
         check(1 < factor < math.inf, "model.rope_factor", factor, allowed)
     if scaling == "yarn":
-        check(original is not None and original >= 1, "model.rope_original", original,
+        check(_is_whole(original) and original >= 1, "model.rope_original", original,
               "model.rope_scaling=yarn needs the context that the model was trained for")  # fmt: skip
         check(base > 1, "model.rope_base", base, "with model.rope_scaling=yarn it must be > 1")
     else:
@@ -107,8 +112,7 @@ def check_rope(scaling: str, factor: float, original: int | None, base: float) -
 
 def check_kv_heads(kv_heads: int | None, heads: int) -> None:
     """Raises ValueError unless it is null or divides the number of heads."""
-    whole = isinstance(kv_heads, int) and not isinstance(kv_heads, bool)
-    divides = whole and kv_heads >= 1 and heads % kv_heads == 0
+    divides = _is_whole(kv_heads) and kv_heads >= 1 and heads % kv_heads == 0
     if kv_heads is not None and not divides:
         allowed = [n for n in range(1, heads + 1) if heads % n == 0]
         told = ", ".join(map(str, allowed))

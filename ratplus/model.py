@@ -30,7 +30,9 @@ def kernel_pattern(row: tuple[Pattern, ...], device: torch.device):
     if len(set(row)) == 1:
         return row[0].dilation, row[0].window, row[0].sinks
     columns = zip(*((-1 if p.dilation is None else p.dilation, p.window, p.sinks) for p in row))
-    return tuple(torch.tensor(column, dtype=torch.int32, device=device) for column in columns)
+    # Kept for all calls: tensors of an inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(column, dtype=torch.int32, device=device) for column in columns)
 
 
 class Mixer(nn.Module):

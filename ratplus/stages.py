@@ -23,7 +23,7 @@ from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
 from ratplus.evaluation.checks import check_suites
 from ratplus.failures import failure_of
-from ratplus.lock import FolderLock, LockLost
+from ratplus.lock import LOCK_FILE, FolderLock, LockLost, is_locked
 from ratplus.plan import Stage, plan
 from ratplus.ranks import Place, micro_batches, place_of
 from ratplus.record import STAGES, TRAINING, ForeignRecord, RecordError, provenance, read_record, write_record
@@ -209,7 +209,8 @@ class Cell:
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
         metrics["parameters"] = metric(sum(p.numel() for p in model.parameters()), None, 1)
         timing = {"train_seconds": outcome["seconds"], "resumed_at_step": outcome["first_step"]}
-        if len(outcome["layouts"]) > 1 or self._team is not None or self.config.trainer.compile:
+        one_sum = outcome["layouts"][-1].get("micro_batches", 1) == 1
+        if len(outcome["layouts"]) > 1 or self._team is not None or self.config.trainer.compile or not one_sum:
             timing["layouts"] = outcome["layouts"]
         return metrics, timing
 
@@ -336,6 +337,8 @@ def _tidy(folder: Path) -> None:
     remove_temporaries(folder)
     for path in folder.glob("training-*.pt"):
         path.unlink(missing_ok=True)
+    if not is_locked(folder):  # left by a process that was killed between the record and the release
+        (folder / LOCK_FILE).unlink(missing_ok=True)
 
 
 def _hardware(config: Config) -> dict:

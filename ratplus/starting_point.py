@@ -63,7 +63,7 @@ def read_hub_facts(folder: Path) -> tuple[ModelConfig, str | None]:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no model here ({CONFIG_FILE} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path}: damaged ({what})") from None
 

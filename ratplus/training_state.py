@@ -109,12 +109,13 @@ def what_it_reads(recipe: RecipeSection, batches: Batches, purpose: str) -> dict
 def layouts_of(state: dict | None, layout: dict) -> list[dict]:
     """How the steps of a run were done so far: [{"from_step", "strategy", "ranks", "micro_batches", "compile"}, ...].
 
-    What changes the order of float sums is told here; a state from before a key existed is taken to have had it so.
+    What changes the order of float sums is told here; a state from before a key existed is taken to have had it so,
+    except `compile`, which nothing then was.
     """
     if state is None:
         return [{"from_step": 0, **layout}]
     before = state.get("layouts") or [{"from_step": 0, **ONE_RANK}]
-    known = {key: value for key, value in before[-1].items() if key != "from_step"}
+    known = {"compile": False} | {key: value for key, value in before[-1].items() if key != "from_step"}
     if all(known.get(key, value) == value for key, value in layout.items()):
         return before
     return [*before, {"from_step": state["step"], **layout}]

@@ -28,6 +28,8 @@ def run_import(arguments: argparse.Namespace) -> int:
     words = ("layers", "d_model", "d_head", "recurrence", "output_gate", "ffn_mult", "rope_base", "norm_eps")
     if found.config.kv_heads is not None:
         words += ("kv_heads",)
+    if found.config.recurrence_chunk is not None:
+        words += ("recurrence_chunk",)
     if found.config.rope_scaling != "none":
         words += ("rope_scaling", "rope_factor", *(("rope_original",) if found.config.rope_original else ()))
     shape = " ".join(f"model.{key}={getattr(found.config, key)}" for key in words).replace("True", "true")

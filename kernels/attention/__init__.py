@@ -1,5 +1,6 @@
 """`dilated_attention`: causal attention that sees sinks, every D-th key and a local window."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,7 +51,9 @@ def dilated_attention(
         if chosen == "reference":
             out, lse = dilated_attention_reference(q, k, v, patterns)
             return (out, lse.detach()) if return_lse else out
-        if not return_lse and all(pattern.is_dense(length) for pattern in patterns):
+        # On CUDA torch's fast kernels take grouped heads in half precision only; else it builds all T x T scores.
+        fast = q.shape[1] == heads or q.device.type == "cpu" or q.dtype in (torch.float16, torch.bfloat16)
+        if not return_lse and fast and all(pattern.is_dense(length) for pattern in patterns):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, **grouping(q, k))
         longest_far = max(pattern.far_length(length) for pattern in patterns)
     settings = pattern_tensors(dilation, window, sinks, heads, q.device)
