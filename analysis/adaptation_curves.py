@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import first_runs, in_order, run_name, short_patterns
+from ratplus.analysis.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.run import run
 from ratplus.analysis.tables import number, write_table
@@ -96,12 +96,7 @@ def figure(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> Figure:
     if rows.empty:
         raise ValueError("adaptation_curves: no adapt stage has left a curve")
     names = short_patterns(in_order(frame))
-    known = set(rows["pattern"])
-    patterns = [pattern for pattern in names if pattern in known]
-    if len(patterns) > MOST_PATTERNS:
-        kept = np.linspace(0, len(patterns) - 1, MOST_PATTERNS).round().astype(int)
-        left_out = "; ".join(filter(None, [left_out, f"{MOST_PATTERNS} of {len(patterns)} patterns; all: see table"]))
-        patterns = [patterns[place] for place in kept]
+    patterns, left_out = spread_patterns(names, rows, MOST_PATTERNS, left_out)
     looks = style.sequence(patterns)
     runs = list(dict.fromkeys(rows["run"]))
     across = min(2, len(runs))

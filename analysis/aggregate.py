@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -123,6 +124,20 @@ def first_runs(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
     turns = sorted(range(len(names)), key=lambda i: models[:i].count(models[i]))
     kept = {names[i] for i in turns[:most]}
     return rows[rows["run"].isin(kept)], f"{most} of {len(names)} models and variants; all: see table"
+
+
+def spread_patterns(names: Iterable[str], rows: pd.DataFrame, most: int, left_out: str) -> tuple[list[str], str]:
+    """The patterns of `rows` in the order of `names`, at most `most` spread evenly; and what a figure says it left out.
+
+    `left_out` is what it says already.
+    """
+    known = set(rows["pattern"])
+    patterns = [pattern for pattern in names if pattern in known]
+    if len(patterns) <= most:
+        return patterns, left_out
+    kept = np.linspace(0, len(patterns) - 1, most).round().astype(int)
+    told = [left_out, f"{most} of {len(patterns)} patterns; all: see table"]
+    return [patterns[place] for place in kept], "; ".join(filter(None, told))
 
 
 def progress(frame: pd.DataFrame) -> str:

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns
+from ratplus.analysis.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns, spread_patterns
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.run import run
 from ratplus.analysis.tables import number, write_table
@@ -166,11 +166,7 @@ def figure(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> Figure:
     if rows.empty:
         raise ValueError("positions: no finished cell was evaluated by position")
     names = short_patterns(in_order(frame))
-    patterns = [pattern for pattern in names if pattern in set(rows["pattern"])]
-    if len(patterns) > MOST_PATTERNS:
-        kept = np.linspace(0, len(patterns) - 1, MOST_PATTERNS).round().astype(int)
-        left_out = "; ".join(filter(None, [left_out, f"{MOST_PATTERNS} of {len(patterns)} patterns; all: see table"]))
-        patterns = [patterns[place] for place in kept]
+    patterns, left_out = spread_patterns(names, rows, MOST_PATTERNS, left_out)
     measures = [measure for measure in MEASURES if measure[0] in set(rows["measure"])]
     # Colours where only something else was varied, too.
     varied = ["rope", "rest"] if rows["rope"].nunique() > 1 else ["rest", "rope"]

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ratplus.analysis import style
-from ratplus.analysis.aggregate import in_order, over_seeds, short_patterns, with_loss_delta
+from ratplus.analysis.aggregate import in_order, over_seeds, short_patterns, spread_patterns, with_loss_delta
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.reference import PARAMETERS, paper_rows
 from ratplus.analysis.run import run
@@ -100,11 +100,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     if rows.empty:
         raise ValueError("scaling_gap: no model has finished both its dense and a sparse cell")
     names = short_patterns(in_order(frame))
-    patterns = [pattern for pattern in names if pattern in set(rows["pattern"])]
-    if len(patterns) > MOST_PATTERNS:
-        kept = np.linspace(0, len(patterns) - 1, MOST_PATTERNS).round().astype(int)
-        left_out = "; ".join(filter(None, [left_out, f"{MOST_PATTERNS} of {len(patterns)} patterns; all: see table"]))
-        patterns = [patterns[place] for place in kept]
+    patterns, left_out = spread_patterns(names, rows, MOST_PATTERNS, left_out)
     looks, marks = style.sequence(patterns), style.markers(patterns)
     families = [family for family in (True, False) if rows["recurrence"].eq(family).any()]
     width = style.COLUMN_WIDTH_IN if len(families) == 1 else style.TEXT_WIDTH_IN

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ratplus.bench_settings import BenchSettings
-from ratplus.benchmark import Subject, dtype_of, random_model
+from ratplus.benchmark import Subject, dtype_of, empty_result, random_model
 from ratplus.budget import forward_flops
 from ratplus.config import RecallSection
 from ratplus.config_model import ModelConfig
@@ -26,11 +26,11 @@ from ratplus.data.batches import Batches
 from ratplus.data.corpus import Corpus
 from ratplus.data.recall import RecallTask
 from ratplus.data.tokenizer import ByteTokenizer
-from ratplus.kernels.bench_timing import Ceilings, Times, check_device, device_name, measure_ceilings, peak_bytes
+from ratplus.kernels.bench_timing import Ceilings, Times, check_device, measure_ceilings, peak_bytes
 from ratplus.memory import training_memory
 from ratplus.pattern import Pattern
 from ratplus.stopwatch import PARTS, Stopwatch, watched
-from ratplus.training import StepLoader, _quiet_lightning, make_trainer
+from ratplus.training import StepLoader, make_trainer, quiet_lightning
 from ratplus.training_step import TrainingModule
 
 # Steps of a turn: to warm up, timed, and taken apart.
@@ -123,12 +123,7 @@ def _peer(config: ModelConfig) -> ModelConfig:
 def _bench(subjects: list[Subject], settings: BenchSettings, progress: Callable, save: Callable) -> dict:
     started, dtype = time.monotonic(), dtype_of(settings)
     ceilings = measure_ceilings(settings.device, dtype)
-    result = {
-        "benchmark": "train", "complete": False, "device": device_name(settings.device), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."),
-        "date": time.strftime("%Y-%m-%d"), "ceilings": asdict(ceilings), "settings": asdict(settings),
-        "rows": [], "skipped": [],
-    }  # fmt: skip
+    result = empty_result("train", settings, ceilings)
     with tempfile.TemporaryDirectory() as folder:
         for context in settings.contexts:
             for batch in settings.batches:
@@ -266,7 +261,7 @@ def _turn(candidate: _Candidate, settings: BenchSettings) -> None:
     loader.watch = watch
     run = RunSection(accelerator=settings.device)
     precision = "bf16" if dtype_of(settings) == torch.bfloat16 else "float32"
-    with _quiet_lightning(), watched(model, watch):
+    with quiet_lightning(), watched(model, watch):
         make_trainer(run, precision, [_Ends()]).fit(module, loader)
     if first:
         weights = sum(p.numel() for p in model.parameters())

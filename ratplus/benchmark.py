@@ -21,7 +21,7 @@ from ratplus.atomic import write_atomically
 from ratplus.bench_measure import DENSE, Measuring
 from ratplus.bench_settings import BenchSettings, add_arguments, settings_of, shape_of
 from ratplus.config_model import ModelConfig
-from ratplus.kernels.bench_timing import check_device, device_name, measure_ceilings
+from ratplus.kernels.bench_timing import Ceilings, check_device, device_name, measure_ceilings
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap
 from ratplus.starting_point import read_facts
@@ -115,15 +115,20 @@ def subject_of(name: str, settings: BenchSettings, vocab_size: int | None = None
     return Subject(Path(name).resolve().name, config, load)
 
 
-def _bench(subjects: list[Subject], settings: BenchSettings, progress: Callable, save: Callable) -> dict:
-    started, dtype = time.monotonic(), dtype_of(settings)
-    ceilings = measure_ceilings(settings.device, dtype)
-    result = {
-        "benchmark": "model", "complete": False, "device": device_name(settings.device), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."),
+def empty_result(benchmark: str, settings: BenchSettings, ceilings: Ceilings) -> dict:
+    """What a benchmark's JSON says before there are `rows`: of which device, with which settings and ceilings."""
+    return {
+        "benchmark": benchmark, "complete": False, "device": device_name(settings.device), "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "dtype": str(dtype_of(settings)).removeprefix("torch."),
         "date": time.strftime("%Y-%m-%d"), "ceilings": asdict(ceilings), "settings": asdict(settings),
         "rows": [], "skipped": [],
     }  # fmt: skip
+
+
+def _bench(subjects: list[Subject], settings: BenchSettings, progress: Callable, save: Callable) -> dict:
+    started, dtype = time.monotonic(), dtype_of(settings)
+    ceilings = measure_ceilings(settings.device, dtype)
+    result = empty_result("model", settings, ceilings)
     for subject in subjects:
         with torch.inference_mode():
             model, maps = subject.make().eval(), subject.maps(settings.patterns)

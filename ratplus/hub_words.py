@@ -16,6 +16,8 @@ _KEYS = {
 }  # fmt: skip
 # Ours, theirs: of one dict, `rope_scaling`, which is null without scaling.
 _ROPE = {"rope_scaling": "rope_type", "rope_factor": "factor", "rope_original": "original_max_position_embeddings"}
+# Which our keys do not hold, or hold in another form: a config.json may not say other than the model is.
+_FOLLOWS = ("hidden_act", "tie_word_embeddings", "num_attention_heads", "intermediate_size")
 _OWN = "ratplus_"  # before what has no word of the hub's own
 
 
@@ -43,12 +45,19 @@ def config_of(words: dict) -> ModelConfig:
     """The model that config.json tells of.
 
     Raises:
-        KeyError, TypeError, ValueError: a word is missing, unknown, or impossible.
+        KeyError, TypeError, ValueError: a word is missing, unknown, impossible, or of another model than ours.
     """
     plain = {ours: words[theirs] for ours, theirs in _KEYS.items()}
     plain["kv_heads"] = words.get("num_key_value_heads")  # without the word, as many as heads
     plain |= {key.removeprefix(_OWN): value for key, value in words.items() if key.startswith(_OWN)}
-    return ModelConfig(**plain, **_rope_of(words.get("rope_scaling")), ffn_mult=_ffn_mult(words))
+    if words.get("rope_parameters") is not None:
+        raise ValueError("rope_parameters is not read; give rope_theta and rope_scaling")
+    config = ModelConfig(**plain, **_rope_of(words.get("rope_scaling")), ffn_mult=_ffn_mult(words))
+    ours = words_of(config, "")
+    for word in _FOLLOWS:
+        if words.get(word, ours[word]) != ours[word]:
+            raise ValueError(f"{word} is {words[word]!r}, where this model has {ours[word]!r}")
+    return config
 
 
 def _ffn_mult(words: dict) -> int:
@@ -57,7 +66,7 @@ def _ffn_mult(words: dict) -> int:
 
 def _rope_of(scaling: dict | None) -> dict:
     """Our three keys. The hub has more kinds of scaling than we do, and more settings of each: none may go unheard."""
-    if scaling is None or scaling.get("rope_type") == "default":
+    if scaling is None or scaling == {"rope_type": "default"}:
         return {}
     ours = {theirs: key for key, theirs in _ROPE.items()}
     unknown = sorted(scaling.keys() - ours.keys())

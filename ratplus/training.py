@@ -187,7 +187,7 @@ def _fit(
 ) -> None:  # fmt: skip
     if team is not None:
         team.meet()
-    with _quiet_lightning(), equipped(module.model, trainer):
+    with quiet_lightning(), equipped(module.model, trainer):
         make_trainer(run, precision, [saver], team).fit(module, loader)
 
 
@@ -200,7 +200,7 @@ def _spoken(layout: dict) -> str:
 def make_trainer(run: RunSection, precision: str, callbacks: list, team: Team | None = None) -> lightning.Trainer:
     """A Trainer that trains and nothing else: logs, progress and checkpoints are ours."""
     accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[run.accelerator]
-    with _quiet_lightning():
+    with quiet_lightning():
         return lightning.Trainer(
             accelerator=accelerator, max_epochs=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
@@ -210,7 +210,7 @@ def make_trainer(run: RunSection, precision: str, callbacks: list, team: Team | 
 
 
 @contextmanager
-def _quiet_lightning():
+def quiet_lightning():
     """Lightning's hints about workers, loggers and devices do not apply to us."""
     import logging
 

@@ -6,6 +6,7 @@ Torch-free. Cells are added, never forgotten: running a sweep again with more pa
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -175,12 +176,32 @@ def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
         with FolderLock(folder):
             old = check_cells(folder, entries)
             remove_temporaries(folder)
-            cells = {cell["id"]: cell for cell in old} | {e["id"]: e for e in entries}
+            cells = {cell["id"]: cell for cell in _not_superseded(old, entries)} | {e["id"]: e for e in entries}
             name_axes(list(cells.values()))
             manifest = {"format": FORMAT, "name": name, "cells": list(cells.values())}
             write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
     except OSError as error:
         raise UsageError(f"output={folder}: cannot be written ({error.strerror or error})") from None
+
+
+def _not_superseded(old: list[dict], new: list[dict]) -> list[dict]:
+    """The old cells but those that `new` has under another id: an older version of ratplus made that id.
+
+    Side by side, tables would take the two for seeds. The old records stay where they are.
+    """
+
+    def identity(cell: dict) -> str:
+        return json.dumps([cell["model"], cell["pattern"], cell["seed"], science(cell)], sort_keys=True, default=str)
+
+    ids = {identity(cell): cell["id"] for cell in new}
+    kept = [cell for cell in old if ids.get(identity(cell), cell["id"]) == cell["id"]]
+    if len(kept) < len(old):
+        print(
+            f"{len(old) - len(kept)} cells of this folder have other ids in this version and are run anew; "
+            "their old records stay, but are no longer reported",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:

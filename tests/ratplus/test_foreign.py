@@ -216,10 +216,20 @@ def test_rotary_scaling_in_the_hubs_words(tmp_path, rope, words):
         with pytest.raises(CheckpointError, match=r"no place for model\.rope"):
             export_official(ours, tmp_path / "m.pt")
     for other, message in (
+        ({"rope_type": "default", "factor": 8.0}, "rope_scaling is of rope_type 'default'; known are"),
         ({"rope_type": "llama3", "factor": 8.0}, "rope_scaling is of rope_type 'llama3'; known are"),
         ({"rope_type": "yarn", "factor": 8.0, "beta_fast": 16}, "rope_scaling has beta_fast; known are"),
     ):
         (tmp_path / "hub" / "config.json").write_text(json.dumps(told | {"rope_scaling": other}))
+        with pytest.raises(CheckpointError, match=message):
+            read_foreign(tmp_path / "hub")
+    for other, message in (
+        ({"hidden_act": "silu"}, "hidden_act is 'silu', where this model has 'gelu'"),
+        ({"intermediate_size": 65}, "intermediate_size is 65, where this model has 64"),
+        ({"num_attention_heads": 3}, "num_attention_heads is 3, where this model has 2"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is not read"),
+    ):
+        (tmp_path / "hub" / "config.json").write_text(json.dumps(told | other))
         with pytest.raises(CheckpointError, match=message):
             read_foreign(tmp_path / "hub")
     # Exports of before these keys.

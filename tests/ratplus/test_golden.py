@@ -19,7 +19,7 @@ from ratplus.config_train import RecipeSection
 from ratplus.data.sampling import labels_of, ordered_rows
 from ratplus.model import Mixer
 from ratplus.rope import rope_tables, rotate
-from ratplus.training import TrainingModule, _quiet_lightning, learning_rate, make_trainer
+from ratplus.training import TrainingModule, learning_rate, make_trainer, quiet_lightning
 
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "manifest.json").read_text())["files"]
 
@@ -168,7 +168,7 @@ def test_three_training_iterations(golden, model):
         network, recipe, None, pattern(facts["D"], facts["W"], facts["I"]), lambda step, report: reports.append(report)
     )
     trainer = make_trainer(RunSection(accelerator="cpu"), "float32", [])
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
 
     for ours, theirs in {"arl_loss": "loss_sparse", "loss": "loss_dense"}.items():
