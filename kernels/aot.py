@@ -26,7 +26,6 @@ from ratplus.kernels.decode import fused_kernels as decode_kernels
 from ratplus.kernels.scan import fused as scan
 from ratplus.kernels.scan import fused_backward as scan_backward
 from ratplus.kernels.scan import fused_forward as scan_forward
-from ratplus.kernels.scan import fused_packed as scan_packed
 
 TARGET = GPUTarget("cuda", 90, 32)
 HEADS = 32  # of the paper's 7.6B model; decides how many heads a program of the recurrence takes
@@ -53,7 +52,6 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         forward, backward = base | {"ROWS": scan.FORWARD_ROWS}, base | {"ROWS": scan.BACKWARD_ROWS}
         yield "scan forward", d_head, scan_forward.forward_kernel, forward | {"ROPE": True}
         yield "scan forward, no rotation", d_head, scan_forward.forward_kernel, forward | {"ROPE": False}
-        yield "scan forward, kept rows only", d_head, scan_packed.packed_kernel, forward | {"ROPE": True}
         yield "scan forward, summary of a split", d_head, scan_forward.forward_summary_kernel, forward
         yield "scan backward", d_head, scan_backward.backward_kernel, backward | {"ROPE": True}
         yield "scan backward, no rotation", d_head, scan_backward.backward_kernel, backward | {"ROPE": False}

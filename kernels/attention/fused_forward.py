@@ -32,12 +32,13 @@ def tile_pointers(base, rows, stride, D: tl.constexpr):
 
 
 @triton.jit
-def _attend(acc, m, total, q, k, v, visible, scale2):
+def _attend(acc, m, total, q, k, v, visible, scale2, MASK: tl.constexpr):
     """One tile of keys into the running softmax (base 2). visible: [queries, keys]."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2
-    scores = tl.where(visible, scores, float("-inf"))
-    m_new = tl.maximum(m, tl.max(scores, axis=1))  # finite: the query's own key has set m
-    weights = tl.exp2(scores - m_new[:, None])
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if MASK:
+        scores = tl.where(visible, scores, float("-inf"))
+    m_new = tl.maximum(m, tl.max(scores, axis=1) * scale2)  # finite: the query's own key has set m
+    weights = tl.exp2(scores * scale2 - m_new[:, None])
     shrink = tl.exp2(m - m_new)
     acc = acc * shrink[:, None]
     acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
@@ -77,14 +78,20 @@ def forward_kernel(
 
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
-    for n0 in range(0, far_end, BN):
+    far_full = far_count(t0 - window, dilation, sinks) // BN * BN
+    for n0 in range(0, far_full, BN):
+        position = far_position(n0 + tl.arange(0, BN), dilation, sinks)
+        k_tile = tl.load(tile_pointers(k, position, k_t, D))
+        v_tile = tl.load(tile_pointers(v, position, v_t, D))
+        acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, True, scale2, False)
+    for n0 in range(far_full, far_end, BN):
         n = n0 + tl.arange(0, BN)
         position = far_position(n, dilation, sinks)
         there = (n < far_end)[:, None]
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there, other=0.0)
         v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there, other=0.0)
         visible = (position[None, :] < limit) & (n < far_end)[None, :]
-        acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
+        acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2, True)
 
     if window > 0:
         for j0 in range(tl.maximum(t0 - window, 0), last, BN):
@@ -93,7 +100,7 @@ def forward_kernel(
             k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there, other=0.0)
             v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
             visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
-            acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
+            acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2, True)
 
     size = tl.cast(heads, tl.int64) * D
     out += b * length * size + h * D

@@ -127,7 +127,7 @@ def step_kernel(
     used = slots_in_use(position, dilation, step, window, sinks, count)
     chunk = tl.cdiv(used, splits)
     end = tl.minimum(used, (split + 1) * chunk)
-    for u0 in range(split * chunk, end, BN):
+    for u0 in tl.range(split * chunk, end, BN, num_stages=3):
         u = u0 + tl.arange(0, BN)
         visible = is_seen(u, position, window, sinks) & (u < end)
         rows = u.to(tl.int64)[:, None] * D + d[None, :]

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from ratplus.kernels.dispatch import implementation
-from ratplus.kernels.scan.ops import scan_op, scan_packed_op
-from ratplus.kernels.scan.packed import Keep, keep_lists, pack
+from ratplus.kernels.scan.ops import scan_op
 from ratplus.kernels.scan.reference import gated_scan_reference
 
 __all__ = ["gated_scan"]
@@ -19,8 +18,6 @@ def gated_scan(
     v: Tensor,
     initial: Pair | None = None,
     rope: Pair | None = None,
-    keep: Keep | None = None,
-    start: int = 0,
 ) -> tuple[Tensor, Tensor, Pair]:
     """Gated linear recurrence over time, per channel, with one gate for keys and values.
 
@@ -30,38 +27,19 @@ def gated_scan(
     initial: the state before the first token, (k, v) [B, H, d]; None means zeros.
     rope: (cos, sin), each [T, d] or [B, T, d] float32, second half of d repeating the first. Only the k that is
         returned is rotated, never the state.
-    keep: (dilation, sinks), ints (dilation None: nothing dilated) or one int a head each: only the rows are written
-        that such a pattern keeps for ever, in order: positions p < sinks, then (p + 1) % dilation == 0. For filling a
-        cache; no gradients. start: the first token's position, for keep alone.
 
     Returns (k_tilde, v_tilde, (k_state, v_state)): the first two [B, H, T, d] in k's dtype, stored as [B, T, H, d];
     the state after the last token un-rotated, [B, H, d], float32 (float64 for float64 inputs).
-    With keep, the first two are [B, H, rows, d], contiguous, where rows is the number of tokens that are kept; a head
-    that keeps fewer than another has zeros after them.
     A logit of +inf holds the state exactly: such a token leaves no trace (right padding).
-    Raises ValueError for shapes or dtypes that don't fit, and for keep where a gradient is asked for.
+    Raises ValueError for shapes or dtypes that don't fit.
     """
     _check(logit, k, v, initial, rope)
-    if keep is not None:
-        dilations, sinks = keep_lists(keep, start, k.shape[1])
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (logit, k, v, *(initial or ()))):
-            raise ValueError(
-                "gated_scan: keep returns packed rows for inference, without gradients, but an input requires one; "
-                "call it under torch.no_grad(), or without keep"
-            )
     chosen = implementation("gated_scan", k.shape[3], k, logit)
     if chosen == "reference":
-        k_tilde, v_tilde, final = gated_scan_reference(logit, k, v, initial, rope)
-        if keep is not None:
-            k_tilde, v_tilde = (pack(x, dilations, sinks, start) for x in (k_tilde, v_tilde))
-        return k_tilde, v_tilde, final
+        return gated_scan_reference(logit, k, v, initial, rope)
     cos, sin = (None, None) if rope is None else (_per_head(table) for table in rope)
     k0, v0 = (None, None) if initial is None else initial
-    if keep is None:
-        k_tilde, v_tilde, k_state, v_state = scan_op(logit, k, v, k0, v0, cos, sin, chosen)
-    else:
-        packed = scan_packed_op(logit, k, v, k0, v0, cos, sin, dilations, sinks, start, chosen)
-        k_tilde, v_tilde, k_state, v_state = packed
+    k_tilde, v_tilde, k_state, v_state = scan_op(logit, k, v, k0, v0, cos, sin, chosen)
     return k_tilde, v_tilde, (k_state, v_state)
 
 

@@ -4,13 +4,10 @@ A block of time steps is copied into a small scratch buffer, time first and k be
 a contiguous row that is still in cache. The copies are also where dtypes change and where the rotation happens.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-
-from ratplus.kernels.scan.packed import kept_steps, row_count
 
 SCRATCH_ELEMENTS = 1 << 17  # of one buffer [steps, B, H, d]; a few of them fit the second-level cache of a core
 
@@ -88,48 +85,6 @@ def forward(
             _rotate_into(k_tilde[:, :, part], k_states, cos[..., part, :], sin[..., part, :], sign=1)
         v_tilde[:, :, part] = v_states
     return k_tilde, v_tilde, carry[0].clone(), carry[1].clone()
-
-
-def forward_packed(
-    logit: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k0: Tensor | None,
-    v0: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    dilations: list[int],
-    sinks: list[int],
-    position: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`forward`, keeping only the rows that each head's (dilation, sinks) keeps. position: the first token's.
-
-    Returns k and v [B, H, rows, d] (zeros where a head keeps fewer than another) and the final states.
-    """
-    batch, heads, length, d_head = k.shape
-    rows = row_count(dilations, sinks, position, length)
-    k_rows, v_rows = (k.new_zeros(batch, heads, rows, d_head) for _ in range(2))
-    groups: dict[tuple[int, int], list[int]] = {}
-    for head, pattern in enumerate(zip(dilations, sinks)):
-        groups.setdefault(pattern, []).append(head)
-    wanted = [
-        (torch.tensor(members, device=k.device), kept_steps(*pattern, position, length))
-        for pattern, members in groups.items()
-    ]
-    carry = _carry(k, k0, v0)
-    for part, k_states, v_states in _walk(logit, k, v, carry):
-        for index, kept in wanted:
-            at = slice(bisect_left(kept, part.start), bisect_left(kept, part.stop))
-            if at.start == at.stop:
-                continue
-            steps = torch.tensor(kept[at], device=k.device)
-            some_k, some_v = (x[:, index[:, None], steps - part.start] for x in (k_states, v_states))
-            if cos is not None:
-                rotated = torch.empty_like(some_k)
-                _rotate_into(rotated, some_k, cos[..., steps, :], sin[..., steps, :], sign=1)
-                some_k = rotated
-            k_rows[:, index, at], v_rows[:, index, at] = some_k.to(k.dtype), some_v.to(v.dtype)
-    return k_rows, v_rows, carry[0].clone(), carry[1].clone()
 
 
 def _carry(k: Tensor, k0: Tensor | None, v0: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ over the splits that yields the state each of them starts from, (3) the pass its
 from the last step to the first.
 
 Bytes per gate channel, bf16, k and v together: forward 10 (6 read, 4 written), split over time 16; backward 20, split
-over time 26. Where only the rows are wanted that a pattern keeps, the forward pass writes those alone: 6, or 12.
+over time 26.
 All offsets that grow with time or batch are 64 bit.
 """
 
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from ratplus.kernels.scan.fused_backward import backward_kernel, backward_summary_kernel
 from ratplus.kernels.scan.fused_forward import carry_kernel, forward_kernel, forward_summary_kernel
-from ratplus.kernels.scan.fused_packed import packed_kernel
-from ratplus.kernels.scan.packed import row_count
 from ratplus.kernels.triton_support import on_its_device, unit_stride
 
 PAIRS = 128  # channel pairs a program, at most: 4 a thread, loads of 8 bytes in bf16
@@ -124,39 +122,6 @@ def forward(
         *_strides(logit, k, v), rope_stride, ROPE=rope, **constants,
     )  # fmt: skip
     return k_tilde.transpose(1, 2), v_tilde.transpose(1, 2), final[0].clone(), final[1].clone()
-
-
-@on_its_device
-def forward_packed(
-    logit: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k0: Tensor | None,
-    v0: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    dilations: list[int],
-    sinks: list[int],
-    position: int,
-    splits: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `eager.forward_packed`."""
-    batch, heads, length, d_head = k.shape
-    logit, k, v = (unit_stride(x) for x in (logit, k, v))
-    splits, steps, grid, constants = _launch(k, splits, FORWARD_ROWS)
-    cos, sin, rope_stride, rope = *_tables(cos, sin, k), cos is not None
-    rows = row_count(dilations, sinks, position, length)
-    mixed = len(set(zip(dilations, sinks))) > 1  # heads that keep fewer rows leave some untouched
-    k_rows, v_rows = ((k.new_zeros if mixed else k.new_empty)(batch, heads, rows, d_head) for _ in range(2))
-    patterns = [torch.tensor(x, dtype=torch.int32, device=k.device) for x in (dilations, sinks)]
-    initial = _pair_state(k, k0, v0)
-    final = torch.empty_like(initial)
-    start = _split_starts(logit, k, v, initial, splits, steps, grid, constants)
-    packed_kernel[grid](
-        logit, k, v, start, cos, sin, *patterns, k_rows, v_rows, final, length, steps, position, rows, batch, heads,
-        *_strides(logit, k, v), rope_stride, ROPE=rope, **constants,
-    )  # fmt: skip
-    return k_rows, v_rows, final[0].clone(), final[1].clone()
 
 
 @on_its_device

@@ -36,7 +36,7 @@ def backward_summary_kernel(
     gate_a = tl.full((PAIRS,), 1.0, tl.float32)
     gate_b = tl.full((PAIRS,), 1.0, tl.float32)
     k_one, k_two, v_one, v_two = (tl.zeros((PAIRS,), tl.float32),) * 4
-    for n in range(0, last - first, ROWS):
+    for n in tl.range(0, last - first, ROWS, num_stages=3):
         left = last - first - n
         xs_a = load_rows(logit, -logit_t, x_at, left, float("inf"), ROWS)
         xs_b = load_rows(logit, -logit_t, x_at + HALF, left, float("inf"), ROWS)
@@ -109,7 +109,7 @@ def backward_kernel(
     carry_va, carry_vb = load_pair(begin + batch * size, packed, HALF)
     first_ka, first_kb = load_pair(initial + b * size, packed, HALF)
     first_va, first_vb = load_pair(initial + (batch + b) * size, packed, HALF)
-    for n in range(0, last - first, ROWS):
+    for n in tl.range(0, last - first, ROWS, num_stages=3):
         left = last - first - n
         before = last - 1 - n  # tokens before row 0; row r has r fewer, and a row with none has `initial` before it
         xs_a = load_rows(logit, -logit_t, x_at, left, float("inf"), ROWS)

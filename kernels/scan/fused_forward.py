@@ -38,7 +38,7 @@ def load_rows(base, stride, offset, count, other, ROWS: tl.constexpr):
 def gates(x):
     """sigmoid(x) and sigmoid(-x), each accurate where it is small; exactly 0 and 1 at infinity."""
     x = x.to(tl.float32)
-    e = tl.exp(-tl.abs(x))
+    e = tl.exp2(tl.abs(x) * -1.4426950408889634)
     large = 1.0 / (1.0 + e)
     small = e * large
     return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
@@ -67,7 +67,7 @@ def forward_summary_kernel(
     gate_a = tl.full((PAIRS,), 1.0, tl.float32)
     gate_b = tl.full((PAIRS,), 1.0, tl.float32)
     k_one, k_two, v_one, v_two = (tl.zeros((PAIRS,), tl.float32),) * 4
-    for t in range(first, last, ROWS):
+    for t in tl.range(first, last, ROWS, num_stages=3):
         left = last - t
         xs_a = load_rows(logit, logit_t, x_at, left, float("inf"), ROWS)  # an infinite logit holds the state
         xs_b = load_rows(logit, logit_t, x_at + HALF, left, float("inf"), ROWS)
@@ -144,7 +144,7 @@ def forward_kernel(
     begin = start + (split.to(tl.int64) * 2 * batch + b) * size
     k_one, k_two = load_pair(begin, packed, HALF)
     v_one, v_two = load_pair(begin + batch * size, packed, HALF)
-    for t in range(first, last, ROWS):
+    for t in tl.range(first, last, ROWS, num_stages=3):
         left = last - t
         # Every load of the block is issued before its first store: the compiler may not reorder the two.
         xs_a = load_rows(logit, logit_t, x_at, left, float("inf"), ROWS)  # an infinite logit holds the state

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ratplus.kernels.scan.eager import state_dtype
-from ratplus.kernels.scan.packed import row_count
 
 
 def _home(implementation: str):
@@ -69,31 +68,6 @@ def _(logit, k, v, k0, v0, cos, sin, implementation):
 @scan_backward_op.register_fake
 def _(grad_k, grad_v, grad_k_state, grad_v_state, logit, k, *rest):
     return _time_major(logit), _time_major(k), _time_major(k), _state(k), _state(k)
-
-
-@torch.library.custom_op("ratplus::gated_scan_packed", mutates_args=())
-def scan_packed_op(
-    logit: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k0: Tensor | None,
-    v0: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    dilations: list[int],
-    sinks: list[int],
-    position: int,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`eager.forward_packed` or `fused.forward_packed`; no gradients."""
-    return _home(implementation).forward_packed(logit, k, v, k0, v0, cos, sin, dilations, sinks, position)
-
-
-@scan_packed_op.register_fake
-def _(logit, k, v, k0, v0, cos, sin, dilations, sinks, position, implementation):
-    rows = row_count(dilations, sinks, position, k.shape[2])
-    packed = (k.new_empty(k.shape[0], k.shape[1], rows, k.shape[3]) for _ in range(2))
-    return *packed, _state(k), _state(k)
 
 
 def _setup_context(ctx, inputs, output):

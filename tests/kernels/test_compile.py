@@ -12,7 +12,7 @@ from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.kernels import decode_attention, dilated_attention, gated_scan
 from ratplus.kernels.attention.ops import attention_op
 from ratplus.kernels.decode.ops import decode_op
-from ratplus.kernels.scan.ops import scan_op, scan_packed_op
+from ratplus.kernels.scan.ops import scan_op
 
 LENGTH, D_HEAD = 6, 16
 FUSED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
@@ -41,21 +41,6 @@ def test_scan_opcheck(implementation, full):
     initial = [torch.randn(1, 2, D_HEAD, requires_grad=True) for _ in range(2)] if full else [None, None]
     tables = rope_tables(torch.arange(LENGTH), D_HEAD) if full else (None, None)
     opcheck(scan_op, (*_leaves(3), *initial, *tables, implementation))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_scan_of_kept_rows(monkeypatch, implementation):
-    tables = rope_tables(torch.arange(LENGTH), D_HEAD)
-    inputs = [x.detach() for x in _leaves(3)]
-    opcheck(scan_packed_op, (*inputs, None, None, *tables, [2, -1], [0, 1], 3, implementation))
-    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
-
-    def rows(*inputs):
-        return gated_scan(*inputs, rope=tables, keep=(2, 1), start=3)[:2]
-
-    for x, y in zip(rows(*inputs), torch.compile(rows, fullgraph=True, backend="aot_eager")(*inputs)):
-        assert x.shape[2] == 3
-        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -99,7 +99,9 @@ def test_a_cache_filled_with_kept_rows_and_the_tail(window, sinks):
     body = prompt - window - 1
     head, tail = ([x[:, :, part] for x in (logit, k, v)] for part in (slice(body), slice(body, prompt)))
     ropes = [tuple(x[part] for x in tables) for part in (slice(body), slice(body, prompt))]
-    *rows, state = gated_scan(*head, rope=ropes[0], keep=(dilation, sinks))
+    *all_rows, state = gated_scan(*head, rope=ropes[0])
+    kept_positions = [p for p in range(body) if p < sinks or (p + 1) % dilation == 0]
+    rows = [x[:, :, kept_positions] for x in all_rows]
     *recent, state = gated_scan(*tail, initial=state, rope=ropes[1])
     share = slot_counts(dilation, window, sinks, LENGTH)
     caches = [torch.zeros(1, HEADS, share, D_HEAD) for _ in range(2)]

@@ -26,7 +26,6 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from ratplus.kernels.attention import fused as attention
 from ratplus.kernels.decode import fused as decode
 from ratplus.kernels.scan import fused as scan
-from ratplus.kernels.scan.packed import pack
 
 D_HEAD = 16
 LIMITS = {torch.float32: 2e-5, torch.float16: 6e-3}
@@ -102,25 +101,6 @@ def test_scan_half_precision():
 @given(st.integers(1, 14), st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, "shared", "ragged"]))
 def test_scan_drawn_shapes(length, splits, heads, rope):
     _check_scan(length, splits, heads=heads, rope=rope)
-
-
-@pytest.mark.parametrize(("length", "splits", "start"), [(1, 1, 0), (1, 1, 3), (18, 1, 0), (21, 3, 7), (6, 2, 100)])
-def test_scan_of_kept_rows(length, splits, start):
-    """Every element that heads of different patterns keep, and zeros after the shorter lists."""
-    dilations, sinks = [-1, 1, 3, 4, 16], [4, 0, 4, 3, 17]
-    logit, k, v = projections(2, 5, length, D_HEAD)[2:]
-    states = [torch.randn(2, 5, D_HEAD) for _ in range(2)]
-    tables = rope_tables(start + torch.arange(length), D_HEAD)
-    exact = [x.double() for x in (logit, k, v, *states)]
-    *full, final = gated_scan_reference(*exact[:3], tuple(exact[3:]), tables)
-    expected = [*(pack(x, dilations, sinks, start) for x in full), *final]
-    arguments = (logit, k, v, *states, *tables)
-    _close(scan.forward_packed(*arguments, dilations, sinks, start, splits=splits), expected, torch.float32)
-    if splits > 1:
-        return
-    alike = [*(x[:, :1] for x in arguments[:5]), *tables]
-    expected = [*(pack(x[:, :1], [3], [4], start) for x in full), *(x[:, :1] for x in final)]
-    _close(scan.forward_packed(*alike, [3], [4], start, splits=splits), expected, torch.float32)
 
 
 def test_infinite_logit_holds_the_state_exactly():

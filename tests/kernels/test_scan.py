@@ -119,48 +119,6 @@ def test_half_precision_gradients(dtype):
         assert (x.double() - y).norm() / y.norm() < 1e-2
 
 
-@pytest.mark.parametrize("implementation", ["eager", "reference"])
-@pytest.mark.parametrize(
-    ("keep", "start"),
-    [((4, 0), 0), ((16, 3), 0), ((None, 4), 0), ((1, 2), 5), ((3, 50), 20), (([-1, 3, 16], [4, 0, 17]), 9)],
-)
-def test_keep_returns_the_rows_that_a_pattern_keeps(monkeypatch, implementation, keep, start):
-    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
-    logit, k, v, *initial = (x.detach() for x in _inputs(64, dtype=torch.float32))
-    ragged = rope_tables(torch.tensor([[5], [1000]]) + torch.arange(64), 8)
-    for rope in (None, tuple(x[0] for x in ragged), ragged):
-        full_k, full_v, full_state = gated_scan(logit, k, v, tuple(initial), rope)
-        rows_k, rows_v, state = gated_scan(logit, k, v, tuple(initial), rope, keep=keep, start=start)
-        torch.testing.assert_close(state, full_state)
-        for head in range(3):
-            dilation, sinks = (x if isinstance(x, int | None) else x[head] for x in keep)
-            dilated = [p for p in range(start, start + 64) if (dilation or -1) > 0 and (p + 1) % dilation == 0]
-            kept = sorted({p for p in range(start, start + 64) if p < sinks} | set(dilated))
-            steps = torch.tensor(kept, dtype=torch.long) - start
-            for rows, full in ((rows_k, full_k), (rows_v, full_v)):
-                assert rows.is_contiguous()
-                torch.testing.assert_close(rows[:, head, : len(kept)], full[:, head, steps])
-                assert (rows[:, head, len(kept) :] == 0).all()
-    if isinstance(keep[1], int):
-        assert rows_k.shape[2] == len(kept)
-
-
-def test_keep_is_refused_where_it_cannot_work():
-    logit, k, v, *_ = _inputs(4)
-    with pytest.raises(ValueError, match=r"keep returns packed rows for inference, .* call it under torch.no_grad"):
-        gated_scan(logit, k, v, keep=(2, 0))
-    with torch.no_grad():
-        assert gated_scan(logit, k, v, keep=(2, 0))[0].shape == (2, 3, 2, 8)
-        for keep, start, message in (
-            ((0, 0), 0, "dilation is 0; it must be at least 1"),
-            (4, 0, r"keep is 4; it must be \(dilation, sinks\)"),
-            ((2, 0), -1, "start is -1; it must be the first token's position"),
-            ((torch.ones(3, dtype=torch.int32, device="meta"), 0), 0, "give .dilation, sinks. as ints or lists"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                gated_scan(logit, k, v, keep=keep, start=start)
-
-
 def test_layout_is_time_major_and_inputs_stay_as_they_are():
     logit, k, v, *_ = (x.detach() for x in _inputs(33))
     before = k.clone()
