@@ -1,132 +1,21 @@
-"""The compact KV cache: per head I sinks, a ring of the last tokens, and the dilated keys; plus the recurrent state.
+"""The compact KV cache of a model: per head I sinks, a ring of the last tokens, and the dilated keys; plus the state.
 
-Slots of one head lie side by side, [sinks | ring of window + 1 | dilated], heads one after the other, so that heads of
-different patterns waste nothing. A token enters the ring and, if its pattern keeps it, the dilated area at once;
-what a query may see is counted from its position, so nothing is ever moved on eviction. Heads are those of keys and
-values: query heads that share them (grouped-query attention) share their cache.
+What one layer holds and where is in `ratplus.cache_layer`; here are the batch's lengths, and making a cache.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ratplus.cache_layer import Chunk, HeadGroup, LayerCache
 from ratplus.config_model import ModelConfig
-from ratplus.kernels.decode.layout import dilated_slot, ring_slot, slot_count
+from ratplus.kernels.attention.patterns import pattern_tensors
+from ratplus.kernels.decode.layout import slot_count
 from ratplus.pattern import Pattern, PatternMap
-
-# Queries per block in chunked prefill: bounds the mask, whatever the chunk's length.
-_QUERY_BLOCK = 512
-
-
-@dataclass
-class HeadGroup:
-    """Key heads of one layer that share a pattern: their indices, and where their slots begin in the flat cache."""
-
-    pattern: Pattern
-    heads: Tensor
-    starts: Tensor
-    slots: int
-
-
-@dataclass
-class LayerCache:
-    """One layer's cache, as `decode_attention` takes it."""
-
-    keys: Tensor  # [B, slots of all heads, d_head], rotated
-    values: Tensor  # as keys
-    state: tuple[Tensor, Tensor] | None  # un-rotated recurrent (k, v), float32 [B, H_kv, d_head]
-    positions: Tensor  # int64 [B], tokens held so far; shared by all layers
-    dilation: int | Tensor | None
-    window: int | Tensor
-    sinks: int | Tensor
-    offsets: Tensor  # int64 [H_kv + 1], first slot of each head
-    groups: list[HeadGroup]
-    max_len: int
-    lengths: list[int]  # host copy of positions; shared by all layers
-
-    def attend_chunk(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention [B,H,T,d] of a chunk over what is stored and over itself; k, v [B,H_kv,T,d]; q and k rotated."""
-        if max(self.lengths) == 0:
-            from ratplus.kernels import dilated_attention
-
-            return dilated_attention(q, k, v, self.dilation, self.window, self.sinks)
-        q = q.unflatten(1, (k.shape[1], -1))  # [B, H_kv, queries of each, T, d]
-        out = torch.empty_like(q)
-        for group in self.groups:
-            out[:, group.heads] = self._attend_group(group, q, k, v)
-        return out.flatten(1, 2)
-
-    def _attend_group(self, group: HeadGroup, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p, shared = group.pattern, q.shape[2]
-        stored_BS, holds_BS = self._stored_positions(group)
-        slots = group.starts[:, None] + torch.arange(stored_BS.shape[1], device=q.device)
-        key = torch.cat((self.keys[:, slots].to(k.dtype), k[:, group.heads]), dim=2)
-        value = torch.cat((self.values[:, slots].to(v.dtype), v[:, group.heads]), dim=2)
-        query_BT = self.positions[:, None] + torch.arange(q.shape[3], device=q.device)
-        key_BK = torch.cat((stored_BS, query_BT), dim=1)[:, None, :]
-        # Padding needs no mask: it stands right of every real query of its row.
-        valid_BK = torch.cat((holds_BS, torch.ones_like(query_BT, dtype=torch.bool)), dim=1)[:, None, :]
-        if p.dilation is not None:
-            always = (key_BK < p.sinks) | ((key_BK + 1) % p.dilation == 0)
-        else:
-            always = key_BK < p.sinks
-        blocks = []
-        length = max(1, _QUERY_BLOCK // shared)
-        for first in range(0, q.shape[3], length):
-            t = query_BT[:, first : first + length, None]
-            mask = valid_BK & (key_BK <= t) & (always | (t - key_BK <= p.window))
-            block = q[:, group.heads, :, first : first + length]
-            # Queries that share keys stand one below the other.
-            rows, mask = block.flatten(2, 3), mask.repeat(1, shared, 1) if shared > 1 else mask
-            mixed = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask[:, None])
-            blocks.append(mixed.unflatten(2, (shared, -1)))
-        return torch.cat(blocks, dim=3)
-
-    def _stored_positions(self, group: HeadGroup) -> tuple[Tensor, Tensor]:
-        """Token position of each slot [B, S] and whether it counts (each stored token exactly once)."""
-        p, device = group.pattern, self.keys.device
-        held = self.positions[:, None]
-        ring = p.window + 1
-        sinks = torch.arange(p.sinks, device=device).expand(held.shape[0], -1)
-        slot = torch.arange(ring, device=device)
-        last = held - 1 - (held - 1 - slot) % ring
-        parts = [(sinks, sinks < held), (last, last >= p.sinks)]
-        if p.dilation is not None:
-            # Only the part that the longest sequence has filled.
-            filled = max(0, max(self.lengths) // p.dilation - p.sinks // p.dilation)
-            index = torch.arange(filled, device=device).expand(held.shape[0], -1)
-            kept = (p.sinks // p.dilation + 1 + index) * p.dilation - 1
-            parts.append((kept, kept < held - ring))
-        return torch.cat([a for a, _ in parts], dim=1), torch.cat([b for _, b in parts], dim=1)
-
-    def store_chunk(self, k: Tensor, v: Tensor, real_BT: Tensor, final) -> None:
-        """Write what the patterns keep of a chunk [B,H_kv,T,d] (k rotated), and the recurrent state after it."""
-        position_BT = self.positions[:, None] + torch.arange(k.shape[2], device=k.device)
-        end_B1 = self.positions[:, None] + real_BT.sum(dim=1, keepdim=True)
-        for group in self.groups:
-            p = group.pattern
-            ring = p.window + 1
-            # (which tokens, their slot) of the three areas
-            writes = [
-                (position_BT < p.sinks, position_BT),
-                (position_BT >= end_B1 - ring, ring_slot(position_BT, p.window, p.sinks)),
-            ]
-            if p.dilation is not None:
-                slot, kept = dilated_slot(position_BT, p.dilation, p.window, p.sinks)
-                writes.append((kept, slot))
-            for chosen, slot in writes:
-                row, column = torch.nonzero(chosen & real_BT, as_tuple=True)
-                if row.numel():
-                    where = group.starts[:, None] + slot[row, column]
-                    self.keys[row, where] = k[row, group.heads[:, None], column].to(self.keys.dtype)
-                    self.values[row, where] = v[row, group.heads[:, None], column].to(self.values.dtype)
-        if final is not None:
-            for state, new in zip(self.state, final):
-                state.copy_(new)
 
 
 @dataclass
@@ -137,8 +26,19 @@ class KVCache:
     kv_heads: int | None  # heads that hold keys and values, a layer; None: all
     layers: list[LayerCache]
     positions: Tensor  # int64 [B] on the model's device
-    lengths: list[int]  # the same on the host, so that an overrun is seen without waiting for the device
     max_len: int
+    # The same on the host, so that an overrun is seen without waiting for the device: tokens of each sequence, and
+    # decoding steps since, which all sequences took together and which `lengths` adds.
+    held: list[int]
+    stepped: int = 0
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each sequence holds."""
+        if self.stepped:
+            self.held = [held + self.stepped for held in self.held]
+            self.stepped = 0
+        return self.held
 
     @classmethod
     def empty(cls, config: ModelConfig, patterns: PatternMap, batch: int, max_len: int, device, dtype) -> KVCache:
@@ -147,37 +47,56 @@ class KVCache:
         if batch < 1 or max_len < 1:
             raise ValueError(f"cache: batch={batch} and max_len={max_len} must both be ≥ 1")
         positions = torch.zeros(batch, dtype=torch.int64, device=device)
-        lengths = [0] * batch
         layers = []
         for row in patterns.per_kv_head(config.kv_heads):
             row = tuple(_bounded(p, max_len) for p in row)
             counts = [_slots(p, max_len) for p in row]
-            offsets = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
-            groups = []
-            for pattern in dict.fromkeys(row):
-                heads = torch.tensor([h for h, p in enumerate(row) if p == pattern])
-                groups.append(HeadGroup(pattern, heads.to(device), offsets[heads].to(device), _slots(pattern, max_len)))
-            shape = (batch, int(offsets[-1]), config.d_head)
+            offsets = [0, *accumulate(counts)]
+            groups = [
+                HeadGroup.of(
+                    pattern, [h for h, p in enumerate(row) if p == pattern], offsets, _slots(pattern, max_len), device
+                )
+                for pattern in dict.fromkeys(row)
+            ]
+            shape = (batch, offsets[-1], config.d_head)
             state = None
             if config.recurrence:
                 state = tuple(torch.zeros(batch, config.key_heads, config.d_head, device=device) for _ in range(2))
-            dilation, window, sinks = kernel_pattern(row, torch.device(device))
+            setting = kernel_pattern(row, torch.device(device))
+            # Tensors of its own, not those that `kernel_pattern` shares and may drop.
+            owned = tuple(x.clone() for x in pattern_tensors(*setting, config.key_heads, torch.device(device)))
             layers.append(
                 LayerCache(
                     keys=torch.zeros(shape, device=device, dtype=dtype),
                     values=torch.zeros(shape, device=device, dtype=dtype),
-                    state=state, positions=positions, dilation=dilation, window=window, sinks=sinks,
-                    offsets=offsets.to(device), groups=groups, max_len=max_len, lengths=lengths,
+                    state=state, positions=positions, setting=setting, step_setting=owned,
+                    offsets=torch.tensor(offsets, device=device), groups=groups,
                 )
             )  # fmt: skip
-        return cls(patterns, config.kv_heads, layers, positions, lengths, max_len)
+        return cls(patterns, config.kv_heads, layers, positions, max_len, [0] * batch)
 
-    def check_room(self, new: list[int], width: int, batch: int) -> None:
-        """Refuse a call that does not fit: another batch size, lengths outside the chunk, or an overrun."""
-        if batch != len(self.lengths):
-            raise ValueError(f"cache: made for {len(self.lengths)} sequences, got {batch}")
+    def chunk(self, lengths: list[int] | None, width: int, batch: int) -> Chunk:
+        """The next `width` tokens of each sequence, of which `lengths` are real (None: all).
+
+        Raises ValueError for what does not fit: another batch size, lengths outside the chunk, or an overrun.
+        """
+        held = self.lengths
+        new = [width] * batch if lengths is None else lengths
+        if batch != len(held):
+            raise ValueError(f"cache: made for {len(held)} sequences, got {batch}")
         if len(new) != batch or any(n < 0 or n > width for n in new):
             raise ValueError(f"lengths: got {new}; give {batch} numbers between 0 and the chunk's width {width}")
+        self._check_room(new)
+        return Chunk.of(held, new, width, self.positions.device)
+
+    def check_step(self, batch: int) -> None:
+        """Raises ValueError if `batch` sequences can't take one more token each: another batch size, or an overrun."""
+        if batch != len(self.held):
+            raise ValueError(f"cache: made for {len(self.held)} sequences, got {batch}")
+        if max(self.held) + self.stepped >= self.max_len:
+            self._check_room([1] * batch)
+
+    def _check_room(self, new: list[int]) -> None:
         for row, (held, more) in enumerate(zip(self.lengths, new)):
             if held + more > self.max_len:
                 raise ValueError(
@@ -185,18 +104,14 @@ class KVCache:
                     f"for max_len={self.max_len}; make it larger with new_cache(..., max_len=...)"
                 )
 
-    def advance(self, new: list[int]) -> None:
-        """Move every sequence on by its number of new tokens."""
-        self.count(new)
-        if len(set(new)) == 1:
-            self.positions += new[0]
-        else:
-            self.positions += torch.tensor(new, device=self.positions.device)
+    def advance(self, chunk: Chunk) -> None:
+        """Move every sequence on by the chunk's real tokens."""
+        self.held = [held + new for held, new in zip(chunk.held, chunk.new)]
+        self.positions += chunk.width if chunk.real_B is None else chunk.real_B
 
-    def count(self, new: list[int]) -> None:
-        """The host's half of `advance`: for a caller who sees to the positions on the device (a captured graph)."""
-        for row, more in enumerate(new):
-            self.lengths[row] += more
+    def count_step(self) -> None:
+        """The host's half of a decoding step; the positions on the device are moved by the step itself."""
+        self.stepped += 1
 
     def rewind(self, length: int = 0) -> None:
         """Every sequence stands at `length` tokens, with an empty recurrent state; the slots keep what they hold.
@@ -205,7 +120,7 @@ class KVCache:
         """
         if not 0 <= length <= self.max_len:
             raise ValueError(f"cache: cannot stand at {length} tokens; it was made for max_len={self.max_len}")
-        self.lengths[:] = [length] * len(self.lengths)
+        self.held, self.stepped = [length] * len(self.held), 0
         self.positions.fill_(length)
         for layer in self.layers:
             for state in layer.state or ():

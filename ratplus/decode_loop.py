@@ -92,8 +92,7 @@ class DecodeLoop:
         """Feed one token [B] a sequence; logits [B, vocab]. Raises ValueError on overrun or another batch size."""
         if self._capture is None:
             return self.model.step(token, self.cache)
-        new = [1] * token.shape[0]
-        self.cache.check_room(new, 1, len(new))
+        self.cache.check_step(token.shape[0])
         self._token.copy_(token)
         if self._replay is None and self._warm:
             self._try_to_capture()
@@ -102,7 +101,7 @@ class DecodeLoop:
         else:
             self._replay()
             logits = self._logits
-        self.cache.count(new)
+        self.cache.count_step()
         return logits
 
     def _on_device(self) -> Tensor:

@@ -105,8 +105,11 @@ def _prefill(model: RATPlus, tokens: Tensor, lengths: list[int], cache, chunk: i
         part = tokens[:, first : first + chunk]
         here = [min(max(n - first, 0), part.shape[1]) for n in lengths]
         new = model.prefill(part, cache, here)
-        done = torch.tensor(here, device=new.device)[:, None] > 0
-        logits = new if logits is None else torch.where(done, new, logits)
+        if logits is None or all(here):
+            logits = new
+        else:
+            done = torch.tensor(here, device=new.device)[:, None] > 0
+            logits = torch.where(done, new, logits)
     return logits
 
 

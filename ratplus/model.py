@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ratplus.cache import KVCache, LayerCache
+from ratplus.cache import KVCache
+from ratplus.cache_layer import Chunk, LayerCache
 from ratplus.config_model import ModelConfig
 from ratplus.generate import generate
 from ratplus.kernels import decode_attention, dilated_attention, gated_scan
@@ -94,8 +95,7 @@ class Mixer(nn.Module):
     def _recur(self, logit, k, v, rope, initial=None):
         """Keys and values after the recurrence, keys rotated; and the final state (None without recurrence)."""
         if logit is None:
-            cos, sin = (table if table.dim() == 2 else table[:, None] for table in rope)
-            return rotate(k, cos, sin), v, None
+            return rotate(k, *_over_heads(rope)), v, None
         return gated_scan(logit, k, v, initial=initial, rope=rope)
 
     def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -105,20 +105,19 @@ class Mixer(nn.Module):
         y = dilated_attention(rotate(q, *rope), k, v, *kernel_pattern(row[:: self.config.group], x_BTd.device))
         return self._finish(x_BTd, y, gate)
 
-    def prefill(self, x_BTd: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor], real_BT: Tensor) -> Tensor:
+    def prefill(self, x_BTd: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
         """Like forward, but over what `layer` already holds, and storing what it must keep. Right padding is not real.
 
-        `rope` tables are [B, T, d_head], since sequences may stand at different positions.
+        `rope` tables are [T, d_head], or [B, T, d_head] where sequences stand at different positions.
         """
         gate, q, k, v, logit = self._project(x_BTd)
         logit, k, v = self._restart(logit, k, v, layer.positions)
-        if logit is not None:
+        if logit is not None and chunk.real_BT is not None:
             # A gate of exactly 1 holds the state over padding, so the final state is that of the last real token.
-            logit = logit.masked_fill(~real_BT[:, None, :, None], torch.inf)
+            logit = logit.masked_fill(~chunk.real_BT[:, None, :, None], torch.inf)
         k, v, final = self._recur(logit, k, v, rope, initial=layer.state)
-        cos, sin = (table[:, None] for table in rope)
-        y = layer.attend_chunk(rotate(q, cos, sin), k, v)
-        layer.store_chunk(k, v, real_BT, final)
+        y = layer.attend_chunk(rotate(q, *_over_heads(rope)), k, v, chunk)
+        layer.store_chunk(k, v, chunk, final)
         return self._finish(x_BTd, y, gate)
 
     def step(self, x_B1d: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -128,9 +127,14 @@ class Mixer(nn.Module):
         logit, k, v = self._restart(logit, k, v, layer.positions)
         y = decode_attention(
             q, k, v, logit, layer.keys, layer.values, layer.state, layer.positions,
-            layer.dilation, layer.window, layer.sinks, layer.offsets, rope,
+            *layer.step_setting, layer.offsets, rope,
         )  # fmt: skip
         return self._finish(x_B1d, y[:, :, None], gate)
+
+
+def _over_heads(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Tables [T, d] or [B, T, d], broadcastable to [B, H, T, d]."""
+    return tuple(table if table.dim() == 2 else table[:, None] for table in rope)
 
 
 class FeedForward(nn.Module):
@@ -293,41 +297,44 @@ class RATPlus(nn.Module):
             ValueError: the cache would overrun, lengths do not fit, or a token is outside the vocabulary.
         """
         batch, width = tokens.shape
-        lengths = [width] * batch if lengths is None else [int(n) for n in lengths]
-        cache.check_room(lengths, width, batch)
-        device = tokens.device
-        lengths_B = torch.tensor(lengths, device=device)
-        offsets_T = torch.arange(width, device=device)
-        real_BT = offsets_T < lengths_B[:, None]
-        positions_BT = (cache.positions[:, None] + offsets_T).clamp_(max=self.config.max_len - 1)
-        rope = tuple(table[positions_BT] for table in self.rope())
-        tokens = tokens.where(real_BT, 0)
+        if lengths is not None:
+            lengths = lengths.tolist() if isinstance(lengths, Tensor) else [int(n) for n in lengths]
+        chunk = cache.chunk(lengths, width, batch)
+        if chunk.start is not None:
+            rope = tuple(table[chunk.start : chunk.start + width] for table in self.rope())
+        else:
+            positions_BT = cache.positions[:, None] + torch.arange(width, device=tokens.device)
+            positions_BT.clamp_(max=self.config.max_len - 1)
+            rope = tuple(table[positions_BT] for table in self.rope())
+        if chunk.real_BT is not None:
+            tokens = tokens.where(chunk.real_BT, 0)
         self._check_tokens(tokens)
         x = self.embed(tokens)
         for block, layer in zip(self.layers, cache.layers):
-            x = block.ffn(block.mixer.prefill(x, layer, rope, real_BT))
-        cache.advance(lengths)
+            x = block.ffn(block.mixer.prefill(x, layer, rope, chunk))
+        cache.advance(chunk)
         if every:
             return self._head(x)
-        rows = torch.arange(batch, device=device)
-        logits = self._head(x[rows, (lengths_B - 1).clamp(min=0)])
-        return logits.masked_fill(lengths_B[:, None] == 0, torch.nan)
+        if chunk.real_B is None:
+            return self._head(x[:, -1])
+        rows = torch.arange(batch, device=tokens.device)
+        logits = self._head(x[rows, (chunk.real_B - 1).clamp(min=0)])
+        return logits.masked_fill(chunk.real_B[:, None] == 0, torch.nan)
 
     @torch.no_grad()
     def step(self, token: Tensor, cache: KVCache) -> Tensor:
         """Feed one token [B] per sequence at its own position; logits [B, vocab]. Raises ValueError on overrun."""
-        batch = token.shape[0]
-        cache.check_room([1] * batch, 1, batch)
+        cache.check_step(token.shape[0])
         self._check_tokens(token)
         logits = self.step_on_device(token, cache)
-        cache.count([1] * batch)
+        cache.count_step()
         return logits
 
     @torch.no_grad()
     def step_on_device(self, token: Tensor, cache: KVCache) -> Tensor:
         """The device's half of `step`: no look at the host's counters, nothing that waits, so a graph can capture it.
 
-        The caller has checked that there is room, and counts the token on the host (`cache.count`).
+        The caller has checked that there is room, and counts the token on the host (`cache.count_step`).
         """
         rope = self.rope()
         x = self.embed(token[:, None])

@@ -74,7 +74,8 @@ def _cached_tensors(
     return pattern_tensors(dilation, window, sinks, heads, device)
 
 
-_tensors_of_ints = lru_cache(maxsize=256)(pattern_tensors)
+# Nothing is ever dropped: a captured graph reads these tensors where they lie, and they take 1.5 KB a pattern.
+_tensors_of_ints = lru_cache(maxsize=None)(pattern_tensors)
 
 
 def _check_slots(settings: tuple, offsets: Tensor | None, slots: int, heads: int) -> None:

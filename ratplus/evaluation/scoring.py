@@ -218,15 +218,15 @@ def windows(ids: list[int], start: int, length: int) -> list[tuple[list[int], li
 def branch(cache: KVCache, rows: list[int]) -> KVCache:
     """A cache of its own whose sequences are copies of these rows of `cache`."""
     index = torch.tensor(rows, device=cache.positions.device)
-    positions, lengths = cache.positions[index], [cache.lengths[row] for row in rows]
+    positions, held = cache.positions[index], [cache.lengths[row] for row in rows]
     layers = [
         dataclasses.replace(
-            layer, keys=layer.keys[index], values=layer.values[index], positions=positions, lengths=lengths,
+            layer, keys=layer.keys[index], values=layer.values[index], positions=positions,
             state=None if layer.state is None else tuple(state[index] for state in layer.state),
         )
         for layer in cache.layers
     ]  # fmt: skip
-    return dataclasses.replace(cache, layers=layers, positions=positions, lengths=lengths)
+    return dataclasses.replace(cache, layers=layers, positions=positions, held=held, stepped=0)
 
 
 def _by_context(pairs) -> dict[tuple, list[tuple]]:

@@ -1,0 +1,235 @@
+"""One layer of the compact KV cache: which slot holds which token, what a prompt's chunk writes, and what it sees.
+
+Slots of one head lie side by side, [sinks | ring of window + 1 | dilated], heads one after the other, so that heads of
+different patterns waste nothing. A token enters the ring and, if its pattern keeps it, the dilated area at once;
+what a query may see is counted from its position, so nothing is ever moved on eviction. Heads are those of keys and
+values: query heads that share them (grouped-query attention) share their cache.
+
+Nothing here makes the host wait for the device. What is written is decided from lengths that the host knows: sequences
+at one position write slices; sequences at different positions or with padding write every slot of a range, which gets
+either its new token or what it held before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ratplus.kernels.decode.layout import dilated_slot, ring_slot
+from ratplus.pattern import Pattern
+
+# Queries per block in chunked prefill: bounds the mask, whatever the chunk's length.
+_QUERY_BLOCK = 512
+
+
+def to_device(numbers: list[int], device: torch.device) -> Tensor:
+    """int64 [len(numbers)] on `device`; on CUDA from pinned memory, since any other copy makes the host wait."""
+    held = torch.tensor(numbers, dtype=torch.int64)
+    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next tokens of every sequence: how many each holds already, and how many of `width` are real.
+
+    `start` is the position of the first token if all sequences stand there and none is padded, else None.
+    `real_B` (int64 [B], real tokens of each) and `real_BT` (bool [B, T]) are None if nothing is padded.
+    """
+
+    width: int
+    held: list[int]
+    new: list[int]
+    start: int | None
+    real_B: Tensor | None
+    real_BT: Tensor | None
+
+    @classmethod
+    def of(cls, held: list[int], new: list[int], width: int, device: torch.device) -> Chunk:
+        if all(n == width for n in new):
+            return cls(width, held, new, held[0] if len(set(held)) == 1 else None, None, None)
+        real_B = to_device(new, device)
+        return cls(width, held, new, None, real_B, torch.arange(width, device=device) < real_B[:, None])
+
+
+@dataclass
+class HeadGroup:
+    """Key heads of one layer that share a pattern.
+
+    Attributes:
+        heads: their indices; a slice if they stand side by side, which most do, so that their slots are a view.
+        starts: int64 [heads], where the slots of each begin in the flat cache; `first` is the first of these.
+        slots: of each head.
+    """
+
+    pattern: Pattern
+    heads: slice | Tensor
+    starts: Tensor
+    first: int
+    slots: int
+
+    @classmethod
+    def of(cls, pattern: Pattern, heads: list[int], offsets: list[int], slots: int, device) -> HeadGroup:
+        together = heads == list(range(heads[0], heads[-1] + 1))
+        index = slice(heads[0], heads[-1] + 1) if together else torch.tensor(heads, device=device)
+        starts = torch.tensor([offsets[head] for head in heads], device=device)
+        return cls(pattern, index, starts, offsets[heads[0]], slots)
+
+    def read(self, flat: Tensor, low: int, high: int) -> Tensor:
+        """Slots low..high of each head [B, heads, high - low, d] of a layer's keys or values."""
+        if isinstance(self.heads, slice):
+            return self._view(flat)[:, :, low:high]
+        return flat[:, self._slots(flat, low, high)]
+
+    def write(self, flat: Tensor, low: int, new: Tensor) -> None:
+        """Put new [B, heads, n, d] into slots low..low + n of each head."""
+        high = low + new.shape[2]
+        if isinstance(self.heads, slice):
+            self._view(flat)[:, :, low:high] = new
+        else:
+            flat[:, self._slots(flat, low, high)] = new.to(flat.dtype)
+
+    def _view(self, flat: Tensor) -> Tensor:
+        count = self.heads.stop - self.heads.start
+        return flat[:, self.first : self.first + count * self.slots].unflatten(1, (count, self.slots))
+
+    def _slots(self, flat: Tensor, low: int, high: int) -> Tensor:
+        return self.starts[:, None] + torch.arange(low, high, device=flat.device)
+
+
+@dataclass
+class LayerCache:
+    """One layer's cache, as `decode_attention` takes it."""
+
+    keys: Tensor  # [B, slots of all heads, d_head], rotated
+    values: Tensor  # as keys
+    state: tuple[Tensor, Tensor] | None  # un-rotated recurrent (k, v), float32 [B, H_kv, d_head]
+    positions: Tensor  # int64 [B], tokens held so far; shared by all layers
+    setting: tuple  # (dilation, window, sinks) for prefill: ints if all heads agree, else int32 [H_kv]
+    # The same for a decoding step, always as int32 [H_kv]. The layer owns them, because a captured graph reads them
+    # where they lie for as long as this cache lives.
+    step_setting: tuple[Tensor, Tensor, Tensor]
+    offsets: Tensor  # int64 [H_kv + 1], first slot of each head
+    groups: list[HeadGroup]
+
+    # ---- what a chunk sees -------------------------------------------------------------------------------------
+
+    def attend_chunk(self, q: Tensor, k: Tensor, v: Tensor, chunk: Chunk) -> Tensor:
+        """Attention [B,H,T,d] of a chunk over what is stored and over itself; k, v [B,H_kv,T,d]; q and k rotated."""
+        if max(chunk.held) == 0:
+            from ratplus.kernels import dilated_attention
+
+            return dilated_attention(q, k, v, *self.setting)
+        q = q.unflatten(1, (k.shape[1], -1))  # [B, H_kv, queries of each, T, d]
+        out = torch.empty_like(q)
+        for group in self.groups:
+            out[:, group.heads] = self._attend_group(group, q, k, v, chunk)
+        return out.flatten(1, 2)
+
+    def _attend_group(self, group: HeadGroup, q: Tensor, k: Tensor, v: Tensor, chunk: Chunk) -> Tensor:
+        p, shared = group.pattern, q.shape[2]
+        stored_BS, holds_BS = self._stored_positions(p, max(chunk.held))
+        stored = stored_BS.shape[1]
+        key = torch.cat((group.read(self.keys, 0, stored).to(k.dtype), k[:, group.heads]), dim=2)
+        value = torch.cat((group.read(self.values, 0, stored).to(v.dtype), v[:, group.heads]), dim=2)
+        query_BT = self.positions[:, None] + torch.arange(q.shape[3], device=q.device)
+        key_BK = torch.cat((stored_BS, query_BT), dim=1)[:, None, :]
+        # Padding needs no mask: it stands right of every real query of its row.
+        valid_BK = torch.cat((holds_BS, torch.ones_like(query_BT, dtype=torch.bool)), dim=1)[:, None, :]
+        if p.dilation is not None:
+            always = (key_BK < p.sinks) | ((key_BK + 1) % p.dilation == 0)
+        else:
+            always = key_BK < p.sinks
+        blocks = []
+        length = max(1, _QUERY_BLOCK // shared)
+        for first in range(0, q.shape[3], length):
+            t = query_BT[:, first : first + length, None]
+            mask = valid_BK & (key_BK <= t) & (always | (t - key_BK <= p.window))
+            block = q[:, group.heads, :, first : first + length]
+            # Queries that share keys stand one below the other.
+            rows, mask = block.flatten(2, 3), mask.repeat(1, shared, 1) if shared > 1 else mask
+            mixed = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask[:, None])
+            blocks.append(mixed.unflatten(2, (shared, -1)))
+        return torch.cat(blocks, dim=3)
+
+    def _stored_positions(self, p: Pattern, longest: int) -> tuple[Tensor, Tensor]:
+        """Token position of each slot [B, S] and whether it counts (each stored token exactly once).
+
+        Only the part of the dilated area that the longest sequence has filled.
+        """
+        held = self.positions[:, None]
+        sinks, last, kept = _tokens_of_slots(p, held, 0, _dilated_before(p, longest))
+        counts = sinks < held, last >= p.sinks, kept < held - (p.window + 1)
+        return torch.cat((sinks, last, kept), dim=1), torch.cat(counts, dim=1)
+
+    # ---- what a chunk leaves behind ----------------------------------------------------------------------------
+
+    def store_chunk(self, k: Tensor, v: Tensor, chunk: Chunk, final) -> None:
+        """Write what the patterns keep of a chunk [B,H_kv,T,d] (k rotated), and the recurrent state after it."""
+        for group in self.groups:
+            if chunk.start is not None:
+                for slot, tokens in _slices(group.pattern, chunk.start, chunk.start + chunk.width):
+                    for flat, new in ((self.keys, k), (self.values, v)):
+                        group.write(flat, slot, new[:, group.heads, tokens])
+            else:
+                self._store_ragged(group, k, v, chunk)
+        if final is not None:
+            for state, new in zip(self.state, final):
+                state.copy_(new)
+
+    def _store_ragged(self, group: HeadGroup, k: Tensor, v: Tensor, chunk: Chunk) -> None:
+        """Each slot that may change gets the token that it holds after the chunk, if that token is in the chunk."""
+        p, held = group.pattern, self.positions[:, None]
+        ends = [before + new for before, new in zip(chunk.held, chunk.new)]
+        end = held + (chunk.width if chunk.real_B is None else chunk.real_B[:, None])
+        low, high = _dilated_before(p, min(chunk.held)), _dilated_before(p, max(ends))
+        sinks, last, kept = _tokens_of_slots(p, end, low, high)
+        for slot, token_BS in ((0, torch.cat((sinks, last), dim=1)), (p.sinks + p.window + 1 + low, kept)):
+            if not token_BS.shape[1]:
+                continue
+            fresh = ((token_BS >= held) & (token_BS < end))[:, None, :, None]
+            column = (token_BS - held).clamp_(0, chunk.width - 1)[:, None, :, None]
+            for flat, new in ((self.keys, k), (self.values, v)):
+                new = new[:, group.heads]
+                new = new.gather(2, column.expand(-1, new.shape[1], -1, new.shape[3])).to(flat.dtype)
+                old = group.read(flat, slot, slot + token_BS.shape[1])
+                group.write(flat, slot, torch.where(fresh, new, old))
+
+
+def _dilated_before(p: Pattern, length: int) -> int:
+    """Dilated slots that a sequence of `length` tokens has filled."""
+    return 0 if p.dilation is None else max(0, length // p.dilation - p.sinks // p.dilation)
+
+
+def _tokens_of_slots(p: Pattern, held: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens that the slots of sequences of held [B, 1] tokens hold: sinks, ring, dilated slots low..high; each [B, n].
+
+    Where a slot is still empty, the token is not below `held` (sinks, dilated) or negative (ring).
+    """
+    device, batch, ring = held.device, held.shape[0], p.window + 1
+    sinks = torch.arange(p.sinks, device=device).expand(batch, -1)
+    last = held - 1 - (held - 1 - torch.arange(ring, device=device)) % ring
+    index = torch.arange(low, high, device=device).expand(batch, -1)
+    step = p.dilation or 1  # without a dilation there are no slots
+    return sinks, last, (p.sinks // step + 1 + index) * step - 1
+
+
+def _slices(p: Pattern, start: int, end: int) -> Iterator[tuple[int, slice]]:
+    """(first slot, tokens counted from `start`): what sequences write that go from `start` to `end` tokens."""
+    if start < p.sinks:
+        yield start, slice(0, min(end, p.sinks) - start)
+    ring = p.window + 1
+    token = max(start, end - ring)
+    while token < end:
+        count = min(ring - token % ring, end - token)
+        yield ring_slot(token, p.window, p.sinks), slice(token - start, token - start + count)
+        token += count
+    if p.dilation is not None:
+        low = _dilated_before(p, start)
+        if low < _dilated_before(p, end):
+            first = (p.sinks // p.dilation + 1 + low) * p.dilation - 1
+            slot, _ = dilated_slot(first, p.dilation, p.window, p.sinks)
+            yield slot, slice(first - start, end - start, p.dilation)
