@@ -159,7 +159,7 @@ def test_figure_shows_dilations_streaming_and_hybrids(demo):
     whole = [line for line in top.lines if len(line.get_xdata()) == 7 and line.get_linestyle() != "None"]
     assert [tuple(line.get_xdata()) for line in whole] == [(1, 2, 4, 8, 16, 32, 64)] * 2
     looks = [(line.get_color(), line.get_linestyle(), line.get_markerfacecolor()) for line in whole]
-    assert all(one != other for one, other in zip(*looks))  # told apart by colour, by line and by marker
+    assert all(one != other for one, other in zip(*looks, strict=True))  # told apart by colour, by line and by marker
 
 
 def test_nothing_overlaps_and_nothing_is_cut_off(demo):

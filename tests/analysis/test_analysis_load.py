@@ -45,6 +45,31 @@ def test_patterns_are_described_and_costed(demo):
     assert frame.loc[("attention_tiny", "D2"), "kind"] == "dilated"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "kind"),
+    [
+        (Pattern(16, 0, 4), "dilated_local"),
+        (Pattern(16, 64, 4), "dilated_local"),
+        (Pattern(1, 64), "dense"),
+        (Pattern(None, 0, 4), "streaming"),
+        (Pattern(16), "dilated"),
+    ],
+)
+def test_kinds_of_patterns(sweep, pattern, kind):
+    sweep.add("ratplus_tiny", pattern, sweep.results(1.7))
+    assert list(load_sweep(sweep.write())["kind"]) == [kind]
+
+
+def test_plain_dense_attention_is_the_reference_wherever_it_stands(sweep):
+    """D1 with a window sees the same keys; but its numbers are another cell's."""
+    for pattern, loss in ((Pattern(1, 64), 1.5), (Pattern(16), 2.0), (Pattern(1), 1.75)):
+        sweep.add("ratplus_tiny", pattern, sweep.results(loss))
+    frame = with_loss_delta(load_sweep(sweep.write())).set_index("pattern")
+    assert frame.loc["D16", "loss_delta"] == pytest.approx(0.25)
+    assert frame.loc["D1-W64", "loss_delta"] == pytest.approx(-0.25)
+    assert frame.loc["D1", "loss_delta"] == 0
+
+
 def test_states_of_cells(sweep):
     for dilation, status in enumerate(("done", "failed", "running", "missing", "damaged"), start=1):
         sweep.add("ratplus_tiny", Pattern(dilation), sweep.results(1.7), status=status)

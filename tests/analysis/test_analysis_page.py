@@ -24,7 +24,9 @@ def page_of(folder, **options) -> str:
 
 
 def data_of(text: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    inside = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert "<" not in inside  # a browser would also take `<!--` or `<script` for markup
+    return json.loads(inside)
 
 
 def test_one_file_that_needs_nothing_else(everything, reported):
@@ -68,6 +70,7 @@ def test_failures_are_shown_and_their_text_is_harmless(sweep):
     assert text.count("</script>") == 2
     assert "&lt;/script&gt;&lt;b&gt;boom&lt;/b&gt; &amp; 50%" in text
     cells = data_of(text)["cells"]
+    assert "\\u003c/script" in text
     assert [cell["status"] for cell in cells] == ["done", "done", "done", "failed", "running", "missing", "damaged"]
     assert cells[3]["error"].endswith("</script><b>boom</b> & 50%")
     section = text.partition('id="problems"')[2].partition("</section>")[0]

@@ -12,6 +12,7 @@ from ratplus.analysis.compare import compare, differences, holm, join, paired_bo
 from ratplus.analysis.load import load_sweep
 from ratplus.analysis.reference import check_reference, paper_rows
 from ratplus.analysis.report import report
+from ratplus.analysis.samples import scores
 from ratplus.analysis.scaling_gap import table as gaps
 from ratplus.analysis.tables import from_markdown, to_markdown
 from ratplus.analysis.tasks import describe, is_cost
@@ -342,6 +343,38 @@ def test_the_bootstrap_covers_the_truth():
         hits += found["low"] <= 0.3 <= found["high"]
         assert found["stderr"] == pytest.approx(1 / 80**0.5, rel=0.35)
     assert 50 <= hits <= 60
+
+
+def test_the_bootstrap_weighs_its_items():
+    found = paired_bootstrap(np.array([1.0, 0.0]), np.array([9.0, 1.0]))
+    assert found["difference"] == pytest.approx(0.9)
+    # Resampled means are weighted too: of (both first, one of each, both second).
+    assert found["stderr"] == pytest.approx(np.sqrt((1 + 2 * 0.81) / 4 - 0.7**2), rel=0.05)
+    same = paired_bootstrap(np.full(30, 0.25), np.arange(1.0, 31.0))
+    assert (same["difference"], same["low"], same["high"]) == pytest.approx((0.25, 0.25, 0.25))
+    assert same["stderr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_weights_and_seeds_of_stored_samples(two):
+    """An item's weight is its count; the same items under two seeds are no more items than under one."""
+    generator = np.random.default_rng(0)
+    shifts, counts = generator.normal(0.1, 1, 50), generator.integers(1, 100, 50)
+    rows = {}
+    for seeds in ((0,), (0, 1)):
+        for folder, sign in zip(two, (0, 1), strict=True):
+            folder.cells.clear()
+            for seed in seeds:
+                cell = folder.add("ratplus_tiny", Pattern(4), folder.results(1.7 + sign * 0.1), seed=seed)
+                items = [{"task": "loss", "id": i, "loss": 1 + sign * shifts[i], "count": int(counts[i])}
+                         for i in range(50)]  # fmt: skip
+                write_samples(folder.path / "evaluate" / cell["id"], items)
+        a, b = (load_sweep(folder.write()) for folder in two)
+        rows[len(seeds)] = differences(a, b, join(a, b)).set_index("metric").loc["loss"]
+        scores.cache_clear()
+    assert list(rows[2][["seeds", "items", "method"]]) == [2, 50, "paired bootstrap"]
+    for row in rows.values():
+        assert row["difference"] == pytest.approx((shifts * counts).sum() / counts.sum())
+    assert rows[2]["stderr"] == pytest.approx(rows[1]["stderr"])
 
 
 def test_holm_on_an_example_worked_by_hand():

@@ -9,6 +9,7 @@ from helpers import golden, gradients, projections
 from ratplus.kernels import dilated_attention
 from ratplus.kernels.attention.patterns import HeadPattern, head_patterns
 from ratplus.kernels.attention.reference import dilated_attention_reference, visible_mask
+from ratplus.kernels.bench_timing import peak_bytes
 
 LENGTHS = [1, 7, 33, 64, 130]
 
@@ -93,8 +94,21 @@ def test_dense_is_plain_causal_attention():
         assert torch.equal(dilated_attention(q, k, v, *pattern), expected)
 
 
-def test_no_square_object_at_long_length():
-    """T = 20000 would need 1.6 GB for one float32 score matrix; blocks need a few megabytes."""
+@pytest.mark.parametrize("pattern", [(64, 0, 0), (64, 30, 2)])
+def test_no_square_object_at_long_length(monkeypatch, pattern):
+    """T = 8000 would need 256 MB for one float32 score matrix; forward and backward in blocks, a few megabytes."""
+    monkeypatch.undo()  # blocks of the size that users have
+    q, k, v = (x.detach().requires_grad_() for x in projections(1, 1, 8000, 4, parts=3))
+
+    def both_ways():
+        out, lse = dilated_attention(q, k, v, *pattern, return_lse=True)
+        return out, lse, torch.autograd.grad(out.sum(), (q, k, v))
+
+    assert 0 < peak_bytes(both_ways, "cpu") < 24e6
+    assert 0 < peak_bytes(lambda: dilated_attention(q, k, v, *pattern), "cpu") < 24e6
+
+
+def test_a_row_of_a_long_sequence():
     q, k, v = projections(1, 1, 20000, 4, parts=3)
     out = dilated_attention(q, k, v, 64, 0, 0)
     seen = visible_mask(HeadPattern(64, 0, 0), 200)[-1].nonzero().flatten()

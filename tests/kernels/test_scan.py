@@ -70,6 +70,22 @@ def test_gradient_through_the_final_state_alone():
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "reference"])
+def test_what_a_nearly_closed_gate_lets_in_is_exact_relatively(monkeypatch, implementation):
+    """1 - g is as exact at a logit of 18 (1.5e-8) as at 0: sigmoid(-logit), not 1 - sigmoid(logit)."""
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+    logit = torch.linspace(10, 18, 40).reshape(5, 1, 1, 8).requires_grad_()
+    k, v = (torch.rand(5, 1, 1, 8).add(1).requires_grad_() for _ in range(2))
+    exact = [x.detach().double().requires_grad_() for x in (logit, k, v)]
+    take = torch.sigmoid(-exact[0])
+    expected = [take * exact[1], take * exact[2]]
+    actual = gated_scan(logit, k, v)[:2]
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=0)
+    for x, y in zip(gradients(list(actual), [logit, k, v]), gradients(expected, exact), strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=0)
+
+
 def test_infinite_logit_holds_the_state_exactly():
     logit, k, v, *initial = (x.detach().float() for x in _inputs(40))
     logit = logit.clone()

@@ -20,7 +20,8 @@ def test_round_trip_is_exact(tmp_path):
     model = RATPlus(ModelConfig(11, 2, 16, 8, recurrence=False, output_gate=False, rope_base=5e5, max_len=32))
     back = load(save(model, tmp_path / "m"))
     assert back.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), back.state_dict().values()))
+    assert model.state_dict().keys() == back.state_dict().keys() != set()
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
 
 

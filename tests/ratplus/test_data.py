@@ -11,7 +11,7 @@ import pytest
 from ratplus.config import Config, DataSection, RecallSection
 from ratplus.config_train import RecipeSection
 from ratplus.data.batches import Batches, deal
-from ratplus.data.corpus import CorpusError, check_ids, open_corpus, write_corpus
+from ratplus.data.corpus import Corpus, CorpusError, check_ids, open_corpus, write_corpus
 from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import IGNORE, ordered_rows, random_rows
 from ratplus.data.sources import prepare, pydocs, text_files
@@ -66,6 +66,8 @@ def test_an_id_outside_the_vocabulary(corpus):
     with pytest.raises(CorpusError, match=r"token \d+ has id 256, but the vocabulary has 200 ids"):
         open_corpus(corpus)
     check_ids(np.arange(200), 200, "here")
+    with pytest.raises(CorpusError, match="here: token 199 has id 199, but the vocabulary has 199 ids"):
+        check_ids(np.arange(200), 199, "here")
 
 
 def test_pydocs_is_real_text_and_reproducible():
@@ -156,6 +158,21 @@ def test_ordered_reading_wraps_and_covers_everything():
     starts = np.concatenate([ordered_rows(stream, step, 3, 10)[:, 0] for step in range(10)])
     assert sorted(set(starts)) == list(range(0, 100, 10))
     assert [starts[10], starts[11]] == [0, 10]
+
+
+def test_windows_of_a_stream_that_the_context_divides():
+    """The last token of a stream is a label only, so the last window that would begin in it is not whole."""
+    stream = np.arange(100, dtype=np.uint16)
+    rows = ordered_rows(stream, 0, 10, 10)
+    assert rows.shape == (10, 11)
+    assert rows[8].tolist() == list(range(80, 91))
+    assert rows[9].tolist() == rows[0].tolist()
+    assert ordered_rows(np.arange(101), 0, 10, 10)[9].tolist() == list(range(90, 101))
+    for length, windows in ((100, 9), (101, 10), (109, 10)):
+        corpus = Corpus(Path(), {"tokenizer": {"vocab_size": 257, "eos_id": 256}}, stream, np.arange(length))
+        inputs, labels = Batches(corpus, None, 0.0, 10, 0).held_out_text(50)
+        assert inputs.shape == labels.shape == (windows, 10)
+        assert labels[-1, -1] == 10 * windows
 
 
 def test_a_stream_shorter_than_a_row():

@@ -1,6 +1,7 @@
 """Metrics against direct computations."""
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -123,7 +124,8 @@ def test_cloze_scores():
     model = RATPlus(ModelConfig(10, 2, 32, 16, max_len=17))
     model.reset_parameters(0, 0.3)
     metrics, samples, facts = evaluate_cloze(Scorer(model, Pattern(4), 16), asked)
-    for question, sample in zip(asked, samples):
+    right = []
+    for question, sample in zip(asked, samples, strict=True):
         rows = torch.tensor([question.context + choice for choice in question.choices])
         with torch.no_grad():
             given, alone = (
@@ -133,9 +135,24 @@ def test_cloze_scores():
         scores = (given - alone).tolist()
         others = [x for i, x in enumerate(scores) if i != question.answer]
         assert sample["margin"] == pytest.approx(scores[question.answer] - max(others), abs=1e-4)
-    right = sum(sample["margin"] > 0 for sample in samples)
-    assert metrics["cloze_accuracy"]["value"] == pytest.approx(right / 12)
+        assert abs(sample["margin"]) > 1e-3  # so that rounding does not decide who is right
+        right.append(int(np.argmax(scores)) == question.answer)
+    assert 0 < sum(right) < 12
+    assert [sample["accuracy"] for sample in samples] == [float(one) for one in right]
+    assert metrics["cloze_accuracy"]["value"] == pytest.approx(sum(right) / 12)
     assert metrics["cloze_accuracy"]["count"] == facts["cloze"]["samples"] == 12
+
+
+def test_a_model_to_which_all_choices_are_equal_knows_no_cloze_answer():
+    from ratplus import ModelConfig, RATPlus
+    from ratplus.evaluation.cloze import evaluate_cloze, questions
+    from ratplus.evaluation.scoring import Scorer
+
+    model = RATPlus(ModelConfig(10, 1, 16, 16, max_len=17))
+    model.reset_parameters(0, 0.0)
+    metrics, samples, _ = evaluate_cloze(Scorer(model), questions(stream(), 9, 12, 12, 5))
+    assert metrics["cloze_accuracy"]["value"] == 0.0
+    assert {sample["margin"] for sample in samples} == {0.0}
 
 
 # ---- needles in a haystack ----------------------------------------------------------------------------------------
@@ -171,6 +188,22 @@ def test_needles_lie_at_their_depth():
         start, end = item.prompt.index("afterwards.\n"), item.prompt.rindex("\nWhat")
         at = (item.prompt.index(item.answers[0]) - start) / (end - start)
         assert at == pytest.approx(item.depths[0], abs=0.05)
+
+
+@pytest.mark.parametrize("task", ["niah_multikey_1", "niah_multivalue", "niah_multiquery"])
+def test_each_of_several_needles_lies_at_its_depth(task):
+    """A depth counts sentences of the haystack; the other needles are none of them."""
+    from ratplus.evaluation.niah import generate
+
+    asked = 0
+    for item in generate(task, ByteTokenizer(), 20, 4000, haystack=" ".join(f"Line {i}!" for i in range(9000))):
+        lines = [match.start() for match in re.finditer("Line [0-9]+!", item.prompt)]
+        for answer, depth in zip(item.answers, item.depths, strict=True):
+            before = sum(start < item.prompt.index(answer) for start in lines)
+            assert before == round(depth * len(lines))
+            asked += 1
+        assert len(lines) > 100
+    assert asked == 20 * (1 if task == "niah_multikey_1" else 4)
 
 
 def test_needle_scores():

@@ -129,6 +129,14 @@ def test_an_export_takes_the_place_of_one_of_another_split(tmp_path):
         export_hf(ours, tmp_path / "hub", most)
         export_hf(ours, tmp_path / "fresh" / str(most), most)
         assert contents(tmp_path / "hub") == contents(tmp_path / "fresh" / str(most))
+    # One that fails does not leave the config of the old weights beside new ones, which would look whole.
+    half = tmp_path / "fresh" / "6000"
+    shutil.copytree(half, tmp_path / "half")
+    (tmp_path / "half" / "model-00005-of-00007.safetensors").unlink()
+    (tmp_path / "half" / "model-00005-of-00007.safetensors").mkdir()  # nothing can take its place
+    with pytest.raises(OSError, match="model-00005"):
+        export_hf(ours, tmp_path / "half", 6000)
+    assert not (tmp_path / "half" / "config.json").exists()
     # But not of a model that is not ours, nor of weights of which nothing is known.
     (tmp_path / "hub" / "config.json").write_text('{"model_type": "llama"}')
     before = contents(tmp_path / "hub")

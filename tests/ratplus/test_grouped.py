@@ -164,7 +164,7 @@ def test_ids_are_new_only_where_heads_share():
         return [stage.id for stage in plan(Config(model=ModelSection(**model)), {}, 257)]
 
     assert ids() == ids(kv_heads=None) == ids(kv_heads=4)
-    assert all(a != b for a, b in zip(ids(), ids(kv_heads=2)))
+    assert all(a != b for a, b in zip(ids(), ids(kv_heads=2), strict=True))
 
 
 def test_a_model_folder_of_before_loads(tmp_path):

@@ -71,6 +71,17 @@ def test_chunked_ragged_prefill_then_steps(name):
             held[row] += 1
 
 
+def test_padding_may_reach_past_the_models_length():
+    """Of a chunk as wide as the longest of its rows, where another row is almost full already."""
+    model, x = make(), tokens(2, 64)
+    expected = model(x, MAPS["local"])
+    cache = model.new_cache(2, MAPS["local"], 64)
+    model.prefill(x[:, :60], cache, [60, 20])
+    logits = model.prefill(torch.stack((x[0, 30:64].roll(4), x[1, 20:54])), cache, [4, 34])
+    assert cache.lengths == [64, 54]
+    torch.testing.assert_close(logits, torch.stack((expected[0, 63], expected[1, 53])), atol=1e-5, rtol=0)
+
+
 def test_cache_is_as_small_as_promised():
     """Slots: I sinks, W + 1 ring, T/D dilated; nothing for what a head's own pattern does not keep."""
     model = make()
@@ -97,7 +108,7 @@ def test_overrun_raises_and_changes_nothing():
         model.step(x[:, 10], cache)
     with pytest.raises(ValueError, match="cache overrun: sequence 1 holds 5 tokens and gets 6 more"):
         model.prefill(x[:, :6], cache, [0, 6])
-    assert all(torch.equal(a, layer.keys) for a, layer in zip(before, cache.layers))
+    assert all(torch.equal(a, layer.keys) for a, layer in zip(before, cache.layers, strict=True))
     assert cache.lengths == [10, 5]
 
 

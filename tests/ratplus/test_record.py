@@ -2,11 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from ratplus.atomic import write_atomically
+import ratplus
+from ratplus.atomic import remove_temporaries, write_atomically
 from ratplus.record import RecordError, canonical_json, provenance, read_record, stage_id, write_record
 
 
@@ -67,6 +71,15 @@ def test_damage_is_seen(tmp_path, damage, message):
         read_record(folder)
 
 
+def test_an_edit_of_any_part_is_seen(tmp_path):
+    folder, record = make(tmp_path)
+    assert len(record) == 11
+    for part in record.keys() - {"checksum", "format"}:
+        (folder / "record.json").write_text(json.dumps(record | {part: "edited"}))
+        with pytest.raises(RecordError, match="checksum differs"):
+            read_record(folder)
+
+
 def test_a_record_in_the_wrong_folder(tmp_path):
     folder, _ = make(tmp_path)
     other = tmp_path / stage_id("adapt", {"a": 2}, "p")
@@ -89,6 +102,24 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    """Not what a temporary file's private mode would leave."""
+    code = "import sys; from ratplus.atomic import write_atomically; write_atomically(sys.argv[1], 'x')"
+    for mask in (0o027, 0o002):
+        path = tmp_path / f"{mask:o}"
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60, umask=mask)
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_temporaries_of_killed_writers_go_but_not_those_of_the_lock(tmp_path):
+    """A waiter may be creating or claiming the lock at this very moment."""
+    kept = {".lock.json.ab12.tmp", ".lock.json.ab12.claim.tmp", "record.json"}
+    for name in (*kept, ".record.json.xy.tmp", ".model.safetensors.z.tmp"):
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
 def test_concurrent_writers_never_mix(tmp_path):
     path = tmp_path / "x"
     texts = [str(i) * 20_000 for i in range(6)]
@@ -104,4 +135,10 @@ def test_provenance_says_what_ran():
     facts = json.loads(json.dumps(provenance()))
     assert facts["versions"]["torch"].startswith("2.")
     assert facts["command"]
-    assert facts["git"] is None or len(facts["git"]["commit"]) == 40
+    root = Path(ratplus.__file__).resolve().parents[1]
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=60)
+    if not (root / ".git").exists():
+        assert facts["git"] is None  # an unpacked archive, maybe inside somebody else's checkout
+    else:
+        assert asked.returncode == 0
+        assert facts["git"]["commit"] == asked.stdout.strip()

@@ -1,5 +1,6 @@
 """Training resumes exactly, micro-batches add up, and stages are idempotent."""
 
+import csv
 import os
 import signal
 import threading
@@ -7,6 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.checkpoint import CheckpointError
@@ -76,14 +79,14 @@ def run(
 
 
 def same(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values()))
+    return a.keys() == b.keys() != set() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("micro", [None, 1, 2])
 def test_interrupted_training_ends_in_the_same_bits(data, tmp_path, micro):
     """Weights and curve, whichever step a signal or a crash came in; each step has two passes, of `micro` rows."""
-    straight, outcome = run(data, tmp_path / "straight", micro=micro)
-    assert outcome["first_step"] == 0
+    straight, whole = run(data, tmp_path / "straight", micro=micro)
+    assert whole["first_step"] == 0
     for at in range(1, 7):
         folder = tmp_path / f"at{at}"
         with pytest.raises(Interrupted) as stopped:
@@ -96,7 +99,38 @@ def test_interrupted_training_ends_in_the_same_bits(data, tmp_path, micro):
         resumed, outcome = run(data, folder, micro=micro)
         assert outcome["first_step"] == at
         assert same(straight, resumed)
+        # Also where no step was left to do: the report is then the one that was saved.
+        assert outcome["report"] == whole["report"]
         assert (folder / "curve.csv").read_text() == (tmp_path / "straight" / "curve.csv").read_text()
+
+
+def test_of_two_training_states_the_newest_is_loaded(data, tmp_path):
+    """A kill between writing a state and removing the one before leaves both."""
+    folder = tmp_path / "x"
+    with pytest.raises(Interrupted):
+        run(data, folder, stop_at=2)
+    (first,) = folder.glob("training-*.pt")
+    content = first.read_bytes()
+    with pytest.raises(Interrupted):
+        run(data, folder, stop_at=4)
+    first.write_bytes(content)
+    assert len(list(folder.glob("training-*.pt"))) == 2
+    assert load_state(folder, "s")["step"] == 4
+
+
+def test_the_two_passes_of_a_step_share_its_learning_rate(data, tmp_path):
+    """With ARL, an optimizer steps twice for each step of the schedule, which decays here."""
+    used = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    try:
+        run(data, tmp_path / "x", steps=6)
+    finally:
+        hook.remove()
+    expected = [learning_rate(step, RecipeSection(steps=6, lr=1e-2)) for step in range(6)]
+    assert len(set(expected)) > 3
+    assert used == [rate for rate in expected for _ in range(2)]
+    with (tmp_path / "x" / "curve.csv").open() as file:
+        assert [float(row["lr"]) for row in csv.DictReader(file)] == pytest.approx(expected)
 
 
 def test_continuing_with_another_batch_layout(data, tmp_path):
@@ -190,10 +224,25 @@ def test_micro_batches_add_up(data, tmp_path, length):
         assert (tensor - parts[name]).norm() < 0.05 * tensor.norm(), name
 
 
-def test_bf16_autocast_trains_float32_weights(data, tmp_path):
-    weights, outcome = run(data, tmp_path / "x", precision="bf16")
-    assert all(w.dtype == torch.float32 for w in weights.values())
-    assert outcome["report"]["loss"] < outcome["report"]["arl_loss"] + 1
+@pytest.mark.parametrize(("precision", "inside"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
+def test_precision_of_projections_and_of_weights(data, tmp_path, precision, inside):
+    """Under bf16 a projection's output is bf16, and the weights and what the optimizer keeps stay float32."""
+    seen = set()
+
+    def look(module, _inputs, output):
+        if isinstance(module, torch.nn.Linear):
+            seen.add(output.dtype)
+
+    hook = register_module_forward_hook(look)
+    try:
+        with pytest.raises(Interrupted):
+            run(data, tmp_path / "x", precision=precision, stop_at=2)
+    finally:
+        hook.remove()
+    assert seen == {inside}
+    state = load_state(tmp_path / "x", "s")
+    kept = [value for moments in state["optimizer"]["state"].values() for value in moments.values()]
+    assert {tensor.dtype for tensor in (*state["model"].values(), *kept)} == {torch.float32}
 
 
 def test_damaged_training_state(data, tmp_path):
@@ -327,6 +376,10 @@ def test_what_changes_a_result_changes_the_id(config, tmp_path):
     assert ids(eval__text_rows=4)[:2] == base[:2]
     for science in ({"seed": 1}, {"train__pretrain__steps": 4}, {"model__d_model": 32}, {"data__recall__pairs": 2}):
         assert not set(ids(**science)) & set(base)
+    # A recall task that takes no part has no say.
+    without = ids(data__recall__fraction=0.0)
+    assert not set(without) & set(base)
+    assert ids(data__recall__fraction=0.0, data__recall__pairs=2, data__recall__length=8) == without
 
 
 def test_failure_is_recorded_then_retried(config, tmp_path, monkeypatch):

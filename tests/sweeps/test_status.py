@@ -118,12 +118,19 @@ def test_queued_cells(sweep, monkeypatch):
     folder, entries = sweep
     jobs = {entry["id"]: f"77_{i}" for i, entry in enumerate(entries)}
     launch_jobs.add_jobs(folder, {"id": "a", "time": "", "cluster": "slurm", "jobs": jobs})
-    monkeypatch.setattr(launch_jobs, "_squeue", lambda _folder: {"77_0": "running", "77_1": "queued", "77_2": "queued"})
+    queue = {"77_1": "queued", "77_2": "queued"}
+    monkeypatch.setattr(launch_jobs, "_squeue", lambda _folder: queue)
     view = SweepView(folder)
     assert [c["status"] for c in view.cells] == ["done", "queued", "running", "missing"]
-    assert [c["job"] for c in view.cells] == ["77_0", "77_1", "77_2", None]
+    assert [c["job"] for c in view.cells] == [None, "77_1", "77_2", None]
     assert view.counts["queued"] == 1
     assert not view.bad
+
+    folder_of_done = folder / "evaluate" / entries[0]["id"]
+    (folder_of_done / "record.json").write_text("{")
+    assert SweepView(folder).cells[0]["status"] == "damaged"
+    queue["77_0"] = "queued"
+    assert [c["status"] for c in SweepView(folder).cells] == ["queued", "queued", "running", "missing"]
 
     def silent(_folder):
         raise launch_jobs.JobsUnknown("squeue: no answer")
