@@ -45,7 +45,7 @@ format: setup
 # On a machine with a CUDA device and torch, triton, lightning, pandas, matplotlib and pytest installed; needs neither
 # network nor .venv. Under 10 minutes: nothing new is begun after GPU_KERNEL_SECONDS and GPU_MODEL_SECONDS; what was left
 # out is named in the files. Results go to $OUT (default outputs/gpu), also where a test fails.
-GPU_TESTS := tests/kernels/test_gpu.py tests/ratplus/test_decode_graph_gpu.py
+GPU_TESTS := tests/kernels/test_gpu.py tests/ratplus/model/test_decode_graph_gpu.py
 GPU_MODELS ?= ratplus-24x2048x128 attention-24x2048x128
 GPU_MODEL_OPTIONS ?= --context 4096,32768 --batch 1,max --prefill-tokens 65536 --repeats 5 --budget 0.5
 GPU_KERNEL_SECONDS ?= 280
@@ -55,8 +55,8 @@ gpu:
 	@out="$${OUT:-outputs/gpu}"; mkdir -p "$$out"; failed=""; \
 	step() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
 	step tests timeout 150 $(PYTHON) -m pytest -q -m gpu $(GPU_TESTS) --junitxml="$$out/tests.xml"; \
-	step kernels $(PYTHON) -m ratplus.kernels.bench_gpu "$$out/kernels.json" $(GPU_KERNEL_SECONDS); \
-	step model $(PYTHON) -m ratplus.benchmark "$$out/model.json" $(GPU_MODELS) $(GPU_MODEL_OPTIONS) \
+	step kernels $(PYTHON) -m ratplus.kernels.bench.gpu "$$out/kernels.json" $(GPU_KERNEL_SECONDS); \
+	step model $(PYTHON) -m ratplus.bench.models "$$out/model.json" $(GPU_MODELS) $(GPU_MODEL_OPTIONS) \
 		--seconds $(GPU_MODEL_SECONDS); \
 	step report $(PYTHON) -m ratplus.analysis.efficiency "$$out"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed; results so far are in $$out"; exit 1; fi

@@ -1,6 +1,6 @@
 """Analysis: records in, tables and figures out.
 
-`load` reads a sweep folder into one DataFrame; each module after it makes one table or figure from that frame and is
-a notebook at the same time (percent format); `report` runs all of them. Import what you need from its module: this
-package itself imports neither pandas nor matplotlib, so that the command line stays quick.
+`frame.load` reads a sweep folder into one DataFrame; each module of this folder makes one table or figure from that
+frame and is a notebook at the same time (percent format); `report` runs all of them. Import what you need from its
+module: this package itself imports neither pandas nor matplotlib, so that the command line stays quick.
 """

@@ -23,12 +23,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, in_order, over_seeds, run_name, short_patterns, with_loss_delta
-from ratplus.analysis.dilation_axis import DilationAxis
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.dilation_axis import DilationAxis
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, run_name, short_patterns, with_loss_delta
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
 
 NAME = "ablation"
 ARL, LENGTH, STEPS = "train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps"

@@ -25,8 +25,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import (
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.dilation_axis import DilationAxis
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import (
     RUN,
     first_runs,
     in_order,
@@ -36,10 +38,8 @@ from ratplus.analysis.aggregate import (
     short_patterns,
     with_loss_delta,
 )
-from ratplus.analysis.dilation_axis import DilationAxis
-from ratplus.analysis.load import METRICS, load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.frame.load import METRICS, load_sweep
+from ratplus.analysis.notebook import run
 
 NAME = "accuracy_vs_dilation"
 # A table's notes name this many errors; the CSV file has all.

@@ -23,12 +23,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
-from ratplus.stage_log import CURVE_FILE, curve_rows
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
+from ratplus.records.curve import CURVE_FILE, curve_rows
 
 NAME = "adaptation_curves"
 MOST_RUNS, MOST_PATTERNS = 4, 12

@@ -17,14 +17,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, first_runs, in_order, run_name, short_patterns
-from ratplus.analysis.compare_page import write_compare_page
-from ratplus.analysis.dilation_axis import DilationAxis
-from ratplus.analysis.load import read_sweep
-from ratplus.analysis.samples import same_items, scores
-from ratplus.analysis.tables import number, write_table
-from ratplus.analysis.tasks import describe, is_cost, is_share
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.dilation_axis import DilationAxis
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, run_name, short_patterns
+from ratplus.analysis.frame.load import read_sweep
+from ratplus.analysis.frame.samples import same_items, scores
+from ratplus.analysis.frame.tasks import describe, is_cost, is_share
+from ratplus.analysis.page.compare import write_compare_page
 
 RESAMPLES = 2000
 BOOTSTRAP, ERRORS = "paired bootstrap", "standard errors"

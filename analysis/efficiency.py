@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis import style
-from ratplus.analysis.efficiency_figures import OURS, case_names, kernels_figure, lengths_figure, models_figure
-from ratplus.analysis.run import display_files, in_notebook
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.efficiency import OURS, case_names, kernels_figure, lengths_figure, models_figure
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.notebook import display_files, in_notebook
 
 # Rows of a printed table beyond these are in the CSV file alone.
 MOST_ROWS = 120
@@ -45,7 +45,7 @@ Columns of `kernels_table`: device, op, shape, pattern, candidate, ms_p50, ms_p2
 over that of dense attention at the same shape; null where there is none), limit_ms, limit_fraction (limit_ms over
 ms_p50: 1 is as fast as the ceilings allow), bandwidth_fraction, matmul_fraction, gb_s, tflop_s, peak_bytes.
 
-Columns of `models_table`: device, then those of a row of `ratplus bench model` (ratplus/bench_measure.py), with
+Columns of `models_table`: device, then those of a row of `ratplus bench model` (ratplus/bench/measure.py), with
 prefill_limit_fraction and decode_limit_fraction.
 """
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ratplus.analysis import style
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
-from ratplus.cost import attention_flops_ratio
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
+from ratplus.costs.cost import attention_flops_ratio
 from ratplus.pattern import Pattern
 
 NAME = "masks"

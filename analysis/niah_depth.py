@@ -25,11 +25,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
 
 NAME = "niah_depth"
 # Figures have room for so many models, and for so many patterns each.

@@ -25,12 +25,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import first_runs, in_order, over_seeds, sharing, short_patterns
-from ratplus.analysis.labels import place_labels
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.labels import place_labels
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, sharing, short_patterns
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
 
 NAME = "pareto"
 TIME = "timing:decode_ms_per_token"

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis.aggregate import RUN, in_order, over_seeds, progress, short_patterns, with_delta
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.reference import paper_rows
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
-from ratplus.analysis.tasks import SUITES, Task, is_share, niah_groups, tasks_of
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, progress, short_patterns, with_delta
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.frame.reference import paper_rows
+from ratplus.analysis.frame.tasks import SUITES, Task, is_share, niah_groups, tasks_of
+from ratplus.analysis.notebook import run
 
 NAME = "pattern_tables"
 # With more tasks than this, a table shows standard errors of the average only, and with more still it is continued.

@@ -26,12 +26,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns, spread_patterns
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
-from ratplus.record import RecordError, read_record
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import (
+    RUN,
+    first_runs,
+    in_order,
+    over_seeds,
+    progress,
+    short_patterns,
+    spread_patterns,
+)
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
+from ratplus.records.record import RecordError, read_record
 
 NAME = "positions"
 MOST_RUNS, MOST_PATTERNS = 8, 3

@@ -30,11 +30,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import first_runs, in_order, run_name
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
 
 NAME = "recurrence"
 GATES_FILE = "gates.json"

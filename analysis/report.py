@@ -21,11 +21,11 @@ from ratplus.analysis import (
     scaling_gap,
     sensitivity,
 )
-from ratplus.analysis.aggregate import first_runs, in_order, over_seeds, progress, with_loss_delta
-from ratplus.analysis.load import Sweep, read_sweep
-from ratplus.analysis.page import write_page
-from ratplus.analysis.reference import check_reference
-from ratplus.analysis.tasks import SUITES
+from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, progress, with_loss_delta
+from ratplus.analysis.frame.load import Sweep, read_sweep
+from ratplus.analysis.frame.reference import check_reference
+from ratplus.analysis.frame.tasks import SUITES
+from ratplus.analysis.page.page import write_page
 
 # Each has `applies(frame)` and `write(frame, folder)`; in the order in which a reader should meet them.
 MODULES = (

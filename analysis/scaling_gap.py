@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import in_order, over_seeds, short_patterns, spread_patterns, with_loss_delta
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.reference import PARAMETERS, paper_rows
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import in_order, over_seeds, short_patterns, spread_patterns, with_loss_delta
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.frame.reference import PARAMETERS, paper_rows
+from ratplus.analysis.notebook import run
 
 NAME = "scaling_gap"
 MOST_PATTERNS = 8

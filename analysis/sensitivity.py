@@ -23,11 +23,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ratplus.analysis import style
-from ratplus.analysis.aggregate import in_order, over_seeds, with_loss_delta
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.run import run
-from ratplus.analysis.tables import number, write_table
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.frame.aggregate import in_order, over_seeds, with_loss_delta
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.notebook import run
 from ratplus.pattern import Pattern
 
 NAME = "sensitivity"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 __all__ = ["ModelConfig", "Pattern", "PatternMap", "RATPlus"]
 
-_HOMES = {"Pattern": "pattern", "PatternMap": "pattern", "ModelConfig": "config_model", "RATPlus": "model"}
+_HOMES = {"Pattern": "pattern", "PatternMap": "pattern", "ModelConfig": "config.model", "RATPlus": "model"}
 
 if TYPE_CHECKING:
-    from ratplus.config_model import ModelConfig
+    from ratplus.config.model import ModelConfig
     from ratplus.model import RATPlus
     from ratplus.pattern import Pattern, PatternMap
 

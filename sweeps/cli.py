@@ -99,7 +99,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
                 "ratplus report outputs/demo outputs/mine",
             ],
             "sync": ["ratplus sync outputs/demo --entity my-team", "ratplus sync outputs/demo --dry-run"],
-            "bench": [],  # ratplus.sweeps.bench has them
+            "bench": [],  # ratplus.sweeps.verbs.bench has them
             "prepare": [
                 "ratplus prepare data=text data.path=books/",
                 "ratplus prepare data=files data.path=corpus/ data.tokenizer=tokenizer.json data.workers=8",
@@ -159,7 +159,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         parser.add_argument("--checkpoints", action="store_true", help="also send each trained model as an artifact")
         parser.add_argument("--workspace", action="store_true", help="also write, and send, a workspace of panels")
     if verb == "bench":
-        from ratplus.sweeps.bench import EXAMPLES, add_bench_arguments
+        from ratplus.sweeps.verbs.bench import EXAMPLES, add_bench_arguments
 
         parser.epilog += "\n".join(f"  {line}" for line in EXAMPLES)
         add_bench_arguments(parser)
@@ -177,7 +177,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 
 def _fail(line: str) -> None:
-    from ratplus.secrets import scrub
+    from ratplus.records.secrets import scrub
 
     print(f"ratplus: error: {scrub(' '.join(line.split()))}", file=sys.stderr)
     sys.exit(2)

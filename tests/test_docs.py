@@ -52,7 +52,7 @@ def test_commands_run_in_order(place, capsys):
 @pytest.mark.parametrize("words", commands("sh"), ids=" ".join)
 def test_cluster_commands_compose(words):
     from ratplus.sweeps.cli import VERBS, _parser
-    from ratplus.sweeps.compose import compose_cells
+    from ratplus.sweeps.define.compose import compose_cells
 
     words = words[next(i for i, word in enumerate(words) if word.endswith(("ratplus", "ratplus)"))) :]  # after torchrun
     assert words[1] in VERBS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ratplus.sweeps.cli import VERBS, _parser
-from ratplus.sweeps.compose import compose_cells
+from ratplus.sweeps.define.compose import compose_cells
 
 DOCS = Path(__file__).parents[1] / "docs"
 

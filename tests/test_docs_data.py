@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ratplus.sweeps.cli import _parser
-from ratplus.sweeps.compose import compose_one
+from ratplus.sweeps.define.compose import compose_one
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text()

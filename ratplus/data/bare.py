@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ratplus.config import DataSection
+from ratplus.config.data import DataSection
 from ratplus.data.corpus import (
     DTYPES,
     CorpusError,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ratplus.config import Config, RecallSection
-from ratplus.config_train import RecipeSection
+from ratplus.config.cell import Config
+from ratplus.config.data import RecallSection
+from ratplus.config.train import RecipeSection
 from ratplus.data.corpus import Corpus
 from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import IGNORE, labels_of, ordered_rows, random_rows

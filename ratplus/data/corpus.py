@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ratplus.atomic import write_atomically
 from ratplus.data.stream import ShardedStream, join
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from ratplus.records.atomic import write_atomically
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"

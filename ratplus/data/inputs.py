@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ratplus.config import DataSection
+from ratplus.config.data import DataSection
 from ratplus.data.corpus import CorpusError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ratplus.config import RecallSection
+from ratplus.config.data import RecallSection
 from ratplus.data.sampling import IGNORE
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ratplus.config import Config
-from ratplus.config_train import RecipeSection, SftSection
+from ratplus.config.cell import Config
+from ratplus.config.train import RecipeSection, SftSection
 from ratplus.data.corpus import Corpus
+from ratplus.data.needles import sentences_for, training_draft
 from ratplus.data.sampling import IGNORE
-from ratplus.evaluation.niah import sentences_for, training_draft
 
 # Of the training text that needles are hidden in.
 _HAYSTACK_TOKENS = 1 << 20

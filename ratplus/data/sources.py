@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ratplus.atomic import write_atomically
-from ratplus.config import DataSection
+from ratplus.config.data import DataSection
 from ratplus.data.bare import check_bare, write_bare
 from ratplus.data.corpus import MANIFEST_FILE, CorpusError, read_manifest, write_corpus
 from ratplus.data.inputs import TEXT_SUFFIXES, Input, list_inputs
 from ratplus.data.shards import Settings, write_shards
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from ratplus.records.atomic import write_atomically
 
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "pydoc_data"}
 

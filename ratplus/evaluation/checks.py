@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ratplus.config import Config
+from ratplus.config.cell import Config
 from ratplus.data.corpus import Corpus
 from ratplus.evaluation.cloze import questions
 
@@ -36,6 +36,6 @@ def check_suites(config: Config, corpus: Corpus) -> None:
         check_tasks(asked.tasks)
         corpus.tokenizer()
     if asked.niah.tasks:
-        from ratplus.evaluation.niah import check_section
+        from ratplus.data.needles import check_section
 
         check_section(asked.niah, corpus.tokenizer(), config.train.context)

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ratplus.config_eval import CLOZE_VERSION
+from ratplus.config.eval import CHOICES, CLOZE_VERSION
 from ratplus.evaluation.metrics import clustered_mean
 
 if TYPE_CHECKING:
     from ratplus.evaluation.scoring import Progress, Scorer
 
-CHOICES = 4
 _SEED = 20602  # the questions are the same for every cell
 # Where the text is small or its vocabulary large, a token may have too few other places: another is drawn.
 _TRIES = 200

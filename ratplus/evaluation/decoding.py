@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ratplus.decode_loop import keep, take
 from ratplus.evaluation.bad_logits import check_logits
 from ratplus.evaluation.scoring import Scorer
+from ratplus.model.decode_loop import keep, take
 
 DEFAULT_NEW_TOKENS = 256
 # Characters of slack before a stop string in what is decoded to look for it.

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import torch
 
-from ratplus.bench_measure import DENSE, Measuring
-from ratplus.bench_settings import BenchSettings
-from ratplus.budget import parameters
-from ratplus.cache import KVCache
-from ratplus.config_eval import EfficiencySection
-from ratplus.config_model import ModelConfig
-from ratplus.cost import attention_flops, cost, decode_flops
+from ratplus.bench.measure import DENSE, Measuring
+from ratplus.bench.settings import BenchSettings
+from ratplus.config.eval import EfficiencySection
+from ratplus.config.model import ModelConfig
+from ratplus.costs.budget import parameters
+from ratplus.costs.cost import attention_flops, cost, decode_flops
 from ratplus.evaluation.metrics import metric
-from ratplus.kernels.bench_timing import available_memory_bytes
+from ratplus.kernels.bench.timing import available_memory_bytes
 from ratplus.model import RATPlus
+from ratplus.model.cache import KVCache
 from ratplus.pattern import PatternMap
 
 # Of weights, keys and values in the counts, whatever the precision of training, so that cells compare.

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratplus.atomic import write_atomically
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap
+from ratplus.records.atomic import write_atomically
 
 FORMAT = 1
 GATES_FILE = "gates.json"

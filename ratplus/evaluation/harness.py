@@ -21,11 +21,11 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratplus.config_eval import HarnessSection, is_task_file
+from ratplus.config.eval import HarnessSection, is_task_file
 from ratplus.evaluation.metrics import metric
 
 if TYPE_CHECKING:
-    from ratplus.evaluation.adapter import Adapter
+    from ratplus.evaluation.harness_model import Adapter
 
 # Of the standard errors that have no formula, such as perplexity's.
 _BOOTSTRAP = 100
@@ -55,7 +55,7 @@ def harness_class() -> type:
     require_harness("ratplus.evaluation.HarnessLM")
     from lm_eval.api.model import TemplateLM
 
-    from ratplus.evaluation.adapter import Adapter
+    from ratplus.evaluation.harness_model import Adapter
 
     class HarnessLM(Adapter, TemplateLM):
         __doc__ = Adapter.__doc__

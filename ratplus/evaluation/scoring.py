@@ -14,9 +14,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ratplus.cache import KVCache
 from ratplus.evaluation.bad_logits import check_logits
 from ratplus.model import RATPlus
+from ratplus.model.cache import KVCache
 from ratplus.pattern import Pattern, PatternMap
 
 TRUNCATIONS = ("left", "middle", "off")

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ratplus.config_eval import EvalSection
+from ratplus.config.eval import CHOICES, EvalSection
 from ratplus.data.batches import Batches
 from ratplus.data.sampling import IGNORE
 from ratplus.evaluation import positions
 from ratplus.evaluation.bad_logits import BadLogits, check_logits
-from ratplus.evaluation.cloze import CHOICES, evaluate_cloze, questions
+from ratplus.evaluation.cloze import evaluate_cloze, questions
 from ratplus.evaluation.metrics import clustered_mean, perplexity
 from ratplus.evaluation.scoring import Progress, Scorer
 from ratplus.model import RATPlus
@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         metrics: {name: {"value", "stderr", "count"}}.
-        samples: an item each, for paired comparisons (ratplus.evaluation.samples).
+        samples: an item each, for paired comparisons (ratplus.records.samples).
         facts: {task: {"version", "samples", "prompts_sha256", ...}} of the suites that ask questions.
     """
 
@@ -108,8 +108,8 @@ def evaluate_suites(
 
 
 def _of_needles(scorer: Scorer, batches: Batches, section: EvalSection, progress: Progress):
-    from ratplus.evaluation.niah import section_items
-    from ratplus.evaluation.niah_suite import evaluate_niah
+    from ratplus.data.needles import section_items
+    from ratplus.evaluation.niah import evaluate_niah
 
     corpus, tokenizer = batches.corpus, batches.corpus.tokenizer()
     haystack = None

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from ratplus.pattern import Pattern, PatternMap
-from ratplus.record import stage_id, write_record
+from ratplus.records.record import stage_id, write_record
 
 LAYERS, D_MODEL, D_HEAD, CONTEXT = 4, 64, 16, 512
 HEADS = D_MODEL // D_HEAD

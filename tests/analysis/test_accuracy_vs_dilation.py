@@ -13,9 +13,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ratplus.analysis import accuracy_vs_dilation as module
-from ratplus.analysis import run as runner
-from ratplus.analysis import style
-from ratplus.analysis.load import load_sweep
+from ratplus.analysis import notebook as runner
+from ratplus.analysis.draw import style
+from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern, PatternMap
 
 SUFFIXES = [".md", ".tex", ".csv", ".png", ".pdf"]

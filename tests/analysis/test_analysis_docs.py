@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ratplus.analysis.load import FIXED, METRICS
+from ratplus.analysis.frame.load import FIXED, METRICS
 from ratplus.analysis.report import MODULES
 from ratplus.sweeps.cli import _parser
 

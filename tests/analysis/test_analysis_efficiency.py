@@ -9,8 +9,8 @@ import pytest
 from matplotlib.text import Text
 
 from ratplus.analysis import efficiency
+from ratplus.analysis.draw.efficiency import kernels_figure, lengths_figure, models_figure
 from ratplus.analysis.efficiency import kernels_table, models_table, read_results, skipped, write_results
-from ratplus.analysis.efficiency_figures import kernels_figure, lengths_figure, models_figure
 
 PATTERNS = ["D1", "D4", "D16", "D64", "D16-W256", "stream-W1024-I4"]
 

@@ -6,8 +6,9 @@ After a change that is meant, make them again and look at them:
 
 import pytest
 
-from ratplus.analysis import accuracy_vs_dilation, pareto, sensitivity, style
-from ratplus.analysis.load import load_sweep
+from ratplus.analysis import accuracy_vs_dilation, pareto, sensitivity
+from ratplus.analysis.draw import style
+from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern, PatternMap
 
 pytest.importorskip("pytest_mpl")

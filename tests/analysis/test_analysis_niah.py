@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ratplus.analysis import niah_depth
-from ratplus.analysis.load import load_sweep
+from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern
 
 DEPTHS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))

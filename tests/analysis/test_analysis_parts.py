@@ -7,19 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ratplus.analysis import ablation, adaptation_curves, masks, pareto, pattern_tables, recurrence, sensitivity, style
+from ratplus.analysis import ablation, adaptation_curves, masks, pareto, pattern_tables, recurrence, sensitivity
 from ratplus.analysis.compare import compare, differences, holm, join, paired_bootstrap
-from ratplus.analysis.load import load_sweep
-from ratplus.analysis.reference import check_reference, paper_rows
+from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import from_markdown, to_markdown
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.frame.reference import check_reference, paper_rows
+from ratplus.analysis.frame.samples import scores
+from ratplus.analysis.frame.tasks import describe, is_cost
 from ratplus.analysis.report import report
-from ratplus.analysis.samples import scores
 from ratplus.analysis.scaling_gap import table as gaps
-from ratplus.analysis.tables import from_markdown, to_markdown
-from ratplus.analysis.tasks import describe, is_cost
-from ratplus.evaluation.samples import write_samples
 from ratplus.pattern import Pattern, PatternMap
-from ratplus.record import write_record
-from ratplus.stage_log import curve_rows
+from ratplus.records.curve import curve_rows
+from ratplus.records.record import write_record
+from ratplus.records.samples import write_samples
 
 # ---- names of metrics ----
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ratplus.analysis.load import load_sweep
+from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.report import headline, report
 from ratplus.pattern import Pattern
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from ratplus.analysis.load import load_sweep
-from ratplus.sweeps.bench_report import TARGET_MEGABYTES, TARGET_SECONDS, generate_sweep, measure
-from ratplus.sweeps.manifest import read_manifest
-from ratplus.sweeps.reproduce import differences, overrides
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.records.manifest import read_manifest
+from ratplus.sweeps.define.reproduce import differences, overrides
+from ratplus.sweeps.verbs.bench_report import TARGET_MEGABYTES, TARGET_SECONDS, generate_sweep, measure
 
 
 def test_the_generated_sweep_is_one_that_could_have_been_run(tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 from ratplus.analysis import pareto
-from ratplus.analysis.load import load_sweep
+from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern
 
 LAYERS, HEADS, D_HEAD, CONTEXT = 4, 4, 16, 512  # of the generated sweep

@@ -9,7 +9,7 @@ from helpers import golden, gradients, projections
 from ratplus.kernels import dilated_attention
 from ratplus.kernels.attention.patterns import HeadPattern, head_patterns
 from ratplus.kernels.attention.reference import dilated_attention_reference, visible_mask
-from ratplus.kernels.bench_timing import peak_bytes
+from ratplus.kernels.bench.timing import peak_bytes
 
 LENGTHS = [1, 7, 33, 64, 130]
 

@@ -15,8 +15,8 @@ import torch
 
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.checkpoint import load_official
-from ratplus.model import Mixer
-from ratplus.rope import rope_tables
+from ratplus.model.network import Mixer
+from ratplus.model.rope import rope_tables
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)

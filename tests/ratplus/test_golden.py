@@ -13,13 +13,14 @@ import torch
 
 from ratplus import Pattern, PatternMap
 from ratplus.checkpoint import load_official
-from ratplus.config_model import ModelConfig
-from ratplus.config_run import RunSection
-from ratplus.config_train import RecipeSection
+from ratplus.config.model import ModelConfig
+from ratplus.config.run import RunSection
+from ratplus.config.train import RecipeSection
 from ratplus.data.sampling import labels_of, ordered_rows
-from ratplus.model import Mixer
-from ratplus.rope import rope_tables, rotate
-from ratplus.training import TrainingModule, learning_rate, make_trainer, quiet_lightning
+from ratplus.model.network import Mixer
+from ratplus.model.rope import rope_tables, rotate
+from ratplus.training.run import make_trainer, quiet_lightning
+from ratplus.training.step import TrainingModule, learning_rate
 
 MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "manifest.json").read_text())["files"]
 
@@ -195,7 +196,7 @@ def test_three_training_iterations(golden, model):
 
 def own_name(theirs: str) -> str:
     """Our parameter name for one of the reference layout."""
-    from ratplus.official import EMBED, LAYER_KEYS, LAYER_PREFIX, NORM
+    from ratplus.checkpoint.official import EMBED, LAYER_KEYS, LAYER_PREFIX, NORM
 
     if theirs == EMBED:
         return "embed.weight"

@@ -10,9 +10,10 @@ from cli_runs import records
 
 from ratplus import ModelConfig, RATPlus
 from ratplus.checkpoint import load, save
-from ratplus.stages import Cell, Surroundings
+from ratplus.stages.cell import Cell
+from ratplus.stages.run_stage import Surroundings
 from ratplus.sweeps import cli
-from ratplus.sweeps.compose import compose_one
+from ratplus.sweeps.define.compose import compose_one
 
 WORDS = [
     "data=text", "data.path=text.txt", "data.recall.fraction=0", "model=ratplus_nano", "model.layers=3",

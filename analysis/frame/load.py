@@ -1,0 +1,269 @@
+"""From a sweep folder to one DataFrame: a row for every cell of `sweep.json`, finished or not.
+
+Columns, always there and in this order:
+
+| column | meaning |
+|---|---|
+| cell | id of the cell (of its evaluate stage) |
+| model | name of the model |
+| recurrence | True for RAT+, False for attention only |
+| variant | the sweep's other axes as `key=value, ...`; empty if only model, pattern and seed were swept |
+| pattern | short label: `D16-W256-I4`, `stream-W64-I4`, `layers[D1x2,D64x2]` |
+| pattern_name | name of the pattern's config group |
+| kind | `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming`, `hybrid` |
+| dilation, window, sinks | whole numbers; dilation is null for streaming, all three for hybrids |
+| seed | seed of the run |
+| status | `done`, `failed`, `running`, `missing`, `damaged` |
+| error | last line of what went wrong; empty otherwise |
+| layers, heads | of the model |
+| kv_heads | heads of keys and values in a layer; fewer than `heads` where query heads share them |
+| rope | how positions become angles, where not as usual: `yarn × 4 of 512`, `base 43873`; else empty |
+| parameters | of the model, as its pretraining counted them |
+| pretrain, adapt | ids of the cell's other stages; null if it has none |
+| context | tokens per sequence; the length at which the next four are taken |
+| kv_entries | cache entries a head, mean over layers and heads of keys |
+| kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, float32 recurrent state |
+| attention_flops | FLOPs of Q K^T and P V of one forward over the context, all layers and heads |
+| attention_flops_ratio | the same relative to dense attention |
+| loss, perplexity, next_token_accuracy, recall_accuracy | results; each followed by its `<name>_stderr` |
+
+After these come all other metrics found in records (with their `_stderr`), then what evaluation measured on its
+machine as `timing:<name>`, then the sweep's other axes, each sorted by name. A metric or axis whose name is taken gets
+`metric:` or `axis:` before it. What is not known is null (NaN).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+
+from ratplus.costs.cost import cost
+from ratplus.pattern import PatternMap
+from ratplus.records.record import STAGES
+from ratplus.records.status import State, cell_state, stage_state
+
+FORMAT = 1
+METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
+FIXED = (
+    "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "seed",
+    "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt", "context",
+    "kv_entries", "kv_bytes", "attention_flops", "attention_flops_ratio",
+)  # fmt: skip
+# Columns that tables add to the frame; `<name>_delta` and `frontier_<cost>` are others.
+DERIVED = {
+    "run", "cells", "done", "place", "average", "average_stderr", "arl", "adapted", "adaptation_steps", "combination",
+    "local", "name", "x",
+}  # fmt: skip
+WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "layers", "heads", "kv_heads", "context", "kv_bytes")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep folder as it was read: one row of `frame` for each of `entries`.
+
+    Attributes:
+        folder: where it lies.
+        frame: as `load_sweep` returns it.
+        entries: the cells as `sweep.json` has them.
+        records: of each cell, what its evaluation's record says besides config and metrics; None if not done.
+    """
+
+    folder: Path
+    frame: pd.DataFrame
+    entries: list[dict]
+    records: list[dict | None]
+
+
+def load_sweep(folder: Path | str) -> pd.DataFrame:
+    """All cells of a sweep folder, in the order of its `sweep.json`; columns as in the module's docstring.
+
+    `attrs` of the frame: "sweep", the sweep's name; "folder", where it lies; "metrics" and "axes", the names of the
+    columns that hold results (each with its `_stderr`) and the sweep's other axes.
+
+    Raises:
+        ValueError: no such folder, no `sweep.json` in it, or one that is damaged or of another format. A damaged
+            record is no error: its cell has the status `damaged`.
+    """
+    return read_sweep(folder).frame
+
+
+def read_sweep(folder: Path | str) -> Sweep:
+    """A sweep folder with the entries and records behind its frame; arguments and errors as of `load_sweep`."""
+    folder = Path(folder)
+    sweep = _read_sweep(folder)
+    look = lru_cache(maxsize=None)(stage_state)
+    rows, results, axes, timings, records = [], [], [], [], []
+    for number, cell in enumerate(sweep["cells"]):
+        try:
+            row = _describe(cell)
+            stages = {stage: name for stage, name in cell["stages"].items() if stage in STAGES and name}
+            if "evaluate" not in stages:
+                raise KeyError("stages.evaluate")
+            axes.append(dict(cell.get("axes") or {}))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            what = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not understood ({error})"
+            raise ValueError(f"{folder / 'sweep.json'}: cell number {number + 1} {what}; run the sweep again") from None
+        # Each cell has an evaluation of its own, but shares its other stages: only those are worth keeping.
+        state = cell_state(
+            folder, stages, look=lambda path: (look if path.parent.name != "evaluate" else stage_state)(path)
+        )
+        row["status"], row["error"] = state.status, state.error
+        row["pretrain"], row["adapt"] = stages.get("pretrain"), stages.get("adapt")
+        row["parameters"] = (
+            _parameters(look(folder / "pretrain" / stages["pretrain"])) if "pretrain" in stages else None
+        )
+        record = state.record if state.status == "done" else {}
+        rows.append(row)
+        results.append(_flatten(record.get("metrics") or {}))
+        timings.append({k: float(v) for k, v in (record.get("timing") or {}).items() if _is_number(v)})
+        records.append({k: record[k] for k in ("provenance", "timing") if k in record} if record else None)
+    columns, names = _columns(rows, results, timings, axes)
+    frame = pd.DataFrame(columns)
+    for name in WHOLE_NUMBERS:
+        frame[name] = frame[name].astype("Int64")
+    frame["parameters"] = frame["parameters"].astype("float64")
+    frame.attrs["sweep"] = str(sweep.get("name", folder.name))
+    frame.attrs["folder"] = str(folder)
+    frame.attrs |= names
+    return Sweep(folder, frame, sweep["cells"], records)
+
+
+def _read_sweep(folder: Path) -> dict:
+    path = folder / "sweep.json"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; give the output folder of a sweep, such as outputs/demo")
+    try:
+        sweep = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: holds no sweep.json, so it is not the output folder of a sweep") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error}); run the sweep again, finished cells are kept") from None
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("cells"), list):
+        raise ValueError(f"{path}: damaged (no list of cells); run the sweep again, finished cells are kept")
+    if sweep.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {sweep.get('format')!r}; this version reads format {FORMAT}")
+    return sweep
+
+
+def _describe(cell: dict) -> dict:
+    """What is known of a cell before it has run."""
+    model = cell["config"]["model"]
+    context = int(cell["config"]["train"]["context"])
+    heads = int(model["d_model"]) // int(model["d_head"])
+    kv_heads = int(model.get("kv_heads") or heads)
+    plain = json.dumps(cell["pattern"], sort_keys=True)
+    recurrence = bool(model.get("recurrence", False))
+    return {
+        "cell": str(cell["id"]),
+        "model": str(cell["model"]),
+        "recurrence": recurrence,
+        "variant": ", ".join(f"{key}={_plain(value)}" for key, value in sorted((cell.get("axes") or {}).items())),
+        "pattern_name": str(cell.get("pattern_name") or ""),
+        "seed": cell.get("seed"),
+        "layers": int(model["layers"]),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "rope": _rope(model),
+        "context": context,
+        **_describe_pattern(plain, int(model["layers"]), heads, kv_heads, int(model["d_head"]), context, recurrence),
+    }
+
+
+def _rope(model: dict) -> str:
+    """Rotary scaling and base in words; empty for a plain base of 10000."""
+    scaling, base = model.get("rope_scaling") or "none", float(model.get("rope_base") or 10000.0)
+    parts = []
+    if scaling != "none":
+        original = model.get("rope_original")
+        parts.append(f"{scaling} × {float(model['rope_factor']):g}" + (f" of {original}" if original else ""))
+    return ", ".join(parts + ([f"base {base:g}"] if base != 10000.0 else []))
+
+
+@lru_cache(maxsize=4096)  # a sweep has many cells and few patterns
+def _describe_pattern(
+    plain: str, layers: int, heads: int, kv_heads: int, d_head: int, context: int, recurrence: bool
+) -> dict:
+    patterns = PatternMap.from_dict(json.loads(plain), layers, heads)
+    # Bytes of bfloat16 in every cell, so that cells of different precision compare.
+    spent = cost(patterns, context, d_head, recurrence=recurrence, kv_heads=kv_heads)
+    first = patterns[0][0]
+    if not patterns.is_uniform:
+        kind = "hybrid"
+    elif first.dense:
+        kind = "dense"
+    elif first.dilation is None:
+        kind = "streaming"
+    else:
+        kind = "dilated_local" if first.window or first.sinks else "dilated"
+    return {
+        "pattern": patterns.label,
+        "kind": kind,
+        **(dict.fromkeys(("dilation", "window", "sinks")) if kind == "hybrid" else first.to_dict()),
+        "kv_entries": spent.kv_entries_per_head,
+        "kv_bytes": spent.cache_bytes,
+        "attention_flops": spent.attention_flops,
+        "attention_flops_ratio": spent.attention_flops_ratio,
+    }
+
+
+def _flatten(metrics: dict) -> dict[str, tuple[float, float]]:
+    return {name: (_number(entry.get("value")), _number(entry.get("stderr"))) for name, entry in metrics.items()}
+
+
+def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: list[dict]) -> tuple[dict, dict]:
+    """The frame's columns: fixed ones, metrics with their standard errors, times, axes; no two with the same name.
+
+    Second, which of them are metrics and axes, as the frame's `attrs` have it.
+    """
+    columns = {name: [row[name] for row in rows] for name in FIXED}
+    names: dict[str, list[str]] = {"metrics": [], "axes": []}
+    found = {name for result in results for name in result}
+    missing = (math.nan, math.nan)
+    for name in (*METRICS, *sorted(found - set(METRICS))):
+        free = name
+        while free in columns or f"{free}_stderr" in columns or _derived(free):
+            free = f"metric:{free}"
+        columns[free] = [result.get(name, missing)[0] for result in results]
+        columns[f"{free}_stderr"] = [result.get(name, missing)[1] for result in results]
+        names["metrics"].append(free)
+    for name in sorted({name for timing in timings for name in timing}):
+        free = f"timing:{name}"
+        while free in columns:
+            free = f"timing:{free}"
+        columns[free] = [timing.get(name, math.nan) for timing in timings]
+    for name in sorted({name for axis in axes for name in axis}):
+        free = name
+        while free in columns or _derived(free):
+            free = f"axis:{free}"
+        columns[free] = [_plain(axis.get(name)) for axis in axes]
+        names["axes"].append(free)
+    return columns, names
+
+
+def _derived(name: str) -> bool:
+    """Whether a table may add a column of that name."""
+    plain = ":" not in name
+    return name in DERIVED or (plain and (name.endswith("_delta") or name.startswith("frontier_")))
+
+
+def _parameters(pretrain: State) -> float | None:
+    metrics = pretrain.record["metrics"] if pretrain.record else {}
+    return metrics.get("parameters", {}).get("value")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(value):
+    """Lists and other structures as text, so that every column can be grouped and written."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,1 @@
+"""Benchmarks of whole models: what is measured, how, and of which models."""

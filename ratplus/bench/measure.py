@@ -1,0 +1,212 @@
+"""One model under many patterns: prefill and decoding steps timed in turns, bytes measured and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ratplus.bench.settings import BenchSettings
+from ratplus.costs.cost import attention_flops, cost, decode_flops
+from ratplus.kernels.bench.timing import Ceilings, Times, available_memory_bytes, interleaved, peak_bytes
+from ratplus.model import RATPlus
+from ratplus.model.cache import KVCache
+from ratplus.model.decode_loop import DecodeLoop
+from ratplus.pattern import PatternMap
+
+DENSE = "D1"
+# Of the memory that is free: caches measured side by side, and the largest batch (the rest is for activations).
+_SIDE_BY_SIDE, _LARGEST = 0.6, 0.85
+# More sequences than this at once say nothing new.
+_MOST_SEQUENCES = 4096
+
+
+@dataclass
+class _Entry:
+    """One pattern at one batch size, with its cache while it is measured."""
+
+    label: str
+    patterns: PatternMap
+    batch: int
+    bytes_each: int  # of one sequence's cache
+    max_batch: int
+    largest: bool  # whether `batch` was asked for as the largest
+    cache: KVCache | None = None
+    loop: DecodeLoop | None = None
+
+
+class Measuring:
+    """Measures one model; rows and what is left out go to `result`.
+
+    A row: model, parameters, recurrence, heads, kv_heads (of keys and values), pattern, batch, context, new_tokens,
+    largest (whether the batch is the largest that the memory holds); prefill_ms_{p50,p20,p80} and prefill_repeats;
+    decode_ms_{p50,p20,p80} a token, and decode_repeats (each of new_tokens steps), decode_path; tokens_per_second;
+    kv_bytes (allocated), kv_bytes_formula (entries held at the context), state_bytes; max_batch (sequences whose
+    caches fit in memory beside the weights); prefill_peak_bytes, decode_peak_bytes (of a call, beyond weights and
+    cache); prefill_limit_ms, decode_limit_ms (what the ceilings allow); prefill_ratio, decode_ratio, kv_ratio (to the
+    dense pattern at this context and batch, of one sequence). What isn't measured is null, limits too where
+    `ceilings` is None.
+
+    Raises ValueError where neither the settings nor the system tell how much memory there is.
+    """
+
+    def __init__(self, name: str, model: RATPlus, settings: BenchSettings, ceilings: Ceilings | None, result: dict):
+        self.name, self.model, self.settings, self.ceilings, self.result = name, model, settings, ceilings, result
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.item = model.embed.weight.element_size()
+        known = [available_memory_bytes(settings.device)]
+        if settings.memory_gb is not None:
+            known.append(max(0, int(settings.memory_gb * 1e9) - self.parameters * self.item))
+        known = [size for size in known if size is not None]
+        if not known:
+            raise ValueError("this system doesn't tell how much memory is free; give --memory-gb")
+        self.free = min(known)
+
+    def at(self, context: int, batch: int | str, maps: dict[str, PatternMap]) -> None:
+        """Rows of every pattern at one context and batch size; ratios are to the dense pattern's row among them."""
+        rows = []
+        for group in self._groups(context, batch, maps):
+            try:
+                rows += self._measure(group, context)
+            except torch.OutOfMemoryError as error:
+                for entry in group:
+                    self._skip(entry.label, context, entry.batch, f"out of memory: {str(error).splitlines()[0]}")
+            for entry in group:
+                entry.cache = entry.loop = None
+            if self.settings.device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+        dense = next((row for row in rows if row["pattern"] == DENSE), None)
+        self.result["rows"] += [row | _ratios(row, dense) for row in rows]
+
+    def _groups(self, context: int, batch: int | str, maps: dict[str, PatternMap]) -> list[list[_Entry]]:
+        """Patterns whose caches fit in memory together are measured in turns; if not all do, in several groups."""
+        groups: list[list[_Entry]] = [[]]
+        for label, patterns in maps.items():
+            one = self.model.new_cache(1, patterns, context + self.settings.new_tokens).bytes()
+            most = self.free // one
+            size = min(int(_LARGEST * most), _MOST_SEQUENCES) if batch == "max" else batch
+            if not 1 <= size <= max(1, int(_LARGEST * most)) or most < 1:
+                self._skip(label, context, batch, f"a cache takes {one / 1e9:.3g} GB a sequence; {most} fit")
+                continue
+            entry = _Entry(label, patterns, size, one, most, batch == "max")
+            held = sum(e.batch * e.bytes_each for e in groups[-1])
+            if groups[-1] and held + size * one > _SIDE_BY_SIDE * self.free:
+                groups.append([])
+            groups[-1].append(entry)
+        return [group for group in groups if group]
+
+    def _measure(self, group: list[_Entry], context: int) -> list[dict]:
+        n, device = self.settings.new_tokens, self.settings.device
+        for entry in group:
+            entry.cache = self.model.new_cache(entry.batch, entry.patterns, context + n)
+            for layer in entry.cache.layers:  # zeros would draw less power than a cache in use
+                layer.keys.normal_()
+                layer.values.normal_()
+            entry.loop = DecodeLoop.best(self.model, entry.cache)
+        token = {e.batch: torch.randint(self.model.config.vocab_size, (e.batch,), device=device) for e in group}
+
+        def decode(entry: _Entry) -> Callable[[], object]:
+            def run():
+                chosen = token[entry.batch]
+                for _ in range(n):
+                    chosen = entry.loop.step(chosen).argmax(dim=-1)
+
+            return run
+
+        def prefill(entry: _Entry) -> Callable[[], object]:
+            prompt = torch.randint(self.model.config.vocab_size, (entry.batch, context), device=device)
+            return lambda: self.model.prefill(prompt, entry.cache)
+
+        timing = {"device": device, "repeats": self.settings.repeats, "budget_s": self.settings.budget_s, "cold": False}
+        to_context = [lambda e=e: e.cache.rewind(context) for e in group]
+        runs = [decode(e) for e in group]
+        decoded = [times.over(n) for times in interleaved(runs, before=to_context, **timing)]
+        decode_peaks = [self._step_peak(e, context, token[e.batch]) for e in group]
+
+        # At the largest batch a prompt's activations would not fit beside the caches.
+        short = [e for e in group if e.batch * context <= self.settings.prefill_tokens and not e.largest]
+        for entry in group:
+            if entry not in short and not entry.largest:
+                tokens = entry.batch * context
+                reason = f"prefill of {tokens} tokens is more than --prefill-tokens {self.settings.prefill_tokens}"
+                self._skip(entry.label, context, entry.batch, reason)
+        prefills = [prefill(e) for e in short]
+        prefilled, prefill_peaks = [], []
+        if short:
+            to_start = [lambda e=e: e.cache.rewind() for e in short]
+            prefilled = interleaved(prefills, before=to_start, **timing)
+            for ready, run in zip(to_start, prefills):
+                ready()
+                prefill_peaks.append(peak_bytes(run, device))
+        rows = []
+        for entry, times, peak in zip(group, decoded, decode_peaks):
+            at = short.index(entry) if entry in short else None
+            first = (None, None) if at is None else (prefilled[at], prefill_peaks[at])
+            rows.append(self._row(entry, context, times, peak, *first))
+        return rows
+
+    def _step_peak(self, entry: _Entry, context: int, token: torch.Tensor) -> int:
+        """Of a step that isn't a graph's replay: a graph took its memory when it was captured."""
+        entry.cache.rewind(context)
+        return peak_bytes(lambda: self.model.step(token, entry.cache), self.settings.device)
+
+    def _row(
+        self, entry: _Entry, context: int, decoded: Times, decode_peak: int, prefilled: Times | None, peak: int | None
+    ) -> dict:
+        """Everything about one pattern but its ratios."""
+        config, batch = self.model.config, entry.batch
+        spent = cost(
+            entry.patterns, context, config.d_head, recurrence=config.recurrence, bytes_per_element=self.item,
+            kv_heads=config.kv_heads,
+        )  # fmt: skip
+        weights, embedding = self.parameters * self.item, config.vocab_size * config.d_model
+        steps = 2 * self.parameters * batch + decode_flops(entry.patterns, context, config.d_head) * batch
+        # The state is read and written.
+        decode_bytes = weights + batch * (spent.kv_bytes + 2 * spent.state_bytes)
+        prompt = 2 * (self.parameters - embedding) * batch * context + 2 * embedding * batch
+        prompt += attention_flops(entry.patterns, context, config.d_head) * batch
+        return {
+            "model": self.name, "parameters": self.parameters, "recurrence": config.recurrence,
+            "heads": config.heads, "kv_heads": config.key_heads,
+            "pattern": entry.label, "batch": batch, "context": context, "new_tokens": self.settings.new_tokens,
+            "largest": entry.largest,
+            **_times("prefill", prefilled),
+            **_times("decode", decoded),
+            "decode_path": "cuda graph" if entry.loop.graphed else "plain loop",
+            "tokens_per_second": 1e3 * batch / decoded.p50,
+            "kv_bytes": entry.cache.kv_bytes(), "kv_bytes_formula": batch * spent.kv_bytes,
+            "state_bytes": entry.cache.state_bytes(), "max_batch": entry.max_batch,
+            "prefill_peak_bytes": peak, "decode_peak_bytes": decode_peak,
+            "prefill_limit_ms": None if prefilled is None else self._limit_ms(weights, prompt),
+            "decode_limit_ms": self._limit_ms(decode_bytes, steps),
+        }  # fmt: skip
+
+    def _limit_ms(self, least_bytes: float, flops: float) -> float | None:
+        return None if self.ceilings is None else self.ceilings.limit_ms(least_bytes, flops)
+
+    def _skip(self, label: str, context: int, batch: int | str, reason: str) -> None:
+        self.result["skipped"].append(
+            {"model": self.name, "pattern": label, "batch": batch, "context": context, "reason": reason}
+        )
+
+
+def _times(name: str, times: Times | None) -> dict:
+    fields = {"ms_p50": "p50", "ms_p20": "p20", "ms_p80": "p80", "repeats": "repeats"}
+    return {f"{name}_{key}": None if times is None else getattr(times, field) for key, field in fields.items()}
+
+
+def _ratios(row: dict, dense: dict | None) -> dict:
+    """Ours over dense, of times a sequence and of allocated cache bytes a sequence; null without a dense row."""
+
+    def ratio(key: str) -> float | None:
+        if dense is None or row[key] is None or dense[key] is None:
+            return None
+        return row[key] / row["batch"] / (dense[key] / dense["batch"])
+
+    return {
+        "prefill_ratio": ratio("prefill_ms_p50"),
+        "decode_ratio": ratio("decode_ms_p50"),
+        "kv_ratio": ratio("kv_bytes"),
+    }

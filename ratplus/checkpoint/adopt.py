@@ -1,0 +1,73 @@
+"""Weights of other folders and files: as a folder of our own (`adopt`), or understood in whatever format they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, is_hub_folder
+from ratplus.checkpoint.folder import config_text, map_weights
+from ratplus.checkpoint.hub import map_hub
+from ratplus.checkpoint.official import Checkpoint, float32, read_official
+from ratplus.checkpoint.tensor_file import write_safetensors
+from ratplus.config.model import ModelConfig
+from ratplus.costs.budget import parameters
+from ratplus.records.atomic import new_file, write_atomically
+
+
+def read_foreign(path: str | Path, d_head: int = 128, max_len: int = 4096) -> Checkpoint:
+    """A reference file, or a folder that `export_hf` wrote (which knows its own d_head and length).
+
+    Raises:
+        CheckpointError: neither, or not whole.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return read_official(path, d_head, max_len)
+    config, weights = map_hub(path)
+    return Checkpoint(config, {name: float32(tensor) for name, tensor in weights.items()})
+
+
+def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Callable[[str], None] = print) -> int:
+    """Make `folder` a model folder with the weights of another one: a hard link where the disk allows it, else a copy.
+
+    Args:
+        config: of the new folder; length and rotary settings may differ from the source's.
+        sha256: of the weights, which are read once to be sure of it.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        CheckpointError: no weights there, or not the ones that were asked for.
+    """
+    path, target = source / WEIGHTS_FILE, folder / WEIGHTS_FILE
+    if from_hub := is_hub_folder(source):
+        found, weights = map_hub(source)
+    else:
+        found, _ = map_weights(source, sha256)
+    there, here = asdict(found), asdict(config)
+    changed = [f"{k}={here[k]} instead of {there[k]}" for k in here if k != "max_len" and here[k] != there[k]]
+    if changed:
+        say(f"model.init_from={source}: used with {', '.join(changed)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    if from_hub:
+        if write_safetensors(target, weights) != sha256:
+            target.unlink()
+            raise CheckpointError(f"{source}: the weights have changed since this cell's id was made; start again")
+    else:
+        _link_or_copy(path, target)
+    write_atomically(folder / CONFIG_FILE, config_text(config, sha256))
+    return parameters(config)
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:  # another disk, or one without links
+        with path.open("rb") as whole, new_file(target) as copy:
+            shutil.copyfileobj(whole, copy, 16 << 20)

@@ -1,0 +1,110 @@
+"""Starting from given weights instead of pretraining: `model.init_from=FOLDER`. Torch-free, since it decides ids."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ratplus.checkpoint.hub_config import MODEL_TYPE, SHA256, config_of
+from ratplus.config.cell import Config
+from ratplus.config.model import ModelConfig
+
+FORMAT = 1
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+# What a forward pass may be given anew: the length, and how positions are turned into angles.
+_FREE = ("max_len", "rope")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another architecture."""
+
+
+def read_facts(folder: Path) -> tuple[ModelConfig, str]:
+    """(shape, SHA-256 of the weights) of a model folder.
+
+    Raises:
+        CheckpointError: no model folder, or a damaged one.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        stored = json.loads(path.read_text())
+        return ModelConfig(**stored["model"]), stored["sha256"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it or train again") from None
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Whether a folder is one in the style of the Hugging Face hub, such as `ratplus export --format hf` writes."""
+    try:
+        words = json.loads((Path(folder) / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(words, dict) and words.get("model_type") == MODEL_TYPE
+
+
+def read_hub_facts(folder: Path) -> tuple[ModelConfig, str | None]:
+    """(shape, SHA-256 of the weights if it is told) of a folder in the hub's style.
+
+    Raises:
+        CheckpointError: no such folder, a damaged one, or a model of another kind.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        words = json.loads(path.read_text())
+        if words.get("model_type") != MODEL_TYPE:
+            raise CheckpointError(f"{path}: model_type is {words.get('model_type')!r}, not {MODEL_TYPE!r}")
+        return config_of(words), words.get(SHA256)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no model here ({CONFIG_FILE} is missing)") from None
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path}: damaged ({what})") from None
+
+
+def read_start(folder: Path) -> tuple[ModelConfig, str]:
+    """`read_facts` of what `model.init_from` may name: a model folder, or one in the hub's style.
+
+    Raises:
+        CheckpointError: neither, a damaged one, or one in the hub's style that does not tell its weights' hash.
+    """
+    if not is_hub_folder(folder):
+        return read_facts(folder)
+    config, sha256 = read_hub_facts(folder)
+    if sha256 is None:
+        raise CheckpointError(
+            f"{Path(folder) / CONFIG_FILE}: has no {SHA256}; turn it into a model folder: "
+            f"ratplus import {folder} NEW_FOLDER, and name that"
+        )
+    return config, sha256
+
+
+def weights_of(config: Config, vocab_size: int) -> str:
+    """SHA-256 of the weights of `model.init_from`, which must fit the config.
+
+    Raises:
+        CheckpointError: no model folder, or one of another shape or vocabulary.
+    """
+    folder = config.model.init_from
+    try:
+        found, sha256 = read_start(Path(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init_from: {error}") from None
+    there, wanted = asdict(found), asdict(config.model.build(vocab_size, config.train.context))
+    if found.vocab_size != vocab_size:
+        recall = "; data.recall.fraction=0 leaves out the recall task's symbols" if config.data.recall.fraction else ""
+        raise CheckpointError(
+            f"model.init_from={folder}: the model has a vocabulary of {found.vocab_size}, the data one of {vocab_size}"
+            f"; use the data.tokenizer that it was trained with{recall}"
+        )
+    differing = [k for k in there if there[k] != wanted[k] and not k.startswith(_FREE)]
+    if differing:
+        told = ", ".join(f"model.{k}={there[k]} (not {wanted[k]})" for k in differing)
+        raise CheckpointError(f"model.init_from={folder}: the model there has another shape; it needs {told}")
+    return sha256

@@ -1,0 +1,100 @@
+"""Model files in our own format (safetensors + config.json); `ratplus.checkpoint.official` knows those of others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ratplus.checkpoint.facts import CONFIG_FILE, FORMAT, WEIGHTS_FILE, CheckpointError, read_facts
+from ratplus.checkpoint.tensor_file import Lazy, check_shapes, map_safetensors, read_into, write_safetensors
+from ratplus.config.model import ModelConfig
+from ratplus.model import RATPlus, empty_model
+from ratplus.records.atomic import write_atomically
+
+
+def save(model: RATPlus, folder: str | Path) -> Path:
+    """Write `model.safetensors`, then `config.json` with the weights' SHA-256; each file whole or not at all."""
+    return save_weights(model.config, model.state_dict(), folder)
+
+
+def save_weights(config: ModelConfig, weights: Mapping[str, Tensor | Lazy], folder: str | Path) -> Path:
+    """`save` for weights that no model holds; a Lazy one is made when its turn comes."""
+    folder = Path(folder)
+    sha256 = write_safetensors(folder / WEIGHTS_FILE, weights)
+    write_atomically(folder / CONFIG_FILE, config_text(config, sha256))
+    return folder
+
+
+def load(folder: str | Path, config: ModelConfig | None = None) -> RATPlus:
+    """Read a folder written by `save`; needs little more memory than the model.
+
+    Args:
+        config: if given, the checkpoint must be of exactly this shape.
+
+    Raises:
+        CheckpointError: files missing, truncated or altered, or another architecture than `config`.
+    """
+    folder = Path(folder)
+    found, expected_hash = read_facts(folder)
+    if config is not None:
+        check_same_shape(found, config, folder)
+    model = empty_model(found)
+    path = folder / WEIGHTS_FILE
+    try:
+        intact = read_into(path, model.state_dict()) == expected_hash
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
+    except CheckpointError:
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
+    return model
+
+
+def map_weights(folder: str | Path, sha256: str | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Shape and weights of a model folder; the weights are read once for their hash, then mapped, not loaded.
+
+    Args:
+        sha256: that they must have; None takes what the folder says of itself.
+
+    Raises:
+        CheckpointError: files missing, truncated or altered, or other tensors than the shape has.
+    """
+    folder = Path(folder)
+    config, own = read_facts(folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        with path.open("rb") as file:
+            intact = hashlib.file_digest(file, "sha256").hexdigest() == (sha256 or own)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
+    if not intact:
+        raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
+    weights = map_safetensors(path)
+    check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
+    return config, weights
+
+
+def config_text(config: ModelConfig, sha256: str) -> str:
+    """What stands in config.json: the model's shape and the SHA-256 of its weights."""
+    return json.dumps({"format": FORMAT, "model": asdict(config), "sha256": sha256}, indent=1) + "\n"
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple]:
+    """The shape of every weight of such a model, by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in RATPlus(config).state_dict().items()}
+
+
+def check_same_shape(found: ModelConfig, wanted: ModelConfig, where) -> None:
+    """Raise CheckpointError naming every field in which a checkpoint differs from what is asked for."""
+    a, b = asdict(found), asdict(wanted)
+    differing = [f"{name}={a[name]} there, {b[name]} asked for" for name in a if a[name] != b[name]]
+    if differing:
+        raise CheckpointError(f"{where}: checkpoint of another architecture ({'; '.join(differing)})")

@@ -1,0 +1,76 @@
+"""config.json of a Hugging Face-style model folder: a ModelConfig in the hub's words, both ways. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from ratplus.config.model import ModelConfig
+
+MODEL_TYPE = "ratplus"
+SHA256 = "weights_sha256"  # of our own model.safetensors with the same weights
+
+_KEYS = {
+    "vocab_size": "vocab_size", "layers": "num_hidden_layers", "d_model": "hidden_size", "d_head": "head_dim",
+    "recurrence": "recurrence", "output_gate": "output_gate", "rope_base": "rope_theta", "norm_eps": "rms_norm_eps",
+    "max_len": "max_position_embeddings",
+}  # fmt: skip
+# Ours, theirs: of one dict, `rope_scaling`, which is null without scaling.
+_ROPE = {"rope_scaling": "rope_type", "rope_factor": "factor", "rope_original": "original_max_position_embeddings"}
+# Which our keys do not hold, or hold in another form: a config.json may not say other than the model is.
+_FOLLOWS = ("hidden_act", "tie_word_embeddings", "num_attention_heads", "intermediate_size")
+_OWN = "ratplus_"  # before what has no word of the hub's own
+
+
+def words_of(config: ModelConfig, sha256: str) -> dict:
+    """What config.json says of a model."""
+    plain = asdict(config)
+    scaling = {theirs: plain[ours] for ours, theirs in _ROPE.items() if plain[ours] is not None}
+    told = {*_KEYS, *_ROPE, "ffn_mult", "kv_heads"}
+    return {theirs: plain[ours] for ours, theirs in _KEYS.items()} | {
+        "architectures": ["RATPlus"],
+        "model_type": MODEL_TYPE,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.key_heads,
+        "intermediate_size": config.ffn_mult * config.d_model,
+        "hidden_act": "gelu",
+        "rope_scaling": None if config.rope_scaling == "none" else scaling,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        SHA256: sha256,
+        **{f"{_OWN}{key}": value for key, value in plain.items() if key not in told},
+    }
+
+
+def config_of(words: dict) -> ModelConfig:
+    """The model that config.json tells of.
+
+    Raises:
+        KeyError, TypeError, ValueError: a word is missing, unknown, impossible, or of another model than ours.
+    """
+    plain = {ours: words[theirs] for ours, theirs in _KEYS.items()}
+    plain["kv_heads"] = words.get("num_key_value_heads")  # without the word, as many as heads
+    plain |= {key.removeprefix(_OWN): value for key, value in words.items() if key.startswith(_OWN)}
+    if words.get("rope_parameters") is not None:
+        raise ValueError("rope_parameters is not read; give rope_theta and rope_scaling")
+    config = ModelConfig(**plain, **_rope_of(words.get("rope_scaling")), ffn_mult=_ffn_mult(words))
+    ours = words_of(config, "")
+    for word in _FOLLOWS:
+        if words.get(word, ours[word]) != ours[word]:
+            raise ValueError(f"{word} is {words[word]!r}, where this model has {ours[word]!r}")
+    return config
+
+
+def _ffn_mult(words: dict) -> int:
+    return words["intermediate_size"] // words["hidden_size"]
+
+
+def _rope_of(scaling: dict | None) -> dict:
+    """Our three keys. The hub has more kinds of scaling than we do, and more settings of each: none may go unheard."""
+    if scaling is None or scaling == {"rope_type": "default"}:
+        return {}
+    ours = {theirs: key for key, theirs in _ROPE.items()}
+    unknown = sorted(scaling.keys() - ours.keys())
+    if unknown or scaling.get("rope_type") not in ("linear", "yarn"):
+        what = f"has {unknown[0]}" if unknown else f"is of rope_type {scaling.get('rope_type')!r}"
+        raise ValueError(f"rope_scaling {what}; known are rope_type linear or yarn, {', '.join(list(ours)[1:])}")
+    return {ours[theirs]: value for theirs, value in scaling.items()}

@@ -1,0 +1,250 @@
+"""The reference implementation's checkpoints: understood, checked, and read a tensor at a time.
+
+A reference file is a dict of the weights, bare or under "task", with or without "_orig_mod." (compiled); the forget
+gate is the fifth block of in_proj or, in older files, apart as fgate_proj. The tied output head is stored twice.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ratplus.checkpoint.facts import CheckpointError
+from ratplus.checkpoint.folder import map_weights, shapes_of
+from ratplus.checkpoint.tensor_file import Lazy, check_shapes, map_safetensors
+from ratplus.config.model import ModelConfig
+from ratplus.model import RATPlus, empty_model
+from ratplus.records.atomic import new_file
+
+LAYER_KEYS = {
+    "seq_layer.input_norm.weight": "mixer.norm.weight",
+    "seq_layer.in_proj.weight": "mixer.in_proj.weight",
+    "seq_layer.out_proj.weight": "mixer.out_proj.weight",
+    "hidden_layer.ln.weight": "ffn.norm.weight",
+    "hidden_layer.fc1.weight": "ffn.up.weight",
+    "hidden_layer.fc2.weight": "ffn.down.weight",
+}
+EMBED, HEAD, NORM = "embedding.wte.weight", "head.lm_head.weight", "backbone.ln.weight"
+LAYER_PREFIX, _IN, _GATE = "backbone.layers.", "seq_layer.in_proj.weight", "seq_layer.fgate_proj.weight"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# (layers, d_model) -> name and channels per head of the paper's models.
+_PAPER = {(24, 2048): ("1.5B", 128), (28, 2560): ("2.6B", 128), (32, 4096): ("7.6B", 128)}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A foreign checkpoint, understood and checked: its shape, and weights by our names, each made when used."""
+
+    config: ModelConfig
+    weights: dict[str, Lazy]
+
+    @property
+    def size(self) -> str | None:
+        """Name of the paper's model of this shape."""
+        return _PAPER.get((self.config.layers, self.config.d_model), (None,))[0]
+
+    @property
+    def parameters(self) -> int:
+        return sum(torch.Size(lazy.shape).numel() for lazy in self.weights.values())
+
+
+def load_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4096) -> RATPlus:
+    """Model from the reference implementation's state_dict, in float32.
+
+    Args:
+        source: file (read with weights_only) or state_dict.
+        d_head: channels per head, which the layout does not store.
+        max_len: of the model that is built.
+
+    Raises:
+        CheckpointError: unreadable file, missing or unknown keys, shapes or dtypes that do not fit, an untied head.
+    """
+    checkpoint = read_official(source, d_head, max_len)
+    model = empty_model(checkpoint.config)
+    with torch.no_grad():
+        for name, parameter in model.state_dict().items():
+            parameter.copy_(checkpoint.weights[name].make())
+    return model
+
+
+def read_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4096) -> Checkpoint:
+    """Like load_official, without making a model: a file is mapped into memory and read tensor by tensor."""
+    if isinstance(source, dict):
+        where, state = "state_dict", source
+    else:
+        where, state = str(source), _read_file(Path(source))
+    if isinstance(state.get("task"), dict):
+        state = state["task"]
+    state = {k.replace("_orig_mod.", ""): v for k, v in state.items() if isinstance(v, Tensor)}
+    # A checkpoint of the whole task object keeps the model one level down.
+    if EMBED not in state:
+        inner = {k.partition(".")[2]: v for k, v in state.items()}
+        state = inner if EMBED in inner else state
+    if EMBED not in state:
+        raise CheckpointError(f"{where}: not in the reference layout ({EMBED} is missing)")
+    check_numbers(state, where)
+
+    layers = _split_layers(state, where)
+    own, recurrence = _translate(state, layers, where)
+    config = _shape(state, layers, recurrence, d_head, max_len, where)
+    check_shapes({name: lazy.shape for name, lazy in own.items()}, shapes_of(config), where)
+    _check_tie(state, where)
+    return Checkpoint(config, own)
+
+
+def _read_file(path: Path) -> dict:
+    if path.suffix == ".safetensors":
+        try:
+            return map_safetensors(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file") from None
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):
+            # Files of before torch 1.6 can't be mapped.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        # Torch's own text may advise to load with weights_only=False, which runs whatever the file says.
+        raise CheckpointError(
+            f"{path}: cannot be read as a weights-only checkpoint ({type(error).__name__}){_strangers(path)}"
+        ) from None
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        raise CheckpointError(f"{path}: cannot be read as a weights-only checkpoint ({type(error).__name__})") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state_dict")
+    return state
+
+
+def _strangers(path: Path) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # damaged beyond listing
+        return ""
+    if not names:
+        return ""
+    return (
+        f": beside weights it holds {', '.join(sorted(names)[:3])}; if you trust it, save its weights alone with "
+        'torch.save({"task": ...["task"]}, ...) where it was made'
+    )
+
+
+def check_numbers(state: dict, where: str) -> None:
+    kinds = {}
+    for key, tensor in state.items():
+        kinds.setdefault(tensor.dtype, key)
+    strange = [f"{key} is {dtype}".replace("torch.", "") for dtype, key in kinds.items() if dtype not in _DTYPES]
+    if strange:
+        raise CheckpointError(f"{where}: {strange[0]}; weights are float32, bfloat16 or float16")
+    if len(kinds) > 1:
+        told = ", ".join(f"{key} {dtype}".replace("torch.", "") for dtype, key in kinds.items())
+        raise CheckpointError(f"{where}: weights of several dtypes ({told}); a checkpoint has one")
+
+
+def _split_layers(state: dict, where: str) -> list[dict]:
+    """The weights of each layer, keyed by what follows the layer number."""
+    layers: dict[int, dict] = {}
+    for key, tensor in state.items():
+        if key.startswith(LAYER_PREFIX):
+            number, _, rest = key.removeprefix(LAYER_PREFIX).partition(".")
+            if not number.isdigit():
+                raise CheckpointError(f"{where}: unknown key {key}")
+            layers.setdefault(int(number), {})[rest] = tensor
+        elif key not in (EMBED, HEAD, NORM):
+            raise CheckpointError(f"{where}: unknown key {key}")
+    if sorted(layers) != list(range(len(layers))) or not layers:
+        raise CheckpointError(f"{where}: layers {sorted(layers)} are not numbered from 0 without gaps")
+    return [layers[i] for i in range(len(layers))]
+
+
+def _translate(state: dict, layers: list[dict], where: str) -> tuple[dict[str, Lazy], bool]:
+    """Weights by our names, and whether the model has the recurrence."""
+    if state[EMBED].dim() != 2:
+        raise CheckpointError(f"{where}: {EMBED} has shape {list(state[EMBED].shape)}, needs [vocabulary, d_model]")
+    d = state[EMBED].shape[1]
+    if NORM not in state:
+        raise CheckpointError(f"{where}: {NORM} is missing")
+    own = {"embed.weight": float32(state[EMBED]), "norm.weight": float32(state[NORM])}
+    blocks = set()
+    for i, layer in enumerate(layers):
+        layer = dict(layer)
+        gate = layer.pop(_GATE, None)
+        if set(layer) != set(LAYER_KEYS):
+            wrong = sorted(set(layer) ^ set(LAYER_KEYS))
+            raise CheckpointError(f"{where}: layer {i} has missing or unknown keys: {', '.join(wrong)}")
+        own |= {f"layers.{i}.{LAYER_KEYS[k]}": float32(v) for k, v in layer.items() if k != _IN}
+        parts = (layer[_IN],) if gate is None else (layer[_IN], gate)
+        if gate is not None and gate.shape[1:] != layer[_IN].shape[1:]:
+            raise CheckpointError(f"{where}: {LAYER_PREFIX}{i}.{_GATE} has shape {list(gate.shape)}, needs {[d, d]}")
+        own[f"layers.{i}.{LAYER_KEYS[_IN]}"] = float32(*parts)
+        blocks.add(sum(part.shape[0] for part in parts) / d)
+    # The reference model always has the output gate: 5 blocks (o,q,k,v,g) or 4 (o,q,k,v).
+    if blocks not in ({4.0}, {5.0}):
+        raise CheckpointError(f"{where}: in_proj holds {sorted(blocks)} blocks of d rows; known are 4 and 5")
+    return own, blocks == {5.0}
+
+
+def float32(*parts: Tensor) -> Lazy:
+    """Parts one below the other, in float32."""
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Lazy(
+        shape, torch.float32, lambda: torch.cat([part.float() for part in parts]) if parts[1:] else parts[0].float()
+    )
+
+
+def _shape(state: dict, layers: list[dict], recurrence: bool, d_head: int, max_len: int, where: str) -> ModelConfig:
+    vocab, d = state[EMBED].shape
+    name, known = _PAPER.get((len(layers), d), (None, d_head))
+    if d_head != known:
+        raise CheckpointError(f"{where}: d_head {d_head}, but this is the paper's {name} model, which has {known}")
+    try:
+        return ModelConfig(
+            vocab_size=vocab,
+            layers=len(layers),
+            d_model=d,
+            d_head=d_head,
+            recurrence=recurrence,
+            output_gate=True,
+            ffn_mult=layers[0]["hidden_layer.fc1.weight"].shape[0] // d,
+            max_len=max_len,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}; pass the d_head it was trained with") from None
+
+
+def _check_tie(state: dict, where: str) -> None:
+    head, embedding = state.get(HEAD), state[EMBED]
+    if head is None or (head.shape == embedding.shape and head.data_ptr() == embedding.data_ptr()):
+        return
+    if not torch.equal(head, embedding):
+        raise CheckpointError(f"{where}: {HEAD} differs from {EMBED}; only tied embeddings are supported")
+
+
+def export_official(folder: str | Path, target: str | Path) -> ModelConfig:
+    """Write a model folder's weights in the reference layout, float32 under "task"; they are mapped, not loaded.
+
+    Raises:
+        CheckpointError: no model folder, or a model that the layout has no place for.
+    """
+    config, weights = map_weights(folder)
+    default = ModelConfig(config.vocab_size, config.layers, config.d_model, config.d_head)
+    for key in ("kv_heads", "recurrence_chunk", "output_gate", "rope_base", "rope_scaling", "norm_eps"):
+        if getattr(config, key) != getattr(default, key):
+            raise CheckpointError(
+                f"{folder}: the reference layout has no place for model.{key}={getattr(config, key)} "
+                f"(always {getattr(default, key)}); use --format hf"
+            )
+    names = {f"layers.{i}.{own}": f"{LAYER_PREFIX}{i}.{key}" for i in range(config.layers)
+             for key, own in LAYER_KEYS.items()}  # fmt: skip
+    names |= {"embed.weight": EMBED, "norm.weight": NORM}
+    state = {names[name]: tensor for name, tensor in weights.items()}
+    state[HEAD] = state[EMBED]
+    with new_file(target) as file:
+        torch.save({"task": state}, file)
+    return config

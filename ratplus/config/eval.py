@@ -1,0 +1,238 @@
+"""`eval=`: what a cell is asked. Each suite's section; what is off enters no id."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ratplus.config.check import check
+
+# Of the questions and their scoring; another version is another result, and has another id.
+CLOZE_VERSION = 2
+NIAH_VERSION = 1
+POSITIONS_VERSION = 1
+# Continuations that a cloze question offers, one of them the true one.
+CHOICES = 4
+
+
+@dataclass
+class EfficiencySection:
+    """`eval.efficiency`: what a cell's pattern costs: exact counts as metrics, measured times beside them.
+
+    Args:
+        enabled: whether it is measured; only then does the section enter the cell's id.
+        batch: sequences at once.
+        prompt_tokens: of each sequence; null: what train.context leaves beside new_tokens.
+        new_tokens: decoding steps timed together.
+        repeats: timed calls.
+        memory_gb: memory (1e9 bytes) that max_batch is counted for; and what there is, where the system doesn't tell
+            how much is free (macOS).
+    """
+
+    enabled: bool = False
+    batch: int = 1
+    prompt_tokens: int | None = None
+    new_tokens: int = 16
+    repeats: int = 7
+    memory_gb: float = 80.0
+
+    def __post_init__(self):
+        for name, least in (("batch", 1), ("prompt_tokens", 1), ("new_tokens", 3), ("repeats", 3)):
+            value = getattr(self, name)
+            check(value is None or value >= least, f"eval.efficiency.{name}", value, f"it must be ≥ {least}")
+        check(self.memory_gb > 0, "eval.efficiency.memory_gb", self.memory_gb, "it must be > 0")
+
+    def prompt(self, context: int) -> int:
+        """Prompt tokens in a model of this context."""
+        return context - self.new_tokens if self.prompt_tokens is None else self.prompt_tokens
+
+
+@dataclass
+class ClozeSection:
+    """`eval.cloze`: which of four continuations is the true one, in held-out text.
+
+    Args:
+        items: questions; 0 leaves the suite out, and then nothing of it enters the cell's id.
+        context_tokens: before the continuation; null: 64, or half of train.context if that is less.
+        continuation_tokens: null: 16, or a quarter of train.context if that is less.
+    """
+
+    items: int = 0
+    context_tokens: int | None = None
+    continuation_tokens: int | None = None
+
+    def __post_init__(self):
+        for name, least in (("items", 0), ("context_tokens", 1), ("continuation_tokens", 1)):
+            value = getattr(self, name)
+            check(value is None or value >= least, f"eval.cloze.{name}", value, f"it must be ≥ {least}")
+
+    def shape(self, context: int) -> tuple[int, int]:
+        """(context tokens, continuation tokens) of a model of this context."""
+        return (
+            self.context_tokens or max(1, min(64, context // 2)),
+            self.continuation_tokens or max(1, min(16, context // 4)),
+        )
+
+
+@dataclass
+class PositionsSection:
+    """`eval.positions`: held-out loss and recall by position, for models used beyond the context they were trained for.
+
+    Args:
+        width: positions that are averaged; 0 leaves the suite out, and then nothing of it enters the cell's id.
+    """
+
+    width: int = 0
+
+    def __post_init__(self):
+        check(self.width >= 0, "eval.positions.width", self.width, "it must be ≥ 0")
+
+    def bins(self, context: int) -> list[tuple[int, int]]:
+        """[low, high) of the bins of a context; the last one may be narrower."""
+        starts = range(0, context, self.width) if self.width else ()
+        return [(low, min(low + self.width, context)) for low in starts]
+
+    def check(self, context: int) -> None:
+        """Refuse a width that does not fit train.context, or makes a metric of almost every token."""
+        least = -(-context // MOST_BINS)
+        allowed = f"with train.context={context} it must be 0 (off) or between {least} ({MOST_BINS} bins) and {context}"
+        check(self.width == 0 or least <= self.width <= context, "eval.positions.width", self.width, allowed)
+
+
+MOST_BINS = 64
+
+NIAH_TASKS = (
+    "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
+    "niah_multivalue", "niah_multiquery",
+)  # fmt: skip
+
+
+@dataclass
+class NiahSection:
+    """`eval.niah`: needles in a haystack, RULER's eight tasks, from our own seeded generator.
+
+    Args:
+        tasks: names among NIAH_TASKS; none leaves the suite out, and then nothing of it enters the cell's id.
+        samples: of each task.
+        length: tokens of a prompt and its answer together; null takes train.context.
+        new_tokens: room for the answer; null takes what the longest answer needs, and a little more.
+        template: ruler (its words) or short (bare `key: value` lines, for contexts of a few hundred bytes).
+        haystack: held_out (text of the corpus) or noise (one paragraph repeated), where the task leaves a choice.
+        digits: of a number to be found; null takes the template's (ruler 7, short 4).
+        seed: of the generator; the same for every cell, so that cells answer the same questions.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    samples: int = 50
+    length: int | None = None
+    new_tokens: int | None = None
+    template: str = "ruler"
+    haystack: str = "held_out"
+    digits: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in self.tasks:
+            check(name in NIAH_TASKS, "eval.niah.tasks", name, f"allowed: {', '.join(NIAH_TASKS)}")
+        for name, least in (("samples", 1), ("length", 16), ("new_tokens", 1), ("digits", 1), ("seed", 0)):
+            value = getattr(self, name)
+            check(value is None or value >= least, f"eval.niah.{name}", value, f"it must be ≥ {least}")
+        check(self.template in ("ruler", "short"), "eval.niah.template", self.template, "allowed: ruler, short")
+        allowed = ("held_out", "noise")
+        check(self.haystack in allowed, "eval.niah.haystack", self.haystack, f"allowed: {', '.join(allowed)}")
+
+
+@dataclass
+class HarnessSection:
+    """`eval.harness`: how the tasks of lm-evaluation-harness in `eval.tasks` are run.
+
+    Args:
+        limit: documents of each task; null takes all.
+        fewshot: examples before each question; null takes what the task says.
+        max_length: longest input in tokens; null takes train.context.
+        truncation: of inputs that are longer: left (their end stays), middle (both ends stay) or off (an error).
+    """
+
+    limit: int | None = None
+    fewshot: int | None = None
+    max_length: int | None = None
+    truncation: str = "left"
+
+    def __post_init__(self):
+        for name, least in (("limit", 1), ("fewshot", 0), ("max_length", 2)):
+            value = getattr(self, name)
+            check(value is None or value >= least, f"eval.harness.{name}", value, f"it must be ≥ {least}")
+        allowed = ("left", "middle", "off")
+        check(self.truncation in allowed, "eval.harness.truncation", self.truncation, f"allowed: {', '.join(allowed)}")
+
+
+@dataclass
+class EvalSection:
+    """`eval=`: what a cell is evaluated on.
+
+    Args:
+        text_rows: held-out rows of train.context tokens.
+        recall_rows: rows of the recall task, where data.recall has one.
+        batch: rows at a time; does not change results.
+        tasks: of lm-evaluation-harness: names, paths of local YAML files, or {task: name, key: value} with other
+            values for keys of that task's YAML. Needs the extra `eval`.
+    """
+
+    text_rows: int = 128
+    recall_rows: int = 64
+    batch: int = 16
+    efficiency: EfficiencySection = field(default_factory=EfficiencySection)
+    cloze: ClozeSection = field(default_factory=ClozeSection)
+    niah: NiahSection = field(default_factory=NiahSection)
+    positions: PositionsSection = field(default_factory=PositionsSection)
+    tasks: list[Any] = field(default_factory=list)
+    harness: HarnessSection = field(default_factory=HarnessSection)
+
+    def __post_init__(self):
+        for name, least in (("text_rows", 1), ("recall_rows", 0), ("batch", 1)):
+            value = getattr(self, name)
+            check(value >= least, f"eval.{name}", value, f"it must be ≥ {least}")
+        for task in self.tasks:
+            name = task.get("task") if isinstance(task, dict) else task
+            allowed = "give a task's name, a YAML file's path or {task: name, ...}"
+            check(isinstance(name, str) and bool(name), "eval.tasks", task, allowed)
+
+    def science(self, context: int) -> dict:
+        """What decides an evaluation's result, for its id. What is off is left out, so that adding a suite to ratplus
+        changes no id."""
+        found: dict = {"text_rows": self.text_rows, "recall_rows": self.recall_rows}
+        if self.efficiency.enabled:
+            found["efficiency"] = asdict(self.efficiency)
+        if self.cloze.items:
+            context_tokens, continuation_tokens = self.cloze.shape(context)
+            found["cloze"] = {
+                "version": CLOZE_VERSION, "items": self.cloze.items, "context": context_tokens,
+                "continuation": continuation_tokens,
+            }  # fmt: skip
+        if self.niah.tasks:
+            niah = {k: v for k, v in asdict(self.niah).items() if k != "digits" or v}
+            found["niah"] = niah | {"version": NIAH_VERSION, "length": self.niah.length or context}
+        if self.positions.width:
+            found["positions"] = asdict(self.positions) | {"version": POSITIONS_VERSION}
+        if self.tasks:
+            harness = asdict(self.harness) | {"max_length": self.harness.max_length or context}
+            found["harness"] = harness | {"tasks": [_task_identity(task) for task in self.tasks]}
+        return found
+
+
+def is_task_file(task: str) -> bool:
+    """Whether an entry of eval.tasks is a path rather than a name."""
+    return task.endswith((".yaml", ".yml"))
+
+
+def _task_identity(task: str | dict) -> str | dict:
+    """A local YAML by its content, not by where it lies."""
+    if isinstance(task, dict) or not is_task_file(task):
+        return task
+    try:
+        content = Path(task).read_bytes()
+    except OSError as error:
+        raise ValueError(f"eval.tasks: {task}: cannot be read ({error.strerror})") from None
+    return {"file": Path(task).name, "sha256": hashlib.sha256(content).hexdigest()}

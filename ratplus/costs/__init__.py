@@ -1,0 +1,1 @@
+"""What a pattern, a model and a training run cost, counted rather than measured; torch-free."""

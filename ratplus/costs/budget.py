@@ -1,0 +1,119 @@
+"""What a model and a run cost in parameters and FLOPs, in closed form: no torch, no weights, any size at once.
+
+FLOPs are those of matrix products (a multiply-add is two), of attention over visible pairs, and of the recurrence; a
+backward pass costs twice its forward pass. Not counted: norms, activations, softmax, RoPE, the optimizer. Costs that
+depend on the pattern alone are in `ratplus.costs.cost`.
+"""
+
+from __future__ import annotations
+
+from ratplus.config.cell import Config
+from ratplus.config.eval import CHOICES
+from ratplus.config.model import ModelConfig
+from ratplus.config.train import RecipeSection
+from ratplus.costs.cost import attention_flops, recurrence_flops
+from ratplus.data.batches import row_counts
+from ratplus.pattern import Pattern, PatternMap
+
+_BACKWARD = 2  # gradients of inputs and of weights
+
+
+def parameters(model: ModelConfig) -> int:
+    """Trainable numbers of a model; the embedding is tied to the output head and counts once."""
+    return _matrices(model) + (2 * model.layers + 1) * model.d_model
+
+
+def forward_flops(model: ModelConfig, patterns: Pattern | PatternMap | None, length: int) -> int:
+    """FLOPs of one forward pass over one sequence of `length` tokens; `patterns` None is dense."""
+    heads = model.layers * model.key_heads  # of the recurrence
+    if not isinstance(patterns, PatternMap):
+        patterns = PatternMap.uniform(patterns or Pattern(), model.layers, model.heads)
+    total = 2 * length * _matrices(model) + attention_flops(patterns, length, model.d_head)
+    return total + (recurrence_flops(length, model.d_head, heads) if model.recurrence else 0)
+
+
+def training_flops(
+    config: Config,
+    recipe: RecipeSection,
+    patterns: PatternMap | None,
+    model: ModelConfig,
+    rows: list[tuple[int, int]] | None = None,
+) -> int:
+    """FLOPs of one optimisation run: every step's passes (two with active recurrence learning), forward and backward.
+
+    Args:
+        patterns: what the run trains with; None is dense.
+        rows: (how many, tokens of each) of a step; None takes the recipe's rows of text and recall.
+    """
+    passes = [patterns]
+    if recipe.arl:
+        passes.append(recipe.arl_pattern)
+    if rows is None:
+        counts = row_counts(recipe.batch, config.train.context, config.data.recall)
+        rows = list(zip(counts, (config.train.context, config.data.recall.length)))
+    batch = sum(count * forward_flops(model, p, n) for p in passes for count, n in rows if count)
+    return (1 + _BACKWARD) * recipe.steps * batch
+
+
+def stage_flops(config: Config, vocab_size: int) -> dict[str, int]:
+    """FLOPs of each stage of a cell: {"pretrain", "adapt", "evaluate"}, and "sft" where there is one."""
+    model = config.model.build(vocab_size, config.train.context)
+    train = config.train
+    first = config.patterns if train.pretrain.sparse else None
+    rows = [(train.sft.batch, train.sft.length or train.context)]
+    fine = {"sft": training_flops(config, train.sft, config.patterns, model, rows)} if train.sft.steps else {}
+    return {
+        "pretrain": 0 if config.model.init_from else training_flops(config, train.pretrain, first, model),
+        "adapt": training_flops(config, train.adapt, config.patterns, model),
+        **fine,
+        "evaluate": sum(
+            rows * forward_flops(model, config.patterns, length) for rows, length in evaluation_rows(config)
+        ),
+    }
+
+
+def evaluation_rows(config: Config) -> list[tuple[int, int]]:
+    """(rows, tokens of each) that an evaluation feeds: held-out text, recall, cloze, needles, recall by position.
+
+    A context of several cloze choices counts with each, though it may be read once. How much the tasks of lm-eval ask
+    is known only when they have been loaded: they count with `harness_rows`, at most.
+    """
+    section, context, recall = config.eval, config.train.context, config.data.recall
+    before, continuation = section.cloze.shape(context)
+    choices = CHOICES * section.cloze.items
+    rows = [
+        (section.text_rows, context),
+        (section.recall_rows if recall.fraction > 0 else 0, recall.length),
+        # Each choice is scored after its context, and after the context's last token alone.
+        (choices, before + continuation),
+        (choices, 1 + continuation),
+        (section.niah.samples * len(section.niah.tasks), section.niah.length or context),
+    ]
+    bins = section.positions.bins(context)
+    if bins:  # recall rows that end in each bin, and some as long as the context
+        asked = section.recall_rows if recall.fraction > 0 else 0
+        rows += [(asked, high) for _, high in bins if high >= recall.length]
+        rows.append((asked if context > recall.length else 0, context))
+    rows.append(harness_rows(config))
+    return [(count, length) for count, length in rows if count]
+
+
+def harness_rows(config: Config) -> tuple[int, int]:
+    """(rows, tokens of each) of lm-eval's tasks at most: `limit` items of each, as long as an input may be.
+
+    An item of several choices counts once, a group of tasks as one task. (0, ...) without a limit: not known.
+    """
+    options = config.eval.harness
+    return (options.limit or 0) * len(config.eval.tasks), options.max_length or config.train.context
+
+
+def _matrices(model: ModelConfig) -> int:
+    """Numbers in the matrices that every token is multiplied with, the output head among them."""
+    return model.layers * block_matrices(model) + model.vocab_size * model.d_model
+
+
+def block_matrices(model: ModelConfig) -> int:
+    """Numbers in the matrices of one layer."""
+    wide = 2 + model.output_gate + 2 * model.ffn_mult  # q and the output projection among them
+    keys = (2 + model.recurrence) * model.key_heads * model.d_head  # rows of k, v and the forget gate
+    return (wide * model.d_model + keys) * model.d_model

@@ -1,0 +1,94 @@
+"""What training holds in memory, estimated in closed form: no torch, no weights. Caches: `cost.cost(...).cache_bytes`.
+
+Weights, gradients and AdamW's moments are float32 and counted exactly. Activations are what autograd keeps between the
+forward and the backward pass of one micro-batch: the counts of tensors below were read off a live model's tensors
+(tests/ratplus/costs/test_memory.py measures again), so they are of this model code and good to a few percent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ratplus.config.model import ModelConfig
+from ratplus.costs.budget import block_matrices
+
+BYTES_PER_ELEMENT = {"float32": 4, "bf16": 2}
+_WIDE = 4
+# Of a block, in tensors of d_model channels a token. Float32 whatever the precision: both norms' inputs and outputs.
+_WIDE_TENSORS = 4
+# In the precision of the products: rotated q, attention output and its gated copy, the gate, and casts.
+_NARROW_TENSORS = 6
+# Of the loss, in tensors of vocab_size channels a token, float32: logits, log-probabilities, and their gradients.
+_LOGIT_TENSORS = 4
+# With activation checkpointing these peak alone: log-probabilities and two gradients; then, while blocks are computed
+# again, at least the log-probabilities may still be there.
+_LOGIT_TENSORS_ALONE, _LOGIT_TENSORS_LEFT = 3, 1
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on each device at the moment of a training step when they are most."""
+
+    weights: int
+    optimizer: int
+    gradients: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimizer + self.gradients + self.activations + self.logits
+
+
+def training_memory(
+    model: ModelConfig,
+    parameters: int,
+    tokens: int,
+    precision: str,
+    shards: int = 1,
+    checkpointing: bool = False,
+) -> TrainingMemory:
+    """Bytes on each device while it trains on micro-batches of `tokens` tokens (sequences times context).
+
+    Args:
+        parameters: trainable numbers of the model.
+        shards: devices over which weights, gradients and moments are spread (fsdp); 1 for one copy each (single, ddp).
+        checkpointing: keep only each block's input, and compute the block again in the backward pass.
+    """
+    size = BYTES_PER_ELEMENT[precision]
+    matrices = model.layers * block_matrices(model)
+    embedding, of_block = model.vocab_size * model.d_model, block_matrices(model)
+    # Autocast keeps a copy of each matrix in the lower precision for the backward pass, or of those of a block that is
+    # computed again.
+    copied = (of_block if checkpointing else matrices) + embedding
+    cast = copied * size if size < _WIDE and shards == 1 else 0
+    # fsdp gathers a block while the next one is on its way, and has the embedding whole throughout; their gradients
+    # are whole before they are summed and cut.
+    gathered = (2 * of_block * size + embedding * _WIDE) if shards > 1 else 0
+    summed = (of_block * (size + _WIDE) + embedding * _WIDE) if shards > 1 else 0
+    channel, logits = tokens * model.d_model, tokens * model.vocab_size * _WIDE
+    block = tokens * (_WIDE_TENSORS * _WIDE * model.d_model + _narrow_channels(model) * size)
+    ends = 2 * channel * _WIDE  # embedding's output, final norm's output
+    if not checkpointing:
+        activations, logits = model.layers * block + ends, _LOGIT_TENSORS * logits
+    else:
+        inputs = model.layers * channel * _WIDE + ends
+        # The widest gradient within a block, and that of its matrix before it is added to the sum.
+        again = block + model.ffn_mult * (channel * size + model.d_model**2 * _WIDE)
+        in_loss, in_block = _LOGIT_TENSORS_ALONE * logits + embedding * _WIDE, again + _LOGIT_TENSORS_LEFT * logits
+        activations, logits = (inputs, in_loss) if in_loss > in_block else (inputs + again, in_block - again)
+    return TrainingMemory(
+        weights=-(-parameters * _WIDE // shards) + cast + gathered,
+        optimizer=-(-2 * parameters * _WIDE // shards),
+        gradients=-(-parameters * _WIDE // shards) + summed,
+        activations=activations,
+        logits=logits,
+    )
+
+
+def _narrow_channels(model: ModelConfig) -> int:
+    """Channels a token that a block keeps in the precision of the products."""
+    wide = 1 + model.output_gate + 2 * model.ffn_mult + _NARROW_TENSORS  # with the projected q
+    projected = 2 + model.recurrence
+    mixed = 2 if model.recurrence else 1  # k~ and v~, or the rotated k alone
+    return wide * model.d_model + (projected + mixed) * model.key_heads * model.d_head

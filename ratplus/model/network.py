@@ -1,0 +1,328 @@
+"""The RAT+ language model: attention whose keys and values first pass a gated recurrence (arXiv 2602.18196).
+
+One set of weights, many patterns: what the heads see is an argument of every call, not a property of the model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ratplus.config.model import ModelConfig
+from ratplus.kernels import decode_attention, dilated_attention, gated_scan
+from ratplus.model.cache import KVCache
+from ratplus.model.cache_layer import Chunk, LayerCache
+from ratplus.model.kernel_pattern import kernel_pattern
+from ratplus.model.rope import attention_scale, rope_tables, rotate
+from ratplus.pattern import Pattern, PatternMap
+
+
+class Mixer(nn.Module):
+    """Pre-norm temporal mixing with residual: projections, recurrence on k and v, RoPE, attention, output gate."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        d = config.d_model
+        self.config = config
+        # On the queries alone: keys are un-rotated by their tables later, so those must not scale.
+        self.q_scale = attention_scale(config.rope_scaling, config.rope_factor)
+        # Blocks of rows in the reference order: o (output gate) and q of d each; k, v, g (forget gate) of as many as
+        # the heads of keys have channels, which is d too without grouping.
+        self.sizes = [d] * (1 + config.output_gate) + [config.key_heads * config.d_head] * (2 + config.recurrence)
+        self.norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.in_proj = nn.Linear(d, sum(self.sizes), bias=False)
+        self.out_proj = nn.Linear(d, d, bias=False)
+
+    def _project(self, x_BTd: Tensor):
+        """Gate [B,T,d] (or None) and q, k, v, recurrence logit (or None) as [B,H,T,d_head] views of one product.
+
+        k, v and logit have the heads of keys only: the recurrence never runs on copies.
+        """
+        z = self.in_proj(self.norm(x_BTd))
+        blocks = list(z.split(self.sizes, dim=-1))
+        gate = blocks.pop(0) if self.config.output_gate else None
+        heads = [b.unflatten(-1, (-1, self.config.d_head)).transpose(1, 2) for b in blocks]
+        q, k, v = heads[:3]
+        if self.q_scale != 1:
+            q = q * self.q_scale
+        return gate, q, k, v, heads[3] if self.config.recurrence else None
+
+    def _finish(self, x_BTd: Tensor, y_BHTd: Tensor, gate: Tensor | None) -> Tensor:
+        y = y_BHTd.transpose(1, 2).flatten(-2)
+        if gate is not None:
+            y = y * torch.sigmoid(gate)
+        return x_BTd + self.out_proj(y)
+
+    def _restart(self, logit, k, v, before_B=None):
+        """Gate logit, keys and values such that nothing from before a chunk's first position counts after it.
+
+        All [B, H, T, d], or [B, H, d] for one token; `before_B` tokens were there before (None: none).
+        """
+        chunk = self.config.recurrence_chunk
+        if chunk is None or logit is None:
+            return logit, k, v
+        if logit.dim() == 3:
+            first = (before_B % chunk == 0)[:, None, None]
+        else:
+            positions = torch.arange(logit.shape[2], device=logit.device)
+            if before_B is not None:
+                positions = before_B[:, None, None] + positions
+            first = (positions % chunk == 0)[..., None]
+        # There h = (1 - g) u, as after a state of zero; the scan itself is told to forget all (g = 0).
+        take = torch.sigmoid(-logit.to(torch.promote_types(logit.dtype, torch.float32))).to(k.dtype)
+        k, v = (torch.where(first, take * x, x) for x in (k, v))
+        return logit.masked_fill(first, -torch.inf), k, v
+
+    def _recur(self, logit, k, v, rope, initial=None):
+        """Keys and values after the recurrence, keys rotated; and the final state (None without recurrence)."""
+        if logit is None:
+            return rotate(k, *_over_heads(rope)), v, None
+        return gated_scan(logit, k, v, initial=initial, rope=rope)
+
+    def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
+        gate, q, k, v, logit = self._project(x_BTd)
+        logit, k, v = self._restart(logit, k, v)
+        k, v, _ = self._recur(logit, k, v, rope)
+        y = dilated_attention(rotate(q, *rope), k, v, *kernel_pattern(row[:: self.config.group], x_BTd.device))
+        return self._finish(x_BTd, y, gate)
+
+    def prefill(self, x_BTd: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
+        """Like forward, but over what `layer` already holds, and storing what it must keep. Right padding is not real.
+
+        `rope` tables are [T, d_head], or [B, T, d_head] where sequences stand at different positions.
+        """
+        gate, q, k, v, logit = self._project(x_BTd)
+        logit, k, v = self._restart(logit, k, v, layer.positions)
+        if logit is not None and chunk.real_BT is not None:
+            # A gate of exactly 1 holds the state over padding, so the final state is that of the last real token.
+            logit = logit.masked_fill(~chunk.real_BT[:, None, :, None], torch.inf)
+        k, v, final = self._recur(logit, k, v, rope, initial=layer.state)
+        y = layer.attend_chunk(rotate(q, *_over_heads(rope)), k, v, chunk)
+        layer.store_chunk(k, v, chunk, final)
+        return self._finish(x_BTd, y, gate)
+
+    def step(self, x_B1d: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """One token per sequence; `rope` are the full tables [max_len, d_head], read at `layer.positions`."""
+        gate, *blocks = self._project(x_B1d)
+        q, k, v, logit = (None if b is None else b[:, :, 0] for b in blocks)
+        logit, k, v = self._restart(logit, k, v, layer.positions)
+        y = decode_attention(
+            q, k, v, logit, layer.keys, layer.values, layer.state, layer.positions,
+            *layer.step_setting, layer.offsets, rope,
+        )  # fmt: skip
+        return self._finish(x_B1d, y[:, :, None], gate)
+
+
+def _over_heads(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Tables [T, d] or [B, T, d], broadcastable to [B, H, T, d]."""
+    return tuple(table if table.dim() == 2 else table[:, None] for table in rope)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm GELU feed-forward with residual."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        d = config.d_model
+        self.norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.up = nn.Linear(d, config.ffn_mult * d, bias=False)
+        self.down = nn.Linear(config.ffn_mult * d, d, bias=False)
+
+    def forward(self, x_BTd: Tensor) -> Tensor:
+        return x_BTd + self.down(F.gelu(self.up(self.norm(x_BTd))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.mixer = Mixer(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
+        return self.ffn(self.mixer(x_BTd, row, rope))
+
+
+class Network(nn.Module):
+    """Decoder-only language model with run-time sparse patterns; `ratplus.model.RATPlus` is this with `generate`.
+
+    Args:
+        config: shape of the model; `recurrence=False` gives the attention-only baseline.
+
+    The embedding is tied to the output head. Weights start at N(0, 0.02), norms at 1.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        # Keep only each block's input for the backward pass, and compute the block again there
+        # (ratplus.training.blocks).
+        self.activation_checkpointing = False
+        self.reset_parameters()
+
+    def reset_parameters(self, seed: int | None = None, std: float = 0.02) -> None:
+        """Draw every matrix from N(0, std^2); with a seed, from a CPU generator of its own (same on every device)."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Embedding)):
+                    if generator is None:
+                        module.weight.normal_(0.0, std)
+                    else:
+                        drawn = torch.empty(module.weight.shape).normal_(0.0, std, generator=generator)
+                        module.weight.copy_(drawn)
+                elif isinstance(module, nn.RMSNorm):
+                    module.weight.fill_(1.0)
+
+    # ---- patterns and tables -----------------------------------------------------------------------------------
+
+    def resolve_patterns(self, patterns: PatternMap | Pattern | None) -> PatternMap:
+        """None is dense everywhere; a single Pattern is used everywhere; a PatternMap must fit the model.
+
+        Raises:
+            ValueError: something else, a map of another shape, or heads that share keys and values but differ.
+        """
+        layers, heads = self.config.layers, self.config.heads
+        if patterns is None:
+            patterns = Pattern()
+        if isinstance(patterns, Pattern):
+            return PatternMap.uniform(patterns, layers, heads)
+        if not isinstance(patterns, PatternMap):
+            raise ValueError(f"patterns: got {type(patterns).__name__}; give a PatternMap, a Pattern or None (dense)")
+        if (patterns.layers, patterns.heads) != (layers, heads):
+            raise ValueError(
+                f"patterns: made for {patterns.layers} layers × {patterns.heads} heads, "
+                f"but the model has {layers} × {heads}"
+            )
+        patterns.per_kv_head(self.config.kv_heads)
+        return patterns
+
+    def rope(self) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables [max_len, d_head], made once per device."""
+        device = self.embed.weight.device
+        if device not in self._rope:
+            # Made once for all calls: tensors of an inference mode could not be used in training later.
+            with torch.inference_mode(False):
+                positions = torch.arange(self.config.max_len, device=device)
+                c = self.config
+                self._rope[device] = rope_tables(
+                    positions, c.d_head, c.rope_base, c.rope_scaling, c.rope_factor, c.rope_original
+                )
+        return self._rope[device]
+
+    # ---- full forward ------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor, patterns: PatternMap | Pattern | None = None) -> Tensor:
+        """Logits [B, T, vocab] of tokens [B, T]. `patterns` None means dense.
+
+        Raises:
+            ValueError: T > max_len, a PatternMap of another shape than the model's, or (on a CPU; elsewhere the look
+                would stall the device) a token outside the vocabulary.
+        """
+        patterns = self.resolve_patterns(patterns)
+        length = tokens.shape[1]
+        self.check_length(length)
+        self._check_tokens(tokens)
+        rope = tuple(table[:length] for table in self.rope())
+        x = self.embed(tokens)
+        for block, row in zip(self.layers, patterns):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # Nothing in a block draws random numbers, so there is no generator's state to keep.
+                x = checkpoint(block, x, row, rope, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, row, rope)
+        return self._head(x)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(x), self.embed.weight)
+
+    def check_length(self, length: int) -> None:
+        """Raises ValueError if the model can't take so many tokens."""
+        if length > self.config.max_len:
+            raise ValueError(
+                f"sequence of {length} tokens is longer than the model's max_len={self.config.max_len}; "
+                "shorten it or build the model with a larger max_len"
+            )
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.device.type != "cpu" or torch.compiler.is_compiling() or not tokens.numel():
+            return
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"tokens: id {low if low < 0 else high} is outside the model's vocabulary of {self.config.vocab_size}"
+            )
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
+
+    def new_cache(self, batch: int, patterns: PatternMap | Pattern | None, max_len: int) -> KVCache:
+        """Empty compact cache for `batch` sequences of at most `max_len` tokens (prompt and continuation)."""
+        self.check_length(max_len)
+        weight = self.embed.weight
+        return KVCache.empty(self.config, self.resolve_patterns(patterns), batch, max_len, weight.device, weight.dtype)
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, cache: KVCache, lengths=None, every: bool = False) -> Tensor:
+        """Feed a chunk of each sequence; logits [B, vocab] after each sequence's last real token.
+
+        Args:
+            tokens: [B, T], right-padded where sequences are shorter than T.
+            cache: from `new_cache`; call again with the next chunk to continue.
+            lengths: real tokens of each row (list or tensor [B]); None means T for all. A row of length 0 is left
+                as it is, and its logits are NaN.
+            every: logits [B, T, vocab] after every token instead; those of padding mean nothing.
+
+        Raises:
+            ValueError: the cache would overrun, lengths do not fit, or a token is outside the vocabulary.
+        """
+        batch, width = tokens.shape
+        if lengths is not None:
+            lengths = lengths.tolist() if isinstance(lengths, Tensor) else [int(n) for n in lengths]
+        chunk = cache.chunk(lengths, width, batch)
+        if chunk.start is not None:
+            rope = tuple(table[chunk.start : chunk.start + width] for table in self.rope())
+        else:
+            positions_BT = cache.positions[:, None] + torch.arange(width, device=tokens.device)
+            positions_BT.clamp_(max=self.config.max_len - 1)
+            rope = tuple(table[positions_BT] for table in self.rope())
+        if chunk.real_BT is not None:
+            tokens = tokens.where(chunk.real_BT, 0)
+        self._check_tokens(tokens)
+        x = self.embed(tokens)
+        for block, layer in zip(self.layers, cache.layers):
+            x = block.ffn(block.mixer.prefill(x, layer, rope, chunk))
+        cache.advance(chunk)
+        if every:
+            return self._head(x)
+        if chunk.real_B is None:
+            return self._head(x[:, -1])
+        rows = torch.arange(batch, device=tokens.device)
+        logits = self._head(x[rows, (chunk.real_B - 1).clamp(min=0)])
+        return logits.masked_fill(chunk.real_B[:, None] == 0, torch.nan)
+
+    @torch.no_grad()
+    def step(self, token: Tensor, cache: KVCache) -> Tensor:
+        """Feed one token [B] per sequence at its own position; logits [B, vocab]. Raises ValueError on overrun."""
+        cache.check_step(token.shape[0])
+        self._check_tokens(token)
+        logits = self.step_on_device(token, cache)
+        cache.count_step()
+        return logits
+
+    @torch.no_grad()
+    def step_on_device(self, token: Tensor, cache: KVCache) -> Tensor:
+        """The device's half of `step`: no look at the host's counters, nothing that waits, so a graph can capture it.
+
+        The caller has checked that there is room, and counts the token on the host (`cache.count_step`).
+        """
+        rope = self.rope()
+        x = self.embed(token[:, None])
+        for block, layer in zip(self.layers, cache.layers):
+            x = block.ffn(block.mixer.step(x, layer, rope))
+        cache.positions += 1
+        return self._head(x[:, 0])

@@ -1,0 +1,204 @@
+"""A lock on a stage folder that survives a dead holder, also on network file systems.
+
+The lock is a file created exclusively; its holder rewrites a beat counter every few seconds (a lease). A waiter judges
+death by its own monotonic clock, counting how long the beat has not changed, so neither clock jumps nor skew between
+hosts matter; a holder that was a process of this host and is gone is replaced at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from ratplus.records.atomic import write_atomically
+
+LOCK_FILE = "lock.json"
+BEAT_SECONDS = 2.0
+LEASE_SECONDS = 30.0
+SILENT_SECONDS = 600.0
+_UNREADABLE = "unreadable"
+
+
+class LockLost(RuntimeError):
+    """Another process took the lock over because this one stood still for longer than the lease."""
+
+
+class FolderLock:
+    """Exclusive work on a folder: `with FolderLock(folder): ...`.
+
+    Args:
+        folder: made if needed; the lock is `<folder>/lock.json`.
+        on_wait: called once with the holder's description when the lock is held by somebody else.
+        lease: seconds without a beat after which a holder on another host counts as dead.
+    """
+
+    def __init__(self, folder: Path, on_wait: Callable[[str], None] | None = None, lease: float = LEASE_SECONDS):
+        self.path = Path(folder) / LOCK_FILE
+        self.lease = lease
+        self.on_wait = on_wait
+        self.token = uuid.uuid4().hex
+        self._beat = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> FolderLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        told = False
+        seen, since = None, time.monotonic()
+        while not self._create():
+            holder = _read(self.path)
+            if holder is None:
+                # Released between our two looks, or damaged.
+                try:
+                    holder = {"token": _UNREADABLE, "beat": self.path.stat().st_size}
+                except FileNotFoundError:
+                    continue
+            state = (holder.get("token"), holder.get("beat"))
+            if state != seen:
+                seen, since = state, time.monotonic()
+            if (_gone(holder) or time.monotonic() - since > self.lease) and self._take_over(holder["token"]):
+                break
+            if self.on_wait and not told:
+                known = "pid" in holder
+                self.on_wait(f"process {holder['pid']} on {holder['host']}" if known else f"damaged lock {self.path}")
+                told = True
+            time.sleep(0.2)
+        self._thread = threading.Thread(target=self._keep_beating, name="ratplus-lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.held():
+            self.path.unlink(missing_ok=True)
+
+    def held(self) -> bool:
+        """True while the lock file is still ours."""
+        holder = _read(self.path)
+        return holder is not None and holder.get("token") == self.token
+
+    def check(self) -> None:
+        """Raise LockLost unless the lock is still ours; call it before publishing a result."""
+        if not self.held():
+            raise LockLost(f"{self.path}: another process took over while this one stood still")
+
+    def _content(self) -> str:
+        return json.dumps(
+            {
+                "token": self.token,
+                "beat": self._beat,
+                "host": socket.gethostname(),
+                "space": _process_space(),
+                "pid": os.getpid(),
+                "started": _start_time(os.getpid()),
+            }
+        )
+
+    def _create(self) -> bool:
+        # Written under another name and linked into place: whoever sees the lock sees it whole, and link, unlike
+        # O_EXCL on old NFS, fails for all but one.
+        own = self.path.with_name(f".{LOCK_FILE}.{self.token}.tmp")
+        own.write_text(self._content())
+        try:
+            os.link(own, self.path)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            own.unlink(missing_ok=True)
+
+    def _take_over(self, stale: str) -> bool:
+        """Replace a dead holder's lock. A claim named after its token lets only one waiter do so."""
+        claim = self.path.with_name(f".{LOCK_FILE}.{stale}.claim.tmp")
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            # The claimant may have died too; a live one needs milliseconds, so its claim is void after a while.
+            time.sleep(min(self.lease, 1.0))
+            holder = _read(self.path)
+            if holder is not None and holder.get("token") == stale:
+                claim.unlink(missing_ok=True)
+            return False
+        try:
+            holder = _read(self.path)
+            if holder is None and stale == _UNREADABLE:
+                self.path.unlink(missing_ok=True)  # damaged; the next round creates it anew
+                return False
+            if holder is None or holder.get("token") != stale:
+                return False
+            write_atomically(self.path, self._content())
+            return True
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            if not self.held():
+                return
+            self._beat += 1
+            try:
+                write_atomically(self.path, self._content())
+            except OSError:
+                continue  # a full or hanging disk: try again at the next beat
+
+
+def is_locked(folder: Path) -> bool:
+    """True if a stage folder is being worked on: its lock exists, and its holder seems to be alive.
+
+    A holder on another host cannot be asked. That a waiter may take its lock over is decided by waiting; here, at a
+    glance, its last beat counts as its last when it is older than clocks of two hosts should differ.
+    """
+    path = Path(folder) / LOCK_FILE
+    holder = _read(path)
+    if holder is None or _gone(holder):
+        return False
+    try:
+        return time.time() - path.stat().st_mtime < SILENT_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        holder = json.loads(path.read_text())
+        return holder if isinstance(holder, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _gone(holder: dict) -> bool:
+    """True if the holder was a process that we could see if it still ran, and it doesn't."""
+    if (holder.get("host"), holder.get("space")) != (socket.gethostname(), _process_space()):
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, KeyError, ValueError, TypeError):
+        return False
+    # The number may belong to a new process by now.
+    return holder.get("started") != _start_time(holder["pid"])
+
+
+def _process_space() -> str | None:
+    """Tells boots and containers of one host name apart: their process numbers mean different processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _start_time(pid: int) -> str | None:
+    """A process's start time in clock ticks since boot (Linux), to tell a reused pid; None elsewhere."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]

@@ -1,0 +1,233 @@
+"""Records: the small JSON files that stages leave, their ids, and writing them so that a crash loses nothing.
+
+Torch-free. A record is `<sweep>/<stage>/<id>/record.json`; the id is a hash of the resolved scientific config and the
+parent stage's id, so equal work has equal names and nothing is ever done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from ratplus.records.atomic import write_atomically
+from ratplus.records.secrets import safe_environment, scrub, scrub_tree, scrub_words
+
+FORMAT = 1
+RECORD_FILE = "record.json"
+# In order; not every cell has the stage `sft`.
+STAGES = ("pretrain", "adapt", "sft", "evaluate")
+TRAINING = STAGES[:-1]
+
+
+class RecordError(ValueError):
+    """A record or another file of a sweep folder is damaged or does not belong there."""
+
+
+class ForeignRecord(RecordError):
+    """A whole record that lies under another id than its own."""
+
+
+def canonical_json(value) -> str:
+    """One text per value: sorted keys, no spaces; NaN and infinities are refused, since JSON has none."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def flatten(plain: dict, prefix: str = "") -> dict:
+    """Nested values by their whole keys, as users write them: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for name, value in plain.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def stage_id(stage: str, config: dict, parent: str | None) -> str:
+    """Id of a stage: the first 12 hex digits of SHA-256 over (format, stage, config, parent)."""
+    text = canonical_json({"format": FORMAT, "stage": stage, "config": config, "parent": parent})
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _checksum(record: dict) -> str:
+    body = {k: v for k, v in record.items() if k != "checksum"}
+    # Metrics may be NaN in principle, so this text is only hashed, never parsed.
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_record(folder: Path, **parts) -> dict:
+    """Write `<folder>/record.json` atomically and return it; `parts` are the arguments of `make_record`."""
+    record = make_record(**parts)
+    write_atomically(Path(folder) / RECORD_FILE, record_text(record))
+    return record
+
+
+def make_record(
+    *,
+    stage: str,
+    config: dict,
+    parent: str | None,
+    status: str,
+    metrics: dict,
+    timing: dict,
+    provenance: dict,
+    error: dict | None = None,
+) -> dict:
+    """A record, as it will be read back.
+
+    `metrics` holds reproducible results only, {name: {"value", "stderr", "count"}}; wall times and memory go to
+    `timing`. Keys and tokens in `provenance` and `error` are masked (ratplus.records.secrets).
+    """
+    assert status in ("done", "failed"), status
+    record = {
+        "format": FORMAT,
+        "id": stage_id(stage, config, parent),
+        "stage": stage,
+        "status": status,
+        "parent": parent,
+        "config": config,
+        "metrics": metrics,
+        "timing": timing,
+        "provenance": scrub_tree(provenance),
+        "error": _scrubbed_error(error),
+    }
+    # Through text and back, so that the checksum is of what a reader will see.
+    record = json.loads(json.dumps(record))
+    record["checksum"] = _checksum(record)
+    return record
+
+
+def record_text(record: dict) -> str:
+    """What stands in the file of a record."""
+    return json.dumps(record, indent=1) + "\n"
+
+
+def _scrubbed_error(error: dict | None) -> dict | None:
+    if error is None or not isinstance(error.get("traceback"), list):
+        return scrub_tree(error)
+    # As one text: a private key has several lines.
+    lines = scrub("\n".join(error["traceback"])).split("\n") if error["traceback"] else []
+    return scrub_tree(error | {"traceback": []}) | {"traceback": lines}
+
+
+def read_record(folder: Path) -> dict | None:
+    """The record of a stage folder, or None if there is none.
+
+    Raises:
+        RecordError: the file is truncated or altered, or of another format version.
+        ForeignRecord: it is whole, but not of this folder.
+    """
+    path = Path(folder) / RECORD_FILE
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read ({error})") from None
+    try:
+        record = json.loads(text)
+        stored = record["checksum"]
+    except (ValueError, KeyError, TypeError):
+        raise RecordError(f"{path}: not a whole record (truncated or edited); delete it and run again") from None
+    if record.get("format") != FORMAT:
+        raise RecordError(f"{path}: record format {record.get('format')!r}; this version reads format {FORMAT}")
+    if stored != _checksum(record):
+        raise RecordError(f"{path}: checksum differs, so it was altered or damaged; delete it and run again")
+    expected = stage_id(record["stage"], record["config"], record["parent"])
+    if not record["id"] == expected == path.parent.name:
+        raise ForeignRecord(
+            f"{path}: the record is of {record['stage']} {record['id']}, but lies in folder {path.parent.name} and its "
+            f"config hashes to {expected}; it comes from another config: move it away and run again"
+        )
+    return record
+
+
+def provenance(save_diff_in: Path | None = None, **facts) -> dict:
+    """Where a result comes from: code, package versions, host, environment, command line, and `facts` of the caller.
+
+    Args:
+        save_diff_in: sweep folder; of a dirty checkout its diff is kept there as `provenance/<sha256>.diff`.
+    """
+    git = code_version()
+    if save_diff_in is not None and git is not None and git["dirty"]:
+        _save_diff(Path(save_diff_in), git["diff_sha256"])
+    return {
+        **facts,
+        "git": git,
+        "versions": _versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "environment": safe_environment(),
+        "command": scrub_words([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@lru_cache(maxsize=1)
+def code_version() -> dict | None:
+    """Commit, dirty flag and SHA-256 of `git diff HEAD` of the checkout that this code runs from.
+
+    None for an installed wheel. Asked once a process, and best at its start: the files may change while it works.
+    """
+    try:
+        root = _checkout()
+        if root is None:
+            return None
+        diff = _run_git(root, *_DIFF)
+        return {
+            "commit": _run_git(root, "rev-parse", "HEAD").decode().strip(),
+            "dirty": bool(diff),
+            "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+_DIFF = ("diff", "--no-color", "--no-ext-diff", "HEAD")
+
+
+def _save_diff(folder: Path, sha256: str) -> None:
+    """Keep the diff of this hash, unless it is kept already or the files have changed since.
+
+    The name is of the diff itself; in the file, keys and tokens are masked.
+    """
+    path = folder / "provenance" / f"{sha256}.diff"
+    if path.exists():
+        return
+    diff = _run_git(_checkout(), *_DIFF)
+    if hashlib.sha256(diff).hexdigest() == sha256:
+        write_atomically(path, scrub(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape"))
+
+
+def _checkout() -> Path | None:
+    """Root of the git checkout that this code lies in; not of somebody's that happens to hold our site-packages."""
+    here = Path(__file__).resolve().parent
+    # Asked of git rather than of a path that the next move of this file would make wrong without a word.
+    if not _run_git(here, "ls-files", "--", Path(__file__).name):
+        return None
+    return Path(_run_git(here, "rev-parse", "--show-toplevel").decode().strip())
+
+
+def _run_git(folder: Path, *words: str) -> bytes:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True, timeout=10)
+    return done.stdout
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict:
+    found = {}
+    for name in ("ratplus", "torch", "triton", "lightning", "hydra-core", "wandb", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,66 @@
+"""How far a cell of a sweep is, from its stage folders alone; torch-free, the one answer for status and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratplus.records.lock import is_locked
+from ratplus.records.record import STAGES, RecordError, read_record
+
+# Most telling first: the status of a cell is that of its most telling stage.
+STATUSES = ("done", "running", "damaged", "failed", "missing")
+
+
+@dataclass(frozen=True)
+class State:
+    """`status` is one of STATUSES; `error` one line, empty unless damaged or failed; `record` if done or failed."""
+
+    status: str
+    stage: str = ""
+    error: str = ""
+    record: dict | None = None
+
+
+def stage_state(folder: Path) -> State:
+    """State of one stage folder `<sweep>/<stage>/<id>`."""
+    stage = folder.parent.name
+    try:
+        record = read_record(folder)
+    except RecordError as error:
+        # The file's place in the sweep is enough: a table should not tell where its author works.
+        return State("damaged", stage, _last_line(str(error)).replace(f"{folder.parents[1]}/", ""))
+    if record is not None and record["status"] == "done":
+        return State("done", stage, record=record)
+    if is_locked(folder):
+        return State("running", stage)
+    if record is None:
+        return State("missing", stage)
+    error = record.get("error") or {}
+    kind, text = error.get("type") or "unknown error", _last_line(str(error.get("message") or ""))
+    # A message that ends in somebody's traceback names the type itself.
+    return State("failed", stage, text if text.startswith(f"{kind}:") else f"{kind}: {text}".removesuffix(": "), record)
+
+
+def cell_state(
+    sweep: Path, stages: dict[str, str], last: str = "evaluate", look: Callable[[Path], State] = stage_state
+) -> State:
+    """State of a cell with these stage ids, up to the stage `last`: done if that is done.
+
+    `look` may be a cached `stage_state`, since many cells share a stage.
+    """
+    wanted = look(Path(sweep) / last / stages[last])
+    if wanted.status == "done":
+        return wanted
+    before = STAGES[: STAGES.index(last)]
+    states = [wanted, *(look(Path(sweep) / stage / stages[stage]) for stage in reversed(before) if stage in stages)]
+    for status in STATUSES[1:-1]:
+        for state in states:
+            if state.status == status:
+                return state
+    return State("missing")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1].strip()

@@ -1,0 +1,90 @@
+"""The stages of a cell and their ids: what is done under which name; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ratplus.checkpoint.facts import weights_of
+from ratplus.config.cell import Config
+from ratplus.config.train import SFT_VERSION, RecipeSection
+from ratplus.data.recall import RecallTask
+from ratplus.records.record import stage_id
+
+# Keys of the model that came later, with the value that every model before them had.
+_YOUNG = {
+    "recurrence_chunk": None, "kv_heads": None,
+    "rope_scaling": "none", "rope_factor": 1.0, "rope_original": None,
+}  # fmt: skip
+
+
+@dataclass
+class Stage:
+    """One stage of a cell: its name, the config that decides its result, and its parent's id."""
+
+    name: str
+    config: dict
+    parent: str | None
+
+    @property
+    def id(self) -> str:
+        return stage_id(self.name, self.config, self.parent)
+
+    def folder(self, root: Path) -> Path:
+        return Path(root) / self.name / self.id
+
+
+@dataclass
+class Plan:
+    """The stages of one cell, parent first; torch-free, so that a sweep can be listed in no time."""
+
+    pretrain: Stage
+    adapt: Stage
+    sft: Stage | None
+    evaluate: Stage
+    vocab_size: int
+
+    def __iter__(self):
+        return iter(stage for stage in (self.pretrain, self.adapt, self.sft, self.evaluate) if stage is not None)
+
+    @property
+    def trained(self) -> Stage:
+        """The stage whose model is evaluated."""
+        return self.sft or self.adapt
+
+
+def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
+    """The stages of a cell with their ids. Only what decides results enters: no paths, devices or worker counts."""
+    recall = config.data.recall
+    data = {**corpus_identity, "recall": asdict(recall) if recall.fraction > 0 else None}
+    vocab = RecallTask.of(recall, text_vocab).vocab_size if recall.fraction > 0 else text_vocab
+    given = config.model.init_from
+    unnamed = ("name", "init_from", "init_std") if given else ("name", "init_from")
+    shape = {k: v for k, v in asdict(config.model).items() if k not in unnamed} | {"vocab_size": vocab}
+    # What is as it was before the key existed keeps its id.
+    shape = {k: v for k, v in shape.items() if not (k in _YOUNG and v == _YOUNG[k])}
+    common = {"data": data, "context": config.train.context, "seed": config.seed}
+    patterns = config.patterns.to_dict()
+
+    def recipe(section: RecipeSection) -> dict:
+        # Rows at a time change only the order of float sums. Ids from when they counted hold this for the whole batch.
+        plain = asdict(section) | {"micro_batch": section.batch}
+        if not section.arl:
+            plain = {k: v for k, v in plain.items() if not k.startswith("arl_")}
+        # What is as it was before the key existed keeps its id.
+        plain = {k: v for k, v in plain.items() if k != "sparse" or v}
+        return plain | {"precision": config.train.precision}
+
+    shared = {"pattern": patterns} if config.train.pretrain.sparse else {}
+    pretrain = Stage("pretrain", {**common, **shared, "model": shape, "recipe": recipe(config.train.pretrain)}, None)
+    if given:
+        weights = {"model": shape, "context": config.train.context, "weights": weights_of(config, vocab)}
+        pretrain = Stage("pretrain", weights, None)
+    adapt = Stage("adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id)
+    sft, fine = None, config.train.sft
+    if fine.steps:
+        of_split = {"length": fine.length or config.train.context, "version": SFT_VERSION}
+        sft = Stage("sft", {**common, "pattern": patterns, "recipe": recipe(fine) | of_split}, parent=adapt.id)
+    asked = config.eval.science(config.train.context)
+    evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": asked}, parent=(sft or adapt).id)
+    return Plan(pretrain, adapt, sft, evaluate, vocab)

@@ -1,0 +1,133 @@
+"""How any stage is run: done, interrupted, failed or at work elsewhere; its record, its files, and where it ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratplus.config.cell import Config
+from ratplus.records.atomic import remove_temporaries
+from ratplus.records.curve import StageLog
+from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
+from ratplus.records.record import ForeignRecord, RecordError, provenance, read_record, write_record
+from ratplus.stages.failures import failure_of
+from ratplus.stages.plan import Stage
+from ratplus.training.errors import Interrupted
+
+Progress = Callable[[str, int, int, dict], None]
+
+
+@dataclass
+class Surroundings:
+    """What a stage runs in, none of which changes its result.
+
+    Args:
+        root: the sweep folder.
+        make_mirror: (stage, sweep folder, config) -> stage_log.Mirror or None.
+        progress: told (stage name, steps done, steps in all, numbers).
+        say: told one-line messages (waiting for a lock, a damaged record).
+    """
+
+    root: Path
+    make_mirror: Callable | None = None
+    progress: Progress = lambda *_: None
+    say: Callable[[str], None] = print
+
+
+def run_stage(stage: Stage, around: Surroundings, config: Config, work: Callable) -> dict:
+    """Do a stage unless it is done; returns its record. Failures are recorded, then raised."""
+    folder = stage.folder(around.root)
+    record = _finished(folder, say=lambda _line: None)
+    if record is not None:
+        _tidy(folder)
+        return record
+    with FolderLock(folder, on_wait=lambda who: around.say(f"{stage.name} {stage.id}: waiting for {who}")) as lock:
+        record = _finished(folder, around.say)  # somebody may have done it while we waited
+        if record is not None:
+            return record
+        return _work(stage, folder, around, config, work, lock)
+
+
+def _finished(folder: Path, say: Callable[[str], None]) -> dict | None:
+    try:
+        record = read_record(folder)
+    except ForeignRecord:
+        raise
+    except RecordError as error:
+        say(f"{error}; doing this stage again")
+        return None
+    return record if record is not None and record["status"] == "done" else None
+
+
+def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work: Callable, lock: FolderLock) -> dict:
+    """Do the work and write its record, done or failed; only an interruption leaves none."""
+    remove_temporaries(folder)
+    mirror = around.make_mirror(stage, around.root, config) if around.make_mirror else None
+    started = time.monotonic()
+
+    def publish(facts: dict | None = None, **outcome) -> dict:
+        lock.check()
+        timing = {"seconds": time.monotonic() - started, "peak_memory_bytes": _peak_memory_bytes()}
+        record = write_record(
+            folder, stage=stage.name, config=stage.config, parent=stage.parent,
+            provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config), **(facts or {})),
+            **(outcome | {"timing": outcome["timing"] | timing}),
+        )  # fmt: skip
+        if mirror is not None:
+            mirror.finish(record)
+        return record
+
+    try:
+        metrics, timing, *facts = work(stage, folder, StageLog(folder, mirror), lock)
+    except (Interrupted, KeyboardInterrupt, LockLost):
+        if mirror is not None:
+            mirror.abandon()
+        raise
+    except Exception as error:
+        publish(status="failed", metrics={}, timing={}, error=failure_of(error, stage.name, config, folder))
+        raise
+    record = publish(*facts, status="done", metrics=metrics, timing=timing, error=None)
+    _tidy(folder)
+    return record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a finished stage needs no more; only once its record stands, so that no kill costs a finished run."""
+    remove_temporaries(folder)
+    for path in folder.glob("training-*.pt"):
+        path.unlink(missing_ok=True)
+    if not is_locked(folder):  # left by a process that was killed between the record and the release
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+
+
+def _hardware(config: Config) -> dict:
+    """What decides the last bits of a result beside code and config."""
+    import torch
+
+    device = training_device(config.run.accelerator)
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": f"{device}: {name}",
+        "threads": torch.get_num_threads(),
+        "kernels": os.environ.get("RATPLUS_KERNELS"),
+    }
+
+
+def _peak_memory_bytes() -> int:
+    """Of this process so far; the unit differs between systems."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def training_device(accelerator: str) -> str:
+    """The torch device of `run.accelerator`."""
+    import torch
+
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return accelerator

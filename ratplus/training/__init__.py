@@ -1,0 +1,1 @@
+"""One optimisation run, on one device or on several ranks."""

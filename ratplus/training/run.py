@@ -1,0 +1,253 @@
+"""Training: one optimisation run as a Lightning module, with active recurrence learning and exact resume.
+
+Everything a step does is a function of (weights, optimizer state, step number): batches, learning rate and patterns
+come from the step number alone, so a run that continues from a checkpoint ends in the same weights, bit for bit.
+Several ranks (ratplus.training.team) share the rows of each step and end in the same weights up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning
+import torch
+
+from ratplus.config.model import ModelConfig
+from ratplus.config.run import RunSection, TrainerSection
+from ratplus.config.train import RecipeSection
+from ratplus.data.batches import Batches
+from ratplus.model import RATPlus
+from ratplus.pattern import Pattern, PatternMap
+from ratplus.records.curve import StageLog
+from ratplus.training.blocks import equipped
+from ratplus.training.errors import Interrupted
+from ratplus.training.ranks import micro_batches
+from ratplus.training.state import ONE_RANK, layouts_of, load_state, save_state, what_it_reads
+from ratplus.training.step import SharedModule, TrainingModule
+
+if TYPE_CHECKING:
+    from ratplus.training.team import Team
+
+
+class StepLoader:
+    """Batches of the steps still to do, as Lightning's train loader."""
+
+    def __init__(self, batches: Batches, recipe: RecipeSection, purpose: str, first: int):
+        self.batches, self.recipe, self.purpose, self.first = batches, recipe, purpose, first
+
+    def __len__(self) -> int:
+        return self.recipe.steps - self.first
+
+    def __iter__(self):
+        for step in range(self.first, self.recipe.steps):
+            groups = self.batches.train(self.recipe, self.purpose, step)
+            yield step, [(torch.from_numpy(inputs), torch.from_numpy(labels)) for inputs, labels in groups]
+
+
+def train(
+    model: RATPlus,
+    recipe: RecipeSection,
+    batches: Batches,
+    folder: Path,
+    *,
+    purpose: str,
+    stage_id: str,
+    run: RunSection,
+    precision: str = "float32",
+    patterns: PatternMap | Pattern | None = None,
+    arl: Pattern | None = None,
+    log: StageLog | None = None,
+    progress: Callable[[int, int, dict], None] | None = None,
+    before_saving: Callable[[], None] = lambda: None,
+    team: Team | None = None,
+    trainer: TrainerSection | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> dict:
+    """Train `model` to the end of `recipe`, continuing from the newest training state in `folder`.
+
+    `purpose` is "pretrain" or "adapt": their draws never coincide. `before_saving` may raise to keep this process from
+    writing into a folder that is not its own any more. With a team, this is rank 0's part, and it has the others call
+    `train_along`. `trainer` says how blocks are run (ratplus.training.blocks); a team brings its own.
+
+    Returns {"model": trained, in whole tensors; "report": of the last step, floats; "seconds": wall time of this call;
+    "first_step": where it began; "layouts": how steps were shared out (training_state.layouts_of)}.
+
+    Raises:
+        CheckpointError: the training state is damaged, of another stage, or of a run that reads other data.
+        LayoutError: the team's ranks cannot share the micro-batches.
+        Interrupted: after SIGTERM or SIGINT, with the state saved.
+        PeerFailed: another rank of the team failed.
+    """
+    parts = micro_batches(recipe, team.place.world if team is not None else 1, f"train.{purpose}")
+    reads = what_it_reads(recipe, batches, purpose)
+    state = load_state(folder, stage_id, reads)
+    first = 0
+    if state is not None:
+        model.load_state_dict(state.pop("model"))
+        first = state["step"]
+    trainer = team.trainer if team is not None else trainer or TrainerSection()
+    layout = {**ONE_RANK} if team is None else {"strategy": trainer.strategy, "ranks": team.place.world}
+    layouts = layouts_of(state, layout | {"micro_batches": parts, "compile": trainer.compile})
+    if layouts[-1]["from_step"] == first > 0:
+        say(
+            f"{purpose} {stage_id}: continues at step {first} with {_spoken(layouts[-1])}, before with "
+            f"{_spoken(layouts[-2])}; each step reads the same data, but sums it in another order"
+        )
+    if log is not None:
+        log.start(first)
+    last: dict = {} if state is None else state["report"]
+
+    def on_step(step: int, report: dict) -> None:
+        last.update(report)
+        done = step + 1
+        if log is not None and (done % run.log_every == 0 or done in (1, recipe.steps)):
+            values = {k: float(v) for k, v in report.items()}
+            log.write(done, {"tokens": done * recipe.batch * batches.context, **values})
+        if progress is not None:
+            progress(done, recipe.steps, report)
+
+    def save(done: int, whole: dict) -> None:
+        before_saving()
+        report = {k: float(v) for k, v in last.items()}
+        save_state(folder, stage_id, done, {**whole, "report": report, "reads": reads, "layouts": layouts})
+
+    started = time.monotonic()
+    if first < recipe.steps:
+        loader, saver = StepLoader(batches, recipe, purpose, first), _Saver(run.checkpoint_seconds, save, team)
+        if team is None:
+            module = TrainingModule(model, recipe, patterns, arl, on_step)
+            module.restored = None if state is None else state.pop("optimizer")
+            _fit(module, loader, saver, run, precision, trainer)
+        else:
+            with team.training({"stage": purpose, "id": stage_id, "first": first}):
+                module = SharedModule(
+                    model, recipe, patterns, arl, on_step, team, bf16=precision == "bf16", goes_on=first > 0
+                )
+                module.restored = None if state is None else state.pop("optimizer")
+                _fit(module, loader, saver, run, precision, trainer, team)
+            if module.trained is not None:
+                with torch.device("meta"):
+                    model = RATPlus(model.config)
+                model.load_state_dict(module.trained, assign=True)
+    report = {k: float(v) for k, v in last.items()}
+    seconds = time.monotonic() - started
+    return {"model": model, "report": report, "seconds": seconds, "first_step": first, "layouts": layouts}
+
+
+def train_along(
+    model_config: ModelConfig,
+    recipe: RecipeSection,
+    batches: Batches,
+    *,
+    purpose: str,
+    first: int,
+    run: RunSection,
+    team: Team,
+    precision: str = "float32",
+    patterns: PatternMap | Pattern | None = None,
+    arl: Pattern | None = None,
+) -> None:
+    """The part of a rank other than 0 in `train`: it gets weights and optimizer from rank 0, and writes nothing.
+
+    Raises:
+        Interrupted: with rank 0, which saved the state.
+    """
+    # Under fsdp no rank ever holds all weights; under ddp DDP fills them in.
+    with torch.device("meta") if team.trainer.strategy == "fsdp" else nullcontext():
+        model = RATPlus(model_config)
+    module = SharedModule(model, recipe, patterns, arl, team=team, bf16=precision == "bf16", goes_on=first > 0)
+    saver = _Saver(math.inf, lambda _done, _whole: None, team)
+    _fit(module, StepLoader(batches, recipe, purpose, first), saver, run, precision, team.trainer, team)
+
+
+def _fit(
+    module: TrainingModule, loader: StepLoader, saver: _Saver, run: RunSection, precision: str,
+    trainer: TrainerSection, team: Team | None = None,
+) -> None:  # fmt: skip
+    if team is not None:
+        team.meet()
+    with quiet_lightning(), equipped(module.model, trainer):
+        make_trainer(run, precision, [saver], team).fit(module, loader)
+
+
+def _spoken(layout: dict) -> str:
+    parts = f", {layout['micro_batches']} micro-batches" if "micro_batches" in layout else ""
+    parts += ", compiled" if layout.get("compile") else ""
+    return f"trainer={layout['strategy']} ({layout['ranks']} ranks{parts})"
+
+
+def make_trainer(run: RunSection, precision: str, callbacks: list, team: Team | None = None) -> lightning.Trainer:
+    """A Trainer that trains and nothing else: logs, progress and checkpoints are ours."""
+    accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[run.accelerator]
+    with quiet_lightning():
+        return lightning.Trainer(
+            accelerator=accelerator, max_epochs=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
+            precision={"float32": "32-true", "bf16": "bf16-mixed"}[precision],
+            **({"devices": 1} if team is None else team.lightning()),
+        )  # fmt: skip
+
+
+@contextmanager
+def quiet_lightning():
+    """Lightning's hints about workers, loggers and devices do not apply to us."""
+    import logging
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        logger = logging.getLogger("lightning.pytorch")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+class _Saver(lightning.Callback):
+    """Has the training state saved every `seconds`, and before giving way to SIGTERM or Ctrl-C.
+
+    Of several ranks, rank 0's clock decides, and a signal to any of them stops all of them after the same step.
+    """
+
+    def __init__(self, seconds: float, save: Callable[[int, dict], None], team: Team | None = None):
+        self.seconds, self.save, self.team = seconds, save, team
+        self._signal = 0
+        self._previous: dict = {}
+
+    def on_train_start(self, trainer, module) -> None:
+        self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            # After Lightning has set its own handlers, which would end the process without saving.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number, _frame) -> None:
+        self._signal = number
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        done = batch[0] + 1
+        ended = done == module.recipe.steps
+        number, due = self._signal, not ended and time.monotonic() - self._saved >= self.seconds
+        if self.team is not None:
+            number, due = self.team.largest(number, due)
+        if number or due:
+            whole = module.whole_state()
+            if whole is not None:
+                self.save(done, whole)
+            self._saved = time.monotonic()
+        if number:
+            raise Interrupted(number)
+
+    def teardown(self, trainer, module, stage) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

@@ -1,0 +1,244 @@
+"""From overrides to cells: Hydra composes, dataclasses validate, and nothing starts before every cell is valid."""
+
+from __future__ import annotations
+
+import copy
+import re
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from itertools import product
+from pathlib import Path
+from typing import get_type_hints
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ratplus.config.cell import Config
+from ratplus.sweeps.define import grid
+from ratplus.sweeps.define.mistakes import UsageError, hydra_line, omegaconf_line
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+# Keys that two cells of one sweep folder may differ in without being named as an axis.
+NATURAL_AXES = ("model", "pattern", "seed")
+# How and where cells run; differences here are nobody's business.
+RUNTIME = ("run", "logger", "launcher", "trainer", "output", "sweep", "retry", "max_failures", "dry_run")
+
+
+@dataclass
+class Composed:
+    """One composed cell: typed config, chosen names of the config groups, and the keys that its sweep varies."""
+
+    config: Config
+    choices: dict[str, str] = field(default_factory=dict)
+    axes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def hydra_session(config_dir: str | None = None):
+    """Hydra's search path: our shipped configs, and a folder of the user's if given."""
+    GlobalHydra.instance().clear()
+    extra = []
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise UsageError(f"--config-dir {config_dir}: no such folder")
+        extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    with initialize_config_module("ratplus.conf", version_base="1.3", job_name="ratplus"):
+        yield extra
+
+
+def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bool = True) -> list[Composed]:
+    """Every cell that the overrides ask for, in a fixed order and without repeats.
+
+    Args:
+        overrides: as on Hydra's command line; `a=1,2`, `glob(*)` and `range()` make axes.
+        sweep: also expand the chosen `sweep` group (grid, zip, points, seeds, exclude).
+
+    Raises:
+        UsageError: any mistake in any cell.
+    """
+    with hydra_session(config_dir) as extra:
+        composer = _Composer(extra)
+        parsed = composer.parse(overrides)
+        fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+        swept = [o for o in parsed if o.is_sweep_override()]
+        given = {_plain_key(o.get_key_element()) for o in parsed}
+        own_axes = {_plain_key(o.get_key_element()) for o in swept}
+        _refuse_odd_axes(own_axes)
+        # A choice or an axis replaces the group; a single value of a key is applied on top of every cell.
+        decided = {key for key in given if "." not in key} | {key.partition(".")[0] for key in own_axes}
+        axes = set(own_axes)
+        choices = [
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept
+        ]  # fmt: skip
+        cells: dict[str, Composed] = {}
+        specs: dict[tuple, dict] = {}
+        dropped = 0
+        for combination in product(*choices):
+            line = [*fixed, *combination]
+            about_sweep = tuple(o for o in line if re.match(r"[+~]*(experiment|sweep)\b", o))
+            if about_sweep not in specs:
+                specs[about_sweep] = (composer.compose(list(about_sweep))[0].sweep or {}) if sweep else {}
+            spec = specs[about_sweep]
+            for point in grid.expand(spec, decided, given):
+                axes |= {o.partition("=")[0] for o in point}
+                config, chosen = composer.compose(point + line)
+                if grid.excluded(spec.get("exclude") or [], config, chosen):
+                    dropped += 1
+                    continue
+                key = repr({k: v for k, v in asdict(config).items() if k not in RUNTIME})
+                cells.setdefault(key, Composed(config, chosen))
+        if not cells:
+            asked = " ".join(o.input_line for o in swept)
+            raise UsageError(f"sweep.exclude: it leaves none of {dropped} cells" if dropped else
+                             f"{asked}: matches nothing, so there is no cell to run")  # fmt: skip
+        for cell in cells.values():
+            cell.axes = sorted(axes)
+        return list(cells.values())
+
+
+def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed:
+    """The single cell of a command that takes no sweep.
+
+    Raises:
+        UsageError: a mistake, or an override that asks for several values.
+    """
+    with hydra_session(config_dir) as extra:
+        composer = _Composer(extra)
+        several = [o.input_line for o in composer.parse(overrides) if o.is_sweep_override()]
+        if several:
+            raise UsageError(f"{several[0]}: several values; add -m to run them all, or use `ratplus sweep`")
+        config, chosen = composer.compose(overrides)
+        return Composed(config, chosen)
+
+
+# ---- composition --------------------------------------------------------------------------------------------------
+
+
+class _Composer:
+    """Hydra's composition, with what is equal between the cells of a sweep done once: a compose takes Hydra 0.1 s."""
+
+    def __init__(self, extra: list[str]):
+        self.extra = extra  # overrides of every composition, such as the search path
+        self._loader = GlobalHydra.instance().config_loader()
+        self._composed: dict[tuple, tuple[dict, dict]] = {}
+        self._groups: dict[str, bool] = {}
+
+    def compose(self, overrides: list[str]) -> tuple[Config, dict[str, str]]:
+        """Typed config, and the chosen name of each config group."""
+        # Plain `key=value` words change values of a composed config; everything else chooses what it is composed of.
+        values = [o for o in self.parse(overrides) if o.type == OverrideType.CHANGE and not self._is_group(o)]
+        lines = {o.input_line for o in values}
+        chosen_by = tuple(o for o in overrides if o not in lines)
+        try:
+            sections, chosen = self._chosen(chosen_by)
+            cfg = OmegaConf.create(sections)
+            for o in values:
+                OmegaConf.update(cfg, o.key_or_group, o.value())
+            plain = OmegaConf.to_container(cfg, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(hydra_line(error)) from None
+        return typed(plain), chosen
+
+    def _chosen(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
+        """Unresolved config and chosen names of group choices and other words that Hydra must see.
+
+        Groups that touch nothing but their own section are composed one by one and put together: a sweep over 2 models
+        and 50 patterns needs 52 compositions, not 100. Where a choice touches more, all are composed at once.
+        """
+        if words in self._composed:
+            return self._composed[words]
+        groups = [w for w in words if re.fullmatch(r"\w+=\w+", w) and w.partition("=")[0] in _SECTIONS]
+        if len({w.partition("=")[0] for w in groups}) < len(groups):
+            return self._by_hydra(words)  # chosen twice: Hydra says so
+        rest = tuple(w for w in words if w not in groups)
+        base = self._by_hydra(rest)
+        sections, chosen = dict(base[0]), dict(base[1])
+        for word in groups:
+            group, _, choice = word.partition("=")
+            if base[1].get(group) == choice:
+                continue
+            alone = self._by_hydra((*rest, word))
+            if any(alone[0][k] != base[0][k] for k in base[0] if k != group):
+                return self._by_hydra(words)
+            sections[group], chosen[group] = alone[0][group], choice
+        self._composed[words] = sections, chosen
+        return sections, chosen
+
+    def _by_hydra(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
+        if words not in self._composed:
+            composed = compose("config", overrides=[*words, *self.extra], return_hydra_config=True)
+            chosen = {k: v for k, v in composed.hydra.runtime.choices.items() if not k.startswith("hydra")}
+            own = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
+            self._composed[words] = OmegaConf.to_container(own), chosen
+        return self._composed[words]
+
+    def parse(self, overrides: list[str]):
+        try:
+            parsed = OverridesParser.create(config_loader=self._loader).parse_overrides(overrides)
+        except HydraException as error:
+            raise UsageError(hydra_line(error)) from None
+        for override in parsed:
+            if override.is_delete():
+                raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
+        return parsed
+
+    def _is_group(self, override) -> bool:
+        """True for a config group, and for what is Hydra's own."""
+        key = override.key_or_group
+        if key.startswith("hydra") or "@" in key or "/" in key:
+            return True
+        if key not in self._groups:
+            self._groups[key] = bool(self._loader.get_group_options(key))
+        return self._groups[key]
+
+
+_SECTIONS = {f.name: f.default_factory for f in fields(Config) if is_dataclass(f.default_factory)}
+_TYPES = get_type_hints(Config)
+_Scalars = make_dataclass(
+    "_Scalars", [(f.name, _TYPES[f.name], f.default) for f in fields(Config) if f.name not in _SECTIONS]
+)
+_typed: dict[tuple[str, str], object] = {}
+
+
+def typed(plain: dict) -> Config:
+    """A validated Config of plain values (nested dicts).
+
+    Raises:
+        UsageError: unknown key, wrong type, or impossible value.
+    """
+    try:
+        sections = {name: _section(name, plain.get(name, {})) for name in _SECTIONS}
+        others = {name: value for name, value in plain.items() if name not in _SECTIONS}
+        scalars = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_Scalars), others))
+        return Config(**sections, **vars(scalars))
+    except OmegaConfBaseException as error:
+        raise UsageError(omegaconf_line(error)) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _section(name: str, plain):
+    """One section, typed. Cells of a sweep share most of their sections, and typing one takes milliseconds."""
+    key = (name, repr(plain))
+    if key not in _typed:
+        # Under its name, so that errors tell the whole key.
+        schema = OmegaConf.create({name: OmegaConf.structured(_SECTIONS[name])})
+        _typed[key] = OmegaConf.to_object(OmegaConf.merge(schema, {name: plain})[name])
+    return copy.deepcopy(_typed[key])
+
+
+def _refuse_odd_axes(axes: set[str]) -> None:
+    for axis in sorted(axes):
+        if axis.partition(".")[0] in RUNTIME or axis.endswith(".micro_batch"):
+            raise UsageError(f"{axis}: cannot have several values; it says how cells run, not what they are")
+
+
+def _plain_key(key: str) -> str:
+    return key.lstrip("+~").partition("@")[0].replace("/", ".")

@@ -1,0 +1,124 @@
+"""The `sweep` group: from `grid`, `zip`, `points`, `seeds` and `exclude` of a sweep file to lists of overrides."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from itertools import product
+
+from ratplus.config.cell import Config
+from ratplus.sweeps.define.mistakes import UsageError
+
+_KEYS = ("name", "grid", "zip", "points", "seeds", "exclude")
+
+
+def expand(spec: dict, decided: set[str], given: set[str]) -> list[list[str]]:
+    """Override lists of a sweep's cells: product(grid) × zip × points × seeds, less what the command line decides.
+
+    A group that the command line chooses (`pattern=...`) or makes an axis of (`pattern.window=0,64`) replaces all that
+    the sweep file says about it, so a shipped sweep can be run with other patterns or one model.
+
+    Args:
+        spec: the `sweep` section. `grid`: {key: values}, every combination; `zip`: {key: values}, first with first,
+            second with second; `points`: a list of {key: value or values}, each a small grid of its own; `seeds`: how
+            many, or which.
+        decided: groups about which the command line decides; `given`: keys that it sets.
+
+    Raises:
+        UsageError: an unknown key, or a value of the wrong shape.
+    """
+    if unknown := set(spec) - set(_KEYS):
+        raise UsageError(f"sweep.{sorted(unknown)[0]}: unknown key; allowed: {', '.join(_KEYS)}")
+
+    def kept(mapping, where: str) -> dict:
+        if not isinstance(mapping, dict):
+            raise UsageError(f"{where}: got {mapping!r}; it must be a mapping from keys to values")
+        return {k: v for k, v in mapping.items() if k.partition(".")[0] not in decided and k not in given}
+
+    def combinations(mapping, where: str) -> list[list[str]]:
+        lists = [[f"{k}={override_value(v)}" for v in (vs if isinstance(vs, list) else [vs])] for k, vs in
+                 kept(mapping, where).items()]  # fmt: skip
+        return [list(c) for c in product(*lists)]
+
+    points = spec.get("points") or [{}]
+    if not isinstance(points, list):
+        raise UsageError(f"sweep.points: got {points!r}; it must be a list of mappings")
+    choices = [
+        combinations(spec.get("grid") or {}, "sweep.grid"),
+        _paired(kept(spec.get("zip") or {}, "sweep.zip")),
+        [p for i, point in enumerate(points) for p in combinations(point, f"sweep.points[{i}]")],
+        combinations({"seed": _seeds(spec["seeds"])}, "sweep.seeds") if spec.get("seeds") is not None else [[]],
+    ]
+    return [[word for part in combination for word in part] for combination in product(*choices)]
+
+
+def _paired(mapping: dict) -> list[list[str]]:
+    for key, values in mapping.items():
+        if not isinstance(values, list):
+            raise UsageError(f"sweep.zip.{key}: got {values!r}; it must be a list")
+    lengths = {key: len(values) for key, values in mapping.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+        raise UsageError(f"sweep.zip: paired lists must be equally long; {told}")
+    if not mapping:
+        return [[]]
+    return [[f"{k}={override_value(v)}" for k, v in zip(mapping, values)] for values in zip(*mapping.values())]
+
+
+def _seeds(seeds) -> list[int]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
+        return list(range(seeds))
+    if isinstance(seeds, list) and seeds:
+        return seeds
+    raise UsageError(f"sweep.seeds: got {seeds!r}; give how many (≥ 1) or a list of seeds")
+
+
+def excluded(rules, config: Config, chosen: dict[str, str]) -> bool:
+    """True if a cell matches one of the sweep's `exclude` rules: {key: value or values}, all of which must hold.
+
+    A key is a config group (`model`, `pattern`: compared with the chosen name) or a config key (`pattern.window`).
+
+    Raises:
+        UsageError: a rule of the wrong shape, or a key that no cell has.
+    """
+    for index, rule in enumerate(rules):
+        where = f"sweep.exclude[{index}]"
+        if not isinstance(rule, dict) or not rule:
+            raise UsageError(f"{where}: got {rule!r}; it must be a mapping from keys to values")
+        if all(_matches(value, _value(key, config, chosen, where)) for key, value in rule.items()):
+            return True
+    return False
+
+
+def _matches(wanted, value) -> bool:
+    # A list is a choice of values, unless it is the value itself (a hybrid's dilations).
+    return value == wanted or (isinstance(wanted, list) and value in wanted)
+
+
+def _value(key: str, config: Config, chosen: dict[str, str], where: str):
+    if key in chosen:
+        return chosen[key]
+    found = asdict(config)
+    for name in key.split("."):
+        if not isinstance(found, dict) or name not in found:
+            raise UsageError(f"{where}: {key}: unknown key; give a config group or a config key")
+        found = found[name]
+    return found
+
+
+_PLAIN = re.compile(r"[\w./@%+:-]+")
+
+
+def override_value(value) -> str:
+    """A value (None, bool, number, text, list, dict) in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(override_value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{override_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)

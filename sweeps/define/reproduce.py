@@ -1,0 +1,95 @@
+"""The command that makes a stage of a cell again, from the manifest alone: no experiment or user's YAML needed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+
+from ratplus.records.record import flatten
+from ratplus.sweeps.define.compose import RUNTIME, compose_one
+from ratplus.sweeps.define.grid import override_value
+from ratplus.sweeps.define.mistakes import UsageError
+
+# What decides nothing, or is decided by the other keys.
+_IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers")
+
+
+def command(entry: dict, stage: str, folder: str, threads: int | None = None) -> str:
+    """A shell line that runs a manifest entry's cell up to `stage` in a new `folder`.
+
+    It names every key that differs from the defaults of this version; with `threads`, sums are formed in the same
+    order too.
+    """
+    words = overrides(entry)
+    words += [] if threads is None else [f"run.threads={threads}"]
+    return shlex.join(["ratplus", stage, *words, f"output={override_value(folder)}"])
+
+
+def reproducer(cells: int) -> Callable[[dict], str] | None:
+    """The command of each cell, for a report's page; None for so many that composing them all would take minutes."""
+    return _again if cells <= 100 else None
+
+
+def _again(entry: dict) -> str:
+    try:
+        return command(entry, "evaluate", f"outputs/again-{entry['id']}")
+    except UsageError as error:
+        return f"# this version of ratplus can't compose it: {error}"
+    except KeyError as missing:
+        return f"# sweep.json lacks its key {missing}, so it can't be composed"
+
+
+def overrides(entry: dict) -> list[str]:
+    """Hydra overrides that compose to the config of a manifest entry."""
+    wanted = {k: v for k, v in flatten(entry["config"]).items() if k not in _IGNORED}
+    words = _first_words(wanted)
+    there = _flat(words)
+    # A key that this version doesn't know is left in: composing then says which one.
+    return words + [f"{k}={override_value(v)}" for k, v in wanted.items() if k not in there or there[k] != v]
+
+
+def differences(entry: dict) -> list[str]:
+    """Keys in which `overrides(entry)` composes to something else here; [] if this version can reproduce it.
+
+    Raises:
+        UsageError: this version can't compose it at all.
+    """
+    wanted = {k: v for k, v in flatten(entry["config"]).items() if k not in _IGNORED}
+    there = _flat(overrides(entry))
+    return sorted(k for k in wanted.keys() | there.keys() if wanted.get(k, there.get(k)) != there.get(k))
+
+
+def _first_words(wanted: dict) -> list[str]:
+    """The choices of groups that come closest: a shipped model of that name, and the source of the data."""
+    words = []
+    for word in (f"model={wanted['model.name']}", f"data={wanted['data.source']}"):
+        if _composes((*words, word, *_required(wanted))):  # else a model of the user's own: all of its keys are named
+            words.append(word)
+    return words + _required(wanted)
+
+
+def _required(wanted: dict) -> list[str]:
+    return [f"data.path={override_value(wanted['data.path'])}"] if wanted.get("data.path") else []
+
+
+# Cells of a sweep have most of this in common, and composing takes a tenth of a second.
+@lru_cache(maxsize=256)
+def _composes(words: tuple[str, ...]) -> bool:
+    try:
+        compose_one(list(words))
+    except UsageError:
+        return False
+    return True
+
+
+def _flat(words: list[str]) -> dict:
+    return _flat_of(tuple(words))
+
+
+@lru_cache(maxsize=256)
+def _flat_of(words: tuple[str, ...]) -> dict:
+    config = asdict(compose_one(list(words)).config)
+    science = {k: v for k, v in config.items() if k not in RUNTIME}
+    return {k: v for k, v in flatten(science).items() if k not in _IGNORED}

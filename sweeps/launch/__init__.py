@@ -1,0 +1,1 @@
+"""How the cells of a sweep are run: by a pool of processes here, by SLURM or by Ray."""

@@ -1,0 +1,155 @@
+"""One child process a task, wherever it runs: starting it, ending it, and what its end means.
+
+A crash, an out-of-memory kill or leaked GPU memory stays in its own process. Killing any process at any moment costs
+time only, since a worker goes through idempotent stages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ratplus.records.record import provenance, write_record
+from ratplus.records.status import stage_state
+from ratplus.stages.failures import describe_failure, memory_advice
+from ratplus.sweeps.define.compose import typed
+from ratplus.sweeps.define.manifest import stages_of
+
+LOGS = "logs"
+SAVE_SECONDS = 30.0  # that a worker has to save its state when it is told to stop
+# Exit codes of a worker that was told to stop, which is no failure.
+STOPPED = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+# A worker is a process of its own, not a rank of the batch job that it runs in: Lightning would take it for one.
+# What only names the job may stay.
+_BATCH_VARIABLES = re.compile(
+    r"(SUBMITIT|RAY|PMI|PMIX)_|SLURM_(?!JOB_ID$|ARRAY_JOB_ID$|ARRAY_TASK_ID$|JOB_PARTITION$|RESTART_COUNT$)"
+)
+
+
+class Child:
+    """A worker process of one job (Task.job) and the files by which it is known.
+
+    Args:
+        job: plain data; kept in `<folder>/logs/<id>.job.json` while the worker runs.
+        environment: of the worker, beside this process's own.
+    """
+
+    def __init__(self, job: dict, environment: dict[str, str] | None = None):
+        self.job = job
+        base = Path(job["folder"]) / LOGS / job["id"]
+        self._file, self.progress, self.log = (base.with_suffix(s) for s in (".job.json", ".progress.json", ".log"))
+        base.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(job | {"progress": str(self.progress)}))
+        self.progress.unlink(missing_ok=True)
+        threads = str(job["threads"])
+        inherited = {k: v for k, v in os.environ.items() if not _BATCH_VARIABLES.match(k)}
+        with self.log.open("a") as output:
+            # What a failure's record quotes begins here.
+            self._log_start = output.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ratplus.sweeps.launch.worker", str(self._file)],
+                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=job["cwd"],
+                env=inherited | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | (environment or {}),
+                # Ctrl-C reaches the parent alone, which passes it on once.
+                start_new_session=True,
+            )  # fmt: skip
+
+    def stop(self, seconds: float = SAVE_SECONDS) -> None:
+        """Tell the worker to save and stop; end it, and what it started, if it doesn't in time.
+
+        Works in a signal's handler too, which may interrupt Popen while that holds its lock: so without Popen.wait.
+        """
+        with suppress(ProcessLookupError):
+            if self.process.returncode is None:
+                os.kill(self.process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        while not self._has_ended():
+            if time.monotonic() > deadline:
+                self._end_group()
+            time.sleep(0.05)
+        self.process.poll()
+        self._clean()
+
+    def _has_ended(self) -> bool:
+        if self.process.returncode is not None:
+            return True
+        try:
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
+    def finish(self) -> int:
+        """After the worker's end: tidy up and, if it was killed, write the record that it could not; its exit code."""
+        code = self.process.returncode
+        if code < 0:
+            self._end_group()
+            if code not in STOPPED:
+                record_death(self.job, signal.Signals(-code).name, self.ending(), self._last_lines())
+        self._clean()
+        return code
+
+    def ending(self) -> str:
+        """How the worker ended: empty if well, else the last line that it said."""
+        code = self.process.returncode
+        if code == 0:
+            return ""
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+        lines = self._last_lines()
+        return lines[-1] if lines else f"exit code {code}"
+
+    def _last_lines(self) -> list[str]:
+        """At most 50 lines of what this worker said; the file may hold earlier attempts."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(self._log_start, self.log.stat().st_size - 20_000))
+                return file.read().decode(errors="replace").strip().splitlines()[-50:]
+        except OSError:
+            return []
+
+    def _end_group(self) -> None:
+        """End what the worker started too, such as the other ranks of its training."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _clean(self) -> None:
+        for path in (self._file, self.progress, self.progress.with_suffix(".tmp")):
+            path.unlink(missing_ok=True)
+
+
+def read_progress(path: Path) -> dict:
+    """What a worker last said of itself: stage, done, total, ...; empty before its first step."""
+    try:
+        news = json.loads(path.read_text())
+        return news if isinstance(news, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def record_death(job: dict, kind: str, message: str, lines: list[str]) -> None:
+    """A process that was ended cannot write its own record: its parent does, for the first stage that isn't done.
+
+    The caller works in the folder that the job's relative paths are meant from.
+    """
+    try:
+        config = typed(job["config"])
+        for stage in stages_of(config):
+            target = stage.folder(Path(job["folder"]))
+            if stage_state(target).status != "done":
+                break
+        advice = memory_advice(kind, message, stage.name, config)
+        message = f"{message}; {advice}" if advice else message
+        write_record(
+            target, stage=stage.name, config=stage.config, parent=stage.parent, status="failed", metrics={},
+            timing={}, provenance=provenance(), error=describe_failure(kind, message, lines, target),
+        )  # fmt: skip
+    except (OSError, ValueError):
+        pass  # nothing more can be done than to report it, which the caller does

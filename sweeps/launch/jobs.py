@@ -1,0 +1,88 @@
+"""`jobs.json`: which batch jobs were submitted for which tasks of a sweep folder, and which of them are still there.
+
+Light (no Hydra, no submitit), since `ratplus status` reads it too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from ratplus.records.atomic import write_atomically
+
+JOBS_FILE = "jobs.json"
+FORMAT = 1
+
+
+class JobsUnknown(Exception):
+    """The cluster does not say which jobs it has; the message is one line."""
+
+
+def read_jobs(folder: Path) -> list[dict]:
+    """Submissions of a sweep folder, oldest first: id, time, cluster, jobs {task id: job id}.
+
+    Raises:
+        JobsUnknown: the file is damaged.
+    """
+    path = Path(folder) / JOBS_FILE
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise JobsUnknown(f"{path}: format {content['format']!r}; this version reads {FORMAT}")
+        return content["submissions"]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobsUnknown(f"{path}: damaged ({error}); delete it if no job of it is queued or running") from None
+
+
+def add_jobs(folder: Path, submission: dict) -> None:
+    """Add a submission, or replace the one of its id; only under the folder's lock."""
+    others = [s for s in read_jobs(folder) if s["id"] != submission["id"]]
+    content = {"format": FORMAT, "submissions": [*others, submission]}
+    write_atomically(Path(folder) / JOBS_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def live_jobs(folder: Path) -> dict[str, tuple[str, str]]:
+    """Task id -> (job id, "queued" or "running") of the jobs that have not ended, the latest of each task.
+
+    Raises:
+        JobsUnknown: jobs.json is damaged, or squeue is missing or fails.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    submissions = read_jobs(folder)
+    queue = _squeue(folder) if any(s["cluster"] == "slurm" and s["jobs"] for s in submissions) else {}
+    for submission in submissions:
+        for task, job in submission["jobs"].items():
+            state = queue.get(job) if submission["cluster"] == "slurm" else _process_state(job)
+            if state is not None:
+                found[task] = (job, state)
+    return found
+
+
+def _squeue(folder: Path) -> dict[str, str]:
+    """State of this user's jobs by id, array tasks one by one."""
+    if shutil.which("squeue") is None:
+        raise JobsUnknown(f"{folder / JOBS_FILE} names jobs of SLURM, and this machine has no squeue to ask about them")
+    command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i %T"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JobsUnknown(f"squeue: {error}") from None
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise JobsUnknown(f"squeue: {last}")
+    pairs = [line.split() for line in done.stdout.splitlines() if len(line.split()) == 2]
+    return {job: "running" if state in ("RUNNING", "COMPLETING") else "queued" for job, state in pairs}
+
+
+def _process_state(pid: str) -> str | None:
+    """Of a job of submitit's local executor, whose id is the number of a process."""
+    try:
+        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    return "running" if b"submitit" in command else None

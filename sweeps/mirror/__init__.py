@@ -1,0 +1,1 @@
+"""Weights & Biases: the live mirror, `ratplus sync`, and the workspace."""

@@ -1,0 +1,48 @@
+"""What `ratplus sync` and the live mirror sent where: `<sweep>/wandb-synced.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ratplus.records.atomic import write_atomically
+from ratplus.records.lock import FolderLock
+from ratplus.sweeps.mirror.runs import RunSpec
+
+LEDGER_FILE = "wandb-synced.json"
+FORMAT = 1
+
+
+def remember(folder: Path, target: str, run: RunSpec, locked: bool = False) -> None:
+    """Note that `target` has this run; several processes may, each under the lock of `<folder>/wandb`."""
+    if not locked:
+        with FolderLock(folder / "wandb"):
+            return remember(folder, target, run, locked=True)
+    ledger = read_ledger(folder)
+    ledger["targets"].setdefault(target, {})[run.id] = run.checksum()
+    write_ledger(folder, ledger)
+
+
+def read_ledger(folder: Path) -> dict:
+    """`targets`: {target: {run id: checksum}}; `workspaces`: {target: {"name", "id"}} of those made there.
+
+    A damaged ledger counts as an empty one, since sending again does no harm.
+    """
+    path = folder / LEDGER_FILE
+    empty = {"format": FORMAT, "targets": {}, "workspaces": {}}
+    try:
+        ledger = json.loads(path.read_text())
+        assert ledger["format"] == FORMAT
+        assert all(isinstance(runs, dict) for runs in ledger["targets"].values())
+        assert all({"name", "id"} == set(made) for made in ledger["workspaces"].values())
+        return ledger
+    except FileNotFoundError:
+        return empty
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        print(f"{path}: damaged; sending every run again", file=sys.stderr)
+        return empty
+
+
+def write_ledger(folder: Path, ledger: dict) -> None:
+    write_atomically(folder / LEDGER_FILE, json.dumps(ledger, indent=1) + "\n")

@@ -1,0 +1,253 @@
+"""What W&B is told of a sweep, built from its records, curves and manifest alone: plain data, without W&B.
+
+The mirror of a stage that runs and `ratplus sync` of one that ran build their runs here, so both tell the same, and a
+sweep can be rebuilt in W&B from its folder at any time. One run a stage (id = stage id, group = sweep, job_type =
+stage), and one of job_type `report` with the result tables and figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from ratplus.costs.cost import cost
+from ratplus.pattern import PatternMap
+from ratplus.records.curve import CURVE_FILE, curve_rows
+from ratplus.records.manifest import read_manifest
+from ratplus.records.record import STAGES, TRAINING, canonical_json
+from ratplus.records.secrets import scrub_tree
+from ratplus.records.status import stage_state
+from ratplus.sweeps.define.manifest import cell_config
+
+# What ratplus.checkpoint.save leaves; config.json holds the weights' SHA-256.
+MODEL_FILES = ("model.safetensors", "config.json")
+# Results that the report's run has a line of over dilations.
+BY_DILATION = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
+
+
+@dataclass
+class RunSpec:
+    """One W&B run, complete.
+
+    Attributes:
+        rows: the curve, each with its absolute `step`; strictly rising.
+        exit_code: 0 done, 1 failed, 255 interrupted; None while the stage is at work.
+        written_at: ISO time of the record, for the rows' time stamps.
+        files: table CSVs and figure PNGs of the report, or model files to keep as an artifact.
+    """
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: list[str]
+    config: dict
+    rows: list[dict] = field(default_factory=list)
+    summary: dict = field(default_factory=dict)
+    exit_code: int | None = 0
+    written_at: str | None = None
+    files: list[Path] = field(default_factory=list)
+
+    def checksum(self) -> str:
+        """Changes when anything does that W&B should know. Weights count by size: config.json tells their content."""
+        weights = MODEL_FILES[0]
+        files = [(p.name, p.stat().st_size if p.name == weights else p.read_bytes().hex()) for p in self.files]
+        plain = asdict(self) | {"files": files}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+# ---- stages -------------------------------------------------------------------------------------------------------
+
+
+def stage_head(stage: str, stage_id: str, config: dict, parent: str | None, cell: dict, sweep: str, tags=()) -> RunSpec:
+    """The run of a stage before anything is known of its result.
+
+    Args:
+        config: the stage's own, as in its record.
+        cell: plain resolved config of a cell that the stage belongs to.
+        sweep: name of the sweep.
+        tags: the user's.
+    """
+    model = cell["model"]["name"]
+    facts = {"stage": stage, "sweep": sweep, "model_name": model, "recurrence": cell["model"]["recurrence"]}
+    label = None
+    if stage != "pretrain":  # which depends on no pattern
+        label, found = pattern_facts(
+            canonical_json(cell["model"]), canonical_json(config["pattern"]), config["context"]
+        )
+        facts |= {"pattern_label": label, **found}
+    resolved = _resolved(stage, cell)
+    return RunSpec(
+        id=stage_id,
+        name=" ".join(part for part in (model, label, stage) if part),
+        group=sweep,
+        job_type=stage,
+        tags=[t for t in dict.fromkeys((model, stage, label, *tags)) if t and len(t) <= 64],
+        config=scrub_tree({**resolved, **facts, **config, "parent": parent}),
+    )
+
+
+def _resolved(stage: str, cell: dict) -> dict:
+    """What of a cell's resolved config a stage depends on, itself or through its parents."""
+    later = set(TRAINING[TRAINING.index(stage) + 1 :]) if stage in TRAINING else set()
+    if not cell["train"].get("sft", {}).get("steps"):
+        later.add("sft")  # there is none
+    train = {k: v for k, v in cell["train"].items() if k not in later}
+    kept = {"model": {k: v for k, v in cell["model"].items() if k not in ("name", "vocab_size")}, "train": train}
+    return kept | {"seed": cell["seed"]}
+
+
+@lru_cache(maxsize=4096)
+def pattern_facts(model: str, pattern: str, context: int) -> tuple[str, dict]:
+    """Label of a pattern, and flat facts of it to plot against; `model` and `pattern` are canonical JSON.
+
+    dilation, window and sinks are None for hybrids; kv_entries is a head's mean, and kv_bytes of all layers, as in the
+    report's tables.
+    """
+    shape = json.loads(model)
+    patterns = PatternMap.from_dict(json.loads(pattern), shape["layers"], shape["d_model"] // shape["d_head"])
+    spent = cost(patterns, context, shape["d_head"], recurrence=shape["recurrence"], kv_heads=shape.get("kv_heads"))
+    uniform = patterns[0][0].to_dict() if patterns.is_uniform else dict.fromkeys(("dilation", "window", "sinks"))
+    return patterns.label, {
+        **uniform,
+        "kv_entries": spent.kv_entries_per_head,
+        "kv_bytes": spent.cache_bytes,
+        "kv_ratio": spent.kv_ratio,
+        "attention_flops_ratio": spent.attention_flops_ratio,
+    }
+
+
+def add_result(run: RunSpec, folder: Path, record: dict | None, checkpoints: bool = False) -> RunSpec:
+    """Complete a stage's run from its folder: curve, and record if there is one."""
+    run.rows = [row_of(run.job_type, row) for row in curve_rows(folder / CURVE_FILE)]
+    # Only where they stand beside the results, so that a plot against them shows evaluations alone.
+    run.summary = {k: v for k, v in run.config.items() if k in _SUMMARY_FACTS and run.job_type == "evaluate"}
+    run.summary["status"] = record["status"] if record else "interrupted"
+    run.exit_code = {"done": 0, "failed": 1, "interrupted": 255}[run.summary["status"]]
+    if record is None:
+        return run
+    run.written_at = record["provenance"].get("written_at")
+    for name, metric in record["metrics"].items():
+        run.summary[name] = metric["value"]
+        if metric.get("stderr") is not None:
+            run.summary[f"{name}_stderr"] = metric["stderr"]
+    run.summary |= {f"timing/{name}": value for name, value in record["timing"].items()}
+    if record["error"]:
+        run.summary["error"] = f"{record['error']['type']}: {record['error']['message']}"
+    run.summary = scrub_tree(run.summary)
+    run.config["provenance"] = scrub_tree(record["provenance"])
+    if checkpoints and record["status"] == "done" and run.job_type != "evaluate":
+        run.files = [folder / name for name in MODEL_FILES if (folder / name).exists()]
+    return run
+
+
+_SUMMARY_FACTS = ("dilation", "window", "sinks", "kv_entries", "kv_bytes", "kv_ratio", "attention_flops_ratio")
+
+
+def row_of(stage: str, row: dict) -> dict:
+    """A row of a curve as W&B gets it: the loss also under its stage's name, since a panel can't ask for one stage."""
+    return row | ({f"{stage}_loss": row["loss"]} if "loss" in row else {})
+
+
+# ---- a whole sweep ------------------------------------------------------------------------------------------------
+
+
+def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunSpec], list[str]]:
+    """Every stage of a sweep folder that left something, parents first, and one line for each that can't be told of.
+
+    A stage that is at work has `exit_code=None`. Stages that have not begun are left out.
+
+    Raises:
+        UsageError: not a sweep folder, or its manifest is damaged.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    runs: dict[str, RunSpec] = {}
+    problems, seen = [], set()
+    for stage in STAGES:
+        for entry in manifest["cells"]:
+            stage_id = entry["stages"].get(stage)
+            if stage_id is None or stage_id in seen:
+                continue
+            seen.add(stage_id)
+            own = folder / stage / stage_id
+            state = stage_state(own)
+            if state.status == "damaged":
+                problems.append(state.error)
+                continue
+            record = state.record
+            if record is None and not (own / CURVE_FILE).exists():
+                continue
+            facts = _stage_facts(entry, stage) if record is None else (record["config"], record["parent"])
+            if facts is None:
+                problems.append(f"{stage}/{stage_id}: left by another version of the code; only a curve, no record")
+                continue
+            logger = entry["run"]["logger"]
+            run = stage_head(stage, stage_id, *facts, entry["config"], manifest["name"], logger.get("tags", ()))
+            keep = logger.get("checkpoints", False) if checkpoints is None else checkpoints
+            runs[stage_id] = add_result(run, own, record, keep)
+            if state.status == "running":
+                runs[stage_id].exit_code = None
+    return list(runs.values()), problems
+
+
+def _stage_facts(entry: dict, stage: str) -> tuple[dict, str | None] | None:
+    """Config and parent of a stage that has no record yet, from the manifest; None if they don't hash to its id."""
+    from ratplus.stages.plan import plan
+    from ratplus.sweeps.define.compose import typed
+
+    config = typed(cell_config(entry))
+    added = plan(config, entry["corpus"], 0).vocab_size  # what the recall task adds to the text's vocabulary
+    stages = plan(config, entry["corpus"], entry["config"]["model"]["vocab_size"] - added)
+    found = next(s for s in stages if s.name == stage)
+    return (found.config, found.parent) if found.id == entry["stages"][stage] else None
+
+
+def report_run(folder: Path, runs: list[RunSpec]) -> RunSpec | None:
+    """The run with a sweep's tables and figures; None before `ratplus report` has written any.
+
+    Its id follows from the sweep's name and first cell, so it stays when cells are added.
+    """
+    manifest = read_manifest(folder)
+    files = [*sorted(folder.glob("report/*.csv")), *sorted(folder.glob("report/*.png"))]
+    if not files or not manifest["cells"]:
+        return None
+    text = canonical_json(["report", manifest["name"], manifest["cells"][0]["id"]])
+    done = {run.id: run for run in runs if run.job_type == "evaluate" and run.exit_code == 0}
+    return RunSpec(
+        id=hashlib.sha256(text.encode()).hexdigest()[:12],
+        name=f"{manifest['name']} report",
+        group=manifest["name"],
+        job_type="report",
+        tags=["report"],
+        config={"sweep": manifest["name"], "stage": "report"},
+        rows=_by_dilation(manifest["cells"], done),
+        summary={"cells": len(manifest["cells"]), "cells_done": sum(cell["id"] in done for cell in manifest["cells"])},
+        files=files,
+    )
+
+
+def _by_dilation(cells: list[dict], done: dict[str, RunSpec]) -> list[dict]:
+    """A row a dilation (no window, no sinks), with each model's results there: W&B can't draw a line through runs.
+
+    Results are means over seeds; cells that differ in another axis are lines of their own.
+    """
+    found: dict[int, dict[str, list[float]]] = {}
+    for cell in cells:
+        summary = done[cell["id"]].summary if cell["id"] in done else {}
+        if summary.get("dilation") is None or summary["window"] or summary["sinks"]:
+            continue
+        line = " ".join([cell["model"], *(f"{key}={value}" for key, value in cell["axes"].items())])
+        for name in BY_DILATION:
+            if isinstance(summary.get(name), (int, float)) and math.isfinite(summary[name]):
+                values = found.setdefault(summary["dilation"], {})
+                values.setdefault(f"by_dilation/{name}/{line}", []).append(summary[name])
+    return [
+        {"step": step, "by_dilation/dilation": dilation}
+        | {name: math.fsum(values) / len(values) for name, values in found[dilation].items()}
+        for step, dilation in enumerate(sorted(found))
+    ]

@@ -1,0 +1,160 @@
+"""`ratplus sync`: W&B runs rebuilt from a sweep's records, and sent where they are missing or differ.
+
+What was sent where is kept in `<sweep>/wandb-synced.json`: {server/entity/project: {run id: checksum of the run}}. A
+run that changed since (a stage finished, was retried, or its record now says something else) is sent again, whole; one
+that the server lost is sent again as well; a workspace that was made there is brought up to date. Nothing is read from
+W&B's own local files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratplus.records.lock import FolderLock
+from ratplus.records.manifest import read_manifest
+from ratplus.records.secrets import scrub
+from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.mirror.ledger import read_ledger, remember
+from ratplus.sweeps.mirror.runs import RunSpec, report_run, sweep_runs
+from ratplus.sweeps.mirror.server import Server, find_server, server_url, target_name
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """Exit code of the verb.
+
+    Raises:
+        UsageError: no sweep folder, no key, no network, or a server that refuses; what was sent until then is kept.
+    """
+    folder = Path(arguments.folder)
+    logger = _logger(folder)
+    project = arguments.project or logger.get("project") or "ratplus"
+    entity = arguments.entity or logger.get("entity")
+    if not arguments.dry_run:
+        _fresh_report(folder)
+    runs, problems = sweep_runs(folder, True if arguments.checkpoints else None)
+    report = report_run(folder, runs)
+    runs += [report] if report else []
+    for line in problems:
+        print(f"left out: {line}", file=sys.stderr)
+    if arguments.dry_run:
+        return _list(folder, runs, arguments.offline, entity, project)
+    server = None if arguments.offline else find_server()
+    with FolderLock(folder / "wandb", on_wait=lambda who: print(f"waiting for {who}", file=sys.stderr)):
+        if server is None:
+            _offline(folder, runs, entity, project)
+        else:
+            _online(folder, runs, entity, project, server)
+        if arguments.workspace:
+            from ratplus.sweeps.mirror.workspace import publish
+
+            print(publish(folder, entity, project, report, server))
+    return 0
+
+
+def _logger(folder: Path) -> dict:
+    cells = read_manifest(folder)["cells"]
+    return cells[-1]["run"]["logger"] if cells else {}
+
+
+def _fresh_report(folder: Path) -> None:
+    """Tables and figures as the records are now; a sweep without a result has none."""
+    records = [p.stat().st_mtime for p in folder.glob("*/*/record.json")]
+    page = folder / "report" / "index.html"  # what a report writes last
+    if records and (not page.exists() or page.stat().st_mtime < max(records)):
+        from ratplus.analysis.report import report
+        from ratplus.sweeps.define.reproduce import reproducer
+
+        report(folder, reproduce=reproducer(len(read_manifest(folder)["cells"])))
+
+
+# ---- the three ways -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Todo:
+    send: list[tuple[RunSpec, str]]  # with "new" or "changed"
+    same: int
+    running: int
+
+    @property
+    def rest(self) -> str:
+        parts = [f"{self.same} up to date"] if self.same else []
+        parts += [f"{self.running} still running, left for later"] if self.running else []
+        return "".join(f"; {part}" for part in parts)
+
+
+def _compare(runs: list[RunSpec], known: dict[str, str]) -> Todo:
+    todo = Todo([], 0, 0)
+    for run in runs:
+        if run.exit_code is None:
+            todo.running += 1
+        elif run.id not in known:
+            todo.send.append((run, "new"))
+        elif known[run.id] != run.checksum():
+            todo.send.append((run, "changed"))
+        else:
+            todo.same += 1
+    return todo
+
+
+def _list(folder: Path, runs: list[RunSpec], offline: bool, entity: str | None, project: str) -> int:
+    from ratplus.sweeps.mirror.write import offline_checksums
+
+    target = "offline" if offline else target_name(server_url(), entity, project)
+    todo = _compare(runs, offline_checksums(folder) if offline else read_ledger(folder)["targets"].get(target, {}))
+    for run, why in todo.send:
+        print(f"{why:<8} {run.job_type:<9} {run.id}  {run.name}  ({len(run.rows)} rows, {_ending(run)})")
+    where = f"written to {folder / 'wandb'}" if offline else f"sent to {target}"
+    print(f"{len(todo.send)} runs would be {where}{todo.rest}")
+    return 0
+
+
+def _ending(run: RunSpec) -> str:
+    return {0: "done", 1: "failed"}.get(run.exit_code, "interrupted")
+
+
+def _offline(folder: Path, runs: list[RunSpec], entity: str | None, project: str) -> None:
+    from ratplus.sweeps.mirror.write import offline_checksums, write_run
+
+    todo = _compare(runs, offline_checksums(folder))
+    for run, _ in _told(todo):
+        write_run(run, "offline", folder, project, entity)
+    print(f"{len(todo.send)} runs written to {folder / 'wandb'}{todo.rest}")
+
+
+def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str, server: Server) -> None:
+    import tempfile
+
+    from ratplus.sweeps.mirror.write import write_run
+
+    target = server.target(entity, project)
+    known = read_ledger(folder)["targets"].get(target, {})
+    there = server.existing(entity, project, list(known)) if known else set()
+    todo = _compare(runs, {name: checksum for name, checksum in known.items() if name in there})
+    sent = 0
+    for run, _ in _told(todo):
+        try:
+            with tempfile.TemporaryDirectory(prefix="ratplus-wandb-") as place:
+                write_run(run, "online", Path(place), project, entity)
+        except Exception as error:
+            reason = scrub(" ".join(str(error).split())) or type(error).__name__
+            raise UsageError(
+                f"{target}: run {run.id} could not be sent ({reason}); {sent} of {len(todo.send)} were, "
+                "run the same command again for the rest"
+            ) from None
+        remember(folder, target, run, locked=True)
+        sent += 1
+    print(f"{sent} runs sent to {target}{todo.rest}")
+
+
+def _told(todo: Todo):
+    """The runs to send, with progress on a terminal."""
+    for number, (run, why) in enumerate(todo.send, start=1):
+        if sys.stderr.isatty():
+            print(f"\r{number}/{len(todo.send)} {run.job_type} {run.id}", end="", file=sys.stderr, flush=True)
+        yield run, why
+    if sys.stderr.isatty() and todo.send:
+        print(file=sys.stderr)

@@ -1,0 +1,154 @@
+"""The one place that talks to the W&B library: starting a run, and writing a whole one from its RunSpec.
+
+Nothing here asks questions, prints, or waits without end; W&B's own look at the machine, the checkout and the command
+line is off, since records hold that already, without keys and tokens.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+from ratplus.records.atomic import write_atomically
+from ratplus.sweeps.mirror.runs import MODEL_FILES, RunSpec
+
+# Beside each offline run: which RunSpec it holds, and that it is whole.
+MARKER_FILE = "ratplus.json"
+# What a stage waits at most for a server that has gone; with models to send, it may have to take its time.
+_START_SECONDS = 30.0
+_FINISH_SECONDS = 60.0
+_FINISH_SECONDS_WITH_MODELS = 1800.0
+
+
+def library():
+    """The wandb module, told to be silent before it is imported."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return wandb
+
+
+def start_run(
+    spec: RunSpec,
+    mode: str,
+    folder: Path,
+    project: str,
+    entity: str | None,
+    resume: str | None = None,
+    models: bool = False,
+):
+    """`wandb.init` of a run; local files go below `<folder>/wandb`. `models`: it will get its model as an artifact."""
+    wandb = library()
+    folder.mkdir(parents=True, exist_ok=True)
+    patience = _FINISH_SECONDS_WITH_MODELS if models else _FINISH_SECONDS
+    settings = wandb.Settings(
+        silent=True, console="off", program="ratplus", init_timeout=_START_SECONDS, finish_timeout=patience,
+        finish_timeout_raises=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
+        x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
+    )  # fmt: skip
+    # W&B's own process writes the files: a relative path is one from where that was started.
+    run = wandb.init(
+        project=project, entity=entity, mode=mode, dir=str(folder.resolve()), group=spec.group, job_type=spec.job_type,
+        id=spec.id, name=spec.name, tags=spec.tags, config=spec.config, resume=resume, reinit="finish_previous",
+        settings=settings,
+    )  # fmt: skip
+    run.define_metric("*", step_metric="step")
+    if spec.job_type == "report":
+        run.define_metric("by_dilation/*", step_metric="by_dilation/dilation")
+    return run
+
+
+def write_run(spec: RunSpec, mode: str, folder: Path, project: str, entity: str | None) -> None:
+    """Write a whole run; one of the same id on the server is replaced, not continued.
+
+    Raises:
+        Exception: whatever W&B raises; TimeoutError if the server takes too long.
+    """
+    if mode == "offline":
+        remove_offline(folder, spec.id)
+    models = any(path.name in MODEL_FILES for path in spec.files)
+    run = start_run(spec, mode, folder, project, entity, models=models)
+    try:
+        stamp = {} if spec.written_at is None else {"_timestamp": datetime.fromisoformat(spec.written_at).timestamp()}
+        for row in spec.rows:
+            run.log(row | stamp, step=row["step"])
+        add_outcome(run, spec, folder)
+    except BaseException:
+        run.finish(exit_code=255)
+        raise
+    place = Path(run.settings.sync_dir)
+    run.finish(exit_code=spec.exit_code or 0)
+    if mode == "offline":
+        if not any(place.glob("*.wandb")):
+            raise OSError(f"{place}: W&B wrote no run file; run the same command again")
+        write_atomically(place / MARKER_FILE, json.dumps({"id": spec.id, "checksum": spec.checksum()}) + "\n")
+
+
+def add_outcome(run, spec: RunSpec, folder: Path) -> None:
+    """Summary, provenance, report files and model artifact of a run that is open; `folder` as in `start_run`."""
+    wandb = library()
+    # Where W&B keeps the files of tables and artifacts until they are sent: with the run rather than at home.
+    os.environ["WANDB_DATA_DIR"] = str((folder / "wandb").resolve())
+    if "provenance" in spec.config:
+        run.config.update({"provenance": spec.config["provenance"]}, allow_val_change=True)
+    media = {}
+    for path in spec.files:
+        if path.suffix == ".csv":
+            media[f"table/{path.stem}"] = _table(path)
+        elif path.suffix == ".png":
+            media[f"figure/{path.stem}"] = wandb.Image(str(path))
+    if media:
+        last = spec.rows[-1]["step"] if spec.rows else 0
+        run.log({"step": last, **media}, step=last)
+    run.summary.update(spec.summary)
+    model = [path for path in spec.files if path.name in MODEL_FILES]
+    if model:
+        artifact = wandb.Artifact(f"{spec.job_type}-{spec.id}", type="model", metadata={"stage": spec.job_type})
+        for path in model:
+            # Not copied: a finished stage never changes its model.
+            artifact.add_file(str(path), policy="immutable")
+        run.log_artifact(artifact)
+
+
+def _table(path: Path):
+    """A report's CSV as a W&B Table; numbers as numbers, empty fields as None."""
+    with path.open(newline="") as file:
+        columns, *lines = list(csv.reader(file))
+    data = [[_value(text) for text in line] for line in lines]
+    return library().Table(columns=columns, data=data, allow_mixed_types=True)
+
+
+def _value(text: str):
+    if text == "":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"True": True, "False": False}.get(text, text)
+
+
+# ---- offline runs that lie there ----------------------------------------------------------------------------------
+
+
+def offline_checksums(folder: Path) -> dict[str, str]:
+    """{run id: RunSpec checksum} of the whole offline runs below `<folder>/wandb`."""
+    found = {}
+    for path in sorted(folder.glob(f"wandb/offline-run-*/{MARKER_FILE}")):
+        try:
+            marker = json.loads(path.read_text())
+            found[marker["id"]] = marker["checksum"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def remove_offline(folder: Path, run_id: str) -> None:
+    """Remove earlier offline runs of an id: what replaces them holds all that they do; two would be synced as one."""
+    for path in folder.glob(f"wandb/offline-run-*-{run_id}"):
+        shutil.rmtree(path, ignore_errors=True)

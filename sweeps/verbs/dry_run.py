@@ -1,0 +1,92 @@
+"""`dry_run=true`: the cells of a sweep, their ids, what exists already, and what they cost. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ratplus.costs.budget import parameters, stage_flops
+from ratplus.costs.cost import cost
+from ratplus.costs.memory import BYTES_PER_ELEMENT
+from ratplus.records.record import STAGES
+from ratplus.records.status import stage_state
+from ratplus.sweeps.define.compose import Composed
+from ratplus.sweeps.define.manifest import check_cells, check_records, name_axes, plan_cells
+from ratplus.sweeps.verbs.text_table import columns
+
+
+def print_plan(folder: Path, cells: list[Composed], last: str) -> None:
+    """One line a cell, then the pretrainings that cells share, then the sums.
+
+    FLOPs are those of training and evaluation from now on: of a stage that is done there is nothing left to do. KV
+    bytes are one sequence's cache at the context's end, in the precision of training.
+
+    Raises:
+        UsageError: what a sweep would refuse before it starts.
+    """
+    entries = plan_cells(cells)
+    check_records(folder, entries)
+    check_cells(folder, entries)
+    name_axes(entries)
+    there = {stage for entry in entries for stage in entry["stages"]}
+    wanted = tuple(stage for stage in STAGES[: STAGES.index(last) + 1] if stage in there)
+    states: dict[tuple[str, str], str] = {}
+    flops: dict[tuple[str, str], int] = {}
+    rows, shared = [], {}
+    for cell, entry in zip(cells, entries):
+        config = cell.config
+        vocab = entry["config"]["model"]["vocab_size"]
+        each = stage_flops(config, vocab)
+        for stage in (s for s in wanted if s in entry["stages"]):
+            key = (stage, entry["stages"][stage])
+            if key not in states:
+                states[key] = stage_state(folder / stage / key[1]).status
+            flops[key] = each[stage]
+        shared.setdefault(("pretrain", entry["stages"]["pretrain"]), (cell, entry["axes"], vocab))
+        rows.append(_cell_row(cell, entry, states, flops, wanted))
+    print(columns(rows))
+    print()
+    print(columns([_pretrain_row(key, *of, states, flops) for key, of in shared.items()]))
+    done = [k for k, state in states.items() if state == "done"]
+    left = sum(n for k, n in flops.items() if states[k] != "done")
+    print(
+        f"\n{len(entries)} cells in {folder}; {len(done)} of {len(states)} stages done, {left:.3g} FLOPs to go. "
+        "Nothing was run (dry_run=true)."
+    )
+
+
+def _cell_row(cell: Composed, entry: dict, states: dict, flops: dict, wanted: tuple[str, ...]) -> dict:
+    config = cell.config
+    spent = cost(
+        config.patterns, config.train.context, config.model.d_head, recurrence=config.model.recurrence,
+        bytes_per_element=BYTES_PER_ELEMENT[config.train.precision], kv_heads=config.model.kv_heads,
+    )  # fmt: skip
+    row = {"id": entry["id"], "model": entry["model"], "pattern": entry["label"], "seed": entry["seed"]}
+    row |= {axis: entry["axes"][axis] for axis in entry["axes"]}
+    keys = {stage: (stage, entry["stages"].get(stage)) for stage in wanted}
+    row |= {stage: states.get(key, "–") for stage, key in keys.items()}
+    own = [flops.get(key, 0) for stage, key in keys.items() if stage != "pretrain"]
+    return row | {
+        "FLOPs": f"{sum(own):.3g}",
+        "attention": f"{spent.attention_flops_ratio:.3f}",
+        "KV bytes": spent.cache_bytes,
+    }
+
+
+def _pretrain_row(key: tuple[str, str], cell: Composed, axes: dict, vocab: int, states: dict, flops: dict) -> dict:
+    config = cell.config
+    recipe = config.train.pretrain
+    pattern = config.patterns.label if recipe.sparse else "dense"
+    shown = ("model.", "data.", "train.context", "train.pretrain.")
+    told = ("train.pretrain.arl", "train.pretrain.sparse")  # by "with"
+    varied = {k: v for k, v in axes.items() if k.startswith(shown) and not k.startswith(told)}
+    return {
+        "pretraining": key[1],
+        "model": config.model.name,
+        "seed": config.seed,
+        **varied,
+        "with": f"{pattern}, ARL {recipe.arl_pattern.label}" if recipe.arl else pattern,
+        "parameters": parameters(config.model.build(vocab, config.train.context)),
+        "tokens": recipe.steps * recipe.batch * config.train.context,
+        "FLOPs": f"{flops[key]:.3g}",
+        "status": states[key],
+    }

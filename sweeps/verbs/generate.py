@@ -1,0 +1,179 @@
+"""`ratplus generate model=... prompt=... pattern=...`: stream text of a trained model under each pattern in turn."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratplus.records.record import TRAINING
+from ratplus.sweeps.define.mistakes import UsageError
+
+_KEYS = {
+    "model": None, "prompt": None, "pattern": "D1", "max_new_tokens": 128, "temperature": 0.8, "top_p": 0.95, "seed": 0,
+    "tokenizer": "bytes", "sweep": None,
+}  # fmt: skip
+
+
+@dataclass
+class Request:
+    """What the words of the command line ask for."""
+
+    model: str
+    prompt: str
+    pattern: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    tokenizer: str
+    sweep: str | None
+    given: set[str]
+
+
+def run(words: list[str]) -> int:
+    """Print the continuation of a prompt under each pattern, and what it cost.
+
+    Raises:
+        UsageError, ValueError: a mistake in the words, or a model that can't be loaded.
+    """
+    request = parse(words)
+    model, tokenizer = _load(request)
+    ids = tokenizer.encode(request.prompt) or [tokenizer.eos_id]
+    names = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", request.pattern)  # commas within brackets belong to a label
+    patterns = [_pattern(name, model.config) for name in names]
+    room = model.config.max_len - len(ids) + 1
+    if "max_new_tokens" not in request.given:
+        request.max_new_tokens = max(1, min(request.max_new_tokens, room))
+    if request.max_new_tokens > room:
+        raise UsageError(
+            f"max_new_tokens: got {request.max_new_tokens}; after a prompt of {len(ids)} tokens the model's context of "
+            f"{model.config.max_len} leaves {max(room, 0)}"
+        )
+    for name, pattern in zip(names, patterns):
+        print(f"--- {name} ---")
+        count, seconds = _stream(model, tokenizer, ids, pattern, request)
+        print(f"\n{_cost(model.config, pattern, len(ids) + count - 1, count, seconds, model.embed.weight.dtype)}\n")
+    return 0
+
+
+def parse(words: list[str]) -> Request:
+    """The request that `key=value` words make.
+
+    Raises:
+        UsageError: an unknown or missing key, or a value of the wrong kind.
+    """
+    values, given = dict(_KEYS), set()
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or key not in _KEYS:
+            close = difflib.get_close_matches(key, _KEYS, n=1)
+            raise UsageError(f"generate: {word!r}: " + (f"did you mean {close[0]}=?" if close and sign else
+                             f"give key=value; keys: {', '.join(_KEYS)}"))  # fmt: skip
+        kind = type(_KEYS[key])
+        if kind in (int, float):
+            try:
+                value = kind(value)
+            except ValueError:
+                what = "a whole number" if kind is int else "a number"
+                raise UsageError(f"{key}: got {value!r}; it must be {what}") from None
+        values[key] = value
+        given.add(key)
+    for key, what in (("model", "a model folder, or the id of a trained stage"), ("prompt", "the text to continue")):
+        if values[key] is None:
+            raise UsageError(f"generate: {key}= is missing; give {what}")
+    if values["max_new_tokens"] < 1:
+        raise UsageError(f"max_new_tokens: got {values['max_new_tokens']}; it must be ≥ 1")
+    return Request(**values, given=given)
+
+
+def _load(request: Request):
+    """(model, tokenizer) of a model folder or of a stage of a sweep."""
+    from ratplus import checkpoint
+    from ratplus.data.tokenizer import load_tokenizer
+
+    folder = Path(request.model)
+    if (folder / "config.json").exists():
+        tokenizer = load_tokenizer(request.tokenizer)
+    elif folder.exists():
+        raise UsageError(f"model={request.model}: not a model folder (config.json is missing)")
+    elif not re.fullmatch(r"[0-9a-f]{1,12}", request.model):
+        raise UsageError(f"model={request.model}: no such folder, and not an id of a stage")
+    else:
+        folder, tokenizer = _of_stage(request)
+    model = checkpoint.load(folder).eval()
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UsageError(
+            f"tokenizer={request.tokenizer}: it has {tokenizer.vocab_size} tokens, the model's vocabulary only "
+            f"{model.config.vocab_size}; give the tokenizer that the model was trained with"
+        )
+    import torch
+
+    return (model.cuda() if torch.cuda.is_available() else model), tokenizer
+
+
+def _of_stage(request: Request):
+    from ratplus.data.corpus import open_corpus
+    from ratplus.data.sources import prepare
+    from ratplus.records.manifest import read_manifest
+    from ratplus.sweeps.define.compose import typed
+    from ratplus.sweeps.define.manifest import cell_config
+    from ratplus.sweeps.verbs.show import find
+
+    sweep, stage, stage_id = find(request.model, request.sweep, "generate", "give another folder with sweep=")
+    cell = next(c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id)
+    if stage == "evaluate":
+        stage = next(s for s in reversed(TRAINING) if s in cell["stages"])  # its weights
+        stage_id = cell["stages"][stage]
+    folder = sweep / stage / stage_id
+    if not (folder / "config.json").exists():
+        raise UsageError(f"model={request.model}: {folder} has no trained model yet; `ratplus status {sweep}` says why")
+    return folder, open_corpus(prepare(typed(cell_config(cell)).data)).tokenizer()
+
+
+def _pattern(name: str, config):
+    from ratplus.pattern import PatternMap
+
+    try:
+        return PatternMap.from_label(name.strip(), config.layers, config.heads)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tuple[int, float]:
+    """Print tokens as they come; (how many, seconds of decoding without the prompt)."""
+    from ratplus.model.generate import stream
+
+    steps = stream(
+        model, [ids], pattern, request.max_new_tokens, temperature=request.temperature, top_p=request.top_p,
+        stop_token=tokenizer.eos_id, seed=request.seed,
+    )  # fmt: skip
+    made: list[int] = []
+    shown, started = "", 0.0
+    sys.stdout.write(request.prompt)
+    for token in steps:
+        made.append(int(token))
+        if len(made) == 1:
+            started = time.perf_counter()
+        # A character may take several tokens: what is not whole yet waits.
+        text = tokenizer.decode(made).rstrip("\ufffd")
+        if text.startswith(shown):
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+    return len(made), time.perf_counter() - started
+
+
+def _cost(config, pattern, length: int, count: int, seconds: float, dtype) -> str:
+    from ratplus.costs.cost import cost
+
+    spent = cost(
+        pattern, length, config.d_head, recurrence=config.recurrence, bytes_per_element=dtype.itemsize,
+        kv_heads=config.kv_heads,
+    )  # fmt: skip
+    speed = f"{(count - 1) / seconds:.1f} tokens/s, " if count > 1 and seconds > 0 else ""
+    held = f"{spent.kv_entries_per_head:g} of {length} entries a head, {spent.cache_bytes:,} bytes"
+    return f"[{count} tokens, {speed}cache: {held}]"

@@ -1,0 +1,35 @@
+"""`ratplus prepare`: tokenize a corpus, or finish one that was begun, and check it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from ratplus.data.corpus import open_corpus
+from ratplus.data.sources import prepare
+from ratplus.sweeps.define.compose import compose_one
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    """Prepare the corpus of a config, open it, and print what it holds.
+
+    Raises:
+        CorpusError, TokenizerError, UsageError: one line that says what to do.
+    """
+    data = compose_one(arguments.overrides, arguments.config_dir).config.data
+    started = time.monotonic()
+    corpus = open_corpus(prepare(data))
+    tokenizer = corpus.manifest["tokenizer"]
+    print(
+        f"{corpus.folder}: {tokenizer['name']}, {tokenizer['vocab_size']:,} ids, end of text {tokenizer['eos_id']}, "
+        f"{corpus.manifest['dtype']}"
+    )
+    for split, facts in corpus.manifest["splits"].items():
+        shards = facts.get("shards", [facts])
+        where = shards[0]["file"] if len(shards) == 1 else f"{len(shards)} files"
+        print(
+            f"  {split:<10} {facts['tokens']:>15,} tokens  {facts['documents']:>12,} documents  "
+            f"{facts['bytes'] / 1e6:>12,.1f} MB in {where}"
+        )
+    print(f"{time.monotonic() - started:.1f} s")
+    return 0

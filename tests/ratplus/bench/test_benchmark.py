@@ -1,0 +1,185 @@
+"""`ratplus bench model` without its command line: rows at a small size, what fits in memory, mistakes."""
+
+import json
+
+import pytest
+import torch
+
+from ratplus import ModelConfig, Pattern, RATPlus, checkpoint
+from ratplus.bench import measure as bench_measure
+from ratplus.bench import models as benchmark
+from ratplus.bench.models import bench_models, subject_of
+from ratplus.bench.settings import BenchSettings, split_labels
+from ratplus.kernels.bench import timing as bench_timing
+from ratplus.kernels.bench.timing import Ceilings
+
+
+@pytest.fixture(autouse=True)
+def _quick_ceilings(monkeypatch):
+    monkeypatch.setattr(benchmark, "measure_ceilings", lambda device, dtype: Ceilings(10.0, 0.1))
+
+
+def settings(**values):
+    return BenchSettings(**{
+        "patterns": ("D4", "stream-W5", "layers[D1,D4]"), "contexts": (24,), "new_tokens": 3, "repeats": 3,
+        "threads": 1, "memory_gb": 0.02,
+    } | values)  # fmt: skip
+
+
+def bench(names=("ratplus-2x32x16",), **values):
+    chosen = settings(**values)
+    return bench_models([subject_of(name, chosen, 50) for name in names], chosen)
+
+
+def test_rows_of_two_models():
+    saved = []
+    chosen = settings(batches=(1, 2))
+    subjects = [subject_of(name, chosen, 50) for name in ("ratplus-2x32x16", "attention-2x32x16")]
+    result = bench_models(subjects, chosen, save=lambda result: saved.append(json.dumps(result)))
+    assert result["complete"]
+    assert len(saved) == 2 * 2 + 1
+    assert not result["skipped"]
+    patterns = ["D1", "D4", "stream-W5", "layers[D1,D4]"]
+    assert [row["pattern"] for row in result["rows"]] == patterns * 4
+    for row in result["rows"]:
+        for name in ("prefill", "decode"):
+            assert 0 < row[f"{name}_ms_p20"] <= row[f"{name}_ms_p50"] <= row[f"{name}_ms_p80"]
+            assert row[f"{name}_limit_ms"] > 0
+            assert row[f"{name}_peak_bytes"] > 0
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["decode_ms_p50"])
+        assert row["decode_path"] == "plain loop"
+        dense = next(x for x in result["rows"] if x["pattern"] == "D1" and same(x, row))
+        assert row["decode_ratio"] == pytest.approx(row["decode_ms_p50"] / dense["decode_ms_p50"])
+        assert row["kv_ratio"] == pytest.approx(row["kv_bytes"] / dense["kv_bytes"])
+        assert (row["state_bytes"] > 0) == row["recurrence"]
+
+
+def same(a, b):
+    return all(a[key] == b[key] for key in ("model", "batch", "context"))
+
+
+def test_bytes_are_those_of_a_live_cache_and_of_the_formula():
+    (row,) = (row for row in bench(batches=(2,))["rows"] if row["pattern"] == "D4")
+    model = RATPlus(ModelConfig(vocab_size=50, layers=2, d_model=32, d_head=16, max_len=27))
+    cache = model.new_cache(2, Pattern(4), 27)
+    assert (row["kv_bytes"], row["state_bytes"]) == (cache.kv_bytes(), cache.state_bytes())
+    assert row["kv_bytes_formula"] == 2 * 2 * 2 * Pattern(4).kv_entries(24) * 16 * 2 * 4
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
+    left = 20_000_000 - 4 * row["parameters"]
+    assert row["max_batch"] == left // (cache.bytes() // 2)
+
+
+def test_the_largest_batch_and_what_does_not_fit():
+    result = bench(batches=("max", 30), memory_gb=0.3, patterns=("D4",))
+    largest = {row["pattern"]: row for row in result["rows"] if row["largest"]}
+    assert all(row["batch"] == min(4096, int(0.85 * row["max_batch"])) for row in largest.values())
+    assert all(row["prefill_ms_p50"] is None for row in largest.values())
+    # Beside weights of 0.11 MB: 30 dense caches of 14 kB are too many, 30 sparse ones of 4 kB are not.
+    small = bench(batches=(30,), memory_gb=0.45e-3, patterns=("D4",))
+    (left,) = [row for row in small["skipped"] if row["pattern"] == "D1"]
+    assert "GB a sequence" in left["reason"]
+    (row,) = small["rows"]
+    assert (row["pattern"], row["decode_ratio"]) == ("D4", None)
+
+
+def test_caches_that_do_not_fit_together_are_measured_apart(monkeypatch):
+    groups = []
+    measure = bench_measure.Measuring._measure
+    monkeypatch.setattr(
+        bench_measure.Measuring, "_measure",
+        lambda self, group, context: groups.append([e.label for e in group]) or measure(self, group, context),
+    )  # fmt: skip
+    result = bench(batches=(20,), memory_gb=0.7e-3, patterns=("D4", "layers[D1,D4]"))
+    assert len(groups) > 1
+    assert [label for group in groups for label in group] == ["D1", "D4", "layers[D1,D4]"]
+    assert [row["decode_ratio"] is None for row in result["rows"]] == [False] * 3
+
+
+def test_long_prefill_is_left_out():
+    result = bench(prefill_tokens=10)
+    assert all(row["prefill_ms_p50"] is None and row["decode_ms_p50"] > 0 for row in result["rows"])
+    assert result["skipped"][0]["reason"] == "prefill of 24 tokens is more than --prefill-tokens 10"
+
+
+def test_seconds(monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(benchmark.time, "monotonic", lambda: next(clock))
+    result = bench(batches=(1, 2, 3), seconds=15)
+    assert {row["batch"] for row in result["rows"]} == {1}
+    assert [(row["batch"], row["reason"]) for row in result["skipped"]] == [
+        (2, "the 15 s were used up"), (3, "the 15 s were used up"),
+    ]  # fmt: skip
+
+
+def test_running_out_of_memory_loses_that_case_only(monkeypatch):
+    def out_of_memory(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+
+    before = bench_measure.interleaved
+    calls = iter([out_of_memory])
+    monkeypatch.setattr(bench_measure, "interleaved", lambda *a, **k: next(calls, before)(*a, **k))
+    result = bench(batches=(1, 2))
+    assert {row["batch"] for row in result["rows"]} == {2}
+    assert result["skipped"][0]["reason"] == "out of memory: CUDA out of memory"
+    assert len(result["skipped"]) == 4
+
+
+def test_a_saved_model_and_the_module_as_a_script(tmp_path, capsys):
+    model = RATPlus(ModelConfig(vocab_size=50, layers=2, d_model=32, d_head=16, max_len=64))
+    checkpoint.save(model, tmp_path / "mine")
+    benchmark.main([
+        str(tmp_path / "b.json"), str(tmp_path / "mine"), "--pattern", "D16,layers[D1,D4]", "--context", "20",
+        "--new-tokens", "3", "--repeats", "3", "--device", "cpu", "--threads", "1", "--memory-gb", "0.01",
+    ])  # fmt: skip
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert [(row["model"], row["pattern"]) for row in result["rows"]] == [
+        ("mine", "D1"), ("mine", "D16"), ("mine", "layers[D1,D4]"),
+    ]  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "b.json")
+    with pytest.raises(ValueError, match="mine: takes 64 tokens; --context 100 and --new-tokens 16 need 116"):
+        benchmark.main([str(tmp_path / "c.json"), str(tmp_path / "mine"), "--context", "100", "--device", "cpu"])
+    assert not (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batches": (0,)}, "--batch: got 0; it must be ≥ 1"),
+        ({"contexts": (8, 0)}, "--context: got 0"),
+        ({"new_tokens": 2}, "--new-tokens: got 2; it must be ≥ 3"),
+        ({"threads": 0}, "--threads: got 0"),
+        ({"memory_gb": -1.0}, "--memory-gb: got -1.0"),
+        ({"dtype": "int8"}, "--dtype: got int8; allowed: float32, bfloat16"),
+        ({"patterns": ("D16", "x")}, "pattern 'x': not a label"),
+        ({"patterns": ("layers[D1,D1,D1]",)}, r"names 3 layers, but the model has 2"),
+        ({"device": "tpu"}, "--device: got 'tpu'"),
+    ],
+)
+def test_mistakes(values, message):
+    with pytest.raises(ValueError, match=message):
+        bench(**values)
+
+
+def test_names_that_are_no_models():
+    with pytest.raises(ValueError, match="nothing: no such model; give a folder"):
+        bench(["nothing"])
+    with pytest.raises(ValueError, match="model.d_model: got 33"):
+        bench(["ratplus-2x33x16"])
+
+
+def test_labels_with_brackets_are_not_split():
+    assert split_labels("D16, layers[D1,D64x2],heads[D1,D4],stream") == [
+        "D16", "layers[D1,D64x2]", "heads[D1,D4]", "stream",
+    ]  # fmt: skip
+
+
+def test_free_memory_is_told():
+    assert bench_timing.available_memory_bytes("cpu") > 10_000_000
+
+
+def test_memory_that_the_system_does_not_tell_must_be_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_timing, "_MEMORY_FACTS", str(tmp_path / "none"))
+    (row, *_) = bench(patterns=("D4",), batches=(1,))["rows"]
+    assert row["max_batch"] > 0
+    with pytest.raises(ValueError, match="doesn't tell how much memory is free; give --memory-gb"):
+        bench(patterns=("D4",), batches=(1,), memory_gb=None)

@@ -1,0 +1,82 @@
+"""The estimate of training memory beside what a live model's tensors take at their peak."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from ratplus import ModelConfig, Pattern, RATPlus
+from ratplus.costs.budget import parameters
+from ratplus.costs.memory import training_memory
+
+
+def measured_peak(config: ModelConfig, batch: int, length: int, precision: str, checkpointing: bool = False) -> int:
+    """Bytes of all tensors at their peak over two accumulated micro-batches, with gradients and moments in place."""
+    model = RATPlus(config)
+    model.activation_checkpointing = checkpointing
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.randint(0, config.vocab_size, (batch, length))
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer, tokens)
+    with tracker:
+        for micro in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+                logits = model(tokens, Pattern(16))
+            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+            del logits
+            loss.backward()
+            if micro == 0:
+                optimizer.step()
+            if micro < 2:
+                tracker.reset_mod_stats()  # it follows one iteration of each module
+    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+    return snapshot["Total"]
+
+
+@pytest.mark.parametrize(("precision", "kv_heads"), [("float32", 1), ("bf16", 2)])
+def test_training_memory_where_heads_share_keys(precision, kv_heads):
+    config = ModelConfig(vocab_size=500, layers=4, d_model=256, d_head=32, kv_heads=kv_heads)
+    estimate = training_memory(config, parameters(config), 1024, precision)
+    assert estimate.total == pytest.approx(measured_peak(config, 2, 512, precision), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("recurrence", "layers", "d_model", "vocab", "length"),
+    [(True, 4, 256, 1000, 512), (False, 4, 256, 1000, 512), (True, 6, 128, 4000, 256), (True, 2, 512, 500, 256)],
+)
+def test_training_memory_within_a_tenth(precision, recurrence, layers, d_model, vocab, length):
+    config = ModelConfig(vocab_size=vocab, layers=layers, d_model=d_model, d_head=64, recurrence=recurrence)
+    estimate = training_memory(config, parameters(config), 2 * length, precision)
+    assert estimate.total == pytest.approx(measured_peak(config, 2, length, precision), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("recurrence", "layers", "d_model", "vocab", "batch"),
+    [
+        pytest.param(True, 4, 256, 500, 16, marks=pytest.mark.slow),
+        pytest.param(False, 3, 256, 4000, 8, marks=pytest.mark.slow),
+        (True, 6, 128, 4000, 8),
+        (True, 2, 512, 500, 8),
+    ],
+)
+def test_memory_with_checkpointing_within_a_tenth(precision, recurrence, layers, d_model, vocab, batch):
+    """The first and the last peak within a block, the others in the loss."""
+    config = ModelConfig(vocab_size=vocab, layers=layers, d_model=d_model, d_head=64, recurrence=recurrence)
+    estimate = training_memory(config, parameters(config), 64 * batch, precision, checkpointing=True)
+    measured = measured_peak(config, batch, 64, precision, checkpointing=True)
+    assert estimate.total == pytest.approx(measured, rel=0.1)
+    assert measured < training_memory(config, parameters(config), 64 * batch, precision).total
+
+
+def test_sharding_and_checkpointing():
+    config = ModelConfig(vocab_size=32000, layers=32, d_model=4096, d_head=128)
+    n = parameters(config)
+    one, eight = (training_memory(config, n, 4096, "bf16", shards) for shards in (1, 8))
+    assert one.optimizer == 8 * n
+    assert eight.optimizer == n
+    assert eight.activations == one.activations
+    light = training_memory(config, n, 4096, "bf16", 8, checkpointing=True)
+    assert light.activations < eight.activations / 8
+    assert light.total < 30e9 < 80e9 < one.total

@@ -1,0 +1,149 @@
+"""The folder lock: one worker at a time, dead holders are replaced, live ones never."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+import ratplus.records.lock as lock_module
+from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
+
+
+def test_only_one_at_a_time(tmp_path):
+    inside, most, done = [], [], []
+
+    def work():
+        for _ in range(5):
+            with FolderLock(tmp_path):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.01)
+                inside.pop()
+                done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert max(most) == 1
+    assert len(done) == 20
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold(folder, ready):
+    with FolderLock(folder):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_killed_holder_is_replaced_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path, ready))
+    holder.start()
+    assert ready.wait(30)
+    assert is_locked(tmp_path)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert not is_locked(tmp_path)
+    started = time.monotonic()
+    with FolderLock(tmp_path):
+        assert time.monotonic() - started < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def foreign(tmp_path, **changes):
+    content = {"token": "t", "beat": 0, "host": "elsewhere", "pid": 1, "started": None} | changes
+    (tmp_path / LOCK_FILE).write_text(json.dumps(content))
+
+
+def test_a_silent_holder_on_another_host_is_replaced_after_the_lease(tmp_path):
+    foreign(tmp_path)
+    waited = []
+    started = time.monotonic()
+    with FolderLock(tmp_path, on_wait=waited.append, lease=1.0):
+        assert 0.9 < time.monotonic() - started < 10
+    assert waited == ["process 1 on elsewhere"]
+
+
+def test_a_beating_holder_is_never_replaced(tmp_path):
+    foreign(tmp_path)
+    stop = threading.Event()
+
+    def beat():
+        count = 0
+        while not stop.wait(0.2):
+            count += 1
+            foreign(tmp_path, beat=count)
+        (tmp_path / LOCK_FILE).unlink()
+
+    beater = threading.Thread(target=beat)
+    beater.start()
+    threading.Timer(3.0, stop.set).start()
+    started = time.monotonic()
+    with FolderLock(tmp_path, lease=1.0):
+        assert time.monotonic() - started > 2.9
+    beater.join()
+
+
+def test_a_reused_pid_is_not_the_holder(tmp_path):
+    space = lock_module._process_space()
+    for started, locked in ((lock_module._start_time(os.getpid()), True), ("0", False)):
+        foreign(tmp_path, host=socket.gethostname(), space=space, pid=os.getpid(), started=started)
+        assert is_locked(tmp_path) == locked
+    # The same numbers in another container say nothing about our processes.
+    foreign(tmp_path, host=socket.gethostname(), space="other", pid=os.getpid(), started="0")
+    assert is_locked(tmp_path)
+
+
+def test_a_lock_without_a_beat_for_long_is_nobodys(tmp_path):
+    """Of a holder on another host, which cannot be asked: it was killed together with its machine."""
+    foreign(tmp_path)
+    assert is_locked(tmp_path)
+    long_ago = time.time() - lock_module.SILENT_SECONDS - 1
+    os.utime(tmp_path / LOCK_FILE, (long_ago, long_ago))
+    assert not is_locked(tmp_path)
+
+
+def test_damaged_lock_file(tmp_path):
+    (tmp_path / LOCK_FILE).write_text("{")
+    with FolderLock(tmp_path, lease=0.5):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_losing_the_lock_is_seen(tmp_path):
+    with FolderLock(tmp_path) as lock:
+        lock.check()
+        foreign(tmp_path)
+        with pytest.raises(LockLost, match="another process took over"):
+            lock.check()
+    # A lock that is not ours any more is left alone.
+    assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_many_waiters_on_a_dead_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "BEAT_SECONDS", 0.2)
+    foreign(tmp_path)
+    inside, most = [], []
+
+    def work():
+        with FolderLock(tmp_path, lease=0.6):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.3)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(most) == 4
+    assert max(most) == 1

@@ -1,0 +1,257 @@
+"""From overrides to cells, and one clear line for each mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from ratplus.pattern import Pattern, PatternMap
+from ratplus.sweeps.define.compose import compose_cells, compose_one
+from ratplus.sweeps.define.mistakes import UsageError
+
+CONF = Path(__file__).parents[3] / "conf"
+NEEDS_PATH = ("text", "files", "hub", "bin", "prepared")
+
+
+def labels(cells) -> list[str]:
+    return [f"{cell.config.model.name}:{cell.config.patterns.label}" for cell in cells]
+
+
+def shipped(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g.name, n) for g in sorted(CONF.iterdir()) if g.is_dir() for n in shipped(g.name)]
+)  # fmt: skip
+def test_every_shipped_choice_composes_and_builds(group, name):
+    if group == "pattern":
+        for model in shipped("model"):
+            words = [f"pattern={name}", f"model={model}"]
+            if name == "hybrid_heads" and model.endswith(("gqa", "mqa")):
+                with pytest.raises(UsageError, match="share keys and values .*so they must have the same pattern"):
+                    compose_one(words)
+                continue
+            assert compose_one(words).config.patterns.layers >= 1
+        return
+    words = [f"{group}={name}"] + (["data.path=README.md"] if name in NEEDS_PATH else [])
+    cells = compose_cells(words)
+    assert cells
+    for cell in cells:
+        cell.config.model.build(vocab_size=257, max_len=cell.config.train.context)
+
+
+def test_defaults_are_one_dense_cell():
+    (cell,) = compose_cells([])
+    assert cell.config.patterns == PatternMap.uniform(Pattern(), 4, 3)
+    assert cell.config.train.pretrain.arl
+    assert not compose_one(["model=attention_tiny"]).config.train.pretrain.arl
+
+
+def test_pattern_glob():
+    assert len(compose_cells(["pattern=glob(*)"])) == len(shipped("pattern"))
+    assert labels(compose_cells(["pattern=glob(hybrid*)", "model=ratplus_nano"])) == [
+        "ratplus_nano:heads[D64,D1]", "ratplus_nano:layers[D1,D64]",
+    ]  # fmt: skip
+
+
+def test_product_of_values():
+    cells = compose_cells(["pattern.dilation=1,2,4,8,16,32,64", "pattern.window=0,64"])
+    assert len(cells) == 14
+    assert {c.config.pattern.window for c in cells} == {0, 64}
+    assert cells[0].axes == ["pattern.dilation", "pattern.window"]
+
+
+def test_sweep_file_times_command_line():
+    demo = compose_cells(["experiment=demo"])
+    assert len(demo) == 22
+    assert len(set(labels(demo))) == 22
+    one_model = compose_cells(["experiment=demo", "model=ratplus_nano"])
+    assert len(one_model) == 11
+    assert {c.config.model.name for c in one_model} == {"ratplus_nano"}
+    assert len(compose_cells(["experiment=demo", "seed=0,1"])) == 44
+    # What the command line says of a group replaces what the sweep file says of it.
+    globbed = compose_cells(["experiment=demo", "pattern=glob(*)", "model=attention_tiny,ratplus_tiny"])
+    assert len(globbed) == 2 * len(shipped("pattern"))
+    assert len(compose_cells(["experiment=demo", "pattern.dilation=1,2"])) == 4
+    # A single value is applied on top of every cell.
+    small = compose_cells(["experiment=demo", "model.d_model=64"])
+    assert len(small) == 22
+    assert {c.config.model.d_model for c in small} == {64}
+
+
+def own_sweep(folder, text: str):
+    (folder / "sweep").mkdir(exist_ok=True)
+    (folder / "sweep" / "mine.yaml").write_text(f"name: mine\n{text}")
+    return lambda *words: compose_cells(["sweep=mine", *words], str(folder))
+
+
+def test_zip_pairs_values(tmp_path):
+    cells = own_sweep(tmp_path, "zip: {pattern.dilation: [4, 16, 64], pattern.window: [0, 8, 16]}\nseeds: 2\n")
+    assert labels(cells()) == [f"ratplus_tiny:{x}" for x in ("D4", "D4", "D16-W8", "D16-W8", "D64-W16", "D64-W16")]
+    assert [c.config.seed for c in cells()] == [0, 1] * 3
+    # What the command line decides drops out of the pairs; the rest stays paired.
+    assert labels(cells("seed=5", "pattern.window=2"))[0] == "ratplus_tiny:D4-W2"
+    assert [c.config.seed for c in cells("seed=5")] == [5, 5, 5]
+    with pytest.raises(UsageError, match=r"paired lists must be equally long; seed has 2, pattern.window has 1"):
+        own_sweep(tmp_path, "zip: {seed: [1, 2], pattern.window: [3]}\n")()
+    with pytest.raises(UsageError, match=r"sweep.zip.seed: got 1; it must be a list"):
+        own_sweep(tmp_path, "zip: {seed: 1}\n")()
+
+
+def test_seeds_as_a_list(tmp_path):
+    assert [c.config.seed for c in own_sweep(tmp_path, "seeds: [3, 7]\n")()] == [3, 7]
+    for wrong in ("0", "many", "[]"):
+        with pytest.raises(UsageError, match=r"sweep.seeds: got .*; give how many \(≥ 1\) or a list of seeds"):
+            own_sweep(tmp_path, f"seeds: {wrong}\n")()
+
+
+def test_exclude_leaves_cells_out(tmp_path):
+    text = (
+        "grid: {model: [attention_tiny, ratplus_tiny], pattern.dilation: [1, 4, 16], pattern.window: [0, 8]}\n"
+        "exclude:\n  - {model: attention_tiny, pattern.window: 8}\n  - {pattern.dilation: [4, 16], pattern.window: 0}\n"
+    )
+    assert labels(own_sweep(tmp_path, text)()) == [
+        "attention_tiny:D1", "ratplus_tiny:D1", "ratplus_tiny:D1-W8", "ratplus_tiny:D4-W8", "ratplus_tiny:D16-W8",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"sweep.exclude\[0\]: pattern.dilaton: unknown key"):
+        own_sweep(tmp_path, "exclude: [{pattern.dilaton: 1}]\n")()
+    with pytest.raises(UsageError, match=r"sweep.exclude\[0\]: got 'D4'; it must be a mapping"):
+        own_sweep(tmp_path, "exclude: [D4]\n")()
+    with pytest.raises(UsageError, match=r"sweep.exclude: it leaves none of 1 cells"):
+        own_sweep(tmp_path, "exclude: [{pattern.dilation: 1}]\n")()
+
+
+def test_named_sweeps():
+    sizes = {name: len(compose_cells([f"sweep={name}"])) for name in shipped("sweep")}
+    assert sizes == {
+        "none": 1, "overview": 22, "paper_dilation": 14, "paper_local": 26, "hybrid_layers": 20, "hybrid_heads": 10,
+        "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 108, "baselines": 16, "from_scratch": 10,
+        "kv_sharing": 11, "ladder": 24, "niah": 8,
+    }  # fmt: skip
+    scratch = [c for c in compose_cells(["sweep=from_scratch"]) if c.config.train.pretrain.sparse]
+    assert labels(scratch) == [f"{m}_tiny:{d}" for m in ("attention", "ratplus") for d in ("D16", "D64")]
+    assert not any(c.config.train.pretrain.arl or c.config.train.adapt.steps for c in scratch)
+
+
+def test_groups_composed_apart_equal_groups_composed_at_once(tmp_path):
+    """A choice that reaches into another section must not be taken for one that doesn't."""
+    (tmp_path / "pattern").mkdir()
+    (tmp_path / "pattern" / "far.yaml").write_text("# @package _global_\npattern: {dilation: 9}\nmodel: {layers: 7}\n")
+    cells = compose_cells(["pattern=dense,far", "model=ratplus_tiny,attention_tiny"], str(tmp_path))
+    found = [(c.config.model.name, c.config.pattern.dilation, c.config.model.layers) for c in cells]
+    assert found == [
+        ("ratplus_tiny", 1, 4), ("attention_tiny", 1, 4), ("ratplus_tiny", 9, 7), ("attention_tiny", 9, 7),
+    ]  # fmt: skip
+    # Interpolations see the combination.
+    assert [c.config.train.pretrain.arl for c in cells] == [True, False, True, False]
+
+
+def test_equal_cells_are_one():
+    assert len(compose_cells(["pattern=dense,dilated", "pattern.dilation=4"])) == 1
+
+
+def test_streaming_and_lists_on_the_command_line():
+    cells = compose_cells(["pattern.dilation=null", "pattern.window=8"])
+    assert labels(cells) == ["ratplus_tiny:stream-W8"]
+    layers = compose_cells(["pattern.dilation=[1,1,2,2],[1,2,4,8]"])
+    assert labels(layers) == ["ratplus_tiny:layers[D1x2,D2x2]", "ratplus_tiny:layers[D1,D2,D4,D8]"]
+    nested = compose_one(["model=ratplus_nano", "pattern.dilation=[[1,2],[4,null]]"])
+    assert nested.config.patterns.label == "mixed[D1,D2|D4,stream]"
+
+
+def test_own_config_folder(tmp_path):
+    (tmp_path / "pattern").mkdir()
+    (tmp_path / "pattern" / "mine.yaml").write_text("dilation: 5\nwindow: 1\nsinks: 2\n")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "pairs.yaml").write_text(
+        "name: pairs\npoints:\n  - {pattern: mine}\n  - {pattern: dilated, pattern.dilation: [2, 3], seed: 4}\n"
+    )
+    cells = compose_cells(["sweep=pairs"], str(tmp_path))
+    assert [c.config.patterns.label for c in cells] == ["D5-W1-I2", "D2", "D3"]
+    assert [c.config.seed for c in cells] == [0, 4, 4]
+    with pytest.raises(UsageError, match="no such folder"):
+        compose_cells([], str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pattern.dilaton=3", r"pattern.dilaton: unknown key; did you mean pattern.dilation\?"),
+        ("+model.recurence=true", r"model.recurence: unknown key; did you mean model.recurrence\?"),
+        ("patern=dense", r"patern: unknown key; did you mean pattern\?"),
+        ("foo=1", r"foo: unknown key; allowed: data, dry_run, eval, experiment, launcher,"),
+        ("train.pretrain.stps=3", r"did you mean train.pretrain.steps\?"),
+        ("pattern.dilation=0", r"pattern.dilation: got 0; it must be a whole number ≥ 1"),
+        ("pattern.dilation=-7", r"pattern.dilation: got -7"),
+        ("pattern.dilation=banana", r"pattern.dilation: got 'banana'"),
+        ("pattern.window=-1", r"pattern.window: got -1; it must be ≥ 0"),
+        ("pattern.sinks=513", r"pattern.sinks: got 513; it must be ≤ train.context=512"),
+        ("pattern.dilation=[1,2,3]", r"over layers has 3 entries, but the model has 4 layers"),
+        ("pattern.over=rows", r"pattern.over: got 'rows'; allowed: layers, heads"),
+        ("model.d_model=100", r"model.d_model: got 100; it must be a multiple of model.d_head=32"),
+        ("model.layers=0", r"model.layers: got 0"),
+        ("model.layers=many", r"model.layers: got 'many'; it must be a whole number"),
+        ("model=ratplus_huge", r"model=ratplus_huge: no such choice; available: attention_150m,"),
+        ("pattern=sparse", r"pattern=sparse: no such choice; available: dense, dilated,"),
+        ("experiment=foo", r"experiment=foo: no such choice; available: demo, paper_1b, paper_3b,"),
+        ("data=text", r"data.path: got None; data=text needs path="),
+        ("data.validation_fraction=1", r"data.validation_fraction: got 1"),
+        ("data.recall.pairs=99", r"data.recall.pairs: got 99; every pair needs a key"),
+        ("data.recall.length=513", r"data.recall.length: got 513; it must be ≤ train.context=512"),
+        ("train.context=64", r"data.recall.length: got 128; it must be ≤ train.context=64"),
+        ("train.pretrain.micro_batch=3", r"train.pretrain.micro_batch: got 3; it must divide"),
+        ("train.pretrain.lr=-1", r"train.pretrain.lr: got -1.0; it must be > 0"),
+        ("train.pretrain.arl_dilation=0", r"train.pretrain.arl_dilation: got 0"),
+        ("train.adapt.arl=true", r"train.adapt.arl: got True; adaptation trains one pattern alone"),
+        ("train.precision=fp8", r"train.precision: got 'fp8'; allowed: float32, bf16"),
+        ("run.accelerator=tpu", r"run.accelerator: got 'tpu'; allowed: auto, cpu, cuda"),
+        ("logger.wandb=maybe", r"logger.wandb: got 'maybe'; allowed: offline, online, none"),
+        ("trainer.activation_checkpointing=maybe", r"got 'maybe'; it must be true or false"),
+        ("trainer.compile=2.5", r"trainer.compile: got '2.5'; it must be true or false"),
+        ("seed=-1", r"seed: got -1"),
+        ("seed=a", r"seed: got 'a'; it must be a whole number"),
+        ("pattern.dilation=[1,", r"no viable alternative|mismatched input|extraneous"),
+    ],
+)
+def test_one_line_for_each_mistake(override, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        compose_cells([override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_typo_in_a_users_file(tmp_path):
+    (tmp_path / "pattern").mkdir()
+    (tmp_path / "pattern" / "mine.yaml").write_text("dilaton: 5\n")
+    with pytest.raises(UsageError, match="dilaton: unknown key"):
+        compose_cells(["pattern=mine"], str(tmp_path))
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "bad.yaml").write_text("name: x\npoint: []\n")
+    with pytest.raises(UsageError, match="sweep.point: unknown key; allowed: name, grid, zip, points, seeds"):
+        compose_cells(["sweep=bad"], str(tmp_path))
+
+
+def test_an_experiment_without_its_header(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# no header\nseed: 3\n")
+    with pytest.raises(UsageError, match="experiment=mine: its file must begin with the line `# @package _global_`"):
+        compose_cells(["experiment=mine"], str(tmp_path))
+
+
+def test_several_values_need_multirun():
+    with pytest.raises(UsageError, match="pattern.dilation=1,2: several values; add -m"):
+        compose_one(["pattern.dilation=1,2"])
+
+
+def test_rows_at_a_time_are_no_science():
+    """Another micro_batch continues the same cell in the same folder, so it cannot tell cells apart either."""
+    from ratplus.stages.plan import plan
+    from ratplus.sweeps.define.manifest import entry_of, science
+
+    entries = []
+    for micro in ("null", "2"):
+        cell = compose_one([f"train.pretrain.micro_batch={micro}", f"train.adapt.micro_batch={micro}"])
+        entries.append(entry_of(cell, plan(cell.config, {}, 256), {"sha256": {}}))
+    assert entries[0]["stages"] == entries[1]["stages"]
+    assert science(entries[0]) == science(entries[1])
+    with pytest.raises(UsageError, match=r"^train.pretrain.micro_batch: cannot have several values; it says how cells"):
+        compose_cells(["train.pretrain.micro_batch=1,2"])

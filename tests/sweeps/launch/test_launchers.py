@@ -1,0 +1,496 @@
+"""Launchers: what is run, in which order, and what is recorded of it; SLURM by a pretended cluster and by submitit's
+local executor, which runs the same jobs as processes of this machine."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ratplus.records.manifest import read_manifest
+from ratplus.records.record import read_record, stage_id, write_record
+from ratplus.records.status import cell_state
+from ratplus.sweeps.define.compose import compose_one
+from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.launch import local as launch_local
+from ratplus.sweeps.launch import slurm as launch_slurm
+from ratplus.sweeps.launch.child import Child
+from ratplus.sweeps.launch.pool import Stopped, run_pool
+from ratplus.sweeps.launch.tasks import Task, due, tasks_of, threads_of
+
+RATPLUS = str(Path(sys.executable).with_name("ratplus"))
+TINY = [
+    "data=text", "data.path=text.txt", "model=ratplus_nano", "logger=none", "train.context=64",
+    "data.recall.length=32", "data.recall.keys=4", "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8",
+    "train.pretrain.steps=4", "train.adapt.steps=2", "train.pretrain.batch=4", "train.adapt.batch=4",
+    "run.threads=1",
+]  # fmt: skip
+SLURM = ["launcher=slurm", "launcher.gpus=0"]
+SECRET = "not-to-be-found-0123456789"
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
+    return tmp_path
+
+
+def ratplus(place, *words, timeout=240, **kwargs):
+    return subprocess.run([RATPLUS, *words], cwd=place, capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# ---- which tasks, and in which order ------------------------------------------------------------------------------
+
+
+def entry(model: str, dilation: int) -> dict:
+    pretrain = stage_id("pretrain", {"model": model}, None)
+    adapt = stage_id("adapt", {"dilation": dilation}, pretrain)
+    evaluate = stage_id("evaluate", {"dilation": dilation}, adapt)
+    return {
+        "model": model, "label": f"D{dilation}", "seed": 0,
+        "stages": {"pretrain": pretrain, "adapt": adapt, "evaluate": evaluate},
+        "config": {"train": {"pretrain": {}}, "dilation": dilation},
+    }  # fmt: skip
+
+
+def settle(folder: Path, cell: dict, status: str, stage: str = "evaluate") -> None:
+    parents = {"pretrain": None, "adapt": cell["stages"]["pretrain"], "evaluate": cell["stages"]["adapt"]}
+    config = {"model": cell["model"]} if stage == "pretrain" else {"dilation": cell["config"]["dilation"]}
+    write_record(
+        folder / stage / cell["stages"][stage], stage=stage, config=config, parent=parents[stage], status=status,
+        metrics={}, timing={}, provenance={}, error=None if status == "done" else {"type": "Bad", "message": "luck"},
+    )  # fmt: skip
+
+
+def test_retry_chooses_cells(tmp_path):
+    cells = [entry("a", 1), entry("a", 2), entry("a", 4), entry("b", 1), entry("c", 1)]
+    settle(tmp_path, cells[0], "done")
+    settle(tmp_path, cells[0], "done", "pretrain")
+    settle(tmp_path, cells[1], "failed", "adapt")
+    settle(tmp_path, cells[3], "failed", "pretrain")
+    (tmp_path / "evaluate" / cells[4]["stages"]["evaluate"]).mkdir(parents=True)
+    (tmp_path / "evaluate" / cells[4]["stages"]["evaluate"] / "record.json").write_text("{")  # damaged
+    tasks = tasks_of(cells, "evaluate")
+    assert [t.name for t in tasks] == [
+        "a pretrain", "b pretrain", "c pretrain", "a D1", "a D2", "a D4", "b D1", "c D1",
+    ]  # fmt: skip
+
+    def names(retry: str) -> list[str]:
+        return [task.name for task in due(tasks, tmp_path, "evaluate", retry)]
+
+    assert names("all") == ["b pretrain", "c pretrain", "a D2", "a D4", "b D1", "c D1"]
+    assert names("failed") == ["b pretrain", "c pretrain", "a D2", "b D1", "c D1"]
+    assert names("none") == ["a D4"]
+    assert [t.name for t in due(tasks_of(cells, "pretrain"), tmp_path, "pretrain", "failed")] == ["b pretrain"]
+
+
+class Pretended:
+    """A running task without a process: ends after a few looks with the code that the test wants."""
+
+    def __init__(self, task: Task, slot: int, codes: dict[str, int], log: list):
+        self.task, self.slot, self._codes, self._left, self._log = task, slot, codes, 2, log
+        log.append(("start", task.name, slot))
+
+    def poll(self):
+        self._left -= 1
+        return None if self._left else self._codes.get(self.task.name, 0)
+
+    def ending(self):
+        return "" if self.poll() == 0 else "bad luck"
+
+    def news(self):
+        return {}
+
+    def tell(self):
+        self._log.append(("tell", self.task.name, self.slot))
+
+    def stop(self, seconds):
+        self._log.append(("stop", self.task.name, self.slot))
+
+
+def pretend(tasks, folder, workers, codes=(), **kwargs):
+    log, events = [], []
+    outcomes = run_pool(
+        tasks, folder, workers, lambda task, slot: Pretended(task, slot, dict(codes), log),
+        lambda kind, task, _running, text: events.append((kind, task and task.name, text)), **kwargs,
+    )  # fmt: skip
+    return outcomes, log, [e for e in events if e[0] != "tick"]
+
+
+def test_a_pool_waits_for_pretraining_and_spares_its_cells(tmp_path):
+    tasks = tasks_of([entry("a", 1), entry("b", 1), entry("b", 2)], "evaluate")
+    outcomes, log, events = pretend(tasks, tmp_path, 2, {"a pretrain": 1})
+    assert log == [
+        ("start", "a pretrain", 0), ("start", "b pretrain", 1), ("start", "b D1", 0), ("start", "b D2", 1),
+    ]  # fmt: skip
+    assert ("skip", "a D1", "its pretraining failed") in events
+    assert {t.name: outcomes[t.id].code for t in tasks} == {
+        "a pretrain": 1, "b pretrain": 0, "a D1": 1, "b D1": 0, "b D2": 0,
+    }  # fmt: skip
+
+
+def test_max_failures_starts_no_more_but_lets_run(tmp_path):
+    tasks = tasks_of([entry("a", d) for d in (1, 2, 4, 8, 16, 32)], "evaluate")[1:]  # pretraining is done
+    codes = {"a D1": 1, "a D4": -9}
+    outcomes, log, _ = pretend(tasks, tmp_path, 2, codes, max_failures=2)
+    assert [name for _, name, _ in log] == ["a D1", "a D2", "a D4", "a D8"]
+    assert [outcomes[t.id].code for t in tasks[:4]] == [1, 0, -9, 0]
+    assert not any(t.id in outcomes for t in tasks[4:])
+    assert len(pretend(tasks, tmp_path, 2, codes)[0]) == 6
+
+
+def test_a_stopped_pool_tells_all_before_it_waits(tmp_path):
+    tasks = tasks_of([entry("a", 1), entry("a", 2)], "evaluate")[1:]
+    log = []
+
+    def event(kind, *_):
+        if kind == "tick":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        run_pool(tasks, tmp_path, 2, lambda task, slot: Pretended(task, slot, {}, log), event)
+    assert [kind for kind, *_ in log] == ["start", "start", "tell", "tell", "stop", "stop"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_gpus_and_threads_are_divided(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [launch_local.gpu_environment(slot, 1)["CUDA_VISIBLE_DEVICES"] for slot in range(5)] == list("45674")
+    assert [launch_local.gpu_environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
+    assert launch_local.gpu_environment(0, 0) == {"CUDA_VISIBLE_DEVICES": ""}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch_local.gpu_environment(0, 1) == {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(9)))
+    assert threads_of(compose_one(["launcher.workers=2"]).config.launcher) == 4
+    assert threads_of(compose_one(["launcher.workers=20"]).config.launcher) == 1
+    assert threads_of(compose_one(["launcher=slurm", "launcher.cpus=6"]).config.launcher) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["launcher.partition=gpu"], "launcher.partition: got 'gpu'; launcher=local has no such key"),
+        (["launcher=ray", "launcher.minutes=5"], "launcher.minutes: got 5; launcher=ray has no such key"),
+        (["launcher=slurm", "launcher.address=auto"], "launcher.address: got 'auto'; launcher=slurm has no such key"),
+        (["launcher.workers=0"], "launcher.workers: got 0; it must be ≥ 1"),
+        (["launcher.workers=null"], "launcher.workers: got None; launcher=local needs"),
+        (["launcher=slurm", "launcher.minutes=1"], "launcher.grace_seconds: got 120; it must be less than"),
+        (["launcher=slurm", "launcher.cluster=lsf"], "launcher.cluster: got 'lsf'; allowed: slurm, local"),
+        (["launcher=condor"], "launcher=condor: no such choice; available: local, ray, slurm"),
+    ],
+)
+def test_mistakes_in_launchers(words, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        compose_one(words)
+
+
+# ---- one worker ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(place, monkeypatch):
+    """The job of one tiny cell, planned and not run."""
+    monkeypatch.chdir(place)
+    from ratplus.sweeps.define.compose import compose_cells
+    from ratplus.sweeps.define.manifest import plan_cells
+
+    (cell,) = plan_cells(compose_cells([*TINY, "output=out"]))
+    return Task(cell, "evaluate", None).job(Path("out"), threads=1)
+
+
+def test_a_killed_worker_is_recorded_each_time(job):
+    target = Path(job["folder"]) / "pretrain"
+    for attempt in (1, 2):
+        child = Child(job)
+        assert child.log.exists()
+        child.process.kill()
+        child.process.wait()
+        assert child.finish() == -signal.SIGKILL
+        (folder,) = target.iterdir()
+        error = read_record(folder)["error"]
+        assert error["type"] == "SIGKILL"
+        assert error["message"].startswith("killed by SIGKILL (out of memory?)")
+        assert error["attempt"] == attempt
+        assert error["host"]
+    assert not child.progress.exists()
+    assert [p.suffix for p in (Path(job["folder"]) / "logs").iterdir()] == [".log"]
+
+
+def test_a_worker_that_is_told_to_stop_has_not_failed(job):
+    child = Child(job)
+    child.stop()
+    assert child.finish() in (-signal.SIGTERM, 143)
+    assert not list(Path(job["folder"]).glob("*/*/record.json"))
+
+
+def test_a_worker_is_no_rank_of_the_job_around_it(job, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    child = Child(job)
+    environment = Path(f"/proc/{child.process.pid}/environ")
+    wait_for(lambda: b"OMP_NUM_THREADS" in environment.read_bytes())
+    words = environment.read_bytes().split(b"\0")
+    child.stop(0)
+    assert [w for w in words if w.startswith(b"SLURM")] == [b"SLURM_JOB_ID=77"]
+
+
+# ---- SLURM ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(place, monkeypatch):
+    """sbatch, squeue, scontrol and srun that only note what they are asked; srun runs its command as array task 0."""
+    tools, notes = place / "tools", place / "notes"
+    tools.mkdir()
+    notes.mkdir()
+    (notes / "queue").write_text("")
+    scripts = {
+        "sbatch": 'n=$((1001 + $(ls "$NOTES" | grep -c sh$)))\ncp "$1" "$NOTES/$n.sh"\necho "Submitted batch job $n"',
+        "squeue": '[ -f "$NOTES/down" ] && { echo "slurm_load_jobs error" >&2; exit 1; }\ncat "$NOTES/queue"',
+        "scontrol": 'echo "$@" >> "$NOTES/scontrol"',
+        "srun": 'while [ "$1" != "${1#-}" ]; do case "$1" in --unbuffered) shift;; *) shift 2;; esac; done\nexec "$@"',
+    }
+    for name, lines in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("NOTES", str(notes))
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    return notes
+
+
+def test_slurm_submits_two_arrays_and_leaves(place, cluster):
+    words = [
+        "sweep", "-m", *TINY, "model=attention_nano,ratplus_nano", "pattern=dense,dilated", "output=out",
+        "launcher=slurm", "launcher.partition=gpu", "launcher.account=lab", "launcher.qos=long",
+        "launcher.constraint=h100", "launcher.gpus=2", "launcher.cpus=8", "launcher.memory_gb=40",
+        "launcher.minutes=90", "launcher.grace_seconds=200", "launcher.workers=3",
+        "launcher.setup=[module load cuda]", "launcher.sbatch={exclude: node7}", "max_failures=2",
+    ]  # fmt: skip
+    done = ratplus(place, *words)
+    assert done.returncode == 0, done.stderr
+    assert "submitted 6 jobs (2 pretrainings, 4 cells): 1001 1002" in done.stdout
+    assert "squeue -j 1001,1002" in done.stdout
+    assert "ratplus status out --watch" in done.stdout
+    assert "accuracy_vs_dilation" not in done.stdout
+    assert not list((place / "out").glob("*/*/record.json"))  # nothing ran
+    first, cells = ((cluster / f"{n}.sh").read_text() for n in (1001, 1002))
+    for script in (first, cells):
+        for line in (
+            "--partition=gpu", "--account=lab", "--qos=long", "--constraint=h100", "--gpus-per-node=2",
+            "--cpus-per-task=8", "--mem=40GB", "--time=90", "--signal=USR2@200", "--requeue", "--nodes=1",
+            "--ntasks-per-node=1", "--exclude=node7", "--open-mode=append", "--job-name=ratplus-out",
+        ):  # fmt: skip
+            assert f"#SBATCH {line}\n" in script, line
+        assert "\nmodule load cuda\n" in script
+        assert "srun --unbuffered" in script
+        assert "--cpus-per-task 8" in script
+    assert "#SBATCH --array=0-1%2\n" in first
+    assert "dependency" not in first
+    assert "#SBATCH --array=0-3%3\n" in cells
+    assert "#SBATCH --dependency=afterany:1001\n" in cells
+
+    files = [p for p in (place / "out").rglob("*") if p.is_file()]
+    assert len([p for p in files if p.suffix == ".pkl"]) == 6
+    assert not [p for p in files if SECRET.encode() in p.read_bytes()]
+
+    # All of them wait in the queue: nothing is submitted twice, and status says so.
+    (cluster / "queue").write_text(
+        "1001_0 RUNNING\n1001_1 PENDING\n" + "".join(f"1002_{i} PENDING\n" for i in range(4))
+    )
+    again = ratplus(place, *words)
+    assert again.returncode == 0, again.stderr
+    assert "submitted 0 jobs (0 pretrainings, 0 cells): none; 6 are queued or running already" in again.stdout
+    status = json.loads(ratplus(place, "status", "out", "--json").stdout)
+    assert status["counts"] == {"queued": 4}
+    assert [cell["job"] for cell in status["cells"]] == ["1002_0", "1002_1", "1002_2", "1002_3"]
+
+    # Two cells are gone from the queue, one pretraining is still in it: they wait for that.
+    (cluster / "queue").write_text("1001_0 PENDING\n1002_2 PENDING\n1002_3 RUNNING\n")
+    third = ratplus(place, *words)
+    assert "submitted 3 jobs (1 pretrainings, 2 cells): 1003 1004; 3 are queued or running already" in third.stdout
+    assert "--array" not in (cluster / "1003.sh").read_text()  # a single job
+    assert "#SBATCH --dependency=afterany:1001_0:1003\n" in (cluster / "1004.sh").read_text()
+
+    # Not knowing is no reason to submit twice.
+    (cluster / "down").touch()
+    refused = ratplus(place, *words)
+    assert refused.returncode == 2
+    assert "cannot tell which jobs are queued already: squeue: slurm_load_jobs error" in refused.stderr
+    assert len(list(cluster.glob("*.sh"))) == 4
+
+
+def test_arrays_are_no_longer_than_the_cluster_allows(place, cluster, monkeypatch):
+    monkeypatch.chdir(place)
+    tasks = tasks_of([entry("a", d) for d in (1, 2, 4, 8, 16)], "evaluate")
+    monkeypatch.setattr(Task, "job", lambda task, folder, threads: {"id": task.id})
+    monkeypatch.setenv("NOTES", str(cluster))
+    launcher = compose_one(["launcher=slurm", "launcher.array_size=2", "launcher.workers=2"]).config.launcher
+    submission = launch_slurm.submit(tasks, Path("out"), "evaluate", launcher, None)
+    assert submission.arrays == ["1001", "1002", "1003", "1004"]
+    texts = [(cluster / f"{n}.sh").read_text() for n in (1002, 1003, 1004)]
+    # With a limit of cells at once, one array runs after the other.
+    assert [re.search("--dependency=(.*)", text)[1] for text in texts] == [
+        "afterany:1001", "afterany:1001:1002", "afterany:1001:1003",
+    ]  # fmt: skip
+    assert len(submission.jobs) == 6
+
+
+def test_slurm_says_what_is_missing(place, monkeypatch):
+    words = ["sweep", *TINY, "output=out", *SLURM]
+    done = ratplus(place, *words)
+    assert done.returncode == 2
+    assert "launcher=slurm: this machine has no srun; run it on a login node" in done.stderr
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UsageError, match=re.escape("submitit is not installed; pip install 'ratplus[slurm]'")):
+        launch_slurm.submit([], place, "evaluate", compose_one(SLURM).config.launcher, None)
+
+
+def test_a_job_that_came_too_late_does_not_start(tmp_path):
+    cell = entry("a", 1)
+    job = {
+        "id": "x",
+        "folder": str(tmp_path),
+        "needs": cell["stages"]["pretrain"],
+        "max_failures": 1,
+        "submission": "s",
+    }
+    assert launch_slurm.why_not(job) == ""
+    launch_slurm.count_failure(job | {"id": "y"})
+    assert launch_slurm.why_not(job) == "max_failures=1 is reached"
+    assert launch_slurm.why_not(job | {"submission": "later"}) == ""
+    settle(tmp_path, cell, "failed", "pretrain")
+    assert launch_slurm.why_not(job) == "its pretraining failed"
+
+
+def test_jobs_as_processes_end_to_end(place):
+    """submitit's local executor: the same jobs, waited for, with the report at the end."""
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.cluster=local"]
+    done = ratplus(place, *words, "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    assert "submitted 3 jobs (1 pretrainings, 2 cells)" in done.stdout
+    assert "2 done; table: out/report/accuracy_vs_dilation.md" in done.stdout
+    again = ratplus(place, *words)
+    assert again.returncode == 0
+    assert "submitted" not in again.stdout  # nothing is left to do
+
+
+@pytest.mark.slow
+def test_a_preempted_job_saves_queues_again_and_continues(place, cluster, request):
+    """The submitted script itself, run by a pretended srun: SIGUSR2 mid-training, then a second start of the job."""
+    words = [*TINY, "train.pretrain.steps=600", "run.checkpoint_seconds=1000", "output=out", *SLURM]
+    assert ratplus(place, "pretrain", *words).returncode == 0
+    (pickled,) = (place / "out" / "logs" / "slurm").glob("*_submitted.pkl")
+    environment = os.environ | {"SLURM_JOB_ID": "1001", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    environment |= {"SUBMITIT_EXECUTOR": "slurm"}  # as the script exports
+
+    started = []
+    request.addfinalizer(lambda: [process.kill() for process in started])  # when an assertion fails
+
+    def start():
+        # The script's last command in place of the shell, so that there is one process to end.
+        command = [str(cluster.parent / "tools" / "srun"), *submitted_command(cluster / "1001.sh")]
+        started.append(subprocess.Popen(command, cwd=place, env=environment, start_new_session=True))
+        return started[-1]
+
+    # As SLURM does, to every process of the job: the cell's own worker must not die of it.
+    job = start()
+    wait_for(
+        lambda: (
+            list(place.glob("out/pretrain/*/curve.csv"))
+            and "\n50," in next(place.glob("out/pretrain/*/curve.csv")).read_text()
+        )
+    )
+    for pid in processes("ratplus.sweeps.launch.worker", place) + processes("submitit.core._submit", place):
+        os.kill(pid, signal.SIGUSR2)
+    job.wait(60)
+    assert (cluster / "scontrol").read_text() == "requeue 1001\n"
+    assert not list(place.glob("out/pretrain/*/record.json"))
+    (state,) = place.glob("out/pretrain/*/training-*.pt")
+    saved = int(state.name.split("-")[1])
+    assert saved >= 50
+    assert pickled.exists()
+
+    job = start()
+    job.wait(240)
+    (record,) = (json.loads(p.read_text()) for p in place.glob("out/pretrain/*/record.json"))
+    assert record["status"] == "done"
+    assert record["timing"]["resumed_at_step"] == saved
+
+
+def submitted_command(script: Path) -> list[str]:
+    """What the script hands to srun."""
+    (line,) = (line for line in script.read_text().splitlines() if line.startswith("srun "))
+    return shlex.split(line)[1:]
+
+
+def processes(module: str, place: Path) -> list[int]:
+    """The one process that runs a module on a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if b"python" in command and module.encode() in command and str(place).encode() in command:
+                found.append(int(process.name))
+    assert len(found) == 1, (module, found)
+    return found
+
+
+# ---- Ray -----------------------------------------------------------------------------------------------------------
+
+
+def test_ray_says_what_is_missing(place):
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        done = ratplus(place, "sweep", *TINY, "output=out", "launcher=ray")
+        assert done.returncode == 2
+        assert "launcher=ray: Ray is not installed; pip install 'ratplus[ray]'" in done.stderr
+    else:
+        pytest.skip("Ray is installed here")
+
+
+@pytest.mark.slow
+def test_ray_end_to_end(place):
+    """A cluster of this machine: two cells, one of which fails, and the failed one again."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ratplus[ray]'")
+    words = ["sweep", "-m", *TINY, "train.adapt.lr=1e-3,1e30", "train.adapt.lr_min=0", "output=out", "launcher=ray"]
+    done = ratplus(place, *words, timeout=400)
+    assert done.returncode == 1, done.stderr
+    assert "1 of 2 cells failed" in done.stderr
+    assert "1 done, 1 failed" in done.stdout
+    cells = read_manifest(place / "out")["cells"]
+    states = [cell_state(place / "out", cell["stages"]) for cell in cells]
+    assert sorted(state.status for state in states) == ["done", "failed"]
+    assert any("BadLogits" in state.error for state in states)
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_tried_again_or_left(place):
+    words = ["sweep", "-m", *TINY, "train.adapt.lr=1e-3,1e30", "train.adapt.lr_min=0", "output=out"]
+    attempts = []
+    for retry in ("all", "none", "failed"):
+        done = ratplus(place, *words, f"retry={retry}")
+        assert done.returncode == 1
+        lines = done.stderr.strip().splitlines()
+        assert "1 of 2 cells failed; `ratplus status out` says why" in lines[-1]
+        assert "BadLogits: the model's logits are NaN or infinite" in lines[-2]
+        (failed,) = (c for c in json.loads(ratplus(place, "status", "out", "--json").stdout)["cells"] if c["error"])
+        attempts.append(failed["attempt"])
+    assert attempts == [1, 1, 2]

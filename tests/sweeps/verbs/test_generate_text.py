@@ -1,0 +1,67 @@
+"""`ratplus generate`: text from a model folder under several patterns, and one line for each mistake."""
+
+import pytest
+import torch
+
+from ratplus import ModelConfig, RATPlus
+from ratplus.checkpoint import save
+from ratplus.model.generate import stream
+from ratplus.sweeps import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    config = ModelConfig(vocab_size=257, layers=2, d_model=32, d_head=16, max_len=64)
+    torch.manual_seed(0)
+    model = RATPlus(config)
+    return model, save(model, tmp_path_factory.mktemp("models") / "small")
+
+
+def generate(capfd, *words) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["generate", *words])
+    out, err = capfd.readouterr()
+    return ended.value.code or 0, out, err
+
+
+def test_patterns_side_by_side(capfd, model):
+    words = ["prompt=Hello", "pattern=D1,layers[D1,D4],stream-W4-I2", "max_new_tokens=20", "temperature=0"]
+    code, out, _ = generate(capfd, f"model={model[1]}", *words)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("---")] == [
+        "--- D1 ---", "--- layers[D1,D4] ---", "--- stream-W4-I2 ---"
+    ]  # fmt: skip
+    # 5 prompt tokens and 19 that were fed back; keys and values of 2 layers x 2 heads x 16 channels, and the state.
+    assert f"cache: 24 of 24 entries a head, {24 * 2 * 4 * 16 * 4 + 2 * 4 * 16 * 4:,} bytes]" in out
+    assert "cache: 6 of 24 entries a head" in out
+    assert out.count("tokens/s") == 3
+
+
+def test_stream_is_generate(model):
+    prompts = [[1, 2, 3], [4]]
+    for options in ({}, {"temperature": 0.7, "seed": 3}, {"stop_token": 7}):
+        steps = list(stream(model[0], prompts, None, 9, **options))
+        assert torch.equal(torch.stack(steps, dim=1), model[0].generate(prompts, None, 9, **options))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prompt=x"], "model= is missing; give a model folder, or the id of a trained stage"),
+        (["model=MODEL"], "prompt= is missing"),
+        (["mdel=x"], "did you mean model=?"),
+        (["hello"], "give key=value; keys: model, prompt, pattern"),
+        (["model=nowhere", "prompt=x"], "model=nowhere: no such folder, and not an id of a stage"),
+        (["model=MODEL", "prompt=x", "pattern=Q3"], "pattern 'Q3': not a label"),
+        (["model=MODEL", "prompt=x", "pattern=layers[D1,D2,D4]"], "names 3 layers, but the model has 2"),
+        (["model=MODEL", "prompt=x", "max_new_tokens=65"], "after a prompt of 1 tokens the model's context of 64"),
+        (["model=MODEL", "prompt=x", "max_new_tokens=many"], "max_new_tokens: got 'many'; it must be a whole number"),
+        (["model=MODEL", "prompt=x", "top_p=2"], "top_p: got 2.0; it must be in (0, 1]"),
+        (["model=MODEL", "prompt=x", "tokenizer=nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_mistakes(capfd, model, words, message):
+    code, _, err = generate(capfd, *(word.replace("MODEL", str(model[1])) for word in words))
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
