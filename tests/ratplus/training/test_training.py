@@ -314,7 +314,7 @@ def test_three_stages_once(config, tmp_path):
 
 def test_a_kill_before_the_record_costs_no_training(config, tmp_path, monkeypatch):
     """The training state goes only after the record stands; what a kill in between leaves is tidied later."""
-    import ratplus.stages.cell as stages
+    import ratplus.stages.run_stage as stages
 
     config.run = RunSection(accelerator="cpu", checkpoint_seconds=0.0)
     cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
