@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ratplus.config.model import ModelConfig
-from ratplus.model.generate import generate
+from ratplus.model import generate as generation  # the module, which keeps its name in this package
 from ratplus.model.network import Network
 
 __all__ = ["RATPlus", "empty_model"]
@@ -18,7 +18,7 @@ class RATPlus(Network):
         config: shape of the model; `recurrence=False` gives the attention-only baseline.
     """
 
-    generate = generate
+    generate = generation.generate
 
 
 def empty_model(config: ModelConfig) -> RATPlus:
