@@ -1,6 +1,6 @@
 """The compact KV cache of a model: per head I sinks, a ring of the last tokens, and the dilated keys; plus the state.
 
-What one layer holds and where is in `ratplus.model.network.cache_layer`; here are the batch's lengths, and making a cache.
+What one layer holds and where is in `ratplus.model.cache_layer`; here are the batch's lengths, and making a cache.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.kernels import attention, decode
 from ratplus.kernels.attention.patterns import pattern_tensors
+from ratplus.model import cache_layer
 from ratplus.model.kernel_pattern import kernel_pattern
-from ratplus.model.network import cache_layer
 
 LAYERS, HEADS = 2, 4
 PATTERNS = {
