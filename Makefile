@@ -45,7 +45,8 @@ format: setup
 # On a machine with a CUDA device and torch, triton, lightning, pandas, matplotlib and pytest installed; needs neither
 # network nor .venv. Under 10 minutes: nothing new is begun after GPU_KERNEL_SECONDS and GPU_MODEL_SECONDS; what was left
 # out is named in the files. Results go to $OUT (default outputs/gpu), also where a test fails.
-GPU_TESTS := tests/kernels/test_gpu.py tests/ratplus/model/test_decode_graph_gpu.py
+GPU_TESTS := tests/kernels/test_gpu.py tests/ratplus/model/test_decode_graph_gpu.py \
+	tests/ratplus/training/test_training_gpu.py
 GPU_MODELS ?= ratplus-24x2048x128 attention-24x2048x128
 GPU_MODEL_OPTIONS ?= --context 4096,32768 --batch 1,max --prefill-tokens 65536 --repeats 5 --budget 0.5
 GPU_KERNEL_SECONDS ?= 280

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from ratplus.bench.dense import BACKENDS, dense_on, has_dense_layers, usable
 from ratplus.bench.settings import BenchSettings
 from ratplus.costs.cost import attention_flops, cost, decode_flops
 from ratplus.kernels.bench.timing import Ceilings, Times, available_memory_bytes, interleaved, peak_bytes
@@ -36,12 +37,24 @@ class _Entry:
     loop: DecodeLoop | None = None
 
 
+@dataclass
+class _Prompt:
+    """Prefill of one pattern: of the faster kernel for dense layers, and each one's median."""
+
+    times: Times | None = None
+    peak: int | None = None
+    backend: str | None = None
+    each_ms: dict[str, float] = field(default_factory=dict)
+
+
 class Measuring:
     """Measures one model; rows and what is left out go to `result`.
 
     A row: model, parameters, recurrence, heads, kv_heads (of keys and values), pattern, batch, context, new_tokens,
     largest (whether the batch is the largest that the memory holds); prefill_ms_{p50,p20,p80} and prefill_repeats;
-    decode_ms_{p50,p20,p80} a token, and decode_repeats (each of new_tokens steps), decode_path; tokens_per_second;
+    prefill_{cudnn,flash}_ms (medians where dense layers run on either of torch's kernels, on CUDA; prefill_ms is of the
+    faster one, dense_backend its name); decode_ms_{p50,p20,p80} a token, and decode_repeats (each of new_tokens steps),
+    decode_path; tokens_per_second;
     kv_bytes (allocated), kv_bytes_formula (entries held at the context), state_bytes; max_batch (sequences whose
     caches fit in memory beside the weights); prefill_peak_bytes, decode_peak_bytes (of a call, beyond weights and
     cache); prefill_limit_ms, decode_limit_ms (what the ceilings allow); prefill_ratio, decode_ratio, kv_ratio (to the
@@ -132,29 +145,58 @@ class Measuring:
                 tokens = entry.batch * context
                 reason = f"prefill of {tokens} tokens is more than --prefill-tokens {self.settings.prefill_tokens}"
                 self._skip(entry.label, context, entry.batch, reason)
-        prefills = [prefill(e) for e in short]
-        prefilled, prefill_peaks = [], []
-        if short:
-            to_start = [lambda e=e: e.cache.rewind() for e in short]
-            prefilled = interleaved(prefills, before=to_start, **timing)
-            for ready, run in zip(to_start, prefills):
-                ready()
-                prefill_peaks.append(peak_bytes(run, device))
-        rows = []
-        for entry, times, peak in zip(group, decoded, decode_peaks):
-            at = short.index(entry) if entry in short else None
-            first = (None, None) if at is None else (prefilled[at], prefill_peaks[at])
-            rows.append(self._row(entry, context, times, peak, *first))
-        return rows
+        prompts = self._prompts([(e, prefill(e)) for e in short], context, timing)
+        return [
+            self._row(entry, context, times, peak, prompts.get(entry.label, _Prompt()))
+            for entry, times, peak in zip(group, decoded, decode_peaks)
+        ]
+
+    def _prompts(self, runs: list[tuple[_Entry, Callable]], context: int, timing: dict) -> dict[str, _Prompt]:
+        """Prefill of each pattern, in turns; where layers are dense, on each kernel that torch has for them."""
+        candidates: list[tuple[_Entry, str | None, Callable]] = []
+        for entry, run in runs:
+            names: list[str | None] = [None]
+            if self.settings.device == "cuda" and has_dense_layers(entry.patterns, context):
+                entry.cache.rewind()
+
+                def once(entry=entry, run=run):
+                    entry.cache.rewind()
+                    run()
+
+                names, refused = usable(once, list(BACKENDS))
+                for name, reason in refused.items():
+                    self._skip(f"{entry.label} on {name}", context, entry.batch, reason)
+                names = names or [None]
+            candidates += [(entry, name, run) for name in names]
+        if not candidates:
+            return {}
+
+        def on(name: str | None, run: Callable) -> Callable[[], None]:
+            def call():
+                with dense_on(name):
+                    run()
+
+            return call
+
+        calls = [on(name, run) for _, name, run in candidates]
+        to_start = [lambda e=e: e.cache.rewind() for e, _, _ in candidates]
+        found: dict[str, _Prompt] = {}
+        for (entry, name, _), times, call in zip(candidates, interleaved(calls, before=to_start, **timing), calls):
+            prompt = found.setdefault(entry.label, _Prompt())
+            if name is not None:
+                prompt.each_ms[name] = times.p50
+            if prompt.times is None or times.p50 < prompt.times.p50:
+                entry.cache.rewind()
+                prompt.times, prompt.backend = times, name
+                prompt.peak = peak_bytes(call, self.settings.device)
+        return found
 
     def _step_peak(self, entry: _Entry, context: int, token: torch.Tensor) -> int:
         """Of a step that isn't a graph's replay: a graph took its memory when it was captured."""
         entry.cache.rewind(context)
         return peak_bytes(lambda: self.model.step(token, entry.cache), self.settings.device)
 
-    def _row(
-        self, entry: _Entry, context: int, decoded: Times, decode_peak: int, prefilled: Times | None, peak: int | None
-    ) -> dict:
+    def _row(self, entry: _Entry, context: int, decoded: Times, decode_peak: int, prompt_taken: _Prompt) -> dict:
         """Everything about one pattern but its ratios."""
         config, batch = self.model.config, entry.batch
         spent = cost(
@@ -172,14 +214,16 @@ class Measuring:
             "heads": config.heads, "kv_heads": config.key_heads,
             "pattern": entry.label, "batch": batch, "context": context, "new_tokens": self.settings.new_tokens,
             "largest": entry.largest,
-            **_times("prefill", prefilled),
+            **_times("prefill", prompt_taken.times),
+            "dense_backend": prompt_taken.backend,
+            **{f"prefill_{name}_ms": prompt_taken.each_ms.get(name) for name in BACKENDS},
             **_times("decode", decoded),
             "decode_path": "cuda graph" if entry.loop.graphed else "plain loop",
             "tokens_per_second": 1e3 * batch / decoded.p50,
             "kv_bytes": entry.cache.kv_bytes(), "kv_bytes_formula": batch * spent.kv_bytes,
             "state_bytes": entry.cache.state_bytes(), "max_batch": entry.max_batch,
-            "prefill_peak_bytes": peak, "decode_peak_bytes": decode_peak,
-            "prefill_limit_ms": None if prefilled is None else self._limit_ms(weights, prompt),
+            "prefill_peak_bytes": prompt_taken.peak, "decode_peak_bytes": decode_peak,
+            "prefill_limit_ms": None if prompt_taken.times is None else self._limit_ms(weights, prompt),
             "decode_limit_ms": self._limit_ms(decode_bytes, steps),
         }  # fmt: skip
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 from ratplus import checkpoint
+from ratplus.bench.dense import cudnn_version
+from ratplus.bench.lines import model_line, skipped_line
 from ratplus.bench.measure import DENSE, Measuring
 from ratplus.bench.settings import BenchSettings, add_arguments, settings_of, shape_of
 from ratplus.checkpoint.facts import read_facts
@@ -57,8 +59,8 @@ def bench_models(
 ) -> dict:
     """Measure every model at every context, batch and pattern; JSON-ready.
 
-    Returns {"benchmark": "model", "complete", "device", "torch", "threads", "dtype", "date", "ceilings", "settings",
-    "rows", "skipped"}; `save` gets it after each step. A row is that of `measure.Measuring`.
+    Returns {"benchmark": "model", "complete", "device", "torch", "cudnn", "threads", "dtype", "date", "ceilings",
+    "settings", "rows", "skipped"}; `save` gets it after each step. A row is that of `measure.Measuring`.
 
     Raises:
         ValueError: a device that isn't there, a pattern that doesn't fit a model, a model that takes too few tokens.
@@ -119,6 +121,7 @@ def empty_result(benchmark: str, settings: BenchSettings, ceilings: Ceilings) ->
     """What a benchmark's JSON says before there are `rows`: of which device, with which settings and ceilings."""
     return {
         "benchmark": benchmark, "complete": False, "device": device_name(settings.device), "torch": torch.__version__,
+        "cudnn": cudnn_version() if settings.device == "cuda" else None,
         "threads": torch.get_num_threads(), "dtype": str(dtype_of(settings)).removeprefix("torch."),
         "date": time.strftime("%Y-%m-%d"), "ceilings": asdict(ceilings), "settings": asdict(settings),
         "rows": [], "skipped": [],
@@ -141,7 +144,12 @@ def _bench(subjects: list[Subject], settings: BenchSettings, progress: Callable,
                         result["skipped"].append(head | {"pattern": "all", "reason": reason})
                         continue
                     progress(f"{subject.name}, context {context}, batch {batch}")
+                    rows, skipped = len(result["rows"]), len(result["skipped"])
                     measuring.at(context, batch, maps)
+                    for row in result["rows"][rows:]:
+                        progress(model_line(row))
+                    for left in result["skipped"][skipped:]:
+                        progress(skipped_line(left))
                     save(result)
         del model, measuring
     result["complete"] = True

@@ -72,9 +72,10 @@ def bench_training(
     A model with recurrence is measured with the step of active recurrence learning and with a plain step, and beside
     it the attention-only model of its shape, which is added if it isn't among `subjects`.
 
-    Returns {"benchmark": "train", "complete", "device", "torch", "threads", "dtype", "date", "ceilings", "settings",
-    "rows", "skipped"}; `save` gets it after each context and batch. A row: model, parameters, recurrence, step (ARL or
-    plain), batch, context, tokens (of a step, recall rows too); step_ms_{p50,p20,p80}, repeats; step_cpu_ms_p50 (of all
+    Returns {"benchmark": "train", "complete", "device", "torch", "cudnn", "threads", "dtype", "date", "ceilings",
+    "settings", "rows", "skipped"}; `save` gets it after each context and batch. A row: model, parameters, recurrence,
+    step (ARL or plain), batch, context, tokens (of a step, recall rows too); step_ms_{p50,p20,p80}, repeats;
+    step_cpu_ms_p50 (of all
     threads of the process: less than step_ms of one thread if other processes took its core); tokens_per_second; mfu
     (FLOPs of the passes over what the measured matrix product would have done); arl_cost, arl_cost_cpu (step_ms_p50 and
     step_cpu_ms_p50 to those of the attention-only model's plain step; null for that); <part>_ms of `stopwatch.PARTS`,
@@ -148,7 +149,7 @@ def _measure(
     """Rows of all models at one context and batch, to `result`."""
     candidates = []
     for subject in subjects:
-        batches = _batches(subject.config.vocab_size, context, folder)
+        batches = random_batches(subject.config.vocab_size, context, folder)
         recipe = RecipeSection(steps=_WARM + _TIMED + _APART, batch=batch, arl=False)
         sparse = Pattern(recipe.arl_dilation, recipe.arl_window, recipe.arl_sinks)
         for arl in [sparse, None] if subject.config.recurrence else [None]:
@@ -178,9 +179,9 @@ def _measure(
     result["rows"] += rows
 
 
-def _batches(vocab: int, context: int, folder: Path) -> Batches:
+def random_batches(vocab: int, context: int, folder: Path, with_recall: bool = True) -> Batches:
     """Batches as pretraining reads them: random ids in a file, mapped into memory, and recall rows if these fit."""
-    with_recall = RECALL.length <= context
+    with_recall = with_recall and RECALL.length <= context
     text_vocab = vocab - (RecallTask.of(RECALL, 0).vocab_size if with_recall else 0)
     if text_vocab < 2:  # too few ids for the symbols of the recall task
         with_recall, text_vocab = False, vocab

@@ -64,10 +64,10 @@ def test_token_for_token(monkeypatch, model, patterns):
         ([150, 3, 90, 17], {}),
         ([150, 3, 90, 17], {"temperature": 0.9, "top_p": 0.9, "seed": 4}),
     ):
-        release_after = step_by_step(monkeypatch, model, prompts(lengths), patterns, 50, **options)
+        plain = step_by_step(monkeypatch, model, prompts(lengths), patterns, 50, **options)
         captured.clear()
         first = model.generate(prompts(lengths), patterns, 50, **options)
-        assert torch.equal(first, release_after)
+        assert torch.equal(first, plain)
         again = model.generate(prompts(lengths), patterns, 50, **options)
         assert torch.equal(again, first)
         assert len(captured) == 1
@@ -80,10 +80,35 @@ def test_logits_of_every_step(model):
     plain = model.new_cache(3, pattern, loop.cache.max_len)
     tokens = torch.randint(0, 512, (3, 300), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
     for t in range(300):
-        assert torch.equal(loop.step(tokens[:, t]), model.step(tokens[:, t], plain)), t
+        expected = model.step(tokens[:, t], plain)
+        assert expected.isfinite().all(), t
+        assert torch.equal(loop.step(tokens[:, t]), expected), t
         assert loop.cache.lengths == [t + 1] * 3
     assert loop.graphed
     assert loop.cache.positions.tolist() == [300] * 3
+
+
+def test_three_hundred_other_patterns_later_the_graph_still_reads_its_own(model):
+    """What a graph reads lies in its cache: neither other patterns nor freed memory change it."""
+    pattern = PatternMap.per_head([Pattern(), Pattern(16, 8), Pattern(None, 9, 1), Pattern(4)], 2)
+    loop = take(model, 2, model.resolve_patterns(pattern), 64)
+    plain = model.new_cache(2, pattern, 64)
+    tokens = torch.randint(0, 512, (2, 20), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    for t in range(20):
+        expected = model.step(tokens[:, t], plain)
+        assert expected.isfinite().all(), t
+        assert torch.equal(loop.step(tokens[:, t]), expected), t
+        if t == 5:
+            assert loop.graphed
+            for i in range(300):
+                other = model.new_cache(2, Pattern(2 + i, i % 7, i % 5), 8)
+                model.step(tokens[:, 0], other)
+            del other
+            torch.cuda.empty_cache()
+            noise = [
+                torch.full((128,), 77, dtype=torch.int32, device="cuda") for _ in range(2000)
+            ]  # takes what was freed
+    assert len(noise) == 2000
 
 
 def test_an_overrun_is_refused_before_the_device_sees_it(model):
