@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
-.PHONY: setup demo test lint format gpu clean
+.PHONY: setup demo test lint format gpu gpu-ladder clean
 
 setup: $(STAMP)
 
@@ -61,6 +61,21 @@ gpu:
 		--seconds $(GPU_MODEL_SECONDS); \
 	step report $(PYTHON) -m ratplus.analysis.efficiency "$$out"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed; results so far are in $$out"; exit 1; fi
+
+# A small reproduction on one GPU within LADDER_SECONDS (docs/scale.md), on a machine that needs neither network nor .venv:
+# torch, triton, lightning, pandas and matplotlib are installed there, and Hydra's wheels lie in WHEELS if it is not.
+# ratplus is put together from links, since an old setuptools can't install it; PYTHONSAFEPATH keeps Python from taking the
+# bare folder of this checkout for it. Archive and tables go to $OUT.
+LADDER_SECONDS ?= 300
+LADDER_OVERRIDES ?=
+WHEELS ?= .gpu/wheels
+gpu-ladder:
+	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && mkdir "$$site/ratplus" && \
+	for entry in ratplus/* kernels sweeps analysis conf; do ln -s "$$PWD/$$entry" "$$site/ratplus/"; done && \
+	if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
+		$(PYTHON) -m pip install -q --no-index --no-deps --target "$$site" $(WHEELS)/*.whl; fi && \
+	PYTHONSAFEPATH=1 PYTHONPATH="$$site$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ratplus.sweeps.verbs.timed_sweep \
+		experiment=gpu_ladder $(LADDER_OVERRIDES) --seconds $(LADDER_SECONDS) --out "$${OUT:-outputs/gpu}"
 
 clean:
 	rm -rf $(VENV)

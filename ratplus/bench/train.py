@@ -259,7 +259,7 @@ def _turn(candidate: _Candidate, settings: BenchSettings) -> None:
         model, recipe, arl=candidate.arl, watch=watch, apart_from=recipe.steps - _APART,
         peak_of=_WARM if first else None, device=settings.device,
     )  # fmt: skip
-    loader = _Loader(candidate.batches, recipe, "pretrain", 0)
+    loader = _Loader(candidate.batches, recipe, "pretrain", 0, pinned=settings.device == "cuda")
     loader.watch = watch
     run = RunSection(accelerator=settings.device)
     precision = "bf16" if dtype_of(settings) == torch.bfloat16 else "float32"

@@ -45,8 +45,9 @@ class DataSection:
     """`data=`: the corpus. `root` (where prepared token streams live) and `workers` do not change results.
 
     Args:
-        source: pydocs | text (small, in memory) | files (parquet, JSONL, text) | hub (a data set of the Hugging Face
-            hub) | bin (bare token streams) | prepared (a corpus folder).
+        source: pydocs | python_text (what this Python and its packages hold) | text (small, in memory) | files
+            (parquet, JSONL, text) | hub (a data set of the Hugging Face hub) | bin (bare token streams) | prepared (a
+            corpus folder).
         path: file or folder; of hub the data set's name; of bin the training stream.
         validation_fraction: of the documents (split=hash), or of a bare stream's end.
         files: which files of a folder or data set, as a glob; null takes all of a known kind.
@@ -80,11 +81,11 @@ class DataSection:
     workers: int = 1
 
     def __post_init__(self):
-        sources = ("pydocs", "text", "files", "hub", "bin", "prepared")
+        sources = ("pydocs", "python_text", "text", "files", "hub", "bin", "prepared")
         check(self.source in sources, "data.source", self.source, f"allowed: {', '.join(sources)}")
         what = {"hub": "<data set>", "bin": "<token file>", "prepared": "<corpus folder>"}
         check(
-            self.source == "pydocs" or bool(self.path),
+            self.source in ("pydocs", "python_text") or bool(self.path),
             "data.path",
             self.path,
             f"data={self.source} needs path={what.get(self.source, '<file or folder>')}",

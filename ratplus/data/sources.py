@@ -11,12 +11,14 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ratplus.config.data import DataSection
 from ratplus.data.bare import check_bare, write_bare
 from ratplus.data.corpus import MANIFEST_FILE, CorpusError, read_manifest, write_corpus
 from ratplus.data.inputs import TEXT_SUFFIXES, Input, list_inputs
+from ratplus.data.python_text import ARCHIVE, collect
 from ratplus.data.shards import Settings, write_shards
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from ratplus.records.atomic import write_atomically
@@ -26,6 +28,7 @@ _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2t
 
 def corpus_folder(data: DataSection) -> Path:
     """Folder of the prepared corpus of a data section; what is read or cut otherwise gets a folder of its own."""
+    data = _as_files(data)
     if data.source == "prepared":
         return Path(data.path)
     if data.source == "pydocs":
@@ -61,6 +64,10 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
     made = (folder / MANIFEST_FILE).exists()
     if data.source == "prepared":
         return _prepared(data, folder)
+    if data.source == "python_text":
+        data = _as_files(data)
+        if not made and not Path(data.path).exists():
+            collect(Path(data.path))
     if made and _damaged(folder):
         return folder  # opening it says what is wrong
     if data.source == "bin":
@@ -90,6 +97,13 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
     return write_corpus(
         folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
     )
+
+
+def _as_files(data: DataSection) -> DataSection:
+    """The text that was collected from this Python (ratplus.data.python_text) is read as any other file is."""
+    if data.source != "python_text":
+        return data
+    return replace(data, source="files", path=str(Path(data.root) / ARCHIVE), files=None, split="hash")
 
 
 def _to_stderr(line: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning
+import numpy as np
 import torch
 
 from ratplus.config.model import ModelConfig
@@ -38,10 +39,16 @@ if TYPE_CHECKING:
 
 
 class StepLoader:
-    """Batches of the steps still to do, as Lightning's train loader."""
+    """Batches of the steps still to do, as Lightning's train loader.
 
-    def __init__(self, batches: Batches, recipe: RecipeSection, purpose: str, first: int):
+    Args:
+        first: the step to begin with.
+        pinned: rows lie in page-locked memory, from which a copy to a GPU does not make the host wait for the GPU.
+    """
+
+    def __init__(self, batches: Batches, recipe: RecipeSection, purpose: str, first: int, pinned: bool = False):
         self.batches, self.recipe, self.purpose, self.first = batches, recipe, purpose, first
+        self.pinned = pinned
 
     def __len__(self) -> int:
         return self.recipe.steps - self.first
@@ -49,7 +56,13 @@ class StepLoader:
     def __iter__(self):
         for step in range(self.first, self.recipe.steps):
             groups = self.batches.train(self.recipe, self.purpose, step)
-            yield step, [(torch.from_numpy(inputs), torch.from_numpy(labels)) for inputs, labels in groups]
+            yield step, [(self._tensor(inputs), self._tensor(labels)) for inputs, labels in groups]
+
+    def _tensor(self, rows: np.ndarray) -> torch.Tensor:
+        if not self.pinned:
+            return torch.from_numpy(rows)
+        # Rows that are a view of wider ones would first be copied to memory that is not page-locked.
+        return torch.from_numpy(np.ascontiguousarray(rows)).pin_memory()
 
 
 def train(
@@ -121,7 +134,8 @@ def train(
 
     started = time.monotonic()
     if first < recipe.steps:
-        loader, saver = StepLoader(batches, recipe, purpose, first), _Saver(run.checkpoint_seconds, save, team)
+        loader = StepLoader(batches, recipe, purpose, first, _on_gpu(run))
+        saver = _Saver(run.checkpoint_seconds, save, team)
         if team is None:
             module = TrainingModule(model, recipe, patterns, arl, on_step)
             module.restored = None if state is None else state.pop("optimizer")
@@ -165,7 +179,12 @@ def train_along(
         model = RATPlus(model_config)
     module = SharedModule(model, recipe, patterns, arl, team=team, bf16=precision == "bf16", goes_on=first > 0)
     saver = _Saver(math.inf, lambda _done, _whole: None, team)
-    _fit(module, StepLoader(batches, recipe, purpose, first), saver, run, precision, team.trainer, team)
+    loader = StepLoader(batches, recipe, purpose, first, _on_gpu(run))
+    _fit(module, loader, saver, run, precision, team.trainer, team)
+
+
+def _on_gpu(run: RunSection) -> bool:
+    return run.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _fit(

@@ -1,0 +1,61 @@
+"""What a sweep folder has, in a few lines of text: for the end of a log, where only its last characters come home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ratplus.records.curve import CURVE_FILE, curve_rows
+from ratplus.records.manifest import read_manifest
+from ratplus.records.record import RecordError, read_record
+from ratplus.sweeps.launch.child import LOGS
+from ratplus.sweeps.verbs.text_table import columns
+
+
+def summary(folder: Path) -> list[str]:
+    """Tables of the finished cells and of the training runs, then what the processes of unfinished ones said last."""
+    cells = read_manifest(folder)["cells"] if (folder / "sweep.json").exists() else []
+    named = {cell["stages"][stage]: (stage, cell) for cell in cells for stage in ("adapt", "pretrain")}
+    runs, results, words = [], [], []
+    for stage_id, (stage, cell) in sorted(named.items(), key=lambda item: (item[1][0] != "pretrain", item[0])):
+        label = cell["label"] if stage == "adapt" else ""
+        rows = curve_rows(folder / stage / stage_id / CURVE_FILE)
+        record = done(folder / stage / stage_id)
+        row = {"stage": stage, "model": cell["model"], "pattern": label, "state": "done" if record else "unfinished"}
+        if rows:
+            row |= {"steps": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": f"{rows[-1]['loss']:.3f}"}
+        seconds = record and record["timing"].get("train_seconds")
+        runs.append(row | {"seconds": f"{seconds:.1f}" if seconds else ""})
+    for cell in cells:
+        record = done(folder / "evaluate" / cell["stages"]["evaluate"])
+        row = {"model": cell["model"], "pattern": cell["label"]}
+        results.append(row | (_shown(record["metrics"]) if record else {"loss": "missing"}))
+    for stage_id in (stage_id for cell in cells for stage_id in cell["stages"].values()):
+        path = folder / LOGS / f"{stage_id}.log"
+        if path.exists() and not any(done(folder / stage / stage_id) for stage in ("pretrain", "evaluate")):
+            words.append(f"{path.name}: {' | '.join(path.read_text(errors='replace').splitlines()[-3:])[-300:]}")
+    return [columns(rows) for rows in (results, runs) if rows] + list(dict.fromkeys(words))
+
+
+def _shown(metrics: dict) -> dict[str, str]:
+    """Loss in nats a token, and in percent recall and what RULER's score gives for each needle task."""
+    row = {"loss": f"{metrics['loss']['value']:.4f} ± {metrics['loss']['stderr'] or 0:.4f}"}
+    for name, found in metrics.items():
+        title = "recall" if name == "recall_accuracy" else name.removesuffix("_substring")
+        if title != name:
+            row[f"{title} (%)"] = f"{100 * found['value']:.1f} ± {100 * (found['stderr'] or 0):.1f}"
+    return row
+
+
+def done(folder: Path) -> dict | None:
+    """The record of a stage that is done."""
+    try:
+        record = read_record(folder)
+    except RecordError:
+        return None
+    return record if record is not None and record["status"] == "done" else None
+
+
+def all_done(folder: Path) -> bool:
+    """Whether a sweep folder has cells, and all of them are evaluated."""
+    cells = read_manifest(folder)["cells"] if (folder / "sweep.json").exists() else []
+    return bool(cells) and all(done(folder / "evaluate" / cell["stages"]["evaluate"]) for cell in cells)
