@@ -45,13 +45,13 @@ def test_steps_fill_the_time_and_no_more(ladder):
 def test_measured_run_reported_packed_and_continued(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("A line of text, and another one.\n" * 400)
-    words = [*TINY, "pattern=dense", "output=outputs/short", "train.pretrain.steps=40", "train.adapt.steps=4"]
+    words = [*TINY, "pattern=dense", "output=outputs/short", "train.pretrain.steps=20", "train.adapt.steps=2"]
     monkeypatch.setattr(timed_sweep, "_ratplus", lambda words, until: run_here(*words))
     monkeypatch.setattr(timed_sweep, "_measured", lambda overrides, _: timed_sweep.measure(compose_cells(overrides)))
     arguments = [*words, "--seconds", "500", "--out", str(tmp_path / "out")]
     assert timed_sweep.main(arguments) == 0
     said = capsys.readouterr()
-    assert "train.pretrain.steps=40 train.adapt.steps=2" in said.err
+    assert "train.pretrain.steps=20 train.adapt.steps=2" in said.err
     text = (tmp_path / "out" / "short.txt").read_text()
     assert said.out.endswith(text)
     assert [line.split()[:2] for line in text.splitlines() if line.startswith("ratplus_nano")] == [
@@ -70,7 +70,7 @@ def test_measured_run_reported_packed_and_continued(tmp_path, monkeypatch, capsy
 def test_an_unfinished_sweep_says_how_far_it_came(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("A line of text, and another one.\n" * 400)
-    words = [*TINY, "pattern=dense", "output=outputs/short", "train.pretrain.steps=40"]
+    words = [*TINY, "pattern=dense", "output=outputs/short", "train.pretrain.steps=20"]
     # As if the time were up after pretraining.
     monkeypatch.setattr(timed_sweep, "_ratplus", lambda words, until: run_here("pretrain", *words[1:]) or 143)
     monkeypatch.setattr(timed_sweep, "_measured", lambda *_: [StepTime("ratplus_nano", 1.0, 2, 1, 1e3)])
@@ -79,7 +79,7 @@ def test_an_unfinished_sweep_says_how_far_it_came(tmp_path, monkeypatch, capsys)
     assert "missing" in text
     assert "unfinished" in text  # the adaptation
     (done,) = (line for line in text.splitlines() if line.startswith("pretrain"))
-    assert done.split()[:4] == ["pretrain", "ratplus_nano", "done", "40"]
+    assert done.split()[:4] == ["pretrain", "ratplus_nano", "done", "20"]
 
 
 def test_a_mistake_is_one_line(tmp_path, capsys):
