@@ -92,7 +92,7 @@ def test_three_hundred_other_patterns_later_the_graph_still_reads_its_own(model)
     """What a graph reads lies in its cache: neither other patterns nor freed memory change it."""
     pattern = PatternMap.per_head([Pattern(), Pattern(16, 8), Pattern(None, 9, 1), Pattern(4)], 2)
     loop = take(model, 2, model.resolve_patterns(pattern), 64)
-    plain = model.new_cache(2, pattern, 64)
+    plain = model.new_cache(2, pattern, loop.cache.max_len)  # as many slots, so as many parts to sum
     tokens = torch.randint(0, 512, (2, 20), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
     for t in range(20):
         expected = model.step(tokens[:, t], plain)
@@ -105,9 +105,8 @@ def test_three_hundred_other_patterns_later_the_graph_still_reads_its_own(model)
                 model.step(tokens[:, 0], other)
             del other
             torch.cuda.empty_cache()
-            noise = [
-                torch.full((128,), 77, dtype=torch.int32, device="cuda") for _ in range(2000)
-            ]  # takes what was freed
+            # Takes the memory that was freed.
+            noise = [torch.full((128,), 77, dtype=torch.int32, device="cuda") for _ in range(2000)]
     assert len(noise) == 2000
 
 

@@ -96,18 +96,18 @@ def test_training_step(monkeypatch, device, kind, autocast):
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
-@pytest.mark.parametrize("kind", PATTERNS)
-def test_compiled_model(monkeypatch, device, kind):
-    """`torch.compile(fullgraph=True)`, forward and backward, against the same kernels uncompiled."""
-    if device == "cpu" and kind != "hybrid":
-        pytest.skip("the others are in tests/kernels/test_compile.py")
+def test_compiled_model(monkeypatch, device):
+    """`torch.compile(fullgraph=True)`, forward and backward, against the same kernels uncompiled.
+
+    One map of patterns, since a compiler takes its time; tests/kernels/test_compile.py has the others on a CPU.
+    """
     model, inputs, labels = make(device)
     if device == "cpu":
         monkeypatch.setenv("RATPLUS_KERNELS", "eager")  # the interpreter's share is in tests/kernels/test_compile.py
     results = []
 
     def loss_of(inputs, labels):
-        return token_loss(model(inputs, PATTERNS[kind]), labels) / labels.numel()
+        return token_loss(model(inputs, PATTERNS["hybrid"]), labels) / labels.numel()
 
     backend = "inductor" if device == "cuda" else "aot_eager"
     for function in (loss_of, torch.compile(loss_of, fullgraph=True, backend=backend)):
@@ -118,15 +118,14 @@ def test_compiled_model(monkeypatch, device, kind):
         torch.testing.assert_close(y, x, atol=1e-5 + 1e-3 * float(x.detach().abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_blocks_as_the_trainer_runs_them(monkeypatch, device, checkpointing):
-    """`trainer.compile` and `trainer.activation_checkpointing` train as plain blocks do."""
+def test_blocks_as_the_trainer_runs_them(monkeypatch, device):
+    """`trainer.compile` with `trainer.activation_checkpointing` trains as plain blocks do."""
     model, inputs, labels = make(device)
     if device == "cpu":
         monkeypatch.setenv("RATPLUS_KERNELS", "eager")
         monkeypatch.setattr("ratplus.training.blocks.BACKEND", "aot_eager")
     plain = train_steps(copy.deepcopy(model), inputs, labels, PATTERNS["hybrid"])
-    with equipped(model, TrainerSection(compile=True, activation_checkpointing=checkpointing)):
+    with equipped(model, TrainerSection(compile=True, activation_checkpointing=True)):
         found = train_steps(model, inputs, labels, PATTERNS["hybrid"])
     for ours, expected in zip(found, plain):
         assert distance(ours, expected) < 1e-3
