@@ -17,9 +17,9 @@ from pathlib import Path
 from ratplus.config.data import DataSection
 from ratplus.data.bare import check_bare, write_bare
 from ratplus.data.corpus import MANIFEST_FILE, CorpusError, read_manifest, write_corpus
-from ratplus.data.inputs import TEXT_SUFFIXES, Input, list_inputs
+from ratplus.data.prepare.inputs import TEXT_SUFFIXES, Input, list_inputs
+from ratplus.data.prepare.shards import Settings, write_shards
 from ratplus.data.python_text import ARCHIVE, collect
-from ratplus.data.shards import Settings, write_shards
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from ratplus.records.atomic import write_atomically
 

@@ -23,9 +23,9 @@ from ratplus.config.model import ModelSection
 from ratplus.config.run import RunSection
 from ratplus.config.train import RecipeSection, TrainSection
 from ratplus.data import corpus as corpus_module
-from ratplus.data import progress, shards
 from ratplus.data.corpus import CorpusError, held_out, open_corpus
-from ratplus.data.inputs import Input
+from ratplus.data.prepare import progress, shards
+from ratplus.data.prepare.inputs import Input
 from ratplus.data.sampling import IGNORE, ordered_rows, random_rows
 from ratplus.data.sources import corpus_folder, prepare
 from ratplus.data.stream import ShardedStream

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from ratplus.data.corpus import CorpusError
-from ratplus.data.inputs import Input
+from ratplus.data.prepare.inputs import Input
 
 # Characters of text that are tokenized at once; a longer document is a batch of its own.
 BATCH_CHARACTERS = 1 << 20

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ratplus.data.corpus import MANIFEST_FILE, SPLITS, CorpusError, Verified, dtype_of, empty_split, write_manifest
-from ratplus.data.inputs import Input
-from ratplus.data.progress import Progress
-from ratplus.data.shard_work import FOLDER, Job, Settings, kept, work
+from ratplus.data.prepare.inputs import Input
+from ratplus.data.prepare.progress import Progress
+from ratplus.data.prepare.shard_work import FOLDER, Job, Settings, kept, work
 from ratplus.data.tokenizer import Tokenizer
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock

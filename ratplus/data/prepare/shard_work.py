@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from ratplus.data.corpus import DTYPES, SPLITS, CorpusError, check_ids, dtype_of, held_out
-from ratplus.data.documents import batches
-from ratplus.data.inputs import Input
-from ratplus.data.progress import Progress
+from ratplus.data.prepare.documents import batches
+from ratplus.data.prepare.inputs import Input
+from ratplus.data.prepare.progress import Progress
 from ratplus.data.tokenizer import Tokenizer, load_tokenizer
 from ratplus.records.atomic import new_file, write_atomically
 
