@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
-.PHONY: setup demo test lint format gpu gpu-ladder clean
+.PHONY: setup demo test lint format docs gpu gpu-ladder clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/reference/keys.md, from the config dataclasses.
+docs: setup
+	$(BIN)/python -m ratplus.sweeps.define.key_reference docs/reference/keys.md
 
 # On a machine with a CUDA device and torch, triton, lightning, pandas, matplotlib and pytest installed; needs neither
 # network nor .venv. Under 10 minutes: nothing new is begun after GPU_KERNEL_SECONDS and GPU_MODEL_SECONDS; what was left

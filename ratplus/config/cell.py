@@ -21,13 +21,22 @@ from ratplus.pattern import PatternMap, build_map
 
 @dataclass
 class PatternSection:
-    """`pattern=`: what the heads see at inference; each value an int, a list, or a nested list [layers][heads]."""
+    """`pattern=`: what the heads see at inference; dense by default. Values may differ by layer and head."""
 
     dilation: Any = 1
+    """D: of the far keys, each query sees the last of every block of D; 1 is dense, null keeps none. Allowed: ≥ 1,
+    null, a list, [layers][heads]."""
     window: Any = 0
+    """W: how many tokens before a query are visible besides it. None by default, so that a dilation is seen by itself.
+    Allowed: ≥ 0, a list, [layers][heads]."""
     sinks: Any = 0
+    """I: initial tokens that every query sees. None by default, for the same reason. Allowed: ≥ 0, a list,
+    [layers][heads]."""
     over: str = "layers"
+    """What a flat list of values runs over. Layers, the more usual hybrid. Allowed: layers, heads."""
     tile: bool = False
+    """Whether a flat list shorter than the model is repeated along it. False refuses such a list, which is more often a
+    mistake."""
 
     def __post_init__(self):
         check(self.over in ("layers", "heads"), "pattern.over", self.over, "allowed: layers, heads")
@@ -49,15 +58,23 @@ class Config:
     pattern: PatternSection = field(default_factory=PatternSection)
     eval: EvalSection = field(default_factory=EvalSection)
     seed: int = 0
+    """Seed of initial weights and of the order of training data; cells that differ by it alone are averaged. 0 is as
+    good as any. Allowed: ≥ 0, ≤ 2147483647."""
     run: RunSection = field(default_factory=RunSection)
     logger: LoggerSection = field(default_factory=LoggerSection)
     launcher: LauncherSection = field(default_factory=LauncherSection)
     trainer: TrainerSection = field(default_factory=TrainerSection)
     sweep: Any = None
     output: str | None = None
+    """Folder of the sweep. Null puts it at outputs/<sweep.name>. Allowed: a folder, null."""
     retry: str = "all"
+    """Which cells of the sweep run: all that are not done; failed and damaged ones only; or none of the failed (missing
+    ones run). Allowed: all, failed, none."""
     max_failures: int | None = None
+    """Cells that may fail before no other is started. Null never stops, since one bad cell says little of the next.
+    Allowed: ≥ 1, null."""
     dry_run: bool = False
+    """True lists the cells, their ids, what exists and what they cost, and runs nothing."""
 
     def __post_init__(self):
         check(self.retry in ("all", "failed", "none"), "retry", self.retry, "allowed: all, failed, none")

@@ -10,16 +10,21 @@ from ratplus.config.check import check
 
 @dataclass
 class RecallSection:
-    """`data.recall`: the stacked-recall task mixed into every batch; `fraction` of its tokens, 0 leaves it out.
-
-    Its rows have `length` tokens of their own, at most train.context.
-    """
+    """`data.recall`: the stacked-recall task, mixed into every batch in rows of its own."""
 
     fraction: float = 0.5
+    """Share of each batch's tokens that are recall rows; 0 leaves the task out. Half, so that a model of minutes learns
+    to recall. Allowed: ≥ 0, ≤ 1."""
     length: int = 128
+    """Tokens of a recall row, at most train.context. 128, so that about half of the questions reach back further than
+    64 tokens. Allowed: ≥ 1."""
     keys: int = 8
+    """Distinct keys. Few, so that minutes of training suffice. Allowed: ≥ 1."""
     values: int = 8
+    """Distinct values: guessing is right in one of so many. Allowed: ≥ 1."""
     pairs: int = 8
+    """(key, value) pairs stored in the first half of a row, each with a key of its own. As many as there are keys: a
+    row uses all. Allowed: ≥ 1."""
 
     def __post_init__(self):
         check(0 <= self.fraction <= 1, "data.recall.fraction", self.fraction, "it must be between 0 and 1")
@@ -42,43 +47,55 @@ class RecallSection:
 
 @dataclass
 class DataSection:
-    """`data=`: the corpus. `root` (where prepared token streams live) and `workers` do not change results.
-
-    Args:
-        source: pydocs | python_text (what this Python and its packages hold) | text (small, in memory) | files
-            (parquet, JSONL, text) | hub (a data set of the Hugging Face hub) | bin (bare token streams) | prepared (a
-            corpus folder).
-        path: file or folder; of hub the data set's name; of bin the training stream.
-        validation_fraction: of the documents (split=hash), or of a bare stream's end.
-        files: which files of a folder or data set, as a glob; null takes all of a known kind.
-        revision: branch, tag or commit of a hub data set.
-        column: of parquet and JSONL, the one that holds the text.
-        separator: line that stands between the documents of a text file; null takes each file for one document.
-        tokenizer: bytes, or the path of a tokenizer.json or of a SentencePiece .model.
-        eos: token or id that ends a text, where the tokenizer's file does not say it.
-        split: hash (of each document's text) | file (the last `validation_files` files are validation).
-        validation_path: of bin, the validation stream.
-        vocab_size, eos_id: of bin without a tokenizer.
-        workers: processes that tokenize, a file each at a time.
-    """
+    """`data=`: the corpus, and the recall task in it. `root` and `workers` change no result."""
 
     source: str = "pydocs"
+    """Where text comes from: pydocs (the English text that Python ships), python_text (source code and documentation of
+    this Python and its packages, collected once) and text (your own files) are small and read into memory; files
+    (parquet, JSONL, text), hub (a data set of the Hugging Face hub), bin (bare token streams) and prepared (a corpus
+    folder of `ratplus prepare`) may be of any size. pydocs needs no download. Allowed: pydocs, python_text, text,
+    files, hub, bin, prepared."""
     path: str | None = None
+    """File or folder of the source; of hub the data set's name, of bin the training stream. pydocs and python_text need
+    none. Allowed: a path or name, null."""
     validation_fraction: float = 0.1
+    """Share of the documents (split=hash), or of a bare stream's end, that is held out. A tenth, since the default
+    corpus is small; the large ones hold out 0.005. Allowed: > 0, < 1."""
     root: str = "data"
+    """Folder in which prepared token streams are kept and shared by sweeps; changes no result. Below the working
+    folder, since corpora of the demo are small. Allowed: a folder."""
     recall: RecallSection = field(default_factory=RecallSection)
     files: str | None = None
+    """Which files of a folder or data set are read, as a glob. Null takes all of a kind that can be read. Allowed: a
+    glob, null."""
     revision: str = "main"
+    """Branch, tag or commit of a hub data set. main is the hub's default branch. Allowed: any text."""
     column: str = "text"
+    """Column of parquet and JSONL files that holds the text. That is what most data sets call it. Allowed: any text."""
     separator: str | None = None
+    """Line that stands between the documents of a text file. Null takes each file for one document. Allowed: any text,
+    null."""
     tokenizer: str | None = "bytes"
+    """bytes, or the path of a tokenizer.json or of a SentencePiece .model; null only where source=bin gives no text.
+    Bytes need no file. Allowed: bytes, a path, null."""
     eos: Any = None
+    """Token, or its id, that ends a text. Null takes what the tokenizer's file says. Allowed: a token, ≥ 0, null."""
     split: str = "hash"
+    """What is held out: hash (documents, by a hash of their text) or file (the last validation_files files). By hash,
+    so that a document is held out whichever file it lies in. Allowed: hash, file."""
     validation_files: int = 1
+    """Files that split=file holds out, the last in order of their names. Allowed: ≥ 1."""
     validation_path: str | None = None
+    """Validation stream of source=bin. Null takes the last validation_fraction of the one stream. Allowed: a file,
+    null."""
     vocab_size: int | None = None
+    """Ids of a bare stream, where no tokenizer tells. Null leaves it to the tokenizer. Allowed: ≥ 1, null."""
     eos_id: int | None = None
+    """Id that ends a text in a bare stream, where no tokenizer tells. Null leaves it to the tokenizer. Allowed: ≥ 0,
+    null."""
     workers: int = 1
+    """Processes that tokenize, a file each at a time; changes no result. One, since the default corpus is small.
+    Allowed: ≥ 1."""
 
     def __post_init__(self):
         sources = ("pydocs", "python_text", "text", "files", "hub", "bin", "prepared")
@@ -98,8 +115,8 @@ class DataSection:
         )
         check(self.split in ("hash", "file"), "data.split", self.split, "allowed: hash, file")
         eos = self.eos
-        whole = isinstance(eos, int) and not isinstance(eos, bool)
-        check(eos is None or isinstance(eos, str) or whole, "data.eos", eos, "it must be a token or an id")
+        is_id = isinstance(eos, int) and not isinstance(eos, bool) and eos >= 0
+        check(eos is None or isinstance(eos, str) or is_id, "data.eos", eos, "it must be a token, or an id ≥ 0")
         for name, least in (("validation_files", 1), ("workers", 1), ("vocab_size", 1), ("eos_id", 0)):
             value = getattr(self, name)
             check(value is None or value >= least, f"data.{name}", value, f"it must be ≥ {least}")

@@ -19,24 +19,23 @@ CHOICES = 4
 
 @dataclass
 class EfficiencySection:
-    """`eval.efficiency`: what a cell's pattern costs: exact counts as metrics, measured times beside them.
-
-    Args:
-        enabled: whether it is measured; only then does the section enter the cell's id.
-        batch: sequences at once.
-        prompt_tokens: of each sequence; null: what train.context leaves beside new_tokens.
-        new_tokens: decoding steps timed together.
-        repeats: timed calls.
-        memory_gb: memory (1e9 bytes) that max_batch is counted for; and what there is, where the system doesn't tell
-            how much is free (macOS).
-    """
+    """`eval.efficiency`: what a cell's pattern costs: exact counts as metrics, measured times beside them."""
 
     enabled: bool = False
+    """Whether the cost of the pattern is measured; only then does the section enter the cell's id. False, since timing
+    takes a while and wants a quiet machine."""
     batch: int = 1
+    """Sequences at once. One tells the latency for a single user. Allowed: ≥ 1."""
     prompt_tokens: int | None = None
+    """Tokens of each prompt. Null takes what train.context leaves beside new_tokens: the longest there is. Allowed: ≥
+    1, null."""
     new_tokens: int = 16
+    """Decoding steps that are timed together. Enough that the clock's resolution does not matter. Allowed: ≥ 3."""
     repeats: int = 7
+    """Timed calls, of which the median counts. An odd number has a middle one. Allowed: ≥ 3."""
     memory_gb: float = 80.0
+    """Memory, in GB (1e9 bytes), that max_batch is counted for; and what there is, where the system does not tell how
+    much is free (macOS). 80 GB is an H100's. Allowed: > 0."""
 
     def __post_init__(self):
         for name, least in (("batch", 1), ("prompt_tokens", 1), ("new_tokens", 3), ("repeats", 3)):
@@ -51,17 +50,14 @@ class EfficiencySection:
 
 @dataclass
 class ClozeSection:
-    """`eval.cloze`: which of four continuations is the true one, in held-out text.
-
-    Args:
-        items: questions; 0 leaves the suite out, and then nothing of it enters the cell's id.
-        context_tokens: before the continuation; null: 64, or half of train.context if that is less.
-        continuation_tokens: null: 16, or a quarter of train.context if that is less.
-    """
+    """`eval.cloze`: which of four continuations is the true one, in held-out text."""
 
     items: int = 0
+    """Questions. 0 leaves the suite out, and then nothing of it enters the cell's id. Allowed: ≥ 0."""
     context_tokens: int | None = None
+    """Tokens before the continuation. Null takes 64, or half of train.context if that is less. Allowed: ≥ 1, null."""
     continuation_tokens: int | None = None
+    """Tokens of a continuation. Null takes 16, or a quarter of train.context if that is less. Allowed: ≥ 1, null."""
 
     def __post_init__(self):
         for name, least in (("items", 0), ("context_tokens", 1), ("continuation_tokens", 1)):
@@ -78,13 +74,11 @@ class ClozeSection:
 
 @dataclass
 class PositionsSection:
-    """`eval.positions`: held-out loss and recall by position, for models used beyond the context they were trained for.
-
-    Args:
-        width: positions that are averaged; 0 leaves the suite out, and then nothing of it enters the cell's id.
-    """
+    """`eval.positions`: held-out loss and recall by position, for models used beyond their trained context."""
 
     width: int = 0
+    """Positions that are averaged, in tokens: train.context is cut into bins of so many, 64 at most. 0 leaves the suite
+    out, and then nothing of it enters the cell's id. Allowed: ≥ 0."""
 
     def __post_init__(self):
         check(self.width >= 0, "eval.positions.width", self.width, "it must be ≥ 0")
@@ -111,27 +105,29 @@ NIAH_TASKS = (
 
 @dataclass
 class NiahSection:
-    """`eval.niah`: needles in a haystack, RULER's eight tasks, from our own seeded generator.
-
-    Args:
-        tasks: names among NIAH_TASKS; none leaves the suite out, and then nothing of it enters the cell's id.
-        samples: of each task.
-        length: tokens of a prompt and its answer together; null takes train.context.
-        new_tokens: room for the answer; null takes what the longest answer needs, and a little more.
-        template: ruler (its words) or short (bare `key: value` lines, for contexts of a few hundred bytes).
-        haystack: held_out (text of the corpus) or noise (one paragraph repeated), where the task leaves a choice.
-        digits: of a number to be found; null takes the template's (ruler 7, short 4).
-        seed: of the generator; the same for every cell, so that cells answer the same questions.
-    """
+    """`eval.niah`: needles in a haystack, RULER's eight tasks, from our own seeded generator."""
 
     tasks: list[str] = field(default_factory=list)
+    """Tasks to ask. None leaves the suite out, and then nothing of it enters the cell's id. Allowed: niah_single_1 to
+    3, niah_multikey_1 to 3, niah_multivalue, niah_multiquery."""
     samples: int = 50
+    """Questions of each task. A tenth of the paper's, for a first look. Allowed: ≥ 1."""
     length: int | None = None
+    """Tokens of a prompt and its answer together. Null takes train.context. Allowed: ≥ 16, null."""
     new_tokens: int | None = None
+    """Room for the answer, in tokens. Null takes what the longest answer needs, and a little more. Allowed: ≥ 1, null.
+    """
     template: str = "ruler"
+    """ruler (RULER's words) or short (bare `key: value` lines, for contexts of a few hundred bytes). Allowed: ruler,
+    short."""
     haystack: str = "held_out"
+    """What needles lie in, where the task leaves a choice: held_out (text of the corpus) or noise (one paragraph
+    repeated). Allowed: held_out, noise."""
     digits: int | None = None
+    """Digits of a number to be found. Null takes the template's (ruler 7, short 4). Allowed: ≥ 1, null."""
     seed: int = 0
+    """Seed of the questions; the same for every cell, so that cells answer the same ones. 0 is as good as any. Allowed:
+    ≥ 0."""
 
     def __post_init__(self):
         for name in self.tasks:
@@ -146,19 +142,17 @@ class NiahSection:
 
 @dataclass
 class HarnessSection:
-    """`eval.harness`: how the tasks of lm-evaluation-harness in `eval.tasks` are run.
-
-    Args:
-        limit: documents of each task; null takes all.
-        fewshot: examples before each question; null takes what the task says.
-        max_length: longest input in tokens; null takes train.context.
-        truncation: of inputs that are longer: left (their end stays), middle (both ends stay) or off (an error).
-    """
+    """`eval.harness`: how the tasks of lm-evaluation-harness in `eval.tasks` are run."""
 
     limit: int | None = None
+    """Documents of each task. Null takes all. Allowed: ≥ 1, null."""
     fewshot: int | None = None
+    """Examples before each question. Null takes what the task says. Allowed: ≥ 0, null."""
     max_length: int | None = None
+    """Longest input, in tokens. Null takes train.context. Allowed: ≥ 2, null."""
     truncation: str = "left"
+    """What stays of longer inputs: their end (left, as lm-eval does), both ends (middle, as LongBench does), or
+    nothing: an error (off). Allowed: left, middle, off."""
 
     def __post_init__(self):
         for name, least in (("limit", 1), ("fewshot", 0), ("max_length", 2)):
@@ -170,24 +164,21 @@ class HarnessSection:
 
 @dataclass
 class EvalSection:
-    """`eval=`: what a cell is evaluated on.
-
-    Args:
-        text_rows: held-out rows of train.context tokens.
-        recall_rows: rows of the recall task, where data.recall has one.
-        batch: rows at a time; does not change results.
-        tasks: of lm-evaluation-harness: names, paths of local YAML files, or {task: name, key: value} with other
-            values for keys of that task's YAML. Needs the extra `eval`.
-    """
+    """`eval=`: what a cell is evaluated on."""
 
     text_rows: int = 128
+    """Held-out rows of train.context tokens. 128 rows of 512 tell losses apart to about 1%. Allowed: ≥ 1."""
     recall_rows: int = 64
+    """Rows of the recall task, where data.recall has one. 64 rows of 128 ask 4096 questions. Allowed: ≥ 0."""
     batch: int = 16
+    """Rows at a time; changes no result. 16 rows of 512 tokens fit any CPU. Allowed: ≥ 1."""
     efficiency: EfficiencySection = field(default_factory=EfficiencySection)
     cloze: ClozeSection = field(default_factory=ClozeSection)
     niah: NiahSection = field(default_factory=NiahSection)
     positions: PositionsSection = field(default_factory=PositionsSection)
     tasks: list[Any] = field(default_factory=list)
+    """Tasks of lm-evaluation-harness: names, paths of local YAML files, or {task: name, key: value} with other values
+    for keys of that task's YAML. Needs the extra `eval`. Allowed: a list of those."""
     harness: HarnessSection = field(default_factory=HarnessSection)
 
     def __post_init__(self):

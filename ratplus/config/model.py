@@ -126,21 +126,48 @@ class ModelSection:
     """`model=`: a ModelConfig without what the data decides (vocabulary and context)."""
 
     name: str = "unnamed"
+    """Name in tables, figures and W&B; enters no id. `unnamed` tells that nobody gave it one. Allowed: any text."""
     layers: int = 4
+    """Blocks, each a mixer and an FFN. Four is the least in which hybrids of layers have something to choose from.
+    Allowed: ≥ 1."""
     d_model: int = 128
+    """Width of the residual stream, in channels; a multiple of d_head. 128 trains on a CPU. Allowed: ≥ 1."""
     d_head: int = 32
+    """Channels of each head; there are d_model / d_head heads. Even, since RoPE turns pairs of channels. 32 gives a
+    d_model of 128 four heads (the paper's large models: 128). Allowed: ≥ 1."""
     recurrence: bool = True
+    """Whether keys and values pass the gated recurrence; false is the attention-only baseline. True, since RAT+ is what
+    this tool is for."""
     recurrence_chunk: int | None = None
+    """Tokens after which the recurrence starts anew (RAT, arXiv 2507.04416). Null lets it run over the whole sequence,
+    as RAT+ does. Allowed: ≥ 1, null."""
     kv_heads: int | None = None
+    """Heads of keys and values, shared by the query heads in equal groups: GQA (arXiv 2305.13245), with 1 MQA. It
+    divides the number of heads. Null shares nothing, as in the paper. Allowed: ≥ 1, null."""
     output_gate: bool = True
+    """Whether the attention output is multiplied by sigmoid(W_o x). The paper's RAT+ and its attention baseline both do
+    so."""
     ffn_mult: int = 4
+    """Width of the FFN, as a multiple of d_model. As in the paper. Allowed: ≥ 1."""
     rope_base: float = 10000.0
+    """Base of the rotary frequencies. The paper's, and RoPE's own (arXiv 2104.09864). Allowed: > 0."""
     rope_scaling: str = "none"
+    """How rotary positions reach beyond the context that the weights were trained for: linear (arXiv 2306.15595), yarn
+    (arXiv 2309.00071). None changes nothing. Allowed: none, linear, yarn."""
     rope_factor: float = 1.0
+    """How many times as long the context is to be; more than 1 with linear and yarn. 1 belongs to rope_scaling=none.
+    Allowed: ≥ 1."""
     rope_original: int | None = None
+    """Context, in tokens, that the weights were trained for. Only yarn reads it, and needs it; null otherwise. Allowed:
+    ≥ 1, null."""
     norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm. As in the paper. Allowed: > 0."""
     init_std: float = 0.02
-    init_from: str | None = None  # model folder whose weights take the place of pretraining
+    """Standard deviation of all initial weights. The paper's, which is about d_model^-0.5 at its width; the shipped
+    small models use d_model^-0.5 of their own. Allowed: > 0."""
+    init_from: str | None = None
+    """Model folder whose weights take the place of pretraining (of `ratplus import`, or a stage's). Null pretrains.
+    Allowed: a folder, null."""
 
     def __post_init__(self):
         self.kv_heads = self.build(vocab_size=1, max_len=1).kv_heads  # null where it says nothing

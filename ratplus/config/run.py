@@ -13,10 +13,18 @@ class RunSection:
     """`run`: where and how work runs. Nothing here changes results, so nothing here enters an id."""
 
     accelerator: str = "auto"
+    """Device of training and evaluation. auto takes CUDA where there is some, so that one command fits every machine.
+    Allowed: auto, cpu, cuda."""
     threads: int | None = None
+    """CPU threads of a stage. Null leaves torch's own choice, or the launcher's. Allowed: ≥ 1, null."""
     checkpoint_seconds: float = 20.0
+    """Seconds between two saved training states: at most so much is lost to a kill. 20 cost a small model nothing;
+    large states want 1800 and more. Allowed: ≥ 0."""
     log_every: int = 10
+    """Steps between two points of the learning curve. Ten keep files small and curves smooth. Allowed: ≥ 1."""
     save_diff: bool = False
+    """Whether the diff of a checkout with uncommitted changes is kept as provenance/<sha256>.diff. False, since a diff
+    may hold what nobody meant to share."""
 
     def __post_init__(self):
         allowed = ("auto", "cpu", "cuda")
@@ -34,10 +42,17 @@ class LoggerSection:
     """
 
     wandb: str = "offline"
+    """W&B runs: written below the sweep folder (offline), sent as they come (online), or none. Offline needs neither
+    account nor network. Allowed: offline, online, none."""
     project: str = "ratplus"
+    """W&B project that runs go to; made where there is none. Allowed: 1 to 128 characters, none of / \\ # ? % :."""
     entity: str | None = None
+    """W&B user or team. Null takes your own default. Allowed: any text, null."""
     tags: list[str] = field(default_factory=list)
+    """Tags of every run, beside the model's name, the stage and the pattern. Allowed: a list of texts of 1 to 64
+    characters."""
     checkpoints: bool = False
+    """Whether each trained model is also kept as a W&B artifact. False, since models are large."""
 
     def __post_init__(self):
         allowed = ("offline", "online", "none")
@@ -50,45 +65,55 @@ class LoggerSection:
 
 @dataclass
 class LauncherSection:
-    """`launcher=`: where cells run, each in a process of its own. Keys of another kind of launcher are refused.
-
-    Args:
-        kind: local (processes of this machine), slurm (jobs of a cluster, through submitit) or ray (tasks of Ray).
-        workers: cells at once; null leaves it to the cluster (slurm, ray).
-        threads: CPU threads of each cell; null divides the cores (local) or takes all `cpus` (slurm, ray).
-        gpus: GPUs of each cell; null takes trainer.devices where there are some (local), else none are asked for.
-        cpus: CPU cores of each cell (slurm, ray).
-        address: of a running Ray cluster; null starts a local one.
-        cluster: slurm, or local for a rehearsal of the jobs on this machine.
-        minutes: time limit of a job; when it nears, training saves its state and the job queues again.
-        requeues: how often a job may queue again after its time limit; preemption does not count.
-        grace_seconds: between the signal that tells a job to save and its end.
-        memory_gb: memory of a job, GB; null leaves it to the cluster.
-        array_size: most tasks of one job array, as the cluster allows.
-        wait: stay until the jobs have ended and write the report, rather than submit and exit.
-        setup: shell lines to run before the job (modules to load); they are stored, so no keys here.
-        sbatch: other options of sbatch, {name: value}.
-    """
+    """`launcher=`: where cells run, each in a process of its own. Keys of another kind of launcher are refused."""
 
     kind: str = "local"
+    """Processes of this machine (local), jobs of a cluster through submitit (slurm), or tasks of Ray (ray). Allowed:
+    local, slurm, ray."""
     workers: int | None = 1
+    """Cells at once. Null leaves it to the cluster (slurm, ray). Allowed: ≥ 1, null."""
     threads: int | None = 1
+    """CPU threads of each cell. Null divides the machine's cores by the workers (local), or takes all cpus (slurm,
+    ray). Allowed: ≥ 1, null."""
     gpus: int | None = None
+    """GPUs of each cell. Null takes trainer.devices where there are GPUs (local), else none are asked for. Allowed: ≥
+    0, null."""
     cpus: int | None = None
+    """CPU cores of each cell (slurm, ray). Null takes one. Allowed: ≥ 1, null."""
     address: str | None = None
+    """Address of a running Ray cluster: auto or HOST:PORT. Null starts one on this machine. Allowed: any text, null."""
     cluster: str = "slurm"
+    """slurm, or local: the same jobs as processes of this machine, as a rehearsal. Allowed: slurm, local."""
     partition: str | None = None
+    """SLURM's partition. Null takes the cluster's default. Allowed: any text, null."""
     account: str | None = None
+    """SLURM's account. Null takes the cluster's default. Allowed: any text, null."""
     qos: str | None = None
+    """SLURM's quality of service. Null takes the cluster's default. Allowed: any text, null."""
     constraint: str | None = None
+    """Features (SLURM's --constraint) that SLURM's nodes must have. Null asks for none. Allowed: any text, null."""
     minutes: int = 60
+    """Time limit of a job, in minutes. When it nears, training saves its state and the job queues again; so a short
+    one, which schedulers start sooner. Allowed: ≥ 1."""
     requeues: int = 10
+    """How often a job may queue again after its time limit; preemption does not count. Ten keeps a job that makes no
+    progress from going on for ever. Allowed: ≥ 0."""
     grace_seconds: int = 120
+    """Seconds between the signal that tells a job to save and its end; as long as saving its state takes. Allowed: ≥
+    10."""
     memory_gb: float | None = None
+    """Memory of a job, in GB (1e9 bytes). Null leaves it to the cluster. Allowed: ≥ 0.1, null."""
     array_size: int = 1000
+    """Most tasks of one job array; longer sweeps become several. SLURM's own default of MaxArraySize allows 1000.
+    Allowed: ≥ 1."""
     wait: bool = False
+    """Whether `ratplus sweep` stays until the jobs have ended and writes the report. False submits and exits: a login
+    node may end long processes."""
     setup: list[str] = field(default_factory=list)
+    """Shell lines to run before the job, such as `module load cuda`. They are stored with the sweep, so no keys here.
+    Allowed: a list of lines."""
     sbatch: dict[str, Any] = field(default_factory=dict)
+    """Other options of sbatch. Allowed: a mapping {option: value}."""
 
     def __post_init__(self):
         check(self.kind in ("local", "slurm", "ray"), "launcher.kind", self.kind, "allowed: local, slurm, ray")
@@ -115,21 +140,21 @@ class LauncherSection:
 
 @dataclass
 class TrainerSection:
-    """`trainer=`: how one training run is spread over devices. Changes no result beyond the order of float sums.
-
-    Args:
-        strategy: single, ddp or fsdp.
-        devices, nodes: processes of a machine, and machines.
-        activation_checkpointing: keep only each block's input for the backward pass and compute the block again there:
-            same bits, a third more work, a fraction of the memory of activations.
-        compile: torch.compile of each block; sums within a block may be taken in another order.
-    """
+    """`trainer=`: how one training run is spread over devices. Changes no result beyond the order of float sums."""
 
     strategy: str = "single"
+    """One process (single), a copy of the model in each (ddp), or weights, gradients and optimizer state cut into
+    shares (fsdp). Allowed: single, ddp, fsdp."""
     devices: int = 1
+    """Processes of each machine, one a GPU. More than one needs ddp or fsdp. Allowed: ≥ 1."""
     nodes: int = 1
+    """Machines. More than one needs ddp or fsdp, and torchrun or srun on each. Allowed: ≥ 1."""
     activation_checkpointing: bool = False
+    """Whether only each block's input is kept for the backward pass and the block computed again there: the same bits,
+    a third more work, a fraction of the memory of activations. False, since small models fit as they are."""
     compile: bool = False
+    """Whether each block goes through torch.compile; sums within a block may then be taken in another order. False,
+    since compiling takes longer than a small model's training."""
 
     def __post_init__(self):
         allowed = ("single", "ddp", "fsdp")

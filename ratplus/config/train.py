@@ -14,28 +14,48 @@ SFT_VERSION = 1
 
 @dataclass
 class RecipeSection:
-    """`train.pretrain`, `train.adapt`: one optimisation run (paper, training settings).
-
-    `sparse` pretrains with the cell's own pattern from scratch, one pretraining a pattern; otherwise it is dense, and
-    shared by all patterns.
-    """
+    """`train.pretrain`, `train.adapt`, `train.sft`: one run of AdamW under a cosine (paper, training settings)."""
 
     steps: int = 100
+    """Batches trained on (active recurrence learning makes two optimizer steps of each). The dataclass's 100 are a
+    minute of a small model; every shipped `train=` has its own number. Allowed: ≥ 0."""
     batch: int = 8
+    """Sequences of train.context tokens in a batch, over all devices. 8 fit any CPU; the paper has 512 and more.
+    Allowed: ≥ 1."""
     micro_batch: int | None = None
+    """Sequences at a time on a device; it divides batch. Null takes the whole batch at once. Changes the order of float
+    sums only, and no id. Allowed: ≥ 1, null."""
     lr: float = 1e-3
+    """Peak learning rate. About what models of a million parameters bear; the paper's are 6e-4 to 8e-4 and, in
+    adaptation, a tenth of that or less. Allowed: > 0."""
     lr_min: float = 1e-6
+    """Learning rate that the cosine ends at. As in the paper. Allowed: ≥ 0, at most lr."""
     warmup: float = 0.05
+    """Fraction of the steps over which the learning rate rises linearly. As in the paper, whose adaptation has none
+    (7.6B: 0.02). Allowed: ≥ 0, < 1."""
     weight_decay: float = 0.1
+    """AdamW's weight decay. As in the paper. Allowed: ≥ 0."""
     beta1: float = 0.9
+    """AdamW's decay of the first moment. As in the paper. Allowed: ≥ 0, < 1."""
     beta2: float = 0.95
+    """AdamW's decay of the second moment. As in the paper. Allowed: ≥ 0, < 1."""
     clip: float = 1.0
+    """Norm that gradients are clipped to. As in the paper. Allowed: > 0."""
     order: str = "ordered"
+    """ordered reads the training stream front to back, random takes rows at random offsets. The paper pretrains in
+    order and adapts at random. Allowed: ordered, random."""
     sparse: bool = False
+    """True pretrains from scratch with the cell's own pattern, once a pattern. False pretrains densely, once for all
+    patterns, which is the paper's promise."""
     arl: bool = False
+    """Active recurrence learning: each batch first with the sparse pattern of arl_*, then once as usual. False here;
+    `train=tiny` and the paper's turn it on for models with a recurrence."""
     arl_dilation: int | None = 64
+    """The dilation D* of active recurrence learning; null keeps no dilated key. The paper's 64. Allowed: ≥ 1, null."""
     arl_window: int = 0
+    """Window of active recurrence learning, in tokens. As in the paper. Allowed: ≥ 0."""
     arl_sinks: int = 0
+    """Initial tokens that active recurrence learning keeps. As in the paper. Allowed: ≥ 0."""
 
     def check(self, where: str) -> None:
         """Refuse impossible values; `where` is the key prefix that the message shows. TrainSection calls it."""
@@ -73,26 +93,27 @@ class RecipeSection:
 class NeedleSplit:
     """The train split of the NIAH tasks: questions and their answers, of which only the answers have labels.
 
-    Its keys never are an evaluation's keys (ratplus.data.needles), so no question is asked twice.
-
-    Args:
-        tasks: names among NIAH_TASKS.
-        items: questions of each task; one pass over all of them is an epoch, so there are
-            steps * batch / (items * tasks) epochs.
-        length: tokens of a prompt and its answer together, and of a row; null takes train.context.
-        template: ruler (its words) or short (bare `key: value` lines), as in eval.niah.
-        haystack: train (text of the corpus' training split) or noise, where the task leaves a choice.
-        digits: of a number to be found; null takes the template's (ruler 7, short 4).
-        seed: of the questions; the same for every cell. Their order follows the cell's seed.
+    Its keys are never an evaluation's keys (ratplus.data.needles), so no question is asked twice.
     """
 
     tasks: list[str] = field(default_factory=list)
+    """Tasks to train on. None, since without steps there is nothing to train. Allowed: names as in eval.niah.tasks."""
     items: int = 500
+    """Questions of each task. One pass over all of them is an epoch, so there are steps * batch / (items * tasks)
+    epochs. The paper does not say how many it has. Allowed: ≥ 1."""
     length: int | None = None
+    """Tokens of a prompt and its answer together, and of a row. Null takes train.context. Allowed: ≥ 16, null."""
     template: str = "ruler"
+    """Words of a question, as in eval.niah: ruler (RULER's) or short (bare `key: value` lines). Allowed: ruler, short.
+    """
     haystack: str = "train"
+    """What needles lie in, where the task leaves a choice: text of the training split (train), as an evaluation takes
+    held-out text, or one paragraph repeated (noise). Allowed: train, noise."""
     digits: int | None = None
+    """Digits of a number to be found. Null takes the template's (ruler 7, short 4). Allowed: ≥ 1, null."""
     seed: int = 0
+    """Seed of the questions; the same for every cell, while their order follows the cell's seed. 0 is as good as any.
+    Allowed: ≥ 0."""
 
     def check_split(self, where: str, steps: int, context: int) -> None:
         """Refuse impossible values; `where` is the key prefix that the message shows."""
@@ -118,25 +139,34 @@ class NeedleSplit:
 class SftSection(NeedleSplit, RecipeSection):
     """`train.sft`: after adaptation, a short supervised fine-tuning on needles with the cell's pattern (paper, RULER).
 
-    A recipe, and what it reads. `steps=0` is no such stage, and nothing of it enters an id. `order=random` shuffles
-    each epoch, `ordered` reads the split front to back; `sparse` has no meaning here.
+    A recipe, and what it reads. `sparse` has no meaning here.
     """
 
     steps: int = 0
+    """None, so there is no such stage, and nothing of it enters an id. Allowed: ≥ 0."""
     batch: int = 32
+    """As in the paper. Allowed: ≥ 1."""
     lr: float = 1e-5
+    """As in the paper. Allowed: > 0."""
     weight_decay: float = 0.01
+    """That of the paper's public code. Allowed: ≥ 0."""
     order: str = "random"
+    """random shuffles each epoch, ordered reads the split front to back. Allowed: ordered, random."""
 
 
 @dataclass
 class TrainSection:
-    """`train=`: context length in tokens, precision, and the recipes; `sft` is left out unless it has steps."""
+    """`train=`: context, precision, and the recipe of each training stage."""
 
     context: int = 512
+    """Tokens of a training sequence, and the longest that evaluation reads. 512 shows D=64 beside dense on a CPU; the
+    paper's is 4096. Allowed: ≥ 2."""
     precision: str = "float32"
+    """float32, or bf16: bfloat16 autocast over float32 weights and moments (the paper's). float32, since CPUs gain
+    nothing from bf16. Allowed: float32, bf16."""
     pretrain: RecipeSection = field(default_factory=RecipeSection)
     adapt: RecipeSection = field(default_factory=lambda: RecipeSection(order="random", warmup=0.0))
+    """As the paper adapts: random offsets, no warm-up."""
     sft: SftSection = field(default_factory=SftSection)
 
     def __post_init__(self):

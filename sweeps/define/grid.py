@@ -9,7 +9,18 @@ from itertools import product
 from ratplus.config.cell import Config
 from ratplus.sweeps.define.mistakes import UsageError
 
-_KEYS = ("name", "grid", "zip", "points", "seeds", "exclude")
+# The keys of the `sweep` section, each with what it is (docs/reference/keys.md is made of these lines too).
+KEYS = {
+    "name": "Name of the sweep, and of its folder below outputs/. Allowed: any text.",
+    "grid": "Every combination of these values. Allowed: a mapping {key: value or values}.",
+    "zip": "Pairs instead of combinations: first values with first, second with second. "
+    "Allowed: a mapping {key: values}, all equally long.",
+    "points": "Settings of coupled keys, each a small grid of its own; the others are combined with each. "
+    "Allowed: a list of mappings {key: value or values}.",
+    "seeds": "How many seeds (0, 1, ...), or which. Null takes `seed`. Allowed: ≥ 1, a list of seeds, null.",
+    "exclude": "Cells to leave out: those that match all keys of one of these. "
+    "Allowed: a list of mappings {key: value or values}.",
+}
 
 
 def expand(spec: dict, decided: set[str], given: set[str]) -> list[list[str]]:
@@ -27,8 +38,8 @@ def expand(spec: dict, decided: set[str], given: set[str]) -> list[list[str]]:
     Raises:
         UsageError: an unknown key, or a value of the wrong shape.
     """
-    if unknown := set(spec) - set(_KEYS):
-        raise UsageError(f"sweep.{sorted(unknown)[0]}: unknown key; allowed: {', '.join(_KEYS)}")
+    if unknown := set(spec) - set(KEYS):
+        raise UsageError(f"sweep.{sorted(unknown)[0]}: unknown key; allowed: {', '.join(KEYS)}")
 
     def kept(mapping, where: str) -> dict:
         if not isinstance(mapping, dict):
