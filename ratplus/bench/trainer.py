@@ -156,7 +156,8 @@ def _run(
             module = TrainingModule(model, recipe, arl=recipe.arl_pattern)
             run = RunSection(accelerator=settings.device)
             with quiet_lightning(), equipped(model, trainer):
-                make_trainer(run, precision, [clock]).fit(module, StepLoader(batches, recipe, "pretrain", 0))
+                loader = StepLoader(batches, recipe, "pretrain", 0, pinned=settings.device == "cuda")
+                make_trainer(run, precision, [clock]).fit(module, loader)
     except _Overdue:
         if len(clock.timed_ms) < _LEAST:
             at = f"after {max(0, len(clock.ends) - 1)} steps" if clock.ends else "before the first step"
