@@ -72,6 +72,8 @@ gpu:
 # bare folder of this checkout for it. Archive and tables go to $OUT.
 LADDER_SECONDS ?= 300
 LADDER_OVERRIDES ?=
+# Steps of each pretraining; none: the first ones are timed, and as many are run as fit.
+LADDER_STEPS ?=
 WHEELS ?= .gpu/wheels
 gpu-ladder:
 	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && mkdir "$$site/ratplus" && \
@@ -79,7 +81,8 @@ gpu-ladder:
 	if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
 		$(PYTHON) -m pip install -q --no-index --no-deps --target "$$site" $(WHEELS)/*.whl; fi && \
 	PYTHONSAFEPATH=1 PYTHONPATH="$$site$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ratplus.sweeps.verbs.timed_sweep \
-		experiment=gpu_ladder $(LADDER_OVERRIDES) --seconds $(LADDER_SECONDS) --out "$${OUT:-outputs/gpu}"
+		experiment=gpu_ladder $(LADDER_OVERRIDES) --seconds $(LADDER_SECONDS) $(if $(LADDER_STEPS),--steps $(LADDER_STEPS)) \
+		--out "$${OUT:-outputs/gpu}"
 
 clean:
 	rm -rf $(VENV)

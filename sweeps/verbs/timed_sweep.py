@@ -24,6 +24,7 @@ from ratplus.sweeps.define.compose import Composed, compose_cells
 from ratplus.sweeps.define.manifest import plan_cells, sweep_folder
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.child import SAVE_SECONDS
+from ratplus.sweeps.launch.tasks import threads_of
 from ratplus.sweeps.verbs.sweep_summary import all_done, summary
 
 # Steps of each pretraining that are run first (the first compiles the kernels), and then timed.
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="+", help="as for `ratplus sweep`")
     parser.add_argument("--seconds", type=float, required=True, help="time limit of everything, from now on")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the archive and the printed text")
+    parser.add_argument("--steps", type=int, help="steps of each pretraining; without it the first ones are timed")
     parser.add_argument("--step-times", type=Path, help=argparse.SUPPRESS)  # the child's part: measure, write, end
     arguments = parser.parse_args(argv)
     try:
@@ -70,25 +72,40 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.step_times:
             write_atomically(arguments.step_times, json.dumps([vars(found) for found in measure(cells)]))
             return 0
-        return run(cells, arguments.overrides, time.monotonic() + arguments.seconds, arguments.out)
+        return run(cells, arguments.overrides, time.monotonic() + arguments.seconds, arguments.out, arguments.steps)
     except ValueError as error:
         print(f"timed_sweep: error: {error}", file=sys.stderr)
         return 2
 
 
-def run(cells: list[Composed], overrides: list[str], deadline: float, out: Path) -> int:
-    """Run the sweep until `deadline` (time.monotonic()); returns the exit code of `main`."""
+def run(cells: list[Composed], overrides: list[str], deadline: float, out: Path, asked: int | None = None) -> int:
+    """Run the sweep until `deadline` (time.monotonic()); returns the exit code of `main`.
+
+    Args:
+        asked: steps of each pretraining; None chooses as many as the time allows.
+
+    Raises:
+        UsageError: too little time, or `asked` is none.
+    """
     folder = sweep_folder(cells)
-    steps = _steps_of(folder) or choose_steps(cells, _measured(overrides, deadline), deadline - time.monotonic())
-    pretrain, adapt = steps
+    if asked is not None and asked < 1:
+        raise UsageError(f"--steps: got {asked}; it must be ≥ 1")
+    if (begun := _steps_of(folder)) is not None:
+        pretrain, adapt = begun
+    elif asked is not None:
+        pretrain, adapt = asked, _adapt_steps(cells, asked)
+    else:
+        pretrain, adapt = choose_steps(cells, _measured(overrides, deadline), deadline - time.monotonic())
     _say(f"train.pretrain.steps={pretrain} train.adapt.steps={adapt}; {deadline - time.monotonic():.0f} s are left")
     words = ["sweep", *overrides, f"train.pretrain.steps={pretrain}", f"train.adapt.steps={adapt}"]
     code = _ratplus(words, deadline - REPORT)
-    if code != 0 and (folder / "sweep.json").exists():
-        _ratplus(["report", str(folder)], max(deadline, time.monotonic() + REPORT))
     text = "\n\n".join([" ".join(["ratplus", *words]), *summary(folder)])[:MOST_PRINTED]
     write_atomically(out / f"{folder.name}.txt", text + "\n")
     archive = pack(folder, out / f"{folder.name}.tar.gz")
+    if code != 0 and (folder / "sweep.json").exists():
+        # The figures come after the records are packed: whoever lends the machine may end this at any moment.
+        _ratplus(["report", str(folder)], max(deadline, time.monotonic() + REPORT))
+        pack(folder, archive)
     print(f"{archive}: {archive.stat().st_size / 1e6:.2f} MB\n{text}", flush=True)
     return 0 if all_done(folder) else 1
 
@@ -106,6 +123,7 @@ def measure(cells: list[Composed]) -> list[StepTime]:
     found = []
     for of_one in _by_pretraining(cells).values():
         config, corpus = of_one[0].config, open_corpus(prepare(of_one[0].config.data))
+        torch.set_num_threads(config.run.threads or threads_of(config.launcher))
         batches = Batches.of(config, corpus)
         recipe = replace(config.train.pretrain, steps=WARM + TIMED)
         model = empty_model(config.model.build(batches.vocab_size, config.train.context))
@@ -152,7 +170,13 @@ def choose_steps(cells: list[Composed], times: list[StepTime], left: float) -> t
             f"--seconds: {left:.0f} s are left, and {each:.3g} s go to a step of every model: that is time for "
             f"{max(steps, 0)} steps, and at least {FEWEST_STEPS} are worth it; give more seconds or smaller models"
         )
-    return steps, min(train.adapt.steps, max(round(steps * share), 1))
+    return steps, _adapt_steps(cells, steps)
+
+
+def _adapt_steps(cells: list[Composed], steps: int) -> int:
+    """Steps of adaptation in the config's proportion to those of pretraining."""
+    train = cells[0].config.train
+    return min(train.adapt.steps, max(round(steps * train.adapt.steps / max(train.pretrain.steps, 1)), 1))
 
 
 def pack(folder: Path, archive: Path) -> Path:

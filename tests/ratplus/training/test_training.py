@@ -26,7 +26,7 @@ from ratplus.stages.cell import Cell
 from ratplus.stages.failures import memory_advice
 from ratplus.stages.run_stage import Surroundings
 from ratplus.training.errors import Interrupted
-from ratplus.training.run import train
+from ratplus.training.run import StepLoader, train
 from ratplus.training.state import load_state
 from ratplus.training.step import learning_rate
 
@@ -503,3 +503,17 @@ def test_missing_weights_of_a_done_parent(config, tmp_path):
     (cell.plan.pretrain.folder(tmp_path / "sweep") / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
         cell.run()
+
+
+def test_pinned_rows_are_the_same_rows_in_one_piece(corpus, monkeypatch):
+    """Page-locked memory needs CUDA; what is asked of it does not."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda rows: pinned.append(rows) or rows)
+    recipe, batches = RecipeSection(steps=2, batch=4), batches_of(corpus)
+    plain, locked = (list(StepLoader(batches, recipe, "pretrain", 0, pinned=p)) for p in (False, True))
+    assert [step for step, _ in locked] == [0, 1]
+    for (_, ours), (_, theirs) in zip(plain, locked, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert len(pinned) == sum(len(group) for _, groups in locked for group in groups)
+    assert all(rows.is_contiguous() for rows in pinned)

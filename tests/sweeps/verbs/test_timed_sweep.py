@@ -64,7 +64,10 @@ def test_measured_run_reported_packed_and_continued(tmp_path, monkeypatch, capsy
     assert not any(name.endswith((".safetensors", ".pt")) for name in names)
     # The same call goes on with the folder, and does not measure again.
     monkeypatch.setattr(timed_sweep, "_measured", lambda *_: pytest.fail("measured again"))
+    called = []
+    monkeypatch.setattr(timed_sweep, "_ratplus", lambda words, until: called.append(words) or 0)
     assert timed_sweep.main(arguments) == 0
+    assert called == [["sweep", *words, "train.pretrain.steps=20", "train.adapt.steps=2"]]
 
 
 def test_an_unfinished_sweep_says_how_far_it_came(tmp_path, monkeypatch, capsys):
@@ -73,18 +76,33 @@ def test_an_unfinished_sweep_says_how_far_it_came(tmp_path, monkeypatch, capsys)
     words = [*TINY, "pattern=dense", "output=outputs/short", "train.pretrain.steps=20"]
     # As if the time were up after pretraining.
     monkeypatch.setattr(timed_sweep, "_ratplus", lambda words, until: run_here("pretrain", *words[1:]) or 143)
-    monkeypatch.setattr(timed_sweep, "_measured", lambda *_: [StepTime("ratplus_nano", 1.0, 2, 1, 1e3)])
-    assert timed_sweep.main([*words, "--seconds", "500", "--out", str(tmp_path / "out")]) == 1
+    assert timed_sweep.main([*words, "--seconds", "500", "--steps", "10", "--out", str(tmp_path / "out")]) == 1
+    assert "train.pretrain.steps=10 train.adapt.steps=1;" in capsys.readouterr().err
     text = (tmp_path / "out" / "short.txt").read_text()
     assert "missing" in text
     assert "unfinished" in text  # the adaptation
     (done,) = (line for line in text.splitlines() if line.startswith("pretrain"))
-    assert done.split()[:4] == ["pretrain", "ratplus_nano", "done", "20"]
+    assert done.split()[:4] == ["pretrain", "ratplus_nano", "done", "10"]
 
 
 def test_a_mistake_is_one_line(tmp_path, capsys):
     assert timed_sweep.main(["modle=x", "--seconds", "9", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("timed_sweep: error: modle: unknown key")
+
+
+def test_a_command_is_told_to_stop_when_its_time_is_up(monkeypatch):
+    program = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print('up', flush=True)"
+    )
+    popen = subprocess.Popen
+
+    def started(_words):
+        process = popen([sys.executable, "-c", f"{program}; time.sleep(60)"], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"up\n"
+        return process
+
+    monkeypatch.setattr(timed_sweep.subprocess, "Popen", started)
+    assert timed_sweep._ratplus(["sweep"], until=0) == 143
 
 
 def test_nothing_there_packs_nothing(tmp_path):
