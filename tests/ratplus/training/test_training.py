@@ -505,11 +505,11 @@ def test_missing_weights_of_a_done_parent(config, tmp_path):
         cell.run()
 
 
-def test_pinned_rows_are_the_same_rows_in_one_piece(corpus, monkeypatch):
+def test_pinned_rows_are_the_same_rows_in_one_piece(data, monkeypatch):
     """Page-locked memory needs CUDA; what is asked of it does not."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda rows: pinned.append(rows) or rows)
-    recipe, batches = RecipeSection(steps=2, batch=4), batches_of(corpus)
+    recipe, batches = RecipeSection(steps=2, batch=4), batches_of(data)
     plain, locked = (list(StepLoader(batches, recipe, "pretrain", 0, pinned=p)) for p in (False, True))
     assert [step for step, _ in locked] == [0, 1]
     for (_, ours), (_, theirs) in zip(plain, locked, strict=True):
