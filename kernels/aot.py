@@ -40,6 +40,7 @@ TYPES = {
     **dict.fromkeys(("positions", "offsets"), "*i64"),
     "scale": "fp32",
 }
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 # Where query heads share keys, each leaves its own part of the keys' gradients.
 GROUPED_TYPES = TYPES | dict.fromkeys(("dk", "dv"), "*fp32")
 
@@ -47,16 +48,15 @@ GROUPED_TYPES = TYPES | dict.fromkeys(("dk", "dv"), "*fp32")
 def configurations() -> Iterator[tuple[str, int, object, dict]]:
     """(name, d_head, kernel, constants and launch options) of everything that ships, bf16, d_head 64 and 128."""
     for d_head in (64, 128):
-        pairs = scan.pairs_per_program(HEADS, d_head)
-        base = {"HALF": d_head // 2, "PAIRS": pairs, "num_warps": 1}
-        forward, backward = base | {"ROWS": scan.FORWARD_ROWS}, base | {"ROWS": scan.BACKWARD_ROWS}
+        forward, backward = (scan.constants(kind, HEADS, d_head) for kind in ("forward", "backward"))
         yield "scan forward", d_head, scan_forward.forward_kernel, forward | {"ROPE": True}
         yield "scan forward, no rotation", d_head, scan_forward.forward_kernel, forward | {"ROPE": False}
-        yield "scan forward, summary of a split", d_head, scan_forward.forward_summary_kernel, forward
+        summary = scan.constants("forward summary", HEADS, d_head)
+        yield "scan forward, summary of a split", d_head, scan_forward.forward_summary_kernel, summary
         yield "scan backward", d_head, scan_backward.backward_kernel, backward | {"ROPE": True}
         yield "scan backward, no rotation", d_head, scan_backward.backward_kernel, backward | {"ROPE": False}
-        summary = scan_backward.backward_summary_kernel
-        yield "scan backward, summary of a split", d_head, summary, backward | {"ROPE": True}
+        summary = scan.constants("backward summary", HEADS, d_head) | {"ROPE": True}
+        yield "scan backward, summary of a split", d_head, scan_backward.backward_summary_kernel, summary
 
         sizes = {
             kind: attention.tiles(kind, d_head, torch.bfloat16).constants(d_head, 1)
@@ -92,8 +92,8 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         yield name, 0, scan_forward.carry_kernel, {"REVERSE": reverse, "BLOCK": scan.CARRY_BLOCK, "num_warps": 1}
 
 
-def compiled(kernel, constants: dict, sizes_are_one: bool = False):
-    """One kernel as Triton compiles it.
+def compiled(kernel, constants: dict, dtype: torch.dtype = torch.bfloat16, sizes_are_one: bool = False):
+    """One kernel as Triton compiles it, for tensors of that dtype.
 
     sizes_are_one: for one sequence with one head, where Triton makes both a constant, which is another type inside a
     kernel. (Sizes that change from call to call, like the length, are exempt from that.)
@@ -107,6 +107,8 @@ def compiled(kernel, constants: dict, sizes_are_one: bool = False):
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "i32")
+        if signature[name] == "*bf16":
+            signature[name] = POINTERS[dtype]
         # Pointers and strides are multiples of 16, as they are for every d_head that the kernels take.
         if signature[name].startswith("*") or _is_stride(name):
             attributes[(index,)] = [["tt.divisibility", 16]]

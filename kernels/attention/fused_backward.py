@@ -30,10 +30,14 @@ def delta_kernel(out, d_out, delta, length, heads, D: tl.constexpr, BM: tl.const
 
 
 @triton.jit
-def _d_scores(a, b, c, d, visible, lse2, delta, scale2):
-    """(weights, d scores) of one tile: scores = a b^T, d weights = c d^T; lse2 and delta broadcast along queries."""
+def _d_scores(a, b, c, d, visible, lse2, delta, scale2, MASK: tl.constexpr):
+    """(weights, d scores) of one tile: scores = a b^T, d weights = c d^T; lse2 and delta broadcast along queries.
+
+    MASK: whether some pair of the tile isn't `visible`.
+    """
     weights = tl.exp2(tl.dot(a, tl.trans(b), input_precision="ieee") * scale2 - lse2)
-    weights = tl.where(visible, weights, 0.0)
+    if MASK:
+        weights = tl.where(visible, weights, 0.0)
     return weights, weights * (tl.dot(c, tl.trans(d), input_precision="ieee") - delta)
 
 
@@ -75,14 +79,21 @@ def dq_kernel(
 
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
-    for n0 in range(0, far_end, BN):
+    far_full = far_count(t0 - window, dilation, sinks) // BN * BN  # entries of whole tiles that every query sees
+    for n0 in range(0, far_full, BN):
+        position = far_position(n0 + tl.arange(0, BN), dilation, sinks)
+        k_tile = tl.load(tile_pointers(k, position, k_t, D))
+        v_tile = tl.load(tile_pointers(v, position, v_t, D))
+        _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, True, lse2, d_sum, scale2, False)
+        acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+    for n0 in range(far_full, far_end, BN):
         n = n0 + tl.arange(0, BN)
         position = far_position(n, dilation, sinks)
         there = (n < far_end)[:, None]
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there, other=0.0)
         v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there, other=0.0)
         visible = (position[None, :] < limit) & (n < far_end)[None, :]
-        _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2)
+        _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
         acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
     if window > 0:
@@ -92,21 +103,26 @@ def dq_kernel(
             k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there, other=0.0)
             v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
             visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
-            _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2)
+            _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
     tl.store(tile_pointers(dq, t, size, D), (acc * scale).to(dq.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D: tl.constexpr):
-    """One tile of queries t into dk, dv [keys, D]. visible: [keys, queries]."""
+def _add_queries(
+    dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, MASK: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
+    """One tile of queries t into dk, dv [keys, D]. visible: [keys, queries]; MASK: whether some pair isn't.
+
+    Queries past the end are read as zeros, as are their gradient, lse and delta: they add zeros, and need no mask.
+    """
     inside = (t < length)[:, None]
     q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0)
     do_tile = tl.load(tile_pointers(d_out, t, size, D), mask=inside, other=0.0)
     lse2 = tl.load(lse + t, mask=t < length, other=0.0)[None, :] * 1.4426950408889634
     d_sum = tl.load(delta + t, mask=t < length, other=0.0)[None, :]
-    weights, ds = _d_scores(k, q_tile, v, do_tile, visible & (t < length)[None, :], lse2, d_sum, scale2)
+    weights, ds = _d_scores(k, q_tile, v, do_tile, visible, lse2, d_sum, scale2, MASK)
     dv = tl.dot(weights.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
     dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
     return dk, dv
@@ -151,7 +167,7 @@ def dkv_band_kernel(
             away = t[None, :] - j[:, None]
             acc_k, acc_v = _add_queries(
                 acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length,
-                (away > 0) & (away <= window), scale2, D,
+                (away > 0) & (away <= window), scale2, True, D,
             )  # fmt: skip
 
     at = b * length * size + h * D
@@ -208,11 +224,19 @@ def dkv_far_kernel(
             part = tl.cdiv(tl.cdiv(length - first, BM), splits) * BM
             first += tl.program_id(1) * part
             last = tl.minimum(first + part, length)
-        for t0 in range(first, last, BM):
+        # From here on every query sees the whole tile. Entries that aren't there are read as zeros and never stored.
+        whole = (far_position(n0 + BN - 1, dilation, sinks) + window + BM) // BM * BM
+        whole = tl.minimum(tl.maximum(whole, first), last)
+        for t0 in range(first, whole, BM):
             t = t0 + tl.arange(0, BM)
             visible = there & (t[None, :] - position[:, None] > window)
             acc_k, acc_v = _add_queries(
-                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
+                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, True, D
+            )
+        for t0 in range(whole, last, BM):
+            t = t0 + tl.arange(0, BM)
+            acc_k, acc_v = _add_queries(
+                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, there, scale2, False, D
             )
         if SPLIT:
             at = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BN

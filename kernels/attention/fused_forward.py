@@ -33,7 +33,10 @@ def tile_pointers(base, rows, stride, D: tl.constexpr):
 
 @triton.jit
 def _attend(acc, m, total, q, k, v, visible, scale2, MASK: tl.constexpr):
-    """One tile of keys into the running softmax (base 2). visible: [queries, keys]."""
+    """One tile of keys into the running softmax (base 2).
+
+    visible: [queries, keys]; MASK: whether some pair of the tile isn't.
+    """
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASK:
         scores = tl.where(visible, scores, float("-inf"))
@@ -78,7 +81,7 @@ def forward_kernel(
 
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
-    far_full = far_count(t0 - window, dilation, sinks) // BN * BN
+    far_full = far_count(t0 - window, dilation, sinks) // BN * BN  # entries of whole tiles that every query sees
     for n0 in range(0, far_full, BN):
         position = far_position(n0 + tl.arange(0, BN), dilation, sinks)
         k_tile = tl.load(tile_pointers(k, position, k_t, D))

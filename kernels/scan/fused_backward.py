@@ -1,6 +1,7 @@
 """Triton kernels of the recurrence's backward pass. What they compute and why they look so: `fused.py`.
 
-They walk from the last step of a split to its first: row r of a block lies r steps before the block's base pointer.
+`backward_kernel` walks from the last step of a split to its first: row r of a block lies r steps before the block's
+base pointer. `backward_summary_kernel` walks the other way, so that it may stop early.
 """
 
 import triton
@@ -9,12 +10,16 @@ import triton.language as tl
 from ratplus.kernels.scan.fused_forward import gates, load_pair, load_rows, store_pair, store_pair_if
 
 
-@triton.jit(do_not_specialize=["length", "steps"])
+@triton.jit(do_not_specialize=["length", "steps", "batch", "heads"])
 def backward_summary_kernel(
     logit, grad_k, grad_v, cos, sin, summary, length, steps, batch, heads, logit_b, logit_h, logit_t, rope_b,
-    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
+    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Per split: the product of its gates, and what flows out of its first step when nothing flows into its last.
+
+    It walks from the first step on and stops, after whole chunks, once every channel's product of gates is exactly 0:
+    nothing from a later step can then reach the first.
 
     summary: [splits, 3, B, H, d] float32.
     """
@@ -22,8 +27,8 @@ def backward_summary_kernel(
     pair = group * PAIRS + tl.arange(0, PAIRS)
     head, i = pair // HALF, pair % HALF
     first = split * steps
-    last = tl.minimum(first + steps, length)
-    t64 = (last - 1).to(tl.int64)
+    count = tl.minimum(first + steps, length) - first
+    t64 = first.to(tl.int64)
     size = tl.cast(heads, tl.int64) * 2 * HALF
     packed = head * 2 * HALF + i
     logit += b * logit_b + t64 * logit_t
@@ -36,45 +41,50 @@ def backward_summary_kernel(
     gate_a = tl.full((PAIRS,), 1.0, tl.float32)
     gate_b = tl.full((PAIRS,), 1.0, tl.float32)
     k_one, k_two, v_one, v_two = (tl.zeros((PAIRS,), tl.float32),) * 4
-    for n in tl.range(0, last - first, ROWS, num_stages=3):
-        left = last - first - n
-        xs_a = load_rows(logit, -logit_t, x_at, left, float("inf"), ROWS)
-        xs_b = load_rows(logit, -logit_t, x_at + HALF, left, float("inf"), ROWS)
-        dks_a = load_rows(grad_k, -size, packed, left, 0.0, ROWS)
-        dks_b = load_rows(grad_k, -size, packed + HALF, left, 0.0, ROWS)
-        dvs_a = load_rows(grad_v, -size, packed, left, 0.0, ROWS)
-        dvs_b = load_rows(grad_v, -size, packed + HALF, left, 0.0, ROWS)
-        if ROPE:
-            cs = load_rows(cos, -2 * HALF, i, left, 0.0, ROWS)
-            ss = load_rows(sin, -2 * HALF, i, left, 0.0, ROWS)
-        for r in tl.static_range(ROWS):
-            dk_one, dk_two = dks_a[r].to(tl.float32), dks_b[r].to(tl.float32)
+    n0 = count * 0
+    while n0 < count:
+        for n in tl.range(n0, tl.minimum(n0 + CHUNK, count), ROWS, num_stages=STAGES):
+            left = count - n
+            xs_a = load_rows(logit, logit_t, x_at, left, float("inf"), ROWS)
+            xs_b = load_rows(logit, logit_t, x_at + HALF, left, float("inf"), ROWS)
+            dks_a = load_rows(grad_k, size, packed, left, 0.0, ROWS)
+            dks_b = load_rows(grad_k, size, packed + HALF, left, 0.0, ROWS)
+            dvs_a = load_rows(grad_v, size, packed, left, 0.0, ROWS)
+            dvs_b = load_rows(grad_v, size, packed + HALF, left, 0.0, ROWS)
             if ROPE:
-                dk_one, dk_two = dk_one * cs[r] + dk_two * ss[r], dk_two * cs[r] - dk_one * ss[r]
-            keep_a, _shut_a = gates(xs_a[r])
-            keep_b, _shut_b = gates(xs_b[r])
-            gate_a, gate_b = gate_a * keep_a, gate_b * keep_b
-            k_one, k_two = keep_a * (dk_one + k_one), keep_b * (dk_two + k_two)
-            v_one = keep_a * (dvs_a[r].to(tl.float32) + v_one)
-            v_two = keep_b * (dvs_b[r].to(tl.float32) + v_two)
-        logit -= ROWS * logit_t
-        grad_k -= ROWS * size
-        grad_v -= ROWS * size
-        if ROPE:
-            cos -= ROWS * 2 * HALF
-            sin -= ROWS * 2 * HALF
+                cs = load_rows(cos, 2 * HALF, i, left, 0.0, ROWS)
+                ss = load_rows(sin, 2 * HALF, i, left, 0.0, ROWS)
+            for r in tl.static_range(ROWS):
+                dk_one, dk_two = dks_a[r].to(tl.float32), dks_b[r].to(tl.float32)
+                if ROPE:
+                    dk_one, dk_two = dk_one * cs[r] + dk_two * ss[r], dk_two * cs[r] - dk_one * ss[r]
+                keep_a, _shut_a = gates(xs_a[r])
+                keep_b, _shut_b = gates(xs_b[r])
+                gate_a, gate_b = gate_a * keep_a, gate_b * keep_b
+                k_one += gate_a * dk_one
+                k_two += gate_b * dk_two
+                v_one += gate_a * dvs_a[r].to(tl.float32)
+                v_two += gate_b * dvs_b[r].to(tl.float32)
+            logit += ROWS * logit_t
+            grad_k += ROWS * size
+            grad_v += ROWS * size
+            if ROPE:
+                cos += ROWS * 2 * HALF
+                sin += ROWS * 2 * HALF
+        n0 += CHUNK
+        n0 = tl.where(tl.max(tl.maximum(gate_a, gate_b), axis=0) > 0, n0, count)
     begin = summary + (split.to(tl.int64) * 3 * batch + b) * size
     store_pair(begin, packed, gate_a, gate_b, HALF)
     store_pair(begin + batch * size, packed, k_one, k_two, HALF)
     store_pair(begin + 2 * batch * size, packed, v_one, v_two, HALF)
 
 
-@triton.jit(do_not_specialize=["length", "steps"])
+@triton.jit(do_not_specialize=["length", "steps", "batch", "heads"])
 def backward_kernel(
     logit, k, v, initial, cos, sin, k_out, v_out, grad_k, grad_v, start, d_logit, dk, dv, d_initial,
     length, steps, batch, heads,
     logit_b, logit_h, logit_t, k_b, k_h, k_t, v_b, v_h, v_t, rope_b,
-    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
+    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """With carry = g_{t+1} dh_{t+1}, whose value after the last step of a split is `start`:
 
@@ -109,7 +119,7 @@ def backward_kernel(
     carry_va, carry_vb = load_pair(begin + batch * size, packed, HALF)
     first_ka, first_kb = load_pair(initial + b * size, packed, HALF)
     first_va, first_vb = load_pair(initial + (batch + b) * size, packed, HALF)
-    for n in tl.range(0, last - first, ROWS, num_stages=3):
+    for n in tl.range(0, last - first, ROWS, num_stages=STAGES):
         left = last - first - n
         before = last - 1 - n  # tokens before row 0; row r has r fewer, and a row with none has `initial` before it
         xs_a = load_rows(logit, -logit_t, x_at, left, float("inf"), ROWS)

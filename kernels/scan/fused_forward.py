@@ -36,21 +36,29 @@ def load_rows(base, stride, offset, count, other, ROWS: tl.constexpr):
 
 @triton.jit
 def gates(x):
-    """sigmoid(x) and sigmoid(-x), each accurate where it is small; exactly 0 and 1 at infinity."""
+    """sigmoid(x) and sigmoid(-x), each accurate where it is small; exactly 0 and 1 at infinity.
+
+    The reciprocal is a squared reciprocal square root: two instructions instead of the eight of a division, and a
+    relative error below 5e-7. Its argument lies between 1 and 2, and it is exactly 1 for 1.
+    """
     x = x.to(tl.float32)
     e = tl.exp2(tl.abs(x) * -1.4426950408889634)
-    large = 1.0 / (1.0 + e)
+    root = tl.rsqrt(1.0 + e)
+    large = root * root
     small = e * large
     return tl.where(x >= 0, large, small), tl.where(x >= 0, small, large)
 
 
-@triton.jit(do_not_specialize=["length", "steps"])
+@triton.jit(do_not_specialize=["length", "steps", "batch", "heads"])
 def forward_summary_kernel(
     logit, k, v, summary, length, steps, batch, heads,
     logit_b, logit_h, logit_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
+    HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Per split of time, from a zero state: the product of its gates, its end state of k and of v.
+
+    It walks from the last step to the first and stops, after whole chunks, once every channel's product of gates is
+    exactly 0: no earlier step can then reach the end of the split. With gates near 0.5 that takes about 150 steps.
 
     summary: [splits, 3, B, H, d] float32.
     """
@@ -58,8 +66,8 @@ def forward_summary_kernel(
     pair = group * PAIRS + tl.arange(0, PAIRS)
     head, i = pair // HALF, pair % HALF
     first = split * steps
-    last = tl.minimum(first + steps, length)
-    t64 = first.to(tl.int64)
+    count = tl.minimum(first + steps, length) - first
+    t64 = (first + count - 1).to(tl.int64)
     logit += b * logit_b + t64 * logit_t
     k += b * k_b + t64 * k_t
     v += b * v_b + t64 * v_t
@@ -67,25 +75,30 @@ def forward_summary_kernel(
     gate_a = tl.full((PAIRS,), 1.0, tl.float32)
     gate_b = tl.full((PAIRS,), 1.0, tl.float32)
     k_one, k_two, v_one, v_two = (tl.zeros((PAIRS,), tl.float32),) * 4
-    for t in tl.range(first, last, ROWS, num_stages=3):
-        left = last - t
-        xs_a = load_rows(logit, logit_t, x_at, left, float("inf"), ROWS)  # an infinite logit holds the state
-        xs_b = load_rows(logit, logit_t, x_at + HALF, left, float("inf"), ROWS)
-        ks_a = load_rows(k, k_t, k_at, left, 0.0, ROWS)
-        ks_b = load_rows(k, k_t, k_at + HALF, left, 0.0, ROWS)
-        vs_a = load_rows(v, v_t, v_at, left, 0.0, ROWS)
-        vs_b = load_rows(v, v_t, v_at + HALF, left, 0.0, ROWS)
-        for r in tl.static_range(ROWS):
-            keep_a, shut_a = gates(xs_a[r])
-            keep_b, shut_b = gates(xs_b[r])
-            gate_a, gate_b = gate_a * keep_a, gate_b * keep_b
-            k_one = keep_a * k_one + shut_a * ks_a[r].to(tl.float32)
-            k_two = keep_b * k_two + shut_b * ks_b[r].to(tl.float32)
-            v_one = keep_a * v_one + shut_a * vs_a[r].to(tl.float32)
-            v_two = keep_b * v_two + shut_b * vs_b[r].to(tl.float32)
-        logit += ROWS * logit_t
-        k += ROWS * k_t
-        v += ROWS * v_t
+    n0 = count * 0
+    while n0 < count:
+        for n in tl.range(n0, tl.minimum(n0 + CHUNK, count), ROWS, num_stages=STAGES):
+            left = count - n
+            xs_a = load_rows(logit, -logit_t, x_at, left, float("inf"), ROWS)  # an infinite logit holds the state
+            xs_b = load_rows(logit, -logit_t, x_at + HALF, left, float("inf"), ROWS)
+            ks_a = load_rows(k, -k_t, k_at, left, 0.0, ROWS)
+            ks_b = load_rows(k, -k_t, k_at + HALF, left, 0.0, ROWS)
+            vs_a = load_rows(v, -v_t, v_at, left, 0.0, ROWS)
+            vs_b = load_rows(v, -v_t, v_at + HALF, left, 0.0, ROWS)
+            for r in tl.static_range(ROWS):
+                keep_a, shut_a = gates(xs_a[r])
+                keep_b, shut_b = gates(xs_b[r])
+                shut_a, shut_b = shut_a * gate_a, shut_b * gate_b
+                k_one += shut_a * ks_a[r].to(tl.float32)
+                k_two += shut_b * ks_b[r].to(tl.float32)
+                v_one += shut_a * vs_a[r].to(tl.float32)
+                v_two += shut_b * vs_b[r].to(tl.float32)
+                gate_a, gate_b = gate_a * keep_a, gate_b * keep_b
+            logit -= ROWS * logit_t
+            k -= ROWS * k_t
+            v -= ROWS * v_t
+        n0 += CHUNK
+        n0 = tl.where(tl.max(tl.maximum(gate_a, gate_b), axis=0) > 0, n0, count)
     size = tl.cast(heads, tl.int64) * 2 * HALF
     begin = summary + (split.to(tl.int64) * 3 * batch + b) * size
     packed = head * 2 * HALF + i
@@ -117,11 +130,11 @@ def carry_kernel(summary, start, initial, splits, size, REVERSE: tl.constexpr, B
         start += 2 * stride
 
 
-@triton.jit(do_not_specialize=["length", "steps"])
+@triton.jit(do_not_specialize=["length", "steps", "batch", "heads"])
 def forward_kernel(
     logit, k, v, start, cos, sin, k_out, v_out, final, length, steps, batch, heads,
     logit_b, logit_h, logit_t, k_b, k_h, k_t, v_b, v_h, v_t, rope_b,
-    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
+    ROPE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """start [splits, 2, B, H, d] -> k_out, v_out [B, T, H, d] and final [2, B, H, d]."""
     group, split, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -144,7 +157,7 @@ def forward_kernel(
     begin = start + (split.to(tl.int64) * 2 * batch + b) * size
     k_one, k_two = load_pair(begin, packed, HALF)
     v_one, v_two = load_pair(begin + batch * size, packed, HALF)
-    for t in tl.range(first, last, ROWS, num_stages=3):
+    for t in tl.range(first, last, ROWS, num_stages=STAGES):
         left = last - t
         # Every load of the block is issued before its first store: the compiler may not reorder the two.
         xs_a = load_rows(logit, logit_t, x_at, left, float("inf"), ROWS)  # an infinite logit holds the state

@@ -113,9 +113,11 @@ def test_infinite_logit_holds_the_state_exactly():
 
 
 def test_splits_fill_the_gpu_and_stay_long():
-    assert scan.choose_splits(batch=64, heads=32, length=4096, d_head=128) == 1
-    assert scan.choose_splits(batch=1, heads=32, length=262144, d_head=128) == 64
-    assert scan.choose_splits(batch=1, heads=32, length=200, d_head=128) == 1
+    for kind in ("forward", "backward"):
+        fill = scan.WALKS[kind].fill
+        assert scan.choose_splits(kind, batch=64, heads=32, length=4096, d_head=128) == 1
+        assert scan.choose_splits(kind, batch=1, heads=32, length=262144, d_head=128) == fill // 16
+        assert scan.choose_splits(kind, batch=1, heads=32, length=200, d_head=128) == 1
     for heads, d_head in ((32, 128), (20, 128), (3, 64), (1, 16)):
         pairs = scan.pairs_per_program(heads, d_head)
         assert heads * (d_head // 2) % pairs == 0
