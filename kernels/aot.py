@@ -77,14 +77,15 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
         delta = {"D": d_head, "BM": attention.DELTA_ROWS}
         yield "attention delta", d_head, attention_backward.delta_kernel, delta
 
-        step = {"D": d_head, "ROPE": True, **decode.launch_options()}
+        step = {"D": d_head, "ROPE": True, **decode.constants(1)}
         kernel = decode_kernels.step_kernel
         yield "decode", d_head, kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": False}
         yield "decode, split", d_head, kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
         yield "decode, per-head slots", d_head, kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
         yield "decode, no recurrence", d_head, kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
         for group in (4, HEADS):  # grouped-query and multi-query attention
-            constants = step | decode.group_constants(group) | {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
+            constants = {"D": d_head, "ROPE": True, **decode.constants(group)}
+            constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
             yield f"decode, split, {group} heads a key", d_head, decode_group.group_step_kernel, constants
         yield "decode, combine", d_head, decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}
     for reverse in (False, True):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 D_HEADS = (16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_FLOAT32_HEAD = 128  # a program of 256 float32 channels needs more registers and shared memory than there are
 
 
 def interpreted() -> bool:
@@ -23,6 +24,8 @@ def unsupported(d_head: int, *tensors: Tensor) -> str | None:
     for x in tensors:
         if x.dtype not in DTYPES:
             return f"the dtype is {x.dtype}; the Triton kernels take float32, float16 and bfloat16"
+        if x.dtype == torch.float32 and d_head > MAX_FLOAT32_HEAD:
+            return f"d_head is {d_head} in float32; the Triton kernels take float32 up to {MAX_FLOAT32_HEAD}"
         if x.device.type != "cuda" and not interpreted():
             return f"the device is {x.device}; the Triton kernels need CUDA (or TRITON_INTERPRET=1 on the CPU)"
     return None

@@ -43,17 +43,27 @@ FILL = 264  # programs that fill the GPU: 2 a multiprocessor of an H100
 MIN_QUERIES = 512  # queries a part of the far list's backward pass, at least
 
 
+# Of half-precision tensors with a head size of up to 128. Fixed by table, not tuned at run time: tuning would change
+# results from run to run.
+TILES = {
+    ("forward", 64): Tiles(128, 64, 8, 3),
+    ("forward", 128): Tiles(128, 64, 8, 3),
+    ("dq", 64): Tiles(128, 64, 8, 2),
+    ("dq", 128): Tiles(128, 64, 8, 2),
+    ("dkv", 64): Tiles(64, 64, 4, 2),
+    ("dkv", 128): Tiles(64, 64, 8, 2),
+}
+
+
 def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:
-    """Tile sizes of "forward", "dq" or "dkv". Fixed by table, not tuned at run time: tuning would change results."""
+    """Tile sizes of "forward", "dq" or "dkv"."""
     if interpreted():
         return Tiles(32, 16, 1, 1)  # few elements, but several tiles in the tests' sequences
-    if dtype == torch.float32 or d_head == 256:
+    if dtype == torch.float32:  # no tensor cores: what the registers hold decides
+        return Tiles(32, 32, 4, 2) if d_head <= 64 else Tiles(16, 16, 8, 1)
+    if d_head == 256:
         return Tiles(32, 32, 4, 2)
-    if kind == "forward":
-        return Tiles(128, 64, 8, 3)
-    if kind == "dq":
-        return Tiles(128, 64, 8, 2)
-    return Tiles(64, 64, 8 if d_head == 128 else 4, 2)
+    return TILES[kind, 128 if d_head == 128 else 64]
 
 
 def choose_splits(programs: int, length: int) -> int:

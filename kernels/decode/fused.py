@@ -7,6 +7,8 @@ Each cache entry is read once: the step is bound by memory (2 d_head bytes x 2 a
 keys go through one program, so that this holds for them too (`fused_group.py`).
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 from torch import Tensor
@@ -15,26 +17,43 @@ from ratplus.kernels.decode.fused_group import group_step_kernel
 from ratplus.kernels.decode.fused_kernels import combine_kernel, step_kernel
 from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
 
-FILL = 264  # programs that fill the GPU: 2 a multiprocessor of an H100
 MIN_SLOTS = 256  # slots a split, at least
 
 
-def choose_splits(batch: int, heads: int, slots: int) -> int:
+@dataclass(frozen=True)
+class Walk:
+    """How a program walks along the slots of a head.
+
+    slots: slots a tile. stages: tiles in flight. fill: programs that fill the GPU; with fewer, slots are split.
+    """
+
+    slots: int
+    num_warps: int
+    stages: int
+    fill: int
+
+
+# For a query head with keys of its own, and for several that share keys.
+WALKS = {"single": Walk(64, 4, 3, 528), "group": Walk(64, 4, 3, 264)}
+
+
+def choose_splits(kind: str, batch: int, heads: int, slots: int) -> int:
     """Programs a key head and sequence; depends on shapes only, so that a captured graph stays right.
 
     slots: those of a head.
     """
-    return max(1, min(-(-FILL // (batch * heads)), slots // MIN_SLOTS))
+    return max(1, min(-(-WALKS[kind].fill // (batch * heads)), slots // MIN_SLOTS))
 
 
-def launch_options() -> dict:
-    """Slots a tile and warps."""
-    return {"BN": 16, "num_warps": 1} if interpreted() else {"BN": 64, "num_warps": 4}
-
-
-def group_constants(group: int) -> dict:
-    """What `group_step_kernel` is compiled for besides, with `group` query heads to a key head."""
-    return {"GROUP": group, "ROWS": max(16, triton.next_power_of_2(group))}
+def constants(group: int) -> dict:
+    """What the step's kernel is compiled for, with `group` query heads to a key head."""
+    walk = WALKS["single" if group == 1 else "group"]
+    options = {"BN": walk.slots, "num_warps": walk.num_warps}
+    if interpreted():
+        options = {"BN": 16, "num_warps": 1}
+    if group == 1:
+        return options | {"STAGES": walk.stages}
+    return options | {"GROUP": group, "ROWS": max(16, triton.next_power_of_2(group)), "num_stages": walk.stages}
 
 
 @on_its_device
@@ -63,18 +82,20 @@ def step(
     gated, rope = logit is not None, cos is not None
     logit = unit_stride(logit) if gated else q
     out = torch.empty(batch, queries, d_head, dtype=q.dtype, device=q.device)
-    splits = choose_splits(batch, heads, slots // heads) if splits is None else splits
+    group = queries // heads
+    if splits is None:
+        splits = choose_splits("single" if group == 1 else "group", batch, heads, slots // heads)
     part_acc = part_max = part_sum = out
     if splits > 1:
         part_acc = out.new_empty(batch, queries, splits, d_head, dtype=torch.float32)
         part_max, part_sum = (out.new_empty(batch, queries, splits, dtype=torch.float32) for _ in range(2))
-    kernel, more = (step_kernel, {}) if queries == heads else (group_step_kernel, group_constants(queries // heads))
+    kernel = step_kernel if group == 1 else group_step_kernel
     kernel[(heads, splits, batch)](
         q, k, v, logit, keys, values, k_state if gated else q, v_state if gated else q, positions,
         dilation, window, sinks, positions if offsets is None else offsets, cos if rope else q, sin if rope else q,
         out, part_acc, part_max, part_sum, slots, slots // heads, heads, splits, d_head**-0.5,
         *(stride for x in (q, k, v, logit) for stride in x.stride()[:2]),
-        D=d_head, GATED=gated, ROPE=rope, EQUAL=offsets is None, SPLIT=splits > 1, **launch_options(), **more,
+        D=d_head, GATED=gated, ROPE=rope, EQUAL=offsets is None, SPLIT=splits > 1, **constants(group),
     )  # fmt: skip
     if splits > 1:
         combine_kernel[(batch * queries,)](part_acc, part_max, part_sum, out, splits, D=d_head, num_warps=1)

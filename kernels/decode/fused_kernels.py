@@ -74,7 +74,7 @@ def step_kernel(
     out, part_acc, part_max, part_sum, slots, share, heads, splits, scale,
     q_b, q_h, k_b, k_h, v_b, v_h, logit_b, logit_h,
     D: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr, ROPE: tl.constexpr, EQUAL: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program: one head of one sequence, and one split of the slots it sees.
 
@@ -127,7 +127,7 @@ def step_kernel(
     used = slots_in_use(position, dilation, step, window, sinks, count)
     chunk = tl.cdiv(used, splits)
     end = tl.minimum(used, (split + 1) * chunk)
-    for u0 in tl.range(split * chunk, end, BN, num_stages=3):
+    for u0 in tl.range(split * chunk, end, BN, num_stages=STAGES):
         u = u0 + tl.arange(0, BN)
         visible = is_seen(u, position, window, sinks) & (u < end)
         rows = u.to(tl.int64)[:, None] * D + d[None, :]

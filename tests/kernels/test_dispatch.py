@@ -32,6 +32,7 @@ def test_cuda_tensors_take_the_fused_path(monkeypatch):
     [
         (24, torch.float32, "d_head is 24; the Triton kernels take 16, 32"),
         (64, torch.float64, "dtype is torch.float64"),
+        (256, torch.float32, "d_head is 256 in float32; the Triton kernels take float32 up to 128"),
     ],
 )
 def test_an_unsupported_input_falls_back_with_a_warning(monkeypatch, d_head, dtype, reason):

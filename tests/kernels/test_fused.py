@@ -112,6 +112,34 @@ def test_infinite_logit_holds_the_state_exactly():
     assert torch.equal(scan.forward(logit, k, v, None, None, None, None)[3], short[3])
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_summary_stops_where_the_gates_have_forgotten_everything(monkeypatch, held):
+    """Gates near 0: the product of a split's gates is 0 after a few steps, and earlier inputs are never read.
+
+    held: one channel never forgets, so everything must be read.
+    """
+    monkeypatch.setattr(scan, "CHUNK", 4)
+    logit, k, v = (x.clone() for x in projections(1, 2, 60, D_HEAD)[2:])
+    logit[:] = -40.0  # exp(-40) three times is below the least float32
+    if held:
+        logit[0, 1, :, 5] = torch.inf
+    exact = [x.double().requires_grad_() for x in (logit, k, v)]
+    *outputs, final = gated_scan_reference(*exact)
+    expected = [*outputs, *final]
+    actual = scan.forward(logit, k, v, None, None, None, None, splits=2)
+    _close(actual, expected, torch.float32)
+    gradients = [torch.randn(x.shape).to(x.dtype) for x in actual]
+    loss = sum((x * g.double()).sum() for x, g in zip(expected, gradients))
+    expected = torch.autograd.grad(loss, exact)
+    arguments = (*gradients, logit, k, v, None, None, None, None, *actual[:2])
+    _close(scan.backward(*arguments, splits=2)[:3], expected, torch.float32)
+    # What lies far before the end of the first split can't reach the second: NaN there stays where it is.
+    poisoned = v.clone()
+    poisoned[:, :, 3] = torch.nan
+    second = scan.forward(logit, k, poisoned, None, None, None, None, splits=2)[1][:, :, 30:]
+    assert bool(second.isnan().any()) == held
+
+
 def test_splits_fill_the_gpu_and_stay_long():
     for kind in ("forward", "backward"):
         fill = scan.WALKS[kind].fill
