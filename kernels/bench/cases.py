@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ratplus.kernels import decode_attention, dilated_attention, gated_scan
 from ratplus.kernels.bench import peers
+from ratplus.kernels.bench.backends import BACKENDS, dense_on
 from ratplus.kernels.bench.timing import Run, available_memory_bytes
 from ratplus.kernels.decode.layout import slot_count
 
@@ -28,6 +29,7 @@ class Shapes:
         peer_lengths, peer_patterns, peer_d_models: where other formulations are timed; each costs a compilation.
         dense_beside_flops: dense attention of more FLOPs is timed once, with the dense pattern, not beside every one.
         repeats, budget_s: calls of a candidate, and the seconds that they may take.
+        peers_only: nothing but the plans that have peers.
     """
 
     d_models: tuple[int, ...] = (4096, 2048)
@@ -44,6 +46,7 @@ class Shapes:
     dense_beside_flops: float = 1e14
     repeats: int = 20
     budget_s: float = 0.5
+    peers_only: bool = False
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
 
@@ -88,6 +91,26 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
+def add_dense(case: Case, device: str, attend: Callable[[], Run], suffix: str = "") -> None:
+    """Dense attention as a candidate: on CUDA once for each of torch's kernels, since the faster one is what counts."""
+    if device != "cuda":
+        case.add(DENSE + suffix, attend)
+        return
+    for backend in BACKENDS:
+
+        def on_backend(backend: str = backend) -> Run:
+            with dense_on(backend):
+                run = attend()  # a captured graph, or a forward pass whose backward pass is timed
+
+            def call():
+                with dense_on(backend):
+                    return run()
+
+            return call
+
+        case.add(f"{DENSE} ({backend}){suffix}", on_backend)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Cases that share their inputs; nothing is made before `cases` is called, and its cases come one by one."""
@@ -96,20 +119,29 @@ class Plan:
     shape: str
     pattern: str
     cases: Callable[[], Iterator[Case]]
+    with_peers: bool = False
 
 
 def plans(shapes: Shapes) -> Iterator[Plan]:
     """Everything that is measured, in an order that has the most telling shapes first."""
+    for plan in _all_plans(shapes):
+        if plan.with_peers or not shapes.peers_only:
+            yield plan
+
+
+def _all_plans(shapes: Shapes) -> Iterator[Plan]:
     for d_model in shapes.d_models:
         for length in shapes.lengths:
             for batch in shapes.scan_batches or (_batch(shapes, length),):
                 shape = f"B{batch} T{length} d{d_model}"
-                yield Plan("scan", shape, "-", partial(_scan_cases, shapes, d_model, length, batch, shape))
+                make = partial(_scan_cases, shapes, d_model, length, batch, shape)
+                yield Plan("scan", shape, "-", make, shapes.with_peers(d_model, length))
             batch = _batch(shapes, length)
             for pattern in shapes.patterns:
                 shape = f"B{batch} T{length} d{d_model}"
                 make = partial(_attention_cases, shapes, d_model, length, batch, pattern, shape)
-                yield Plan("attention", shape, label(pattern), make)
+                with_peers = shapes.with_peers(d_model, length, pattern)
+                yield Plan("attention", shape, label(pattern), make, with_peers)
             for batch in shapes.decode_batches:
                 for pattern in shapes.patterns:
                     shape = f"B{batch} T{length} d{d_model}"
@@ -128,14 +160,14 @@ def _batch(shapes: Shapes, length: int) -> int:
     return max(1, shapes.tokens // length)
 
 
-def _views(shapes: Shapes, batch: int, length: int, d_model: int, parts: int) -> list[Tensor]:
+def gate_views(shapes: Shapes, batch: int, length: int, d_model: int, parts: int) -> list[Tensor]:
     """Leaf-like views [B, H, T, d] of one projection, N(0, 1): gates between 0.1 and 0.9 mostly."""
     z = torch.randn(batch, length, parts * d_model, device=shapes.device, dtype=shapes.dtype)
     heads = d_model // shapes.d_head
     return [x.unflatten(-1, (heads, shapes.d_head)).transpose(1, 2) for x in z.chunk(parts, dim=-1)]
 
 
-def _tables(shapes: Shapes, length: int) -> tuple[Tensor, Tensor]:
+def rope_tables(shapes: Shapes, length: int) -> tuple[Tensor, Tensor]:
     frequency = 10000.0 ** (
         -torch.arange(0, shapes.d_head, 2, device=shapes.device, dtype=torch.float64) / shapes.d_head
     )
@@ -154,8 +186,8 @@ def _scan_cases(shapes: Shapes, d_model: int, length: int, batch: int, shape: st
     with_peers, on_gpu = shapes.with_peers(d_model, length), shapes.device == "cuda"
     if with_peers:
         torch.compiler.reset()  # every shape compiles anew, and after a few of them dynamo would fall back to eager
-    logit, k, v = _views(shapes, batch, length, d_model, 3)
-    cos, sin = _tables(shapes, length)
+    logit, k, v = gate_views(shapes, batch, length, d_model, 3)
+    cos, sin = rope_tables(shapes, length)
     size = k.numel() * k.element_size()
     forward = Case("scan forward", shape, "-", 5 * size, 0)
     forward.add("ours", lambda: lambda: gated_scan(logit, k, v, rope=(cos, sin)))
@@ -182,7 +214,7 @@ def _scan_cases(shapes: Shapes, d_model: int, length: int, batch: int, shape: st
     yield backward
 
 
-def _pairs(length: int, dilation: int | None, window: int, sinks: int) -> float:
+def visible_pairs(length: int, dilation: int | None, window: int, sinks: int) -> float:
     """Visible (query, key) pairs of one head."""
     kept = () if dilation is None else range(dilation - 1, length, dilation)
     far = sum(max(0, length - 1 - window - p) for p in kept if p >= sinks)
@@ -197,14 +229,14 @@ def _attention_cases(
     with_peers, on_gpu = shapes.with_peers(d_model, length, pattern), shapes.device == "cuda"
     if with_peers:
         torch.compiler.reset()
-    logit, q, k, v = _views(shapes, batch, length, d_model, 4)
-    cos, sin = _tables(shapes, length)
-    size, flops = q.numel() * q.element_size(), 4.0 * batch * d_model * _pairs(length, *pattern)
+    logit, q, k, v = gate_views(shapes, batch, length, d_model, 4)
+    cos, sin = rope_tables(shapes, length)
+    size, flops = q.numel() * q.element_size(), 4.0 * batch * d_model * visible_pairs(length, *pattern)
     settings = (*pattern, length, shapes.device, on_gpu)
     paper = lru_cache(lambda: peers.PaperAttention(*settings))  # made when first asked for: its masks may not fit
     one_mask = lru_cache(lambda: peers.OneMaskAttention(*settings))
     dense = partial(F.scaled_dot_product_attention, is_causal=True)
-    long = 4.0 * batch * d_model * _pairs(length, 1, 0, 0) > shapes.dense_beside_flops
+    long = 4.0 * batch * d_model * visible_pairs(length, 1, 0, 0) > shapes.dense_beside_flops
 
     def add_ours_and_dense(case: Case, ours: Callable[[], Run], theirs: Callable[[], Run]) -> None:
         if pattern[0] == 1 and long:
@@ -214,7 +246,7 @@ def _attention_cases(
         if pattern[0] != 1 and long:
             case.skipped[DENSE] = "takes long: timed once for this shape, with the pattern D1"
         else:
-            case.add(DENSE, theirs)
+            add_dense(case, shapes.device, theirs)
 
     forward = Case("attention forward", shape, label(pattern), 4 * size, flops)
     add_ours_and_dense(
@@ -227,7 +259,7 @@ def _attention_cases(
     yield forward
     del forward
 
-    if with_peers:
+    if with_peers or on_gpu:
         both = Case("recurrence and attention", shape, label(pattern), 5 * size, flops)
         scan = peers.compiled(peers.paper_scan) if on_gpu else peers.paper_scan
 
@@ -236,9 +268,10 @@ def _attention_cases(
             return dilated_attention(q, k_tilde, v_tilde, *pattern)
 
         both.add("ours", lambda: ours)
-        both.add("paper", lambda: lambda: paper()(q, *scan(logit, k, v, cos, sin)))
-        if not long:
-            both.add(f"{DENSE} alone", lambda: lambda: dense(q, k, v))
+        if with_peers:
+            both.add("paper", lambda: lambda: paper()(q, *scan(logit, k, v, cos, sin)))
+            if not long:
+                add_dense(both, shapes.device, lambda: lambda: dense(q, k, v), " alone")
         yield both
         del both
 
@@ -263,8 +296,10 @@ def _decode_cases(
     slots = heads * slot_count(*pattern, length)
     row_bytes = 2 * batch * shapes.d_head * item  # of one slot, key and value
     cache_bytes, dense_bytes = row_bytes * slots, row_bytes * heads * length
-    # Read once: what the step sees besides its own token, which is at most a slot less than there are.
-    case = Case("decode", shape, label(pattern), cache_bytes, 2 * cache_bytes / item)
+    # Read once: what the step sees besides its own token, at most a slot less than there are. The token itself:
+    # q, k, v, logit and the output in the cache's type, and the float32 state of k and v, read and written.
+    token_bytes = batch * d_model * (5 * item + 16)
+    case = Case("decode", shape, label(pattern), cache_bytes + token_bytes, 2 * cache_bytes / item)
     position = length - 1
 
     def random(*size: int, scale: float = 1.0) -> Tensor:
@@ -275,28 +310,32 @@ def _decode_cases(
         keys, values = (random(batch, slots, shapes.d_head) for _ in range(2))
         state = tuple(torch.zeros(batch, heads, shapes.d_head, device=shapes.device) for _ in range(2))
         positions = torch.full((batch,), position, device=shapes.device)
-        rope = _tables(shapes, length)
+        rope = rope_tables(shapes, length)
         step = partial(decode_attention, *token, keys, values, state, positions, *pattern, rope=rope)
-        return _graphed(step, shapes)
+        return graphed(step) if shapes.device == "cuda" else step
 
     def dense() -> Run:
         query = random(batch, heads, 1, shapes.d_head)
         keys, values = (random(batch, heads, length, shapes.d_head) for _ in range(2))
-        return _graphed(lambda: F.scaled_dot_product_attention(query, keys, values), shapes)
+        attend = partial(F.scaled_dot_product_attention, query, keys, values)
+        return graphed(attend) if shapes.device == "cuda" else attend
 
-    for name, make, needed in (("ours", ours, cache_bytes), (f"{DENSE}, one query", dense, dense_bytes)):
+    def fits(name: str, needed: float) -> bool:
         free = available_memory_bytes(shapes.device)
         if free is not None and needed > 0.8 * free:
             case.skipped[name] = f"its cache takes {needed / 1e9:.0f} GB"
-        else:
-            case.add(name, make)
+            return False
+        return True
+
+    if fits("ours", cache_bytes):
+        case.add("ours", ours)
+    if fits(f"{DENSE}, one query", 2 * dense_bytes):  # a cache for each of torch's kernels
+        add_dense(case, shapes.device, dense, ", one query")
     yield case
 
 
-def _graphed(run: Run, shapes: Shapes) -> Run:
-    """`run` captured in a CUDA graph; as it is off CUDA."""
-    if shapes.device != "cuda":
-        return run
+def graphed(run: Run) -> Run:
+    """`run` captured in a CUDA graph."""
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

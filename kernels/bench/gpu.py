@@ -1,38 +1,233 @@
-"""The operator benchmark as a script for a GPU machine without the rest of the house: torch and Triton are enough.
+"""The operators on a GPU machine without the rest of the house: torch and Triton are enough.
 
-`python -m ratplus.kernels.bench.gpu FILE [SECONDS]` writes FILE as JSON after every case, whole each time.
+`python -m ratplus.kernels.bench.gpu FOLDER [--seconds S] [--phases variants,goals,table,peers]`, most telling first:
+
+- variants: tiles and pipeline depths of each kernel side by side; the later phases run with the fastest;
+- goals: the shapes that the goals are about, and what was reached;
+- table: all other shapes, without peers;
+- peers: other formulations beside ours, which take minutes to compile: best in a process of its own.
+
+A row a line goes to the terminal as it comes; FOLDER gets the same as JSON, whole after every step.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
+import os
+import subprocess
 import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from ratplus.kernels.bench.cases import Shapes
+import torch
+
+from ratplus.kernels.bench.backends import cudnn_version
+from ratplus.kernels.bench.cases import Shapes, reason
+from ratplus.kernels.bench.goals import GOALS, concerns_goals
 from ratplus.kernels.bench.run import bench_ops
+from ratplus.kernels.bench.timing import Ceilings, check_device, interleaved, measure_ceilings
+from ratplus.kernels.bench.variants import Group, fastest, groups
 from ratplus.records.atomic import write_atomically
+
+PHASES = ("variants", "goals", "table", "peers")
+COMPILERS = 12  # processes that compile variants side by side
 
 
 def main(words: list[str], shapes: Shapes | None = None) -> None:
-    """Measure on this machine's GPU and write the file that `words` names, within the seconds that it may name too.
+    """Run the phases that `words` name. Raises ValueError for wrong words, and where there is no CUDA device."""
+    arguments = _parse(words)
+    shapes = shapes or Shapes()
+    check_device(shapes.device)
+    if arguments.compile is not None:
+        return _compile(shapes, *arguments.compile)
+    folder = Path(arguments.folder)
+    folder.mkdir(parents=True, exist_ok=True)  # seen now rather than after the first case
+    deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
+    _say(f"torch {torch.__version__}, cuDNN {cudnn_version()}, {shapes.device}, {shapes.dtype}")
+    ceilings = measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
+    _say(f"copy {ceilings.copy_gb_s:.0f} GB/s, matrix product {ceilings.matmul_tflop_s:.0f} TFLOP/s")
+    if "variants" in arguments.phases:
+        _variants(shapes, ceilings, folder / "variants.json", deadline)
+    if "goals" in arguments.phases or "table" in arguments.phases:
+        _operators(shapes, folder / "kernels.json", deadline, table="table" in arguments.phases)
+    if "peers" in arguments.phases:
+        only = replace(
+            shapes, peers_only=True, d_models=shapes.d_models[:1], peer_lengths=shapes.peer_lengths[:1],
+            decode_batches=(), repeats=10,
+        )  # fmt: skip
+        result = bench_ops(only, seconds=_left(deadline), on_row=_row, save=_saver(folder / "peers.json"))
+        _left_out(result["skipped"])
+    return None
 
-    Raises ValueError for wrong words, and where there is no CUDA device.
-    """
-    if len(words) not in (1, 2):
-        raise ValueError("usage: python -m ratplus.kernels.bench.gpu FILE [SECONDS]")
-    seconds = None
-    if len(words) == 2:
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ratplus.kernels.bench.gpu", exit_on_error=False)
+    parser.add_argument("folder")
+    parser.add_argument("--seconds", type=float, help="begin nothing new after so many")
+    parser.add_argument("--phases", type=lambda text: text.split(","), default=["variants", "goals", "table"])
+    parser.add_argument("--compile", type=lambda text: [int(x) for x in text.split("/")], help=argparse.SUPPRESS)
+    try:
+        arguments = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    unknown = [phase for phase in arguments.phases if phase not in PHASES]
+    if unknown:
+        raise ValueError(f"--phases: got {','.join(unknown)}; allowed: {', '.join(PHASES)}")
+    return arguments
+
+
+# ---- variants ----------------------------------------------------------------------------------------------------
+
+
+def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None) -> None:
+    """Measure every variant and put the fastest of each kernel into its table, for the phases that follow."""
+    if shapes.device == "cuda":
+        _compile_side_by_side()
+    measured: list[tuple[Group, list[float]]] = []
+    rows: list[dict] = []
+    save = _saver(target)
+    for group in groups(shapes):
+        if deadline is not None and time.monotonic() > deadline:
+            _say(f"left out for want of time: variants of {group.entry.kernel} {group.shape} {group.pattern}")
+            continue
+        times = _measure(group, shapes)
+        measured.append((group, [taken for taken, _ in times]))
+        for value, (taken, failure) in zip(group.entry.values, times, strict=True):
+            rows.append({
+                "kernel": group.entry.kernel, "shape": group.shape, "pattern": group.pattern, "variant": asdict(value),
+                "ms_p50": None if failure else taken, "failure": failure,
+            })  # fmt: skip
+            shares = failure or (
+                f"{taken:9.3f} ms {group.least_bytes / taken / 1e6 / ceilings.copy_gb_s:5.0%} copy "
+                f"{group.flops / taken / 1e9 / ceilings.matmul_tflop_s:5.0%} matmul"
+            )
+            _say(f"{group.entry.kernel:<18}{group.shape:<19}{group.pattern:<9}{_short(value):<22}{shares}")
+        if shapes.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        save({"benchmark": "variants", "ceilings": vars(ceilings), "rows": rows})
+    chosen = fastest(measured)
+    for group, _ in measured:
+        if group.entry.kernel in chosen:
+            group.entry.table[group.entry.key] = chosen[group.entry.kernel][0]
+    for kernel, (value, loss) in chosen.items():
+        _say(f"chosen: {kernel:<18} {_short(value):<20} {loss:.1%} over the best of each shape, on average")
+    save({
+        "benchmark": "variants", "ceilings": vars(ceilings), "rows": rows,
+        "chosen": {kernel: asdict(value) for kernel, (value, _) in chosen.items()},
+    })  # fmt: skip
+
+
+def _measure(group: Group, shapes: Shapes) -> list[tuple[float, str | None]]:
+    """(milliseconds, None) or (not a number, why it failed) for each variant; those that work take turns."""
+    try:
+        runs = group.runs()
+    except Exception as error:  # a shape that doesn't fit, or a kernel that fails: told, and the others go on
+        return [(float("nan"), reason(error))] * len(group.entry.values)
+    working, found = [], []
+    for run in runs:
         try:
-            seconds = float(words[1])
-        except ValueError:
-            raise ValueError(f"SECONDS: got {words[1]!r}; it must be a number") from None
-    target = Path(words[0])
-    target.parent.mkdir(parents=True, exist_ok=True)  # seen now rather than after the first case
+            run()
+            if shapes.device == "cuda":
+                torch.cuda.synchronize()
+            working.append(run)
+            found.append(None)
+        except Exception as error:
+            found.append(reason(error))
+    times = iter(interleaved(working, shapes.device, 12, 0.12, warm=False) if working else [])
+    return [(float("nan"), failure) if failure else (next(times).p50, None) for failure in found]
 
-    def save(result: dict) -> None:
-        write_atomically(target, json.dumps(result, indent=1) + "\n")
 
-    bench_ops(shapes or Shapes(), seconds=seconds, progress=lambda text: print(text, flush=True), save=save)
-    print(target)
+def _short(value: object) -> str:
+    return " ".join(f"{name[0] if name != 'num_warps' else 'w'}{part}" for name, part in asdict(value).items())
+
+
+def _compile_side_by_side() -> None:
+    """Fill Triton's cache on disk with every variant: one process would compile for minutes."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "ratplus.kernels.bench.gpu", "-"]
+    workers = [
+        subprocess.Popen([*command, "--compile", f"{n}/{COMPILERS}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for n in range(COMPILERS)
+    ]
+    for worker in workers:
+        try:
+            _, errors = worker.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            _, errors = worker.communicate()
+        if worker.returncode:
+            _say(f"a compiling process failed: {errors.decode(errors='replace').strip().splitlines()[-1:]}")
+    _say(f"compiled the variants in {time.monotonic() - started:.0f} s")
+
+
+def _compile(shapes: Shapes, part: int, parts: int) -> None:
+    """Every `parts`-th variant, at shapes that take no time."""
+    done = set()
+    work = []
+    for group in groups(shapes, small=True):
+        for n, value in enumerate(group.entry.values):
+            kind = (group.entry.kernel, group.pattern if "decode" in group.entry.kernel else "", value)
+            if kind not in done:
+                done.add(kind)
+                work.append((group, n))
+    for group, n in work[part::parts]:
+        _measure(replace(group, entry=replace(group.entry, values=(group.entry.values[n],))), shapes)
+
+
+# ---- goals, table --------------------------------------------------------------------------------------------------
+
+
+def _operators(shapes: Shapes, target: Path, deadline: float | None, table: bool) -> None:
+    plain = replace(shapes, peer_lengths=(), repeats=10, budget_s=0.15)
+    telling = bench_ops(plain, seconds=_left(deadline), only=concerns_goals, on_row=_row, save=_saver(target))
+    for goal in GOALS:
+        _say(goal.line(telling["rows"]))
+    if not table:
+        return
+    everything = replace(plain, d_models=plain.d_models[:1], decode_batches=(*plain.decode_batches, 4096))
+    result = bench_ops(
+        everything, seconds=_left(deadline), only=lambda plan: not concerns_goals(plan), on_row=_row,
+        save=lambda rest: _saver(target)({**rest, **_both(telling, rest)}),
+    )  # fmt: skip
+    _left_out(result["skipped"])
+    for goal in GOALS:
+        _say(goal.line(telling["rows"]))
+
+
+def _both(first: dict, second: dict) -> dict:
+    return {name: first[name] + second[name] for name in ("rows", "skipped")}
+
+
+def _row(row: dict) -> None:
+    if "reason" in row:
+        _say(f"{row['op']:<25}{row['shape']:<19}{row['pattern']:<9}{row['candidate']:<28}not measured: {row['reason']}")
+        return
+    _say(
+        f"{row['op']:<25}{row['shape']:<19}{row['pattern']:<9}{row['candidate']:<28}{row['ms_p50']:9.3f} ms "
+        f"{row['bandwidth_fraction']:5.0%} copy {row['matmul_fraction']:5.0%} matmul"
+    )
+
+
+def _left_out(skipped: list[dict]) -> None:
+    late = [row for row in skipped if row["candidate"] == "all" and "used up" in row["reason"]]
+    if late:
+        names = ", ".join(f"{row['op']} {row['shape']} {row['pattern']}" for row in late[:3])
+        _say(f"left out for want of time: {len(late)} plans ({names}, ...)")
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _saver(target: Path):
+    return lambda result: write_atomically(target, json.dumps(result, indent=1) + os.linesep)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

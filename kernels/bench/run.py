@@ -18,7 +18,9 @@ def bench_ops(
     *,
     threads: int | None = None,
     seconds: float | None = None,
+    only: Callable[[Plan], bool] = lambda plan: True,
     progress: Callable[[str], None] = lambda text: None,
+    on_row: Callable[[dict], None] = lambda row: None,
     save: Callable[[dict], None] = lambda result: None,
 ) -> dict:
     """Measure everything that `shapes` names, as JSON-ready data.
@@ -26,7 +28,9 @@ def bench_ops(
     Args:
         threads: PyTorch threads while measuring (None: as they are).
         seconds: no case is begun after so many; those left out are listed under `skipped`.
+        only: which plans are measured.
         progress: told each case before it is measured.
+        on_row: given each row, and each entry of `skipped`, when it is known.
         save: given what there is after each case, so that a kill loses one case at most.
 
     Returns {"benchmark": "kernels", "complete", "device", "torch", "threads", "dtype", "date", "ceilings", "rows",
@@ -44,12 +48,14 @@ def bench_ops(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        return _bench(shapes, seconds, progress, save)
+        return _bench(shapes, seconds, only, progress, on_row, save)
     finally:
         torch.set_num_threads(before)
 
 
-def _bench(shapes: Shapes, seconds: float | None, progress: Callable, save: Callable) -> dict:
+def _bench(
+    shapes: Shapes, seconds: float | None, only: Callable, progress: Callable, on_row: Callable, save: Callable
+) -> dict:
     started = time.monotonic()
     ceilings = measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
     result = {
@@ -64,13 +70,16 @@ def _bench(shapes: Shapes, seconds: float | None, progress: Callable, save: Call
         "rows": [],
         "skipped": [],
     }
-    for plan in plans(shapes):
+    for plan in filter(only, plans(shapes)):
         if seconds is not None and time.monotonic() - started > seconds:
             head = {"op": plan.op, "shape": plan.shape, "pattern": plan.pattern}
             result["skipped"].append(head | {"candidate": "all", "reason": f"the {seconds:g} s were used up"})
             continue
         progress(f"{plan.op} {plan.shape} {plan.pattern}")
+        known = len(result["rows"]), len(result["skipped"])
         _measure(plan, shapes, ceilings, result)
+        for row in (*result["rows"][known[0] :], *result["skipped"][known[1] :]):
+            on_row(row)
         if shapes.device == "cuda":
             torch.cuda.synchronize()  # an error that kills the device must stop us here, not spoil later figures
             torch.cuda.empty_cache()

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ratplus.bench.dense import BACKENDS, dense_on, has_dense_layers, usable
+from ratplus.bench.dense import has_dense_layers
 from ratplus.bench.settings import BenchSettings
 from ratplus.costs.cost import attention_flops, cost, decode_flops
+from ratplus.kernels.bench.backends import BACKENDS, dense_on, usable
 from ratplus.kernels.bench.timing import Ceilings, Times, available_memory_bytes, interleaved, peak_bytes
 from ratplus.model import RATPlus
 from ratplus.model.cache import KVCache

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from ratplus import checkpoint
-from ratplus.bench.dense import cudnn_version
 from ratplus.bench.lines import model_line, skipped_line
 from ratplus.bench.measure import DENSE, Measuring
 from ratplus.bench.settings import BenchSettings, add_arguments, settings_of, shape_of
 from ratplus.checkpoint.facts import read_facts
 from ratplus.config.model import ModelConfig
+from ratplus.kernels.bench.backends import cudnn_version
 from ratplus.kernels.bench.timing import Ceilings, check_device, device_name, measure_ceilings
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap

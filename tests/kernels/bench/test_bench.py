@@ -187,4 +187,4 @@ def test_peers_compute_the_same():
 def test_pairs_are_counted_as_the_mask_shows_them():
     for pattern in ((1, 0, 0), (4, 3, 2), (16, 0, 17), (8, 70, 0), (None, 9, 2)):
         seen = visible_mask(HeadPattern(pattern[0] or -1, *pattern[1:]), 64)
-        assert bench_cases._pairs(64, *pattern) == int(seen.sum())
+        assert bench_cases.visible_pairs(64, *pattern) == int(seen.sum())

@@ -15,6 +15,7 @@ from ratplus.bench import models as benchmark
 from ratplus.bench import trainer as bench_trainer
 from ratplus.bench.lines import model_line, skipped_line
 from ratplus.bench.settings import BenchSettings
+from ratplus.kernels.bench import backends as bench_backends
 from ratplus.kernels.bench.timing import Ceilings, Times
 
 QUICK = ["--batch", "2", "--context", "32", "--repeats", "3", "--device", "cpu", "--vocab-size", "50"]
@@ -40,7 +41,7 @@ def test_kernels_that_do_not_run_are_named_and_running_out_of_memory_is_no_reaso
         q = torch.randn(1, 2, 8, 16)
         torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
 
-    working, refused = bench_dense.usable(run, list(bench_dense.BACKENDS))
+    working, refused = bench_backends.usable(run, list(bench_backends.BACKENDS))
     assert working == ["flash"]  # a CPU has that one, and no cuDNN
     assert list(refused) == ["cudnn"]
     assert "\n" not in refused["cudnn"]
@@ -49,21 +50,21 @@ def test_kernels_that_do_not_run_are_named_and_running_out_of_memory_is_no_reaso
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        bench_dense.usable(too_much, ["cudnn"])
+        bench_backends.usable(too_much, ["cudnn"])
 
 
 @pytest.mark.parametrize(("number", "text"), [(91300, "9.13.0"), (8907, "8.9.7"), (90100, "9.1.0")])
 def test_cudnn_version(monkeypatch, number, text):
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: number)
-    assert bench_dense.cudnn_version() == text
+    assert bench_backends.cudnn_version() == text
 
 
 def test_the_row_of_dense_layers_is_of_the_faster_kernel(monkeypatch):
     """As on a GPU: each of torch's kernels is timed, the faster one is the row, and both are in it."""
     monkeypatch.setattr(bench_measure, "usable", lambda run, names: run() or (list(names), {}))
     on = []
-    monkeypatch.setattr(bench_measure, "dense_on", lambda name: on.append(name) or bench_dense.dense_on(None))
+    monkeypatch.setattr(bench_measure, "dense_on", lambda name: on.append(name) or bench_backends.dense_on(None))
     subject = benchmark.subject_of("ratplus-2x32x16", BenchSettings(contexts=(24,)), 50)
     settings = BenchSettings(contexts=(24,), new_tokens=3, repeats=3, memory_gb=0.02)
     result = {"rows": [], "skipped": []}

@@ -1,0 +1,214 @@
+"""Tile sizes and pipeline depths of each Triton kernel, side by side on a GPU: what the tables rest on.
+
+The tables are `WALKS` of `scan/fused.py` and `decode/fused.py` and `TILES` of `attention/fused.py`. A group holds the
+variants of one entry at one shape; `fastest` names, for every entry, the variant that loses least over all its shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ratplus.kernels.attention import fused as attention
+from ratplus.kernels.attention.patterns import pattern_tensors
+from ratplus.kernels.bench.cases import Shapes, Triple, gate_views, graphed, label, rope_tables, visible_pairs
+from ratplus.kernels.bench.timing import Run
+from ratplus.kernels.decode import fused as decode
+from ratplus.kernels.decode.layout import slot_count
+from ratplus.kernels.scan import fused as scan
+
+Tables = dict
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a table, by name, and the values that are tried for it."""
+
+    kernel: str
+    table: Tables
+    key: object
+    values: tuple
+
+
+def entries(d_head: int) -> dict[str, Entry]:
+    """What is tried. Left out: what spills, or takes a minute to compile (`aot.py` shows both without a GPU)."""
+    walk, tiles, step = scan.Walk, attention.Tiles, decode.Walk
+    listed = (
+        Entry(
+            "scan forward", scan.WALKS, "forward",
+            (walk(4, 3, 256), walk(4, 3, 512), walk(4, 3, 1024), walk(4, 2, 512), walk(2, 3, 512), walk(4, 1, 1024)),
+        ),
+        Entry(
+            "scan backward", scan.WALKS, "backward",
+            (walk(2, 3, 256), walk(2, 3, 512), walk(2, 3, 1024), walk(2, 2, 512), walk(2, 1, 1024)),
+        ),
+        Entry(
+            "attention forward", attention.TILES, ("forward", d_head),
+            (tiles(128, 64, 8, 3), tiles(128, 128, 8, 2), tiles(64, 64, 4, 3), tiles(64, 64, 4, 2),
+             tiles(128, 64, 8, 4)),
+        ),
+        Entry(
+            "attention dq", attention.TILES, ("dq", d_head),
+            (tiles(128, 64, 8, 2), tiles(128, 64, 8, 3), tiles(64, 64, 4, 2)),
+        ),
+        Entry(
+            "attention dkv", attention.TILES, ("dkv", d_head),
+            (tiles(64, 64, 8, 2), tiles(32, 128, 8, 2), tiles(64, 128, 8, 2), tiles(64, 64, 4, 2)),
+        ),
+        Entry(
+            "decode", decode.WALKS, "single",
+            (step(64, 4, 3, 528), step(64, 4, 3, 264), step(64, 4, 3, 1056), step(64, 4, 2, 528), step(32, 4, 3, 528),
+             step(32, 2, 3, 528), step(32, 2, 3, 1056)),
+        ),
+    )  # fmt: skip
+    return {entry.kernel: entry for entry in listed}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The variants of one entry at one shape.
+
+    make() returns the call that all variants share; it looks the table up anew each time. capture: whether it runs in a
+    CUDA graph, one for each variant. least_bytes, flops: of the operation.
+    """
+
+    entry: Entry
+    shape: str
+    pattern: str
+    least_bytes: float
+    flops: float
+    make: Callable[[], Run]
+    capture: bool = False
+
+    def runs(self) -> list[Run]:
+        """One call a variant; the entry holds that variant's value while it runs."""
+        run = self.make()
+        return [self._with(value, run) for value in self.entry.values]
+
+    def _with(self, value: object, run: Run) -> Run:
+        table, key = self.entry.table, self.entry.key
+
+        def call() -> object:
+            before = table[key]
+            table[key] = value
+            try:
+                return run()
+            finally:
+                table[key] = before
+
+        return graphed(call) if self.capture else call
+
+
+def groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
+    """At the shapes of the goals; small: the same kernels, as Triton compiles them, at shapes that take no time."""
+    d_model, found = shapes.d_models[0], entries(shapes.d_head)
+
+    def length(full: int) -> int:
+        return min(full, shapes.tokens // 64) if small else full
+
+    def batch(full: int) -> int:
+        return min(full, 2) if small else full
+
+    for b, full in ((64, 4096), (16, 16384), (1, 262144)):
+        arguments = (shapes, d_model, batch(b), length(full))
+        yield _scan_group(found["scan forward"], *arguments, backward=False)
+        yield _scan_group(found["scan backward"], *arguments, backward=True)
+    for b, full, pattern in (
+        (1, 262144, (16, 0, 0)), (64, 4096, (64, 0, 0)), (16, 16384, (16, 0, 0)), (4, 65536, (16, 256, 0)),
+    ):  # fmt: skip
+        yield _attention_group(found["attention forward"], shapes, d_model, batch(b), length(full), pattern)
+    for name in ("attention dq", "attention dkv"):
+        for b, full, pattern in ((16, 16384, (16, 0, 0)), (64, 4096, (64, 0, 0)), (64, 4096, (16, 256, 0))):
+            yield _attention_group(found[name], shapes, d_model, batch(b), length(full), pattern)
+    for b, full, pattern in (
+        (1, 262144, (16, 0, 0)), (128, 4096, (64, 0, 0)), (128, 4096, (16, 0, 0)), (128, 65536, (16, 0, 0)),
+        (128, 4096, (1, 0, 0)),
+    ):  # fmt: skip
+        yield _decode_group(found["decode"], shapes, d_model, batch(b), length(full), pattern)
+
+
+def _scan_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, backward: bool) -> Group:
+    size = batch * length * d_model * shapes.dtype.itemsize
+
+    def make() -> Run:
+        logit, k, v = gate_views(shapes, batch, length, d_model, 3)
+        forward = partial(scan.forward, logit, k, v, None, None, *rope_tables(shapes, length))
+        if not backward:
+            return forward
+        k_tilde, v_tilde, k_state, v_state = forward()
+        gradients = [torch.randn_like(x) for x in (k_tilde, v_tilde, k_state, v_state)]
+        tables = rope_tables(shapes, length)
+        return partial(scan.backward, *gradients, logit, k, v, None, None, *tables, k_tilde, v_tilde)
+
+    least = (10 if backward else 5) * size
+    return Group(entry, f"B{batch} T{length} d{d_model}", "-", least, 0.0, make)
+
+
+def _attention_group(
+    entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, pattern: Triple
+) -> Group:  # fmt: skip
+    backward = entry.kernel != "attention forward"
+    size = batch * length * d_model * shapes.dtype.itemsize
+    flops = 4.0 * batch * d_model * visible_pairs(length, *pattern)
+
+    def make() -> Run:
+        q, k, v = gate_views(shapes, batch, length, d_model, 3)
+        settings = pattern_tensors(*pattern, q.shape[1], q.device)
+        forward = partial(attention.forward, q, k, v, *settings)
+        if not backward:
+            return forward
+        out, lse = forward()
+        longest = length // pattern[0]
+        return partial(attention.backward, torch.randn_like(out), q, k, v, *settings, out, lse, longest)
+
+    least, work = (8 * size, 2.5 * flops) if backward else (4 * size, flops)
+    return Group(entry, f"B{batch} T{length} d{d_model}", label(pattern), least, work, make)
+
+
+def _decode_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, pattern: Triple) -> Group:
+    heads, item = d_model // shapes.d_head, shapes.dtype.itemsize
+    slots = heads * slot_count(*pattern, length)
+    cache_bytes = 2 * batch * shapes.d_head * item * slots
+
+    def make() -> Run:
+        def random(*size: int) -> Tensor:
+            return torch.empty(*size, device=shapes.device, dtype=shapes.dtype).normal_()
+
+        token = [random(batch, heads, shapes.d_head) for _ in range(4)]
+        keys, values = (random(batch, slots, shapes.d_head) for _ in range(2))
+        state = [torch.zeros(batch, heads, shapes.d_head, device=shapes.device) for _ in range(2)]
+        positions = torch.full((batch,), length - 1, device=shapes.device)
+        settings = pattern_tensors(*pattern, heads, keys.device)
+        return partial(
+            decode.step, *token, keys, values, *state, positions, *settings, None, *rope_tables(shapes, length)
+        )
+
+    least = cache_bytes + batch * d_model * (5 * item + 16)
+    return Group(
+        entry, f"B{batch} T{length} d{d_model}", label(pattern), least, 2 * cache_bytes / item, make,
+        capture=shapes.device == "cuda",
+    )  # fmt: skip
+
+
+def fastest(measured: list[tuple[Group, list[float]]]) -> dict[str, tuple[object, float]]:
+    """For each kernel (the value that loses least, its loss): milliseconds over the best of the shape, averaged.
+
+    measured: each group with the milliseconds of its variants, in their order; not-a-number where one failed.
+    """
+    losses: dict[str, list[list[float]]] = {}
+    for group, times in measured:
+        best = min((x for x in times if x == x), default=float("nan"))
+        losses.setdefault(group.entry.kernel, []).append([x / best for x in times])
+    chosen = {}
+    for kernel, rows in losses.items():
+        means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
+        usable = [(mean, n) for n, mean in enumerate(means) if mean == mean]
+        if usable:
+            mean, n = min(usable)
+            entry = next(group.entry for group, _ in measured if group.entry.kernel == kernel)
+            chosen[kernel] = (entry.values[n], mean - 1.0)
+    return chosen
