@@ -63,7 +63,12 @@ def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:
         return Tiles(32, 32, 4, 2) if d_head <= 64 else Tiles(16, 16, 8, 1)
     if d_head == 256:
         return Tiles(32, 32, 4, 2)
-    return TILES[kind, 128 if d_head == 128 else 64]
+    return TILES[table_key(kind, d_head)]
+
+
+def table_key(kind: str, d_head: int) -> tuple[str, int]:
+    """The entry of TILES for heads of that size."""
+    return kind, 128 if d_head == 128 else 64
 
 
 def choose_splits(programs: int, length: int) -> int:

@@ -47,16 +47,16 @@ def entries(d_head: int) -> dict[str, Entry]:
             (walk(2, 3, 256), walk(2, 3, 512), walk(2, 3, 1024), walk(2, 2, 512), walk(2, 1, 1024)),
         ),
         Entry(
-            "attention forward", attention.TILES, ("forward", d_head),
+            "attention forward", attention.TILES, attention.table_key("forward", d_head),
             (tiles(128, 64, 8, 3), tiles(128, 128, 8, 2), tiles(64, 64, 4, 3), tiles(64, 64, 4, 2),
              tiles(128, 64, 8, 4)),
         ),
         Entry(
-            "attention dq", attention.TILES, ("dq", d_head),
+            "attention dq", attention.TILES, attention.table_key("dq", d_head),
             (tiles(128, 64, 8, 2), tiles(128, 64, 8, 3), tiles(64, 64, 4, 2)),
         ),
         Entry(
-            "attention dkv", attention.TILES, ("dkv", d_head),
+            "attention dkv", attention.TILES, attention.table_key("dkv", d_head),
             (tiles(64, 64, 8, 2), tiles(32, 128, 8, 2), tiles(64, 128, 8, 2), tiles(64, 64, 4, 2)),
         ),
         Entry(
