@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
-.PHONY: setup demo test lint format docs gpu gpu-ladder clean
+.PHONY: setup demo test lint format docs gpu-check gpu-bench gpu-ladder clean
 
 setup: $(STAMP)
 
@@ -46,43 +46,57 @@ format: setup
 docs: setup
 	$(BIN)/python -m ratplus.sweeps.define.key_reference docs/reference/keys.md
 
-# On a machine with a CUDA device and torch, triton, lightning, pandas, matplotlib and pytest installed; needs neither
-# network nor .venv. Under 10 minutes: nothing new is begun after GPU_KERNEL_SECONDS and GPU_MODEL_SECONDS; what was left
-# out is named in the files. Results go to $OUT (default outputs/gpu), also where a test fails.
-GPU_TESTS := tests/kernels/test_gpu.py tests/ratplus/model/test_decode_graph_gpu.py \
-	tests/ratplus/training/test_training_gpu.py
-GPU_MODELS ?= ratplus-24x2048x128 attention-24x2048x128
-GPU_MODEL_OPTIONS ?= --context 4096,32768 --batch 1,max --prefill-tokens 65536 --repeats 5 --budget 0.5
-GPU_KERNEL_SECONDS ?= 280
-GPU_MODEL_SECONDS ?= 100
-gpu:
-	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
-	@out="$${OUT:-outputs/gpu}"; mkdir -p "$$out"; failed=""; \
-	step() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
-	step tests timeout 150 $(PYTHON) -m pytest -q -m gpu $(GPU_TESTS) --junitxml="$$out/tests.xml"; \
-	step kernels $(PYTHON) -m ratplus.kernels.bench.gpu "$$out/kernels.json" $(GPU_KERNEL_SECONDS); \
-	step model $(PYTHON) -m ratplus.bench.models "$$out/model.json" $(GPU_MODELS) $(GPU_MODEL_OPTIONS) \
-		--seconds $(GPU_MODEL_SECONDS); \
-	step report $(PYTHON) -m ratplus.analysis.efficiency "$$out"; \
-	if [ -n "$$failed" ]; then echo "failed:$$failed; results so far are in $$out"; exit 1; fi
+# The targets below are for a machine with a CUDA device and torch, triton, lightning, pandas, matplotlib and pytest
+# installed; they need neither network nor .venv. ratplus is put together from links, since an old setuptools can't
+# install it; PYTHONSAFEPATH keeps Python from taking the bare folder of this checkout for it. Wheels that lie in WHEELS
+# (Hydra's, for gpu-ladder) are used where the machine lacks them. Results go to OUT, also where something fails.
+GPU_OUT = $${OUT:-outputs/gpu}
+WHEELS ?= .gpu/wheels
+GPU_SITE = site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && mkdir -p "$$site/ratplus" "$(GPU_OUT)" && \
+	for entry in ratplus/* kernels sweeps analysis conf; do ln -s "$$PWD/$$entry" "$$site/ratplus/"; done && \
+	if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
+		$(PYTHON) -m pip install -q --no-index --no-deps --target "$$site" $(WHEELS)/*.whl; fi && \
+	export PYTHONSAFEPATH=1 PYTHONPATH="$$site$${PYTHONPATH:+:$$PYTHONPATH}"
 
-# A small reproduction on one GPU within LADDER_SECONDS (docs/scale.md), on a machine that needs neither network nor .venv:
-# torch, triton, lightning, pandas and matplotlib are installed there, and Hydra's wheels lie in WHEELS if it is not.
-# ratplus is put together from links, since an old setuptools can't install it; PYTHONSAFEPATH keeps Python from taking the
-# bare folder of this checkout for it. Archive and tables go to $OUT.
+# Everything marked `gpu`, in under 200 seconds.
+gpu-check:
+	@$(GPU_SITE) && results="$$site/check" && { $(PYTHON) tests/gpu_check.py "$$results"; code=$$?; \
+	tar czf "$(GPU_OUT)/check.tar.gz" -C "$$results" . ; exit $$code; }
+
+# Benchmarks, most telling first, and their report, in about 330 seconds; nothing new is begun after *_SECONDS, and what was
+# left out is named. Everything goes into one archive, beside which the terminal shows a row a line.
+GPU_PHASES ?= variants,goals,table
+GPU_KERNEL_SECONDS ?= 180
+GPU_MODELS ?= ratplus-24x2048x128 attention-24x2048x128
+GPU_MODEL_OPTIONS ?= --context 4096,32768 --batch 1 --prefill-tokens 65536 --repeats 5 --budget 0.5
+GPU_MODEL_SECONDS ?= 60
+GPU_TRAINER_SECONDS ?= 60
+GPU_PEER_SECONDS ?= 0
+gpu-bench:
+	@$(GPU_SITE) && results="$$site/results" && mkdir "$$results" && failed=""; \
+	step() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
+	step kernels timeout $$(($(GPU_KERNEL_SECONDS) + 60)) $(PYTHON) -m ratplus.kernels.bench.gpu "$$results" \
+		--phases $(GPU_PHASES) --seconds $(GPU_KERNEL_SECONDS); \
+	if [ $(GPU_MODEL_SECONDS) -gt 0 ]; then step models timeout $$(($(GPU_MODEL_SECONDS) + 60)) \
+		$(PYTHON) -m ratplus.bench.models "$$results/model.json" $(GPU_MODELS) $(GPU_MODEL_OPTIONS) \
+		--seconds $(GPU_MODEL_SECONDS); fi; \
+	if [ $(GPU_TRAINER_SECONDS) -gt 0 ]; then step trainer timeout $$(($(GPU_TRAINER_SECONDS) + 60)) \
+		$(PYTHON) -m ratplus.bench.trainer "$$results/trainer.json" --seconds $(GPU_TRAINER_SECONDS); fi; \
+	if [ $(GPU_PEER_SECONDS) -gt 0 ]; then step peers timeout $$(($(GPU_PEER_SECONDS) + 60)) \
+		$(PYTHON) -m ratplus.kernels.bench.gpu "$$results" --phases peers --seconds $(GPU_PEER_SECONDS); fi; \
+	step report $(PYTHON) -m ratplus.analysis.efficiency "$$results" >/dev/null; \
+	tar czf "$(GPU_OUT)/bench.tar.gz" -C "$$results" .; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed; the other results are in $(GPU_OUT)"; exit 1; fi
+
+# A small reproduction on one GPU within LADDER_SECONDS (docs/scale.md). Archive and tables go to OUT.
 LADDER_SECONDS ?= 300
 LADDER_OVERRIDES ?=
 # Steps of each pretraining; none: the first ones are timed, and as many are run as fit.
 LADDER_STEPS ?=
-WHEELS ?= .gpu/wheels
 gpu-ladder:
-	@site=$$(mktemp -d) && trap 'rm -rf "$$site"' EXIT && mkdir "$$site/ratplus" && \
-	for entry in ratplus/* kernels sweeps analysis conf; do ln -s "$$PWD/$$entry" "$$site/ratplus/"; done && \
-	if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
-		$(PYTHON) -m pip install -q --no-index --no-deps --target "$$site" $(WHEELS)/*.whl; fi && \
-	PYTHONSAFEPATH=1 PYTHONPATH="$$site$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m ratplus.sweeps.verbs.timed_sweep \
+	@$(GPU_SITE) && $(PYTHON) -m ratplus.sweeps.verbs.timed_sweep \
 		experiment=gpu_ladder $(LADDER_OVERRIDES) --seconds $(LADDER_SECONDS) $(if $(LADDER_STEPS),--steps $(LADDER_STEPS)) \
-		--out "$${OUT:-outputs/gpu}"
+		--out "$(GPU_OUT)"
 
 clean:
 	rm -rf $(VENV)

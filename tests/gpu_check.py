@@ -1,9 +1,9 @@
 """Everything marked `gpu`, in a few minutes, told so that the last 12,000 characters of a terminal say what failed.
 
-`python tests/gpu_check.py FOLDER [TEST_FILE...]` (`make gpu-check`). Every test file runs in processes of its own, all at
-the same time, since most of the time goes into compiling: an error that makes one process's CUDA context unusable fails
-no other file. Tests that failed run once more, each alone and with launches that wait, so that the line that a message
-names is the one at fault. FOLDER gets the whole log and the results as XML.
+`python tests/gpu_check.py FOLDER [TEST_FILE...]` (`make gpu-check`). Every test file runs in processes of its own, all
+at the same time, since most of the time goes into compiling: an error that makes one process's CUDA context unusable
+fails no other file. Tests that failed run once more, each alone and with launches that wait, so that the line that a
+message names is the one at fault. FOLDER gets the whole log and the results as XML.
 
 Order of the output: versions; one line a file; the recorded errors of each test (ours, then plain bf16), on passes too;
 what the failed tests said; their ids and the count last.
@@ -12,6 +12,7 @@ what the failed tests said; their ids and the count last.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ def main(words: list[str]) -> int:
         print(f"{name}: {_ended(code)} after {time.monotonic() - started:.0f} s", flush=True)
     for outcome in outcomes:
         noted = "; ".join(f"{key}: {value}" for key, value in outcome.properties)
-        print(f"{outcome.verdict} {outcome.seconds:5.1f} s {_short(outcome.test)} {noted}".rstrip(), flush=True)
+        print(f"{outcome.verdict} {outcome.seconds:5.1f} s {_short(outcome.test)[:64]} {noted}".rstrip(), flush=True)
     failed = [outcome for outcome in outcomes if outcome.verdict == "failed"]
     for outcome in failed[:MOST_AGAIN]:
         print(f"---- {outcome.test}\n{outcome.text[-LAST_CHARACTERS:]}", flush=True)
@@ -130,7 +131,9 @@ def _finished(name: str, code: int | None, log: Path, xml: Path) -> list[Outcome
         return outcomes
     if code == 5:  # no test of that mark
         return [Outcome(name, "failed", 0.0, text="no test was collected")]
-    text = f"pytest {_ended(code)}\n{log.read_text(errors='replace')[-LAST_CHARACTERS:]}"
+    said = log.read_text(errors="replace")
+    telling = [line.strip() for line in said.splitlines() if re.search(rf"Fatal|CUDA error|{Path(name).stem}", line)]
+    text = "\n".join([said[-LAST_CHARACTERS // 2 :], *telling[-8:], f"pytest {_ended(code)}"])
     return [*outcomes, Outcome(name, "failed", 0.0, text=text)]
 
 

@@ -123,12 +123,13 @@ def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float 
 def _measure(group: Group, shapes: Shapes) -> list[tuple[float, str | None]]:
     """(milliseconds, None) or (not a number, why it failed) for each variant; those that work take turns."""
     try:
-        runs = group.runs()
+        shared = group.make()
     except Exception as error:  # a shape that doesn't fit, or a kernel that fails: told, and the others go on
         return [(float("nan"), reason(error))] * len(group.entry.values)
     working, found = [], []
-    for run in runs:
+    for value in group.entry.values:
         try:
+            run = group.with_value(value, shared)
             run()
             if shapes.device == "cuda":
                 torch.cuda.synchronize()

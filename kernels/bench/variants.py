@@ -84,12 +84,8 @@ class Group:
     make: Callable[[], Run]
     capture: bool = False
 
-    def runs(self) -> list[Run]:
-        """One call a variant; the entry holds that variant's value while it runs."""
-        run = self.make()
-        return [self._with(value, run) for value in self.entry.values]
-
-    def _with(self, value: object, run: Run) -> Run:
+    def with_value(self, value: object, run: Run) -> Run:
+        """`run`, what `make` returned, with the entry holding `value` while it runs."""
         table, key = self.entry.table, self.entry.key
 
         def call() -> object:

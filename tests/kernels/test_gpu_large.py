@@ -93,9 +93,8 @@ def test_decoding_beyond_two_to_the_thirty_one_elements():
         cache[:1].normal_()
         for begin in range(1, batch, 128):
             cache[begin : begin + 128] = cache[:1]
-    token = [
-        torch.randn(1, heads, D_HEAD, device="cuda", dtype=BF16).expand(batch, -1, -1).contiguous() for _ in "qkvg"
-    ]
+    one = [torch.randn(1, heads, D_HEAD, device="cuda", dtype=BF16) for _ in ("q", "k", "v", "logit")]
+    token = [x.expand(batch, -1, -1).contiguous() for x in one]
     state = tuple(torch.zeros(batch, heads, D_HEAD, device="cuda") for _ in range(2))
     positions = torch.full((batch,), length - 1, dtype=torch.int64, device="cuda")
     out = decode_attention(*token, keys, values, state, positions, dilation, 0, 0)
