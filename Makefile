@@ -94,7 +94,7 @@ LADDER_OVERRIDES ?=
 # Steps of each pretraining; none: the first ones are timed, and as many are run as fit.
 LADDER_STEPS ?=
 gpu-ladder:
-	@$(GPU_SITE) && $(PYTHON) -m ratplus.sweeps.verbs.timed_sweep \
+	@$(GPU_SITE) && $(PYTHON) -m ratplus.sweeps.runner.timed_sweep \
 		experiment=gpu_ladder $(LADDER_OVERRIDES) --seconds $(LADDER_SECONDS) $(if $(LADDER_STEPS),--steps $(LADDER_STEPS)) \
 		--out "$(GPU_OUT)"
 

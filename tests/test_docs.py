@@ -51,12 +51,12 @@ def test_commands_run_in_order(place, capsys):
 
 @pytest.mark.parametrize("words", commands("sh"), ids=" ".join)
 def test_cluster_commands_compose(words):
-    from ratplus.sweeps.cli import VERBS, _parser
+    from ratplus.sweeps.cli import VERBS, parser_of
     from ratplus.sweeps.define.compose import compose_cells
 
     words = words[next(i for i, word in enumerate(words) if word.endswith(("ratplus", "ratplus)"))) :]  # after torchrun
     assert words[1] in VERBS
-    arguments = _parser(words[1]).parse_intermixed_args(words[2:])
+    arguments = parser_of(words[1]).parse_intermixed_args(words[2:])
     if hasattr(arguments, "overrides"):
         assert compose_cells(arguments.overrides, arguments.config_dir)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ratplus.sweeps.cli import VERBS, _parser
+from ratplus.sweeps.cli import VERBS, parser_of
 from ratplus.sweeps.define.compose import compose_cells
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -34,6 +34,6 @@ def test_most_pages_have_commands():
 def test_commands_parse_and_compose(page, words, tmp_path, monkeypatch):
     (tmp_path / "mytask.yaml").write_text("task: mine\n")  # of docs/evaluation.md
     monkeypatch.chdir(tmp_path)
-    arguments = _parser(words[0]).parse_intermixed_args(words[1:])
+    arguments = parser_of(words[0]).parse_intermixed_args(words[1:])
     if hasattr(arguments, "overrides"):
         assert compose_cells(arguments.overrides, arguments.config_dir, sweep=words[0] == "sweep")

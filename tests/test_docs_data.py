@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ratplus.sweeps.cli import _parser
+from ratplus.sweeps.cli import parser_of
 from ratplus.sweeps.define.compose import compose_one
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL |
 def test_commands_compose(line):
     ratplus, verb, *words = shlex.split(line)
     assert ratplus == "ratplus"
-    arguments = _parser(verb).parse_intermixed_args(words)
+    arguments = parser_of(verb).parse_intermixed_args(words)
     if hasattr(arguments, "overrides"):
         assert compose_one(arguments.overrides).config.data.path
 

@@ -22,7 +22,8 @@ ORDER = (
     "ratplus.costs", "ratplus.model", "ratplus.checkpoint", "ratplus.training", "ratplus.bench", "ratplus.evaluation",
     "ratplus.stages", "ratplus",
     "ratplus.analysis.draw", "ratplus.analysis.frame", "ratplus.analysis.page", "ratplus.analysis",
-    "ratplus.sweeps.define", "ratplus.sweeps.mirror", "ratplus.sweeps.launch", "ratplus.sweeps.verbs", "ratplus.sweeps",
+    "ratplus.sweeps.define", "ratplus.sweeps.mirror", "ratplus.sweeps.launch", "ratplus.sweeps.views",
+    "ratplus.sweeps.bench", "ratplus.sweeps.runner", "ratplus.sweeps.verbs", "ratplus.sweeps",
 )  # fmt: skip
 # One room with the files beside them, which choose among them and serve them.
 OPERATORS = ("ratplus.kernels.scan", "ratplus.kernels.attention", "ratplus.kernels.decode")
@@ -242,9 +243,10 @@ assert len(LIGHT) > 15
         ("import ratplus.evaluation.harness, ratplus.data.needles, ratplus.records.samples",
          ("torch", "lm_eval", "datasets")),
         ("import ratplus.analysis.report", ("torch", "triton", "hydra")),
-        ("import ratplus.sweeps.define.compose, ratplus.sweeps.verbs.status, ratplus.sweeps.define.manifest",
+        ("import ratplus.sweeps.define.compose, ratplus.sweeps.views.sweep_view, ratplus.sweeps.define.manifest",
          ("torch", "triton", "pandas")),
-        ("import ratplus.sweeps.cli", ("torch", "hydra", "numpy")),
+        ("from ratplus.sweeps import cli; [cli.parser_of(name) for name in cli.VERBS]",
+         ("torch", "triton", "hydra", "omegaconf", "numpy", "pandas", "rich", "wandb")),
         ("from ratplus.kernels import gated_scan; import torch; x = torch.randn(1, 1, 2, 4); gated_scan(x, x, x)",
          ("ratplus.kernels.scan.fused",)),
     ],

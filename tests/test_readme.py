@@ -51,10 +51,10 @@ def own_files(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", [w for w in commands() if w[:2] == ["ratplus", "sweep"]], ids=" ".join)
 def test_sweeps_compose(words, own_files):
-    from ratplus.sweeps.cli import _parser
+    from ratplus.sweeps.cli import parser_of
     from ratplus.sweeps.define.compose import compose_cells
 
-    arguments = _parser("sweep").parse_intermixed_args(words[2:])
+    arguments = parser_of("sweep").parse_intermixed_args(words[2:])
     cells = compose_cells(arguments.overrides, arguments.config_dir)
     assert len(cells) >= 3
 

@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ratplus.config.cell import Config
 from ratplus.sweeps.define import grid
-from ratplus.sweeps.define.mistakes import UsageError, hydra_line, omegaconf_line
+from ratplus.sweeps.define.hydra_errors import hydra_line, omegaconf_line
+from ratplus.sweeps.define.mistakes import UsageError
 
 ConfigStore.instance().store(name="schema", node=Config)
 

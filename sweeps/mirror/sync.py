@@ -8,7 +8,6 @@ W&B's own local files.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,36 +21,46 @@ from ratplus.sweeps.mirror.runs import RunSpec, report_run, sweep_runs
 from ratplus.sweeps.mirror.server import Server, find_server, server_url, target_name
 
 
-def sync(arguments: argparse.Namespace) -> int:
-    """Exit code of the verb.
+def sync(
+    folder: Path, entity: str | None = None, project: str | None = None, *, dry_run: bool = False,
+    offline: bool = False, checkpoints: bool = False, workspace: bool = False,
+) -> None:  # fmt: skip
+    """Send what W&B lacks of a sweep folder, and print what was sent.
+
+    Args:
+        entity, project: where to; None takes the sweep's own (`logger.entity`, `logger.project`).
+        dry_run: only list what would be sent.
+        offline: write offline runs below `<folder>/wandb` instead.
+        checkpoints: also send each trained model as an artifact.
+        workspace: also make a workspace of panels.
 
     Raises:
-        UsageError: no sweep folder, no key, no network, or a server that refuses; what was sent until then is kept.
+        RecordError: no sweep folder.
+        UsageError: no key, no network, or a server that refuses; what was sent until then is kept.
     """
-    folder = Path(arguments.folder)
     logger = _logger(folder)
-    project = arguments.project or logger.get("project") or "ratplus"
-    entity = arguments.entity or logger.get("entity")
-    if not arguments.dry_run:
+    project = project or logger.get("project") or "ratplus"
+    entity = entity or logger.get("entity")
+    if not dry_run:
         _fresh_report(folder)
-    runs, problems = sweep_runs(folder, True if arguments.checkpoints else None)
+    runs, problems = sweep_runs(folder, True if checkpoints else None)
     report = report_run(folder, runs)
     runs += [report] if report else []
     for line in problems:
         print(f"left out: {line}", file=sys.stderr)
-    if arguments.dry_run:
-        return _list(folder, runs, arguments.offline, entity, project)
-    server = None if arguments.offline else find_server()
+    if dry_run:
+        _list(folder, runs, offline, entity, project)
+        return
+    server = None if offline else find_server()
     with FolderLock(folder / "wandb", on_wait=lambda who: print(f"waiting for {who}", file=sys.stderr)):
         if server is None:
             _offline(folder, runs, entity, project)
         else:
             _online(folder, runs, entity, project, server)
-        if arguments.workspace:
+        if workspace:
             from ratplus.sweeps.mirror.workspace import publish
 
             print(publish(folder, entity, project, report, server))
-    return 0
 
 
 def _logger(folder: Path) -> dict:
@@ -100,7 +109,7 @@ def _compare(runs: list[RunSpec], known: dict[str, str]) -> Todo:
     return todo
 
 
-def _list(folder: Path, runs: list[RunSpec], offline: bool, entity: str | None, project: str) -> int:
+def _list(folder: Path, runs: list[RunSpec], offline: bool, entity: str | None, project: str) -> None:
     from ratplus.sweeps.mirror.write import offline_checksums
 
     target = "offline" if offline else target_name(server_url(), entity, project)
@@ -109,7 +118,6 @@ def _list(folder: Path, runs: list[RunSpec], offline: bool, entity: str | None, 
         print(f"{why:<8} {run.job_type:<9} {run.id}  {run.name}  ({len(run.rows)} rows, {_ending(run)})")
     where = f"written to {folder / 'wandb'}" if offline else f"sent to {target}"
     print(f"{len(todo.send)} runs would be {where}{todo.rest}")
-    return 0
 
 
 def _ending(run: RunSpec) -> str:

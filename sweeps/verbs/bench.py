@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from ratplus.bench.settings import BenchSettings, add_arguments, settings_of
-from ratplus.pattern import PatternMap
 from ratplus.records.atomic import write_atomically
-from ratplus.sweeps.verbs.text_table import columns
 
-WHAT = ("kernels", "model", "train", "report")
+HELP = "time the operators (kernels) or whole models (model) under several patterns"
+_BENCHMARKS = ("kernels", "model", "train", "report")
 EXAMPLES = [
     "ratplus bench kernels --threads 1 --json bench.json",
     "ratplus bench model ratplus_tiny attention_tiny --context 480 --batch 1,8",
@@ -22,7 +18,6 @@ EXAMPLES = [
     "ratplus bench train ratplus_tiny attention_tiny --context 512 --batch 8 --threads 1",
     "ratplus bench report --cells 10000",
 ]
-_OF_MODELS = ("pattern", "batch", "context", "new_tokens", "memory_gb", "prefill_tokens", "vocab_size", "dtype")
 _SHOWN = {
     "kernels": ["op", "shape", "pattern", "candidate", "ms_p50", "ms_p20", "ms_p80", "bandwidth_fraction",
                 "matmul_fraction", "peak_bytes"],
@@ -34,8 +29,9 @@ _SHOWN = {
 }  # fmt: skip
 
 
-def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the verb `bench`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ratplus.bench.settings import add_arguments as add_settings
+
     add = parser.add_argument
     add("words", nargs="*", metavar="kernels | model MODEL... | train [MODEL...] | report",
         help="kernels (the default): the operators. model: whole models, each a name of conf/model, a folder with a "
@@ -48,26 +44,23 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, help="begin nothing more after so many seconds")
     add("--json", metavar="FILE", help="also write the figures here, after every step")
     add("--report", metavar="FOLDER", help="also write tables and figures here")
-    add_arguments(parser.add_argument_group("of model and train"))
+    add_settings(parser.add_argument_group("of model and train"))
     parser.add_argument_group("of report").add_argument(
         "--cells", type=int, metavar="N", help="of the generated sweep that is loaded and reported (default: 10000)"
     )
 
 
-def bench(arguments: argparse.Namespace) -> int:
-    """Run the verb; exit code.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+def run(arguments: argparse.Namespace) -> int:
     what, *models = arguments.words or ["kernels"]
-    if what not in WHAT:
-        raise ValueError(f"bench {what}: no such benchmark; allowed: {', '.join(WHAT)}")
+    if what not in _BENCHMARKS:
+        raise ValueError(f"bench {what}: no such benchmark; allowed: {', '.join(_BENCHMARKS)}")
     if what == "report":
         return _bench_report(models, arguments)
     if arguments.cells is not None:
         raise ValueError("--cells: is for `ratplus bench report`")
-    prepare = {"kernels": _prepare_kernels, "model": _prepare_models, "train": _prepare_training}[what]
+    from ratplus.sweeps.bench.measurements import prepare_kernels, prepare_models, prepare_training
+
+    prepare = {"kernels": prepare_kernels, "model": prepare_models, "train": prepare_training}[what]
     measure = prepare(models, arguments)
     for option in ("json", "report"):
         if path := getattr(arguments, option):
@@ -97,7 +90,7 @@ def _bench_report(words: list[str], arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: not for `ratplus bench report`, which takes --cells, --json")
     if arguments.json:
         _check_writable(Path(arguments.json), f"--json {arguments.json}")
-    from ratplus.sweeps.verbs.bench_report import print_bench
+    from ratplus.sweeps.bench.generated_sweep import print_bench
 
     print_bench(arguments.cells, lambda result: _save(result, arguments.json))
     return 0
@@ -108,65 +101,6 @@ def _save(result: dict, path: str | None) -> None:
         from ratplus.records.record import provenance
 
         write_atomically(Path(path), json.dumps(result | {"provenance": provenance()}, indent=1) + "\n")
-
-
-def _prepare_kernels(models: list[str], arguments: argparse.Namespace) -> Callable[..., dict]:
-    if models:
-        raise ValueError(f"bench kernels: takes no models, got {models[0]}; models are for `ratplus bench model`")
-    for name in _OF_MODELS:
-        if getattr(arguments, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')}: is for `ratplus bench model`; kernels have fixed shapes")
-    common = BenchSettings(**{
-        key: value for key, value in (
-            ("threads", arguments.threads), ("repeats", arguments.repeats), ("budget_s", arguments.budget),
-            ("seconds", arguments.seconds), ("device", _device(arguments.device)),
-        ) if value is not None
-    })  # fmt: skip  # raises for values out of range
-
-    from ratplus.kernels.bench.cases import CPU_SHAPES, Shapes
-    from ratplus.kernels.bench.run import bench_ops
-    from ratplus.kernels.bench.timing import check_device
-
-    check_device(common.device)
-    shapes = Shapes() if common.device == "cuda" else CPU_SHAPES
-    shapes = replace(shapes, repeats=arguments.repeats or shapes.repeats, budget_s=arguments.budget or shapes.budget_s)
-
-    def measure(progress: Callable, save: Callable) -> dict:
-        return bench_ops(shapes, threads=common.threads, seconds=common.seconds, progress=progress, save=save)
-
-    return measure
-
-
-def _prepare_models(names: list[str], arguments: argparse.Namespace) -> Callable[..., dict]:
-    if not names:
-        raise ValueError(
-            "bench model: give one or more models: a name of conf/model such as ratplus_tiny, a folder with a model, "
-            "or a shape such as ratplus-24x2048x128"
-        )
-    settings = settings_of(arguments, _device(arguments.device))
-
-    from ratplus.bench.models import bench_models, check
-
-    subjects = [_subject(name, settings, arguments.vocab_size) for name in names]
-    check(subjects, settings)
-    return lambda progress, save: bench_models(subjects, settings, progress=progress, save=save)
-
-
-def _prepare_training(names: list[str], arguments: argparse.Namespace) -> Callable[..., dict]:
-    for name in ("pattern", "new_tokens", "memory_gb", "prefill_tokens"):
-        if getattr(arguments, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')}: is for `ratplus bench model`, not train")
-    settings = settings_of(arguments, _device(arguments.device))
-    for option, key, default in (("batch", "batches", (8,)), ("context", "contexts", (512,)),
-                                 ("repeats", "repeats", 12), ("budget", "budget_s", 60.0)):  # fmt: skip
-        if getattr(arguments, option) is None:
-            settings = replace(settings, **{key: default})
-
-    from ratplus.bench.train import bench_training, check_training
-
-    subjects = [_subject(name, settings, arguments.vocab_size) for name in names or ["ratplus_tiny", "attention_tiny"]]
-    check_training(settings)
-    return lambda progress, save: bench_training(subjects, settings, progress=progress, save=save)
 
 
 def _write_table(result: dict, folder: Path) -> list[Path]:
@@ -186,54 +120,6 @@ def _short(value) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _subject(name: str, settings: BenchSettings, vocab_size: int | None):
-    """A model of conf/model with random weights over bytes; else a folder or a shape."""
-    from ratplus.bench.models import Subject, dtype_of, random_model, subject_of
-    from ratplus.data.tokenizer import ByteTokenizer
-    from ratplus.sweeps.define.compose import compose_one
-    from ratplus.sweeps.define.mistakes import UsageError
-
-    if vocab_size is not None and vocab_size < 1:
-        raise ValueError(f"--vocab-size: got {vocab_size}; it must be ≥ 1")
-    try:
-        subject = subject_of(name, settings, vocab_size)
-    except ValueError as neither:
-        if Path(name).is_dir() or "=" in name:
-            raise
-        try:
-            section = compose_one([f"model={name}"]).config.model
-        except UsageError as error:
-            raise ValueError(f"{neither}; {error}") from None
-        config = section.build(vocab_size or ByteTokenizer.vocab_size, settings.longest)
-        subject = Subject(name, config, lambda: random_model(config, settings.device, dtype_of(settings)))
-
-    return replace(subject, patterns=_named_pattern)
-
-
-def _named_pattern(name: str, layers: int, heads: int) -> PatternMap:
-    """A label, or a name of conf/pattern."""
-    from ratplus.sweeps.define.compose import compose_one
-    from ratplus.sweeps.define.mistakes import UsageError
-
-    try:
-        return PatternMap.from_label(name, layers, heads)
-    except ValueError as no_label:
-        if not name.isidentifier():
-            raise
-        try:
-            return compose_one([f"pattern={name}"]).config.pattern.build(layers, heads)
-        except UsageError as error:
-            raise ValueError(f"{no_label}; {error}") from None
-
-
-def _device(word: str | None) -> str:
-    if word is not None:
-        return word
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _check_writable(path: Path, option: str) -> None:
     """Seen now rather than after minutes of measuring; nothing is left behind."""
     missing = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
@@ -250,6 +136,8 @@ def _check_writable(path: Path, option: str) -> None:
 
 
 def _show(result: dict, names: list[str]) -> None:
+    from ratplus.sweeps.views.text_table import columns
+
     if result["rows"]:
         print(columns([{name: "-" if row[name] is None else row[name] for name in names} for row in result["rows"]]))
     for left in result["skipped"]:

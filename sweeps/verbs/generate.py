@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from ratplus.records.record import TRAINING
 from ratplus.sweeps.define.mistakes import UsageError
 
+HELP = "continue a prompt with a trained model, under one or several patterns"
+EXAMPLES = ["ratplus generate model=outputs/demo/pretrain/a12949d9c432 prompt='Return the' pattern=D1,D16"]
 _KEYS = {
     "model": None, "prompt": None, "pattern": "D1", "max_new_tokens": 128, "temperature": 0.8, "top_p": 0.95, "seed": 0,
     "tokenizer": "bytes", "sweep": None,
@@ -34,13 +37,20 @@ class Request:
     given: set[str]
 
 
-def run(words: list[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="+", help="model=FOLDER or stage id, prompt=TEXT, pattern=D1,D16-W64,layers[D1,D64]; also "
+        "max_new_tokens, temperature (0 is greedy), top_p, seed, tokenizer, sweep=FOLDER"
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Print the continuation of a prompt under each pattern, and what it cost.
 
     Raises:
         UsageError, ValueError: a mistake in the words, or a model that can't be loaded.
     """
-    request = parse(words)
+    request = parse(arguments.words)
     model, tokenizer = _load(request)
     ids = tokenizer.encode(request.prompt) or [tokenizer.eos_id]
     names = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", request.pattern)  # commas within brackets belong to a label
@@ -120,10 +130,10 @@ def _of_stage(request: Request):
     from ratplus.data.sources import prepare
     from ratplus.records.manifest import read_manifest
     from ratplus.sweeps.define.compose import typed
+    from ratplus.sweeps.define.find_stage import find_stage
     from ratplus.sweeps.define.manifest import cell_config
-    from ratplus.sweeps.verbs.show import find
 
-    sweep, stage, stage_id = find(request.model, request.sweep, "generate", "give another folder with sweep=")
+    sweep, stage, stage_id = find_stage(request.model, request.sweep, "generate", "give another folder with sweep=")
     cell = next(c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id)
     if stage == "evaluate":
         stage = next(s for s in reversed(TRAINING) if s in cell["stages"])  # its weights

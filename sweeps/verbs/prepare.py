@@ -5,17 +5,30 @@ from __future__ import annotations
 import argparse
 import time
 
-from ratplus.data.corpus import open_corpus
-from ratplus.data.sources import prepare
-from ratplus.sweeps.define.compose import compose_one
+from ratplus.sweeps.verbs import add_overrides
+
+HELP = "tokenize a corpus and check it"
+EXAMPLES = [
+    "ratplus prepare data=text data.path=books/",
+    "ratplus prepare data=files data.path=corpus/ data.tokenizer=tokenizer.json data.workers=8",
+    "ratplus prepare data=fineweb_edu data.tokenizer=llama2/tokenizer.model data.workers=32",
+]
 
 
-def run_prepare(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_overrides(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Prepare the corpus of a config, open it, and print what it holds.
 
     Raises:
         CorpusError, TokenizerError, UsageError: one line that says what to do.
     """
+    from ratplus.data.corpus import open_corpus
+    from ratplus.data.sources import prepare
+    from ratplus.sweeps.define.compose import compose_one
+
     data = compose_one(arguments.overrides, arguments.config_dir).config.data
     started = time.monotonic()
     corpus = open_corpus(prepare(data))

@@ -1,126 +1,21 @@
-"""`ratplus show <id>`: one stage's record as a person wants to read it, and the command that reproduces it."""
+"""`ratplus show`: a stage's record, and the command that reproduces it."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import argparse
 
-from ratplus.records.manifest import MANIFEST_FILE, read_manifest
-from ratplus.records.record import STAGES, RecordError, read_record
-from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.reproduce import command, differences
-from ratplus.sweeps.verbs.text_table import columns
+HELP = "print a stage's record, and the command that reproduces it"
+EXAMPLES = ["ratplus show 7392564b", "ratplus show 7392564b outputs/demo --json"]
 
 
-def show(wanted: str, folder: str | None, as_json: bool = False) -> None:
-    """Print the record of the stage whose id begins with `wanted`, from one sweep folder or all under outputs/.
-
-    Raises:
-        UsageError: no such id, several, or a damaged record.
-    """
-    sweep, stage, stage_id = find(wanted, folder)
-    try:
-        record = read_record(sweep / stage / stage_id)
-    except RecordError as error:
-        raise UsageError(str(error)) from None
-    cells = [c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id]
-    if as_json:
-        print(json.dumps(record, indent=1))
-        return
-    print("\n".join(_lines(sweep, stage, stage_id, record, cells)))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="a stage's or cell's id, or how it begins")
+    parser.add_argument("folder", nargs="?", help="sweep folder (default: all sweeps under outputs/)")
+    parser.add_argument("--json", action="store_true", help="print the record as it is")
 
 
-def find(
-    wanted: str, folder: str | None, verb: str = "show", elsewhere: str = "give another folder as second word"
-) -> tuple[Path, str, str]:
-    """(sweep folder, stage, id) of the one stage whose id begins with `wanted`; it may have no record yet.
+def run(arguments: argparse.Namespace) -> int:
+    from ratplus.sweeps.views.stage_text import print_stage
 
-    `verb` and `elsewhere` (how to name a sweep folder) are for messages.
-
-    Raises:
-        UsageError: none or several, or `folder` is not a sweep folder.
-    """
-    if not wanted or set(wanted) - set("0123456789abcdef"):
-        raise UsageError(
-            f"{verb}: got {wanted!r}; give an id, or how it begins: `ratplus status FOLDER --json` lists them"
-        )
-    sweeps = [Path(folder)] if folder else sorted(p.parent for p in Path("outputs").glob(f"*/{MANIFEST_FILE}"))
-    found = {
-        (sweep, stage, cell["stages"][stage])
-        for sweep in sweeps
-        for cell in read_manifest(sweep)["cells"]
-        for stage in STAGES
-        if cell["stages"].get(stage, "").startswith(wanted)
-    }
-    if not found:
-        places = folder or f"outputs/ ({elsewhere})"
-        raise UsageError(f"{verb}: no stage of {places} has an id that begins with {wanted}")
-    if len(found) > 1:
-        told = ", ".join(f"{sweep}/{stage}/{stage_id}" for sweep, stage, stage_id in sorted(found)[:6])
-        raise UsageError(f"{verb}: {wanted} is ambiguous: {told}; give more digits or the sweep folder")
-    return found.pop()
-
-
-def _lines(sweep: Path, stage: str, stage_id: str, record: dict | None, cells: list[dict]) -> list[str]:
-    lines = [
-        f"{stage} {stage_id}: {record['status'] if record else 'missing'}",
-        f"  folder  {sweep / stage / stage_id}",
-    ]
-    if record and record["parent"]:
-        before = [s for s in STAGES[: STAGES.index(stage)] if s in cells[0]["stages"]]
-        lines.append(f"  parent  {before[-1]} {record['parent']}")
-    for cell in cells[:5]:
-        axes = "".join(f" {k}={v}" for k, v in cell["axes"].items())
-        lines.append(f"  cell    {cell['id']}  {cell['model']} {cell['label']} seed={cell['seed']}{axes}")
-    if len(cells) > 5:
-        lines.append(f"          and {len(cells) - 5} more")
-    if record:
-        lines += _outcome(record)
-    return lines + _reproduce(stage, stage_id, record, cells[0])
-
-
-def _outcome(record: dict) -> list[str]:
-    lines = []
-    if record["error"]:
-        error = record["error"]
-        facts = ", ".join(f"{k} {error[k]}" for k in ("host", "attempt") if k in error)
-        lines += ["", f"error ({facts})", f"  {error['type']}: {error['message']}"]
-        lines += [f"  | {line}" for line in error["traceback"]]
-    if record["metrics"]:
-        rows = [{"metric": k, "value": v["value"], "± s.e.": v["stderr"] if v["stderr"] is not None else "",
-                 "count": v["count"]} for k, v in record["metrics"].items()]  # fmt: skip
-        lines += ["", columns(rows)]
-    lines += ["", "timing", *_pairs(record["timing"]), "", "provenance", *_pairs(record["provenance"])]
-    return lines
-
-
-def _pairs(facts: dict, indent: str = "  ") -> list[str]:
-    lines = []
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}", *_pairs(value, indent + "  ")]
-        elif value is not None:
-            words = " ".join(map(str, value)) if isinstance(value, list) else value
-            lines.append(f"{indent}{key:<20} {f'{words:.6g}' if isinstance(words, float) else words}")
-    return lines
-
-
-def _reproduce(stage: str, stage_id: str, record: dict | None, cell: dict) -> list[str]:
-    lines = ["", "reproduce"]
-    made_by = record["provenance"] if record else {}
-    git = made_by.get("git") or {}
-    if git:
-        lines.append(f"  git checkout {git['commit']}")
-    if git.get("dirty"):
-        lines.append(f"  # the checkout had uncommitted changes (diff {git.get('diff_sha256', 'not recorded')})")
-    if cell["config"]["data"]["source"] == "pydocs":
-        lines.append(f"  # data=pydocs is the text of Python {made_by.get('python', 'of that machine')}")
-    lines.append(f"  {command(cell, stage, f'outputs/again-{stage_id}', made_by.get('threads'))}")
-    try:
-        changed = differences(cell)
-    except UsageError as error:
-        lines.append(f"  # this version of ratplus can't compose it ({error}); use the commit above")
-    else:
-        if changed:
-            lines.append(f"  # this version of ratplus composes other values of {', '.join(changed)}; use the commit")
-    return lines
+    print_stage(arguments.id, arguments.folder, arguments.json)
+    return 0

@@ -1,78 +1,25 @@
-"""`ratplus sweep`, and the verbs that run cells up to one stage: pretrain, adapt, sft, evaluate."""
+"""`ratplus sweep`: all cells of a grid, and the report."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ratplus.config.run import LoggerSection
-from ratplus.sweeps.define.compose import Composed, compose_cells, compose_one
-from ratplus.sweeps.define.manifest import add_cells, check_records, plan_cells, sweep_folder
-from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.cell import EXIT_FAILED
+from ratplus.sweeps.verbs import add_cell_arguments
 
-
-def run_cells(verb: str, last: str, arguments: argparse.Namespace) -> int:
-    """Exit code of a verb that runs cells up to the stage `last`."""
-    if verb == "sweep" or arguments.multirun:
-        cells = compose_cells(arguments.overrides, arguments.config_dir, sweep=verb == "sweep")
-    else:
-        cells = [compose_one(arguments.overrides, arguments.config_dir)]
-    if last == "sft" and not all(cell.config.train.sft.steps for cell in cells):
-        raise UsageError(
-            "train.sft.steps: got 0, so there is no stage `sft`; set it, and train.sft.tasks, or use adapt"
-        )
-    folder = sweep_folder(cells)
-    if cells[0].config.dry_run:
-        from ratplus.sweeps.verbs.dry_run import print_plan
-
-        print_plan(folder, cells, last)
-        return 0
-    for cell in cells:
-        _check_accelerator(cell)
-    if cells[0].config.logger.wandb == "online":
-        from ratplus.sweeps.mirror.live import warn_without_key
-
-        warn_without_key(folder)
-    entries = plan_cells(cells)
-    check_records(folder, entries)
-    add_cells(folder, folder.name, entries)
-    from ratplus.sweeps.launch.launch import launch
-
-    ended = launch(entries, folder, last, cells[0].config)
-    if last == "evaluate" and ended.complete and ended.code in (0, EXIT_FAILED):
-        _final_report(folder, cells[0].config.logger)
-    return ended.code
+HELP = "run a grid of cells: pretrain once a model, adapt and evaluate every pattern, write the report"
+EXAMPLES = [
+    "ratplus sweep experiment=smoke",
+    "ratplus sweep -m experiment=demo 'pattern=glob(*)' model=attention_tiny,ratplus_tiny",
+    "ratplus sweep -m pattern.dilation=1,2,4,8,16,32,64 pattern.window=0,64",
+]
 
 
-def _check_accelerator(cell: Composed) -> None:
-    # The machine that submits jobs needs no GPU of its own.
-    here = cell.config.launcher.kind == "local"
-    if here and cell.config.run.accelerator == "cuda" and not Path("/dev/nvidiactl").exists():
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("run.accelerator=cuda: this machine has no CUDA device; use cpu or auto")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_cell_arguments(parser)
 
 
-def _final_report(folder: Path, logger: LoggerSection) -> None:
-    from ratplus.analysis.frame.load import read_sweep
-    from ratplus.sweeps.verbs.status import summary
+def run(arguments: argparse.Namespace) -> int:
+    from ratplus.sweeps.define.compose import compose_cells
+    from ratplus.sweeps.runner.cells import run_composed
 
-    sweep = read_sweep(folder)
-    counts = summary(sweep.frame["status"])
-    if not sweep.frame["status"].eq("done").any():
-        print(f"{counts}; nothing to report yet")
-        return
-    from ratplus.analysis.report import headline, report
-    from ratplus.sweeps.define.reproduce import reproducer
-
-    paths = report(folder, sweep=sweep, reproduce=reproducer(len(sweep.entries)))
-    if logger.wandb != "none":
-        from ratplus.sweeps.mirror.live import mirror_report
-
-        mirror_report(folder, logger)
-    print(headline(sweep.frame))
-    table = next((p for p in paths if p.suffix == ".md"), folder / "report")
-    figure = next((p for p in paths if p.suffix == ".png"), None)
-    print(f"{counts}; table: {table}" + (f"; figure: {figure}" if figure else "") + f"; page: {paths[-1]}")
+    return run_composed(compose_cells(arguments.overrides, arguments.config_dir), last="evaluate")

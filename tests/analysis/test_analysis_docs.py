@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ratplus.analysis.frame.load import FIXED, METRICS
 from ratplus.analysis.report import MODULES
-from ratplus.sweeps.cli import _parser
+from ratplus.sweeps.cli import parser_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text(encoding="utf-8")
 
@@ -34,7 +34,7 @@ def test_commands_are_understood():
     reports = [words for words in commands if words[0] == "ratplus"]
     assert len(reports) == 5
     for words in reports:
-        assert _parser(words[1]).parse_args(words[2:]).folder[0] == "outputs/demo"
+        assert parser_of(words[1]).parse_args(words[2:]).folder[0] == "outputs/demo"
 
 
 def test_columns_and_modules_are_all_there():

@@ -6,8 +6,8 @@ import pytest
 
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.records.manifest import read_manifest
+from ratplus.sweeps.bench.generated_sweep import TARGET_MEGABYTES, TARGET_SECONDS, generate_sweep, measure
 from ratplus.sweeps.define.reproduce import differences, overrides
-from ratplus.sweeps.verbs.bench_report import TARGET_MEGABYTES, TARGET_SECONDS, generate_sweep, measure
 
 
 def test_the_generated_sweep_is_one_that_could_have_been_run(tmp_path):

@@ -122,7 +122,7 @@ def test_the_page_has_its_curve(capsys, monkeypatch):
 
 def test_gates_and_text_are_of_the_fine_tuned_model(capsys, place):
     assert ratplus("generate", f"model={cell()['id']}", "sweep=outputs/out", "prompt=a", "max_new_tokens=2") == 0
-    from ratplus.sweeps.verbs.gates import measure_sweep_gates
+    from ratplus.sweeps.verbs.report import measure_sweep_gates
 
     assert measure_sweep_gates(place / "outputs" / "out")
     # Taken away, they are missed.

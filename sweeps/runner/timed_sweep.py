@@ -25,7 +25,7 @@ from ratplus.sweeps.define.manifest import plan_cells, sweep_folder
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.child import SAVE_SECONDS
 from ratplus.sweeps.launch.tasks import threads_of
-from ratplus.sweeps.verbs.sweep_summary import all_done, summary
+from ratplus.sweeps.views.sweep_summary import all_done, summary
 
 # Steps of each pretraining that are run first (the first compiles the kernels), and then timed.
 WARM, TIMED = 3, 6
@@ -59,7 +59,7 @@ class StepTime:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 if every cell is done, 1 if not (the time was up, or some failed), 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m ratplus.sweeps.verbs.timed_sweep", description=__doc__.partition("\n")[0]
+        prog="python -m ratplus.sweeps.runner.timed_sweep", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("overrides", nargs="+", help="as for `ratplus sweep`")
     parser.add_argument("--seconds", type=float, required=True, help="time limit of everything, from now on")

@@ -11,10 +11,10 @@ from ratplus.records.record import STAGES
 from ratplus.records.status import stage_state
 from ratplus.sweeps.define.compose import Composed
 from ratplus.sweeps.define.manifest import check_cells, check_records, name_axes, plan_cells
-from ratplus.sweeps.verbs.text_table import columns
+from ratplus.sweeps.views.text_table import columns
 
 
-def print_plan(folder: Path, cells: list[Composed], last: str) -> None:
+def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
     """One line a cell, then the pretrainings that cells share, then the sums.
 
     FLOPs are those of training and evaluation from now on: of a stage that is done there is nothing left to do. KV

@@ -12,8 +12,8 @@ from cli_runs import TINY, run_here
 
 from ratplus.sweeps.define.compose import compose_cells
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.verbs import timed_sweep
-from ratplus.sweeps.verbs.timed_sweep import REPORT, SHARE, STARTS, StepTime, choose_steps, pack
+from ratplus.sweeps.runner import timed_sweep
+from ratplus.sweeps.runner.timed_sweep import REPORT, SHARE, STARTS, StepTime, choose_steps, pack
 
 ROOT = Path(__file__).parents[3]
 TIMES = [StepTime("ratplus_20m", 0.2, 2, 4, 1e5), StepTime("attention_20m", 0.1, 1, 4, 2e5)]

@@ -8,7 +8,7 @@ from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.manifest import read_manifest
 from ratplus.records.record import RecordError, read_record
 from ratplus.sweeps.launch.child import LOGS
-from ratplus.sweeps.verbs.text_table import columns
+from ratplus.sweeps.views.text_table import columns
 
 
 def summary(folder: Path) -> list[str]:

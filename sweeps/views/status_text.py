@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ratplus.sweeps.launch.cell import EXIT_FAILED
-from ratplus.sweeps.verbs.status import STATUSES, SweepView, summary
+from ratplus.sweeps.views.sweep_view import CELL_STATUSES, SweepView, summary
 
 _MARKS = {"failed": "FAILED", "damaged": "DAMAGED", "missing": "–"}
 _COLOURS = {
@@ -108,7 +108,7 @@ def _counts_table(view: SweepView, columns: list[str]) -> Table:
     counts: dict[str, Counter] = {}
     for cell in view.cells:
         counts.setdefault(name(cell), Counter())[cell["status"]] += 1
-    shown = [status for status in STATUSES if any(count[status] for count in counts.values())]
+    shown = [status for status in CELL_STATUSES if any(count[status] for count in counts.values())]
     table = _table("cells of", shown)
     for row, count in counts.items():
         table.add_row(escape(row), *(f"[{_COLOURS[s]}]{count[s]}[/]" if count[s] else "" for s in shown))

@@ -13,8 +13,8 @@ from rich.console import Console
 from ratplus.records.lock import FolderLock
 from ratplus.records.record import stage_id, write_record
 from ratplus.sweeps.launch import jobs as launch_jobs
-from ratplus.sweeps.verbs import status_view
-from ratplus.sweeps.verbs.status import SweepView
+from ratplus.sweeps.views import status_text
+from ratplus.sweeps.views.sweep_view import SweepView
 
 RATPLUS = str(Path(sys.executable).with_name("ratplus"))
 
@@ -51,7 +51,7 @@ def finish(folder: Path, entry: dict, stage: str, seconds: float = 10.0, error: 
 
 def text_of(view: SweepView) -> str:
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    for part in status_view._parts(view):
+    for part in status_text._parts(view):
         console.print(part)
     return console.export_text()
 

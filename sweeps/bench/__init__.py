@@ -1,0 +1,1 @@
+"""What `ratplus bench` measures: operators, models, training steps, and the report of a large sweep."""

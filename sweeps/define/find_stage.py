@@ -1,0 +1,40 @@
+"""A stage of a sweep, found by how its id begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ratplus.records.manifest import MANIFEST_FILE, read_manifest
+from ratplus.records.record import STAGES
+from ratplus.sweeps.define.mistakes import UsageError
+
+
+def find_stage(
+    wanted: str, folder: str | None, verb: str = "show", elsewhere: str = "give another folder as second word"
+) -> tuple[Path, str, str]:
+    """(sweep folder, stage, id) of the one stage whose id begins with `wanted`; it may have no record yet.
+
+    `verb` and `elsewhere` (how to name a sweep folder) are for messages.
+
+    Raises:
+        UsageError: none or several, or `folder` is not a sweep folder.
+    """
+    if not wanted or set(wanted) - set("0123456789abcdef"):
+        raise UsageError(
+            f"{verb}: got {wanted!r}; give an id, or how it begins: `ratplus status FOLDER --json` lists them"
+        )
+    sweeps = [Path(folder)] if folder else sorted(p.parent for p in Path("outputs").glob(f"*/{MANIFEST_FILE}"))
+    found = {
+        (sweep, stage, cell["stages"][stage])
+        for sweep in sweeps
+        for cell in read_manifest(sweep)["cells"]
+        for stage in STAGES
+        if cell["stages"].get(stage, "").startswith(wanted)
+    }
+    if not found:
+        places = folder or f"outputs/ ({elsewhere})"
+        raise UsageError(f"{verb}: no stage of {places} has an id that begins with {wanted}")
+    if len(found) > 1:
+        places = ", ".join(f"{sweep}/{stage}/{stage_id}" for sweep, stage, stage_id in sorted(found)[:6])
+        raise UsageError(f"{verb}: {wanted} is ambiguous: {places}; give more digits or the sweep folder")
+    return found.pop()

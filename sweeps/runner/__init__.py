@@ -1,0 +1,1 @@
+"""A sweep from composed cells to its report: as the verbs run it, and within a time limit."""

@@ -1,0 +1,80 @@
+"""From composed cells to the report: what `ratplus sweep`, pretrain, adapt, sft and evaluate do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ratplus.config.run import LoggerSection
+from ratplus.sweeps.define.compose import Composed, compose_cells, compose_one
+from ratplus.sweeps.define.manifest import add_cells, check_records, plan_cells, sweep_folder
+from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.launch.cell import EXIT_FAILED
+
+
+def run_words(overrides: list[str], config_dir: str | None, multirun: bool, last: str) -> int:
+    """Exit code of running one cell, or with `multirun` several, up to the stage `last`."""
+    if multirun:
+        return run_composed(compose_cells(overrides, config_dir, sweep=False), last)
+    return run_composed([compose_one(overrides, config_dir)], last)
+
+
+def run_composed(cells: list[Composed], last: str) -> int:
+    """Exit code of running these cells, as one sweep, up to the stage `last`."""
+    if last == "sft" and not all(cell.config.train.sft.steps for cell in cells):
+        raise UsageError(
+            "train.sft.steps: got 0, so there is no stage `sft`; set it, and train.sft.tasks, or use adapt"
+        )
+    folder = sweep_folder(cells)
+    if cells[0].config.dry_run:
+        from ratplus.sweeps.views.dry_run import print_dry_run
+
+        print_dry_run(folder, cells, last)
+        return 0
+    for cell in cells:
+        _check_accelerator(cell)
+    if cells[0].config.logger.wandb == "online":
+        from ratplus.sweeps.mirror.live import warn_without_key
+
+        warn_without_key(folder)
+    entries = plan_cells(cells)
+    check_records(folder, entries)
+    add_cells(folder, folder.name, entries)
+    from ratplus.sweeps.launch.launch import launch
+
+    ended = launch(entries, folder, last, cells[0].config)
+    if last == "evaluate" and ended.complete and ended.code in (0, EXIT_FAILED):
+        _final_report(folder, cells[0].config.logger)
+    return ended.code
+
+
+def _check_accelerator(cell: Composed) -> None:
+    # The machine that submits jobs needs no GPU of its own.
+    here = cell.config.launcher.kind == "local"
+    if here and cell.config.run.accelerator == "cuda" and not Path("/dev/nvidiactl").exists():
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("run.accelerator=cuda: this machine has no CUDA device; use cpu or auto")
+
+
+def _final_report(folder: Path, logger: LoggerSection) -> None:
+    from ratplus.analysis.frame.load import read_sweep
+    from ratplus.sweeps.views.sweep_view import summary
+
+    sweep = read_sweep(folder)
+    counts = summary(sweep.frame["status"])
+    if not sweep.frame["status"].eq("done").any():
+        print(f"{counts}; nothing to report yet")
+        return
+    from ratplus.analysis.report import headline, report
+    from ratplus.sweeps.define.reproduce import reproducer
+
+    paths = report(folder, sweep=sweep, reproduce=reproducer(len(sweep.entries)))
+    if logger.wandb != "none":
+        from ratplus.sweeps.mirror.live import mirror_report
+
+        mirror_report(folder, logger)
+    print(headline(sweep.frame))
+    table = next((p for p in paths if p.suffix == ".md"), folder / "report")
+    figure = next((p for p in paths if p.suffix == ".png"), None)
+    print(f"{counts}; table: {table}" + (f"; figure: {figure}" if figure else "") + f"; page: {paths[-1]}")

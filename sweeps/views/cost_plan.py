@@ -1,0 +1,187 @@
+"""What a sweep would cost, from its config alone: the text of `ratplus plan`. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ratplus.config.cell import Config
+from ratplus.config.model import ModelConfig
+from ratplus.costs.budget import evaluation_rows, forward_flops, harness_rows, parameters, stage_flops
+from ratplus.costs.cost import cost
+from ratplus.costs.memory import BYTES_PER_ELEMENT, training_memory
+from ratplus.data.tokenizer import ByteTokenizer
+from ratplus.pattern import Pattern
+from ratplus.records.record import STAGES
+from ratplus.stages.plan import plan
+from ratplus.sweeps.define.compose import Composed
+from ratplus.sweeps.views.text_table import columns
+
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast a GPU trains, as the user estimates it.
+
+    Attributes:
+        mfu: model FLOPs utilization, the fraction of `tflops` that training reaches, in (0, 1].
+        tflops: peak of a GPU in 1e12 floating-point operations a second.
+        tokens_per_second: tokens that a GPU takes a second in every stage, instead of the two above.
+    """
+
+    mfu: float
+    tflops: float
+    tokens_per_second: float | None = None
+
+    def hours(self, tokens: int, flops: int) -> float:
+        """GPU-hours of work on so many tokens, or so many floating-point operations."""
+        if self.tokens_per_second:
+            return tokens / self.tokens_per_second / 3600
+        return flops / (self.mfu * self.tflops * 1e12) / 3600
+
+    def __str__(self) -> str:
+        if self.tokens_per_second:
+            return f"every stage at {self.tokens_per_second:g} tokens a second and GPU"
+        return f"{self.mfu:.0%} of {self.tflops:g} TFLOP/s a GPU"
+
+
+def print_costs(cells: list[Composed], text_vocab: int | None, speed: Throughput) -> None:
+    """Print parameters, tokens, FLOPs, GPU-hours, memory a GPU and each pattern's savings for all cells.
+
+    Args:
+        text_vocab: tokens of the text's vocabulary; None counts bytes.
+    """
+    vocab = text_vocab or ByteTokenizer.vocab_size
+    of_model: dict[str, list[Composed]] = {}
+    for cell in cells:
+        model = cell.config.model.build(vocab, cell.config.train.context)
+        of_model.setdefault(repr((cell.config.model.name, model, cell.config.trainer)), []).append(cell)
+    texts = [_model_text(group, vocab, speed) for group in of_model.values()]
+    print("\n\n".join(texts))
+    for note in dict.fromkeys(filter(None, (_harness_note(cell.config) for cell in cells))):
+        print(f"\n{note}")
+    print(
+        f"\nGPU-hours are estimates: {speed}. Memory is what tensors need at the peak of a training step; "
+        "a few percent come on top for the allocator and kernels."
+    )
+
+
+def _model_text(cells: list[Composed], vocab: int, speed: Throughput) -> str:
+    config = cells[0].config
+    vocab = plan(config, {}, vocab).vocab_size  # with the symbols of the recall task
+    model = config.model.build(vocab, config.train.context)
+    count = parameters(model)
+    keys = "" if model.kv_heads is None else f" on {model.kv_heads} of keys"
+    head = (
+        f"{config.model.name}: {count:,} parameters ({model.layers} layers, d_model {model.d_model:,}, {model.heads} "
+        f"heads of {model.d_head}{keys}, vocabulary {vocab:,}), context {config.train.context:,}"
+    )
+    return "\n\n".join(
+        [
+            head,
+            columns(_stage_rows(cells, vocab, speed)),
+            _memory_text(config, model, count),
+            columns(_pattern_rows(cells, model)),
+        ]
+    )
+
+
+def _stage_rows(cells: list[Composed], vocab: int, speed: Throughput) -> list[dict]:
+    """One row a stage: how many distinct ones the cells need, and what these cost in all."""
+    needed: dict[str, dict[str, tuple[int, int]]] = {stage: {} for stage in STAGES}
+    for cell in cells:
+        config = cell.config
+        flops = stage_flops(config, vocab)
+        for stage in plan(config, {}, vocab):
+            needed[stage.name][stage.id] = (_tokens(config, stage.name), flops[stage.name])
+    with_sft = next((cell.config for cell in cells if cell.config.train.sft.steps), None)
+    rows = []
+    for stage, of_id in needed.items():
+        if not of_id:
+            continue  # a stage that no cell has
+        tokens, flops = (sum(column) for column in zip(*of_id.values()))
+        given = stage == "pretrain" and cells[0].config.model.init_from
+        shown = with_sft if stage == "sft" else cells[0].config
+        recipe = None if given else getattr(shown.train, stage, None)
+        rows.append(
+            {
+                "stage": stage,
+                "runs": len(of_id),
+                "steps": "" if recipe is None else f"{recipe.steps:,}",
+                "batch": "" if recipe is None else f"{recipe.batch:,}",
+                "tokens": f"{tokens:,}",
+                "FLOPs": f"{flops:.4g}",
+                "GPU-hours": f"{speed.hours(tokens, flops):,.4g}",
+            }
+        )
+    return rows
+
+
+def _tokens(config: Config, stage: str) -> int:
+    if stage == "evaluate":
+        return sum(rows * length for rows, length in evaluation_rows(config))
+    if stage == "pretrain" and config.model.init_from:
+        return 0
+    recipe = getattr(config.train, stage)
+    length = config.train.sft.length if stage == "sft" else None
+    return recipe.steps * recipe.batch * (length or config.train.context)
+
+
+def _harness_note(config: Config) -> str:
+    """What the count of tokens says of lm-eval's tasks."""
+    if not config.eval.tasks:
+        return ""
+    names = ", ".join(task["task"] if isinstance(task, dict) else task for task in config.eval.tasks)
+    rows, length = harness_rows(config)
+    if not rows:
+        return (
+            f"evaluate: not counted: {names}; how much they ask is known only when they have been loaded. "
+            "With eval.harness.limit=N they are counted, at most."
+        )
+    return (
+        f"evaluate: of these, at most {rows * length:,} tokens a cell are counted for {names}: "
+        f"{config.eval.harness.limit} items of each, {length:,} tokens long; an item of several choices counts once."
+    )
+
+
+def _memory_text(config: Config, model: ModelConfig, count: int) -> str:
+    trainer, recipe = config.trainer, config.train.pretrain
+    gpus = trainer.devices * trainer.nodes
+    rows = min(recipe.micro_batch or recipe.batch, -(-recipe.batch // gpus))
+    shards = gpus if trainer.strategy == "fsdp" else 1
+    memory = training_memory(
+        model, count, rows * config.train.context, config.train.precision, shards,
+        trainer.activation_checkpointing,
+    )  # fmt: skip
+    parts = {k: v for k, v in vars(memory).items()} | {"total": memory.total}
+    line = columns([{f"{name} (GB)": f"{value / _GB:.3g}" for name, value in parts.items()}])
+    how = f"{trainer.strategy}, {gpus} GPU{'s' if gpus > 1 else ''}, {rows} sequence{'s' if rows > 1 else ''} at a time"
+    how += f", {config.train.precision}" + (", activation checkpointing" if trainer.activation_checkpointing else "")
+    return f"memory of each GPU in training ({how}):\n{line}"
+
+
+def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
+    """One row a pattern: what it saves at the context's end, beside dense attention."""
+    rows, seen = [], set()
+    for cell in cells:
+        config = cell.config
+        if config.patterns in seen:
+            continue
+        seen.add(config.patterns)
+        length, precision = config.train.context, config.train.precision
+        spent = cost(
+            config.patterns, length, model.d_head, recurrence=model.recurrence,
+            bytes_per_element=BYTES_PER_ELEMENT[precision], kv_heads=model.kv_heads,
+        )  # fmt: skip
+        dense = forward_flops(model, Pattern(), length)
+        rows.append(
+            {
+                "pattern": config.patterns.label,
+                "attention FLOPs": f"{spent.attention_flops:.4g}",
+                "of dense": f"1/{1 / spent.attention_flops_ratio:.1f}",
+                "all FLOPs": f"{forward_flops(model, config.patterns, length) / dense:.1%}",
+                "KV bytes a sequence": f"{spent.cache_bytes:,}",
+                "KV entries of dense": f"1/{1 / spent.kv_ratio:.1f}" if spent.kv_ratio else "0",
+            }
+        )
+    return rows

@@ -1,0 +1,25 @@
+"""One line about a model that was imported or exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ratplus.config.model import ModelConfig
+from ratplus.costs.budget import parameters as parameters_of
+
+
+def model_line(place: Path, config: ModelConfig, parameters: int | None = None, size: str | None = None) -> str:
+    """Where a model lies, its shape and its size.
+
+    Args:
+        place: the file or folder that holds the model.
+        parameters: how many it has; counted from `config` if None.
+        size: name of the paper's model with this shape, such as 1B, if there is one.
+    """
+    kind = "RAT+" if config.recurrence else "attention without recurrence"
+    keys = "" if config.kv_heads is None else f" on {config.kv_heads} of keys"
+    return (
+        f"{place}: {f'the {size} shape of the paper, ' if size else ''}{kind}, {config.layers} layers, d_model "
+        f"{config.d_model}, {config.heads} heads of {config.d_head}{keys}, vocabulary {config.vocab_size}: "
+        f"{parameters or parameters_of(config)} parameters, recurrence {'on' if config.recurrence else 'off'}"
+    )
