@@ -1,11 +1,16 @@
-"""Shared by all tests: the Triton interpreter where there is no GPU, and the golden arrays."""
+"""Shared by all tests: the guard, the Triton interpreter where there is no GPU, and the golden arrays."""
 
 import os
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+from guard import Guard
+
+# Before any import that looks at the environment or at the home folder.
+GUARD = Guard()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     # Read when a kernel is decorated, so it must be set before any kernel module is imported.
@@ -18,6 +23,14 @@ def pytest_configure(config):
     """Figures are compared with their baseline images wherever pytest-mpl is installed, without being asked to."""
     if hasattr(config.option, "mpl"):
         config.option.mpl = True
+
+
+@pytest.fixture(autouse=True)
+def guard():
+    """What keeps tests from the machine's batch system; a test that calls that all the same fails."""
+    yield GUARD
+    tried = GUARD.tried()
+    assert not tried, f"the test called the batch system ({tried[0]}); give it a stand-in on PATH (tests/guard.py)"
 
 
 @pytest.fixture(scope="session")

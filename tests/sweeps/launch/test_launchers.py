@@ -8,16 +8,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ratplus.records.manifest import read_manifest
 from ratplus.records.record import read_record, stage_id, write_record
 from ratplus.records.status import cell_state
-from ratplus.sweeps.define.compose import compose_one
+from ratplus.sweeps.define.compose import compose_cells, compose_one
+from ratplus.sweeps.define.manifest import plan_cells
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch import local as launch_local
 from ratplus.sweeps.launch import slurm as launch_slurm
@@ -206,9 +209,6 @@ def test_mistakes_in_launchers(words, message):
 def job(place, monkeypatch):
     """The job of one tiny cell, planned and not run."""
     monkeypatch.chdir(place)
-    from ratplus.sweeps.define.compose import compose_cells
-    from ratplus.sweeps.define.manifest import plan_cells
-
     (cell,) = plan_cells(compose_cells([*TINY, "output=out"]))
     return Task(cell, "evaluate", None).job(Path("out"), threads=1)
 
@@ -352,7 +352,8 @@ def test_arrays_are_no_longer_than_the_cluster_allows(place, cluster, monkeypatc
     assert len(submission.jobs) == 6
 
 
-def test_slurm_says_what_is_missing(place, monkeypatch):
+def test_slurm_says_what_is_missing(place, monkeypatch, guard):
+    monkeypatch.setenv("PATH", guard.path_without_stubs())  # also where this is tested on a cluster
     words = ["sweep", *TINY, "output=out", *SLURM]
     done = ratplus(place, *words)
     assert done.returncode == 2
@@ -360,6 +361,54 @@ def test_slurm_says_what_is_missing(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UsageError, match=re.escape("submitit is not installed; pip install 'ratplus[slurm]'")):
         launch_slurm.submit([], place, "evaluate", compose_one(SLURM).config.launcher, None)
+
+
+@pytest.mark.parametrize("requeues", [0, 2])
+def test_a_job_is_queued_again_as_often_as_it_may_be(place, cluster, monkeypatch, requeues):
+    """Each time its limit nears, as SLURM's signal says; then what happened is recorded. The child has no time to
+    train: it is told to stop as soon as it is there."""
+    from submitit.core.job_environment import SignalHandler
+    from submitit.core.utils import DelayedSubmission, UncompletedJobError
+
+    monkeypatch.chdir(place)
+    cells = plan_cells(compose_cells([*TINY, "output=out"]))
+    words = [*SLURM, "launcher.minutes=5", f"launcher.requeues={requeues}", "max_failures=1"]
+    launcher = compose_one(words).config.launcher
+    submission = launch_slurm.submit(tasks_of(cells, "pretrain"), Path("out"), "pretrain", launcher, 1)
+    (handle,) = submission.handles
+    queued_again = []
+    environment = SimpleNamespace(global_rank=0, _requeue=queued_again.append)
+
+    def start() -> None:
+        job = DelayedSubmission.load(handle.paths.submitted_pickle)
+        # Of a job of so few minutes every moment counts as near its end.
+        handler = SignalHandler(environment, handle.paths, job)
+        before = signal.signal(signal.SIGUSR2, handler.checkpoint_and_try_requeue)
+        try:
+            threading.Thread(target=signal_when_it_runs).start()
+            job.result()
+        finally:
+            signal.signal(signal.SIGUSR2, before)
+
+    def signal_when_it_runs() -> None:
+        wait_for(lambda: list(place.glob("out/logs/*.job.json")))
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    for _ in range(requeues):
+        with pytest.raises(SystemExit):
+            start()
+    assert len(queued_again) == requeues
+    assert not list(place.glob("out/pretrain/*/record.json"))
+    with pytest.raises(UncompletedJobError, match="timed-out too many times"):
+        start()
+    assert len(queued_again) == requeues
+    (record,) = (read_record(path.parent) for path in place.glob("out/pretrain/*/record.json"))
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "TimeLimit"
+    assert f"reached its limit of 5 minutes more than {requeues} times" in record["error"]["message"]
+    (counted,) = place.glob("out/logs/failures-*/*")
+    assert counted.name == cells[0]["stages"]["pretrain"]
 
 
 def test_a_job_that_came_too_late_does_not_start(tmp_path):
