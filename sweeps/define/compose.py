@@ -6,6 +6,7 @@ import copy
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import get_type_hints
@@ -19,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ratplus import conf
 from ratplus.config.cell import Config
 from ratplus.sweeps.define import grid
 from ratplus.sweeps.define.hydra_errors import hydra_line, omegaconf_line
@@ -128,7 +130,8 @@ class _Composer:
     def __init__(self, extra: list[str]):
         self.extra = extra  # overrides of every composition, such as the search path
         self._loader = GlobalHydra.instance().config_loader()
-        self._composed: dict[tuple, tuple[dict, dict]] = {}
+        # What was composed of our own files alone is kept for the next call in this process, until one of them changes.
+        self._composed: dict[tuple, tuple[dict, dict]] = {} if extra else _composed_of_shipped(_shipped_files())
         self._groups: dict[str, bool] = {}
 
     def compose(self, overrides: list[str]) -> tuple[Config, dict[str, str]]:
@@ -145,7 +148,7 @@ class _Composer:
             plain = OmegaConf.to_container(cfg, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(hydra_line(error)) from None
-        return typed(plain), chosen
+        return typed(plain), dict(chosen)
 
     def _chosen(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
         """Unresolved config and chosen names of group choices and other words that Hydra must see.
@@ -198,6 +201,16 @@ class _Composer:
         if key not in self._groups:
             self._groups[key] = bool(self._loader.get_group_options(key))
         return self._groups[key]
+
+
+def _shipped_files() -> tuple[tuple[str, int], ...]:
+    """Our own config files with their times of change."""
+    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in Path(conf.__path__[0]).rglob("*.yaml")))
+
+
+@lru_cache(maxsize=1)
+def _composed_of_shipped(_files: tuple) -> dict[tuple, tuple[dict, dict]]:
+    return {}
 
 
 _SECTIONS = {f.name: f.default_factory for f in fields(Config) if is_dataclass(f.default_factory)}

@@ -1,10 +1,12 @@
 """From overrides to cells, and one clear line for each mistake."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ratplus.pattern import Pattern, PatternMap
+from ratplus.sweeps.define import compose
 from ratplus.sweeps.define.compose import compose_cells, compose_one
 from ratplus.sweeps.define.mistakes import UsageError
 
@@ -20,24 +22,35 @@ def shipped(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize(
-    ("group", "name"), [(g.name, n) for g in sorted(CONF.iterdir()) if g.is_dir() for n in shipped(g.name)]
-)  # fmt: skip
-def test_every_shipped_choice_composes_and_builds(group, name):
-    if group == "pattern":
-        for model in shipped("model"):
-            words = [f"pattern={name}", f"model={model}"]
-            if name == "hybrid_heads" and model.endswith(("gqa", "mqa")):
-                with pytest.raises(UsageError, match="share keys and values .*so they must have the same pattern"):
-                    compose_one(words)
-                continue
-            assert compose_one(words).config.patterns.layers >= 1
-        return
-    words = [f"{group}={name}"] + (["data.path=README.md"] if name in NEEDS_PATH else [])
-    cells = compose_cells(words)
-    assert cells
+def builds(cells) -> int:
+    """How many cells there are, each of which has a model and a pattern for it."""
     for cell in cells:
         cell.config.model.build(vocab_size=257, max_len=cell.config.train.context)
+        assert cell.config.patterns.layers == cell.config.model.layers
+    return len(cells)
+
+
+OTHERS = [g.name for g in sorted(CONF.iterdir()) if g.is_dir() and g.name not in ("pattern", "sweep", "__pycache__")]
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in OTHERS for name in shipped(group)])
+def test_every_shipped_choice_composes_and_builds(group, name):
+    assert builds(compose_cells([f"{group}={name}"] + (["data.path=README.md"] if name in NEEDS_PATH else [])))
+
+
+def test_every_shipped_pattern_fits_every_shipped_model():
+    """But for patterns that differ between heads which share keys and values."""
+    models = shipped("model")
+    sharing = [model for model in models if model.endswith(("gqa", "mqa"))]
+    own = [model for model in models if model not in sharing]
+    patterns = [pattern for pattern in shipped("pattern") if pattern != "hybrid_heads"]
+    assert sharing
+    cells = compose_cells([f"pattern={','.join(patterns)}", f"model={','.join(models)}"])
+    assert builds(cells) == len(patterns) * len(models)
+    assert builds(compose_cells(["pattern=hybrid_heads", f"model={','.join(own)}"])) == len(own)
+    for model in sharing:
+        with pytest.raises(UsageError, match="share keys and values .*so they must have the same pattern"):
+            compose_one(["pattern=hybrid_heads", f"model={model}"])
 
 
 def test_defaults_are_one_dense_cell():
@@ -122,7 +135,7 @@ def test_exclude_leaves_cells_out(tmp_path):
 
 
 def test_named_sweeps():
-    sizes = {name: len(compose_cells([f"sweep={name}"])) for name in shipped("sweep")}
+    sizes = {name: builds(compose_cells([f"sweep={name}"])) for name in shipped("sweep")}
     assert sizes == {
         "none": 1, "overview": 22, "paper_dilation": 14, "paper_local": 26, "hybrid_layers": 20, "hybrid_heads": 10,
         "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 108, "baselines": 16, "from_scratch": 10,
@@ -144,6 +157,16 @@ def test_groups_composed_apart_equal_groups_composed_at_once(tmp_path):
     ]  # fmt: skip
     # Interpolations see the combination.
     assert [c.config.train.pretrain.arl for c in cells] == [True, False, True, False]
+
+
+def test_a_changed_config_file_is_read_again(tmp_path, monkeypatch):
+    """Compositions of the shipped files are kept for the next call of the same process, such as a notebook's."""
+    place = tmp_path / "conf"
+    shutil.copytree(CONF, place)
+    monkeypatch.setattr(compose.conf, "__path__", [str(place)])
+    assert labels(compose_cells(["pattern=dilated"])) == ["ratplus_tiny:D16"]
+    (place / "pattern" / "dilated.yaml").write_text("dilation: 9\nwindow: 0\nsinks: 0\n")
+    assert labels(compose_cells(["pattern=dilated"])) == ["ratplus_tiny:D9"]
 
 
 def test_equal_cells_are_one():
