@@ -159,14 +159,26 @@ def test_groups_composed_apart_equal_groups_composed_at_once(tmp_path):
     assert [c.config.train.pretrain.arl for c in cells] == [True, False, True, False]
 
 
-def test_a_changed_config_file_is_read_again(tmp_path, monkeypatch):
-    """Compositions of the shipped files are kept for the next call of the same process, such as a notebook's."""
-    place = tmp_path / "conf"
-    shutil.copytree(CONF, place)
-    monkeypatch.setattr(compose.conf, "__path__", [str(place)])
+def test_compositions_are_kept_until_a_config_file_changes(tmp_path, monkeypatch):
+    """For the next call of the same process, such as a notebook's; what a cell holds is its own."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr(compose.conf, "__path__", [str(tmp_path / "conf")])  # only times of change are read there
+    composed = []
+    hydra = compose.compose
+    monkeypatch.setattr(compose, "compose", lambda *args, **kwargs: composed.append(1) or hydra(*args, **kwargs))
+    (first,) = compose_cells(["pattern=dilated"])
+    asked = len(composed)
+    assert asked > 0
+    first.choices["pattern"] = first.config.model.name = "changed by the caller"
+    (second,) = compose_cells(["pattern=dilated"])
+    assert len(composed) == asked
+    assert (second.choices["pattern"], second.config.model.name) == ("dilated", "ratplus_tiny")
+    (tmp_path / "conf" / "pattern" / "dilated.yaml").touch()
     assert labels(compose_cells(["pattern=dilated"])) == ["ratplus_tiny:D16"]
-    (place / "pattern" / "dilated.yaml").write_text("dilation: 9\nwindow: 0\nsinks: 0\n")
-    assert labels(compose_cells(["pattern=dilated"])) == ["ratplus_tiny:D9"]
+    assert len(composed) == 2 * asked
+    compose_cells(["pattern=dilated"], str(tmp_path))  # with a folder of the user's, nothing is kept
+    compose_cells(["pattern=dilated"], str(tmp_path))
+    assert len(composed) == 4 * asked
 
 
 def test_equal_cells_are_one():
