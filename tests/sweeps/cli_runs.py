@@ -1,10 +1,12 @@
 """Running the console script as users do, and looking at what it left."""
 
+import io
 import json
 import shlex
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 RATPLUS = str(Path(sys.executable).with_name("ratplus"))
@@ -30,6 +32,21 @@ def run_here(*words) -> int:
     except SystemExit as ended:
         return ended.code or 0
     raise AssertionError("cli.main always exits")
+
+
+def ratplus_here(place, *words) -> subprocess.CompletedProcess:
+    """`ratplus`, in this process: for what a command says and leaves, where its being a process is not the point."""
+    from ratplus.sweeps import cli
+
+    said, complained = io.StringIO(), io.StringIO()
+    with chdir(place), redirect_stdout(said), redirect_stderr(complained):
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as ended:
+            code = ended.code or 0
+        else:
+            raise AssertionError("cli.main always exits")
+    return subprocess.CompletedProcess(words, code, said.getvalue(), complained.getvalue())
 
 
 def shell_line(*words) -> str:
@@ -70,7 +87,7 @@ def descendants(pid: int) -> list[int]:
     return children + [grandchild for child in children for grandchild in descendants(child)]
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=90):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,8 @@
-"""The console script as users run it: sweeps, resuming, failures, bad input. Each test works in a folder of its own."""
+"""The command line as users meet it: sweeps, resuming, failures, bad input. Each test works in a folder of its own.
+
+Where a signal, another process or the start itself counts, the console script is started; else its entry point is
+called.
+"""
 
 import csv
 import json
@@ -10,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runs import RATPLUS, TINY, descendants, leftovers, ratplus, records, wait_for
+from cli_runs import RATPLUS, TINY, descendants, leftovers, ratplus, ratplus_here, records, wait_for
 
 
 @pytest.fixture
@@ -42,15 +46,15 @@ def test_smoke_experiment(place):
     assert len(runs) == 2 + 6 + 6 + 1  # and the report's
 
     stamps = {p: p.stat().st_mtime_ns for p in sweep.glob("*/*/*") if p.parts[-3] in ("pretrain", "adapt", "evaluate")}
-    again = ratplus(place, "sweep", "experiment=smoke")
+    again = ratplus_here(place, "sweep", "experiment=smoke")
     assert again.returncode == 0
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     assert time.monotonic() - started < 400
 
-    status = ratplus(place, "status", "outputs/smoke")
+    status = ratplus_here(place, "status", "outputs/smoke")
     assert status.returncode == 0
     assert "6 done" in status.stdout
-    report = ratplus(place, "report", "outputs/smoke")
+    report = ratplus_here(place, "report", "outputs/smoke")
     assert report.returncode == 0
     assert "accuracy_vs_dilation.png" in report.stdout
 
@@ -59,7 +63,7 @@ def test_sigterm_saves_and_says_so(place):
     words = [*TINY, "train.pretrain.steps=100000", "output=out"]
     process = subprocess.Popen([RATPLUS, "pretrain", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: list(place.glob("out/pretrain/*/curve.csv")) and "\n1," in curve(place))
-    (cell,) = json.loads(ratplus(place, "status", "out", "--json").stdout)["cells"]
+    (cell,) = json.loads(ratplus_here(place, "status", "out", "--json").stdout)["cells"]
     assert (cell["status"], cell["stage"]) == ("running", "pretrain")
     assert 1 <= cell["progress"]["done"] < cell["progress"]["total"] == 100000
     started = time.monotonic()
@@ -94,11 +98,11 @@ def test_ctrl_c_stops_a_sweep_and_its_workers(place):
 
 def test_one_failed_cell_does_not_stop_the_rest(place):
     words = ["sweep", "-m", *TINY, "train.adapt.lr=1e-3,1e30", "train.adapt.lr_min=0", "output=out"]
-    done = ratplus(place, *words)
+    done = ratplus_here(place, *words)
     assert done.returncode == 1
     assert "1 of 2 cells failed; `ratplus status out` says why" in done.stderr
     assert "1 done, 1 failed" in done.stdout
-    status = ratplus(place, "status", "out")
+    status = ratplus_here(place, "status", "out")
     assert status.returncode == 1
     assert "BadLogits: the model's logits are NaN or infinite" in " ".join(status.stdout.split())
     table = (place / "out" / "report" / "accuracy_vs_dilation.md").read_text()
@@ -123,36 +127,36 @@ def test_two_processes_on_one_cell(place):
 
 def test_stages_one_by_one(place):
     for verb, stages in (("pretrain", {"pretrain"}), ("adapt", {"pretrain", "adapt"})):
-        assert ratplus(place, verb, *TINY, "output=out").returncode == 0
+        assert ratplus_here(place, verb, *TINY, "output=out").returncode == 0
         assert {p.parts[-3] for p in (place / "out").glob("*/*/record.json")} == stages
 
 
 def test_extending_a_sweep_and_refusing_strangers(place):
     words = ["evaluate", *TINY, "output=out"]
-    assert ratplus(place, *words).returncode == 0
-    assert ratplus(place, *words, "pattern=dilated").returncode == 0
-    status = ratplus(place, "status", "out")
+    assert ratplus_here(place, *words).returncode == 0
+    assert ratplus_here(place, *words, "pattern=dilated").returncode == 0
+    status = ratplus_here(place, "status", "out")
     assert "2 done" in status.stdout
-    stranger = ratplus(place, *words, "train.pretrain.steps=5")
+    stranger = ratplus_here(place, *words, "train.pretrain.steps=5")
     assert_one_line(stranger, "holds cells with train.pretrain.steps=4, this call asks for train.pretrain.steps=5")
     # What doesn't change results makes no stranger, and a changed text does.
-    assert ratplus(place, *words, "eval.batch=3", f"data.path={place / 'text.txt'}").returncode == 0
+    assert ratplus_here(place, *words, "eval.batch=3", f"data.path={place / 'text.txt'}").returncode == 0
     text = (place / "text.txt").read_text()
     (place / "text.txt").write_text(text.upper())
-    assert_one_line(ratplus(place, *words), "the files changed since")
-    assert_one_line(ratplus(place, *words, "data.root=elsewhere"), "holds cells with corpus.sha256.train=")
+    assert_one_line(ratplus_here(place, *words), "the files changed since")
+    assert_one_line(ratplus_here(place, *words, "data.root=elsewhere"), "holds cells with corpus.sha256.train=")
     (place / "text.txt").write_text(text)
 
     # A record that lies under another id than its own.
     pretrain = next((place / "out" / "pretrain").iterdir())
     shutil.copy(next((place / "out" / "adapt").glob("*/record.json")), pretrain / "record.json")
-    assert_one_line(ratplus(place, *words), "it comes from another config: move it away and run again")
+    assert_one_line(ratplus_here(place, *words), "it comes from another config: move it away and run again")
 
 
 def test_two_models_of_one_name_are_two_lines_of_the_table(place):
     """Cells that differ in more than the seed must never be averaged as seeds."""
     for extra in ([], ["model.layers=1"]):
-        assert ratplus(place, "evaluate", *TINY, "output=out", *extra).returncode == 0
+        assert ratplus_here(place, "evaluate", *TINY, "output=out", *extra).returncode == 0
     with (place / "out" / "report" / "accuracy_vs_dilation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["model.layers"] for row in rows) == ["1", "2"]
@@ -161,11 +165,11 @@ def test_two_models_of_one_name_are_two_lines_of_the_table(place):
 
 
 def test_records_without_a_manifest(place):
-    assert ratplus(place, "pretrain", *TINY, "output=out").returncode == 0
+    assert ratplus_here(place, "pretrain", *TINY, "output=out").returncode == 0
     (place / "out" / "sweep.json").unlink()
-    assert ratplus(place, "pretrain", *TINY, "output=out").returncode == 0  # the same cell: nothing is lost
+    assert ratplus_here(place, "pretrain", *TINY, "output=out").returncode == 0  # the same cell: nothing is lost
     (place / "out" / "sweep.json").unlink()
-    stranger = ratplus(place, "pretrain", *TINY, "output=out", "train.pretrain.steps=5")
+    stranger = ratplus_here(place, "pretrain", *TINY, "output=out", "train.pretrain.steps=5")
     assert_one_line(stranger, "a record of another config, in a folder without sweep.json")
 
 
@@ -200,45 +204,45 @@ def test_mistakes_leave_nothing_behind(place):
     ]:
         if "cuda" in message and Path("/dev/nvidiactl").exists():
             continue
-        assert_one_line(ratplus(place, *words), message)
+        assert_one_line(ratplus_here(place, *words), message)
     assert sorted(place.rglob("*")) == before
 
 
 def test_unwritable_output(place):
     (place / "file").write_text("")
-    assert_one_line(ratplus(place, "evaluate", *TINY, "output=file/out"), "output=file/out: cannot be written")
+    assert_one_line(ratplus_here(place, "evaluate", *TINY, "output=file/out"), "output=file/out: cannot be written")
 
 
 def test_damaged_files_of_a_sweep(place):
     words = ["evaluate", *TINY, "output=out"]
-    assert ratplus(place, *words).returncode == 0
+    assert ratplus_here(place, *words).returncode == 0
     tokens = next((place / "data").glob("*/train.bin"))
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:-10])
-    assert_one_line(ratplus(place, *words), "train.bin: holds", "truncated? delete the folder")
+    assert_one_line(ratplus_here(place, *words), "train.bin: holds", "truncated? delete the folder")
     tokens.write_bytes(whole[:-2] + b"\xff\xff")
-    assert_one_line(ratplus(place, *words), "SHA-256 differs from the manifest: the file was altered")
+    assert_one_line(ratplus_here(place, *words), "SHA-256 differs from the manifest: the file was altered")
     tokens.write_bytes(whole)
 
     model = next((place / "out" / "pretrain").glob("*/model.safetensors"))
     model.write_bytes(model.read_bytes()[:-10])
-    damaged = ratplus(place, *words, "pattern=dilated")
+    damaged = ratplus_here(place, *words, "pattern=dilated")
     assert damaged.returncode == 2
     assert "CheckpointError" in damaged.stderr
     (line,) = (line for line in damaged.stderr.splitlines() if "CheckpointError" in line)
     assert "SHA-256 differs from config.json: truncated or altered; delete out/pretrain/" in line
     assert "Traceback" not in damaged.stderr
     shutil.rmtree(model.parent)  # as it says
-    assert ratplus(place, *words, "pattern=dilated").returncode == 0
+    assert ratplus_here(place, *words, "pattern=dilated").returncode == 0
 
     (place / "out" / "sweep.json").write_text("{")
-    assert_one_line(ratplus(place, *words), "sweep.json: damaged")
+    assert_one_line(ratplus_here(place, *words), "sweep.json: damaged")
 
 
 def test_help_and_version(place):
     assert "ratplus <command> --help" in ratplus(place, "--help").stdout
     for verb in ("sweep", "pretrain", "adapt", "evaluate", "status", "report", "sync", "bench", "prepare", "import"):
-        done = ratplus(place, verb, "--help")
+        done = ratplus_here(place, verb, "--help")
         assert done.returncode == 0
         assert f"ratplus {verb} " in done.stdout.partition("examples:")[2] or verb == "bench"
     assert ratplus(place, "--version").stdout.startswith("ratplus 0.")
@@ -248,11 +252,11 @@ def test_help_and_version(place):
 def test_prepare_and_import(place, golden):
     import torch
 
-    done = ratplus(place, "prepare", "data=text", "data.path=text.txt")
+    done = ratplus_here(place, "prepare", "data=text", "data.path=text.txt")
     assert done.returncode == 0
     assert "train.bin" in done.stdout
     torch.save({"task": {k: torch.from_numpy(v) for k, v in golden("weights_re1").items()}}, place / "official.pt")
-    done = ratplus(place, "import", "official.pt", "model", "--d-head", "16")
+    done = ratplus_here(place, "import", "official.pt", "model", "--d-head", "16")
     assert done.returncode == 0
     assert "recurrence on" in done.stdout
     assert (place / "model" / "model.safetensors").exists()

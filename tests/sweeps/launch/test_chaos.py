@@ -10,7 +10,19 @@ import time
 from contextlib import suppress
 
 import pytest
-from cli_runs import RATPLUS, TINY, descendants, leftovers, ratplus, records, shell_line, stamps, wait_for, weights
+from cli_runs import (
+    RATPLUS,
+    TINY,
+    descendants,
+    leftovers,
+    ratplus,
+    ratplus_here,
+    records,
+    shell_line,
+    stamps,
+    wait_for,
+    weights,
+)
 
 
 def with_text(folder):
@@ -27,7 +39,7 @@ def place(tmp_path):
 def straight(tmp_path_factory):
     """The sweep folder of one undisturbed cell."""
     place = with_text(tmp_path_factory.mktemp("straight"))
-    assert ratplus(place, "evaluate", *TINY, "output=straight").returncode == 0
+    assert ratplus_here(place, "evaluate", *TINY, "output=straight").returncode == 0
     return place / "straight"
 
 
@@ -120,10 +132,10 @@ def test_a_truncated_record_is_told_and_done_again(place, straight):
     for stage in ("adapt", "evaluate"):
         path = next((place / "out" / stage).glob("*/record.json"))
         path.write_text(path.read_text()[:-40])
-    status = ratplus(place, "status", "out")
+    status = ratplus_here(place, "status", "out")
     assert status.returncode == 1
     assert "1 damaged" in status.stdout
-    again = ratplus(place, *words)
+    again = ratplus_here(place, *words)
     assert again.returncode == 0
     assert "not a whole record (truncated or edited)" in again.stderr
     assert again.stderr.count("doing this stage again") == 2

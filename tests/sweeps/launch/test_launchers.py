@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cli_runs import TINY, ratplus, ratplus_here, wait_for
 
 from ratplus.records.manifest import read_manifest
 from ratplus.records.record import read_record, stage_id, write_record
@@ -28,13 +29,6 @@ from ratplus.sweeps.launch.child import Child
 from ratplus.sweeps.launch.pool import Stopped, run_pool
 from ratplus.sweeps.launch.tasks import Task, due, tasks_of, threads_of
 
-RATPLUS = str(Path(sys.executable).with_name("ratplus"))
-TINY = [
-    "data=text", "data.path=text.txt", "model=ratplus_nano", "logger=none", "train.context=64",
-    "data.recall.length=32", "data.recall.keys=4", "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8",
-    "train.pretrain.steps=4", "train.adapt.steps=2", "train.pretrain.batch=4", "train.adapt.batch=4",
-    "run.threads=1",
-]  # fmt: skip
 SLURM = ["launcher=slurm", "launcher.gpus=0"]
 SECRET = "not-to-be-found-0123456789"
 
@@ -43,17 +37,6 @@ SECRET = "not-to-be-found-0123456789"
 def place(tmp_path):
     (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
     return tmp_path
-
-
-def ratplus(place, *words, timeout=240, **kwargs):
-    return subprocess.run([RATPLUS, *words], cwd=place, capture_output=True, text=True, timeout=timeout, **kwargs)
-
-
-def wait_for(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 # ---- which tasks, and in which order ------------------------------------------------------------------------------
@@ -283,7 +266,7 @@ def test_slurm_submits_two_arrays_and_leaves(place, cluster):
         "launcher.minutes=90", "launcher.grace_seconds=200", "launcher.workers=3",
         "launcher.setup=[module load cuda]", "launcher.sbatch={exclude: node7}", "max_failures=2",
     ]  # fmt: skip
-    done = ratplus(place, *words)
+    done = ratplus_here(place, *words)
     assert done.returncode == 0, done.stderr
     assert "submitted 6 jobs (2 pretrainings, 4 cells): 1001 1002" in done.stdout
     assert "squeue -j 1001,1002" in done.stdout
@@ -314,23 +297,23 @@ def test_slurm_submits_two_arrays_and_leaves(place, cluster):
     (cluster / "queue").write_text(
         "1001_0 RUNNING\n1001_1 PENDING\n" + "".join(f"1002_{i} PENDING\n" for i in range(4))
     )
-    again = ratplus(place, *words)
+    again = ratplus_here(place, *words)
     assert again.returncode == 0, again.stderr
     assert "submitted 0 jobs (0 pretrainings, 0 cells): none; 6 are queued or running already" in again.stdout
-    status = json.loads(ratplus(place, "status", "out", "--json").stdout)
+    status = json.loads(ratplus_here(place, "status", "out", "--json").stdout)
     assert status["counts"] == {"queued": 4}
     assert [cell["job"] for cell in status["cells"]] == ["1002_0", "1002_1", "1002_2", "1002_3"]
 
     # Two cells are gone from the queue, one pretraining is still in it: they wait for that.
     (cluster / "queue").write_text("1001_0 PENDING\n1002_2 PENDING\n1002_3 RUNNING\n")
-    third = ratplus(place, *words)
+    third = ratplus_here(place, *words)
     assert "submitted 3 jobs (1 pretrainings, 2 cells): 1003 1004; 3 are queued or running already" in third.stdout
     assert "--array" not in (cluster / "1003.sh").read_text()  # a single job
     assert "#SBATCH --dependency=afterany:1001_0:1003\n" in (cluster / "1004.sh").read_text()
 
     # Not knowing is no reason to submit twice.
     (cluster / "down").touch()
-    refused = ratplus(place, *words)
+    refused = ratplus_here(place, *words)
     assert refused.returncode == 2
     assert "cannot tell which jobs are queued already: squeue: slurm_load_jobs error" in refused.stderr
     assert len(list(cluster.glob("*.sh"))) == 4
@@ -355,7 +338,7 @@ def test_arrays_are_no_longer_than_the_cluster_allows(place, cluster, monkeypatc
 def test_slurm_says_what_is_missing(place, monkeypatch, guard):
     monkeypatch.setenv("PATH", guard.path_without_stubs())  # also where this is tested on a cluster
     words = ["sweep", *TINY, "output=out", *SLURM]
-    done = ratplus(place, *words)
+    done = ratplus_here(place, *words)
     assert done.returncode == 2
     assert "launcher=slurm: this machine has no srun; run it on a login node" in done.stderr
     monkeypatch.setitem(sys.modules, "submitit", None)
@@ -435,7 +418,7 @@ def test_jobs_as_processes_end_to_end(place):
     assert done.returncode == 0, done.stderr
     assert "submitted 3 jobs (1 pretrainings, 2 cells)" in done.stdout
     assert "2 done; table: out/report/accuracy_vs_dilation.md" in done.stdout
-    again = ratplus(place, *words)
+    again = ratplus_here(place, *words)
     assert again.returncode == 0
     assert "submitted" not in again.stdout  # nothing is left to do
 
@@ -444,7 +427,7 @@ def test_jobs_as_processes_end_to_end(place):
 def test_a_preempted_job_saves_queues_again_and_continues(place, cluster, request):
     """The submitted script itself, run by a pretended srun: SIGUSR2 mid-training, then a second start of the job."""
     words = [*TINY, "train.pretrain.steps=600", "run.checkpoint_seconds=1000", "output=out", *SLURM]
-    assert ratplus(place, "pretrain", *words).returncode == 0
+    assert ratplus_here(place, "pretrain", *words).returncode == 0
     (pickled,) = (place / "out" / "logs" / "slurm").glob("*_submitted.pkl")
     environment = os.environ | {"SLURM_JOB_ID": "1001", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     environment |= {"SUBMITIT_EXECUTOR": "slurm"}  # as the script exports
@@ -508,7 +491,7 @@ def test_ray_says_what_is_missing(place):
     try:
         import ray  # noqa: F401
     except ImportError:
-        done = ratplus(place, "sweep", *TINY, "output=out", "launcher=ray")
+        done = ratplus_here(place, "sweep", *TINY, "output=out", "launcher=ray")
         assert done.returncode == 2
         assert "launcher=ray: Ray is not installed; pip install 'ratplus[ray]'" in done.stderr
     else:
