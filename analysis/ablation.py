@@ -16,8 +16,6 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -25,9 +23,9 @@ from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.dilation_axis import DilationAxis
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, run_name, short_patterns, with_loss_delta
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.notebook import run
 
 NAME = "ablation"
@@ -186,7 +184,7 @@ def _looks(lines: list[str]) -> dict:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -197,29 +195,24 @@ def applies(frame: pd.DataFrame) -> bool:
     return any(frame[name].dropna().nunique() > 1 for name in known)
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and, if any cell has a finite loss, the figure into `folder`."""
-    stem = Path(folder) / NAME
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and, if any cell has a finite loss, the figure.
+
+    Raises:
+        ValueError: the sweep varies nothing of all this.
+    """
+    if not applies(frame):
+        raise ValueError(f"{frame.attrs['folder']}: varies neither {ARL}, {LENGTH}, {STEPS} nor {SPARSE}")
     shown = summary(frame)
-    text = (
+    caption = (
         "Held-out loss (nats per token) by inference pattern, with the recurrence, active recurrence learning (ARL; L* "
         "is the dilation it trains with) and the adaptation on or off; ± is the standard error."
     )
     names = 1 + sum(name in shown for name in ("Recurrence", "ARL", "Adapted", "Seeds")) + len(_others(frame))
-    written = write_table(stem, table(frame), shown, caption=text, names=names, grouped=True)
-    if not np.isfinite(frame["loss"]).any():
-        return written
-    return written + style.save(figure(frame), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    frame = load_sweep(folder)
-    if not applies(frame):
-        raise ValueError(f"{folder}: varies neither {ARL}, {LENGTH}, {STEPS} nor {SPARSE}, so it is no ablation")
-    return write(frame, Path(folder) / "report")
+    made = Table(NAME, table(frame), shown, caption, names=names, grouped=True)
+    return [made, Picture(NAME, figure(frame))] if np.isfinite(frame["loss"]).any() else [made]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

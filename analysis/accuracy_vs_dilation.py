@@ -17,7 +17,6 @@ Run it as `python -m ratplus.analysis.accuracy_vs_dilation outputs/demo`, throug
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,8 @@ from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.dilation_axis import DilationAxis
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import (
     RUN,
     first_runs,
@@ -38,7 +38,7 @@ from ratplus.analysis.frame.aggregate import (
     short_patterns,
     with_loss_delta,
 )
-from ratplus.analysis.frame.load import METRICS, load_sweep
+from ratplus.analysis.frame.load import METRICS
 from ratplus.analysis.notebook import run
 
 NAME = "accuracy_vs_dilation"
@@ -260,7 +260,7 @@ def _shortened(text: str, length: int) -> str:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -270,25 +270,15 @@ def applies(frame: pd.DataFrame) -> bool:
     return len(frame) > 0
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table (Markdown, LaTeX, CSV) and, if any cell has finished, the figure (PNG, PDF) into `folder`."""
-    stem = folder / NAME
-    written = write_table(
-        stem, table(frame), summary(frame), caption=caption(frame), notes=notes(frame), names=2, grouped=True
-    )
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and, if any cell has finished with a finite loss, the figure."""
+    made = Table(NAME, table(frame), summary(frame), caption(frame), notes(frame), names=2, grouped=True)
     if nothing := nothing_to_draw(frame):
         logging.getLogger(__name__).warning("%s: %s", NAME, nothing)
-        for suffix in (".png", ".pdf"):  # of an earlier report, when the sweep had other cells
-            stem.with_suffix(suffix).unlink(missing_ok=True)
-        return written
-    return written + style.save(figure(frame), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    return write(load_sweep(folder), Path(folder) / "report")
+        return [made]
+    return [made, Picture(NAME, figure(frame))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

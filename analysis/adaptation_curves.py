@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.notebook import run
 from ratplus.records.curve import CURVE_FILE, curve_rows
 
@@ -138,7 +138,7 @@ def _unit(largest: float) -> tuple[float, str]:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -150,25 +150,23 @@ def applies(frame: pd.DataFrame) -> bool:
     return any(curve_rows(folder / name / CURVE_FILE) for name in frame["adapt"].dropna().unique())
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and the figure into `folder`."""
-    stem = Path(folder) / NAME
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure.
+
+    Raises:
+        ValueError: no adapt stage has left a curve.
+    """
     rows = table(frame)
     if rows.empty:
         raise ValueError("adaptation_curves: no adapt stage has left a curve")
-    text = (
+    caption = (
         "Adaptation to each pattern: training loss (nats per token) at the first and the last logged step, and the "
         "tokens after which half of that way was done."
     )
-    written = write_table(stem, rows, summary(frame, rows), caption=text, names=2, grouped=True)
-    return written + style.save(figure(frame, rows), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    return write(load_sweep(folder), Path(folder) / "report")
+    made = Table(NAME, rows, summary(frame, rows), caption, names=2, grouped=True)
+    return [made, Picture(NAME, figure(frame, rows))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

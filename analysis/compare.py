@@ -19,7 +19,8 @@ from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.dilation_axis import DilationAxis
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture, write
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, run_name, short_patterns
 from ratplus.analysis.frame.load import read_sweep
 from ratplus.analysis.frame.samples import same_items, scores
@@ -45,16 +46,14 @@ def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]
     if rows.empty:
         raise ValueError(f"{first} and {second}: no cell that both sweeps have is finished in both")
     name = re.sub(r"[^\w.-]+", "_", Path(second).resolve().name)
-    stem = (Path(folder) if folder else Path(first) / "report") / f"compare_{name}"
+    folder, name = Path(folder) if folder else Path(first) / "report", f"compare_{name}"
     labels = _names(Path(first), Path(second))
-    shown = summary(rows)
-    look = {"caption": caption(rows, *labels), "notes": notes(a, b, pairs, *labels), "names": 2, "grouped": True}
-    written = write_table(
-        stem, rows.drop(columns=["kind", "dilation", "window", "sinks", "pattern_name"]), shown, **look
-    )
-    if rows["metric"].eq("loss").any():
-        written += style.save(figure(rows, *labels), stem)
-    page = write_compare_page(stem, rows, written, sweeps, labels, look["caption"], look["notes"])
+    data = rows.drop(columns=["kind", "dilation", "window", "sinks", "pattern_name"])
+    table = Table(name, data, summary(rows), caption(rows, *labels), notes(a, b, pairs, *labels), names=2, grouped=True)
+    drawn = [Picture(name, figure(rows, *labels))] if rows["metric"].eq("loss").any() else []
+    written = write([table, *drawn], folder)
+    pictures = [path for path in written if path.suffix == ".png"]
+    page = write_compare_page(folder / f"{name}.html", rows, pictures, table, sweeps, labels)
     return [*written, page]
 
 

@@ -20,20 +20,18 @@ Run it as `python -m ratplus.analysis.efficiency bench.json`, with `ratplus benc
 # %%
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis.draw import style
 from ratplus.analysis.draw.efficiency import OURS, case_names, kernels_figure, lengths_figure, models_figure
-from ratplus.analysis.draw.tables import number, write_table
-from ratplus.analysis.notebook import display_files, in_notebook
+from ratplus.analysis.draw.output import Picture, write
+from ratplus.analysis.draw.tables import Table, number
+from ratplus.analysis.notebook import run
 
+NAME = "efficiency"
 # Rows of a printed table beyond these are in the CSV file alone.
 MOST_ROWS = 120
 
@@ -215,67 +213,59 @@ def _three_digits(value: float) -> str:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
 # %%
-def write_results(results: list[dict], folder: Path) -> list[Path]:
-    """Write `efficiency_kernels.*`, `efficiency_lengths.*` and `efficiency_models.*` into `folder`, as far as measured.
+def applies(path: Path) -> bool:
+    """Whether there is a folder for benchmark results; where none is in it, `contents` says so."""
+    return path.is_dir()
+
+
+def contents(path: Path) -> list[Table | Picture]:
+    """`efficiency_kernels`, `efficiency_lengths` and `efficiency_models`, as far as they were measured.
+
+    Args:
+        path: a JSON file of `ratplus bench ... --json`, or a folder of them.
 
     Raises:
-        ValueError: nothing was measured at all.
+        ValueError: no such file, or nothing was measured at all.
     """
-    folder, written = Path(folder), []
+    return _contents(read_results(path))
+
+
+def write_results(results: list[dict], folder: Path) -> list[Path]:
+    """Write the same of results that are at hand into `folder`; returns the paths."""
+    return write(_contents(results), folder)
+
+
+def _contents(results: list[dict]) -> list[Table | Picture]:
     kernels, models = kernels_table(results), models_table(results)
     if kernels.empty and models.empty:
         raise ValueError("nothing was measured, so there is nothing to show; the JSON file's `skipped` says why")
+    made: list[Table | Picture] = []
     if not kernels.empty:
-        stem = folder / "efficiency_kernels"
-        look = {"caption": kernels_caption(results), "names": 3, "grouped": True}
-        notes = skipped(results, "kernels")
-        shown = kernels_summary(kernels)
+        notes, shown = skipped(results, "kernels"), kernels_summary(kernels)
         if len(shown) > MOST_ROWS:
             notes.insert(0, f"{len(shown) - MOST_ROWS} more rows: see the CSV file.")
-        written += write_table(stem, kernels, shown.head(MOST_ROWS), notes=notes, **look)
-        written += style.save(kernels_figure(kernels), stem)
-        drawing = lengths_figure(kernels)
-        if drawing is not None:
-            written += style.save(drawing, folder / "efficiency_lengths")
+        text, name = kernels_caption(results), f"{NAME}_kernels"
+        made += [
+            Table(name, kernels, shown.head(MOST_ROWS), text, notes, names=3, grouped=True),
+            Picture(name, kernels_figure(kernels)),
+        ]
+        if (drawing := lengths_figure(kernels)) is not None:
+            made.append(Picture(f"{NAME}_lengths", drawing))
     if not models.empty:
-        stem = folder / "efficiency_models"
-        look = {"caption": models_caption(results), "names": 2, "grouped": True}
-        notes = skipped(results, "model")
-        written += write_table(stem, models, models_summary(models), notes=notes, **look)
-        written += style.save(models_figure(models), stem)
-    return written
-
-
-def main(path: Path, folder: Path | None = None) -> list[Path]:
-    """Read a benchmark's file, or a folder of them, and write into `folder` (default: beside what was read)."""
-    path = Path(path)
-    results = read_results(path)
-    return write_results(results, folder or (path if path.is_dir() else path.parent) / "report")
-
-
-def run() -> None:
-    """As a script, the file or folder is the first argument; as a notebook, the variable RATPLUS_BENCH."""
-    if in_notebook():
-        display_files(main(Path(os.environ.get("RATPLUS_BENCH", "outputs/bench"))))
-        return
-    parser = argparse.ArgumentParser(description="Tables and figures of `ratplus bench ... --json`.")
-    parser.add_argument("path", type=Path, help="JSON file, or a folder of them")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: report/ beside the file)")
-    arguments = parser.parse_args()
-    try:
-        written = main(arguments.path, arguments.folder)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    for path in written:
-        print(path)
+        text, name, notes = models_caption(results), f"{NAME}_models", skipped(results, "model")
+        made += [
+            Table(name, models, models_summary(models), text, notes, names=2, grouped=True),
+            Picture(name, models_figure(models)),
+        ]
+    return made
 
 
 # %%
 if __name__ == "__main__":
-    run()
+    what = "JSON file of `ratplus bench ... --json`, or a folder of them"
+    run(contents, read=Path, what=what, variable="RATPLUS_BENCH", default="outputs/bench")

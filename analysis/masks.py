@@ -16,14 +16,13 @@ set the environment variable RATPLUS_SWEEP to the sweep folder).
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import number, write_table
-from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.notebook import run
 from ratplus.costs.cost import attention_flops_ratio
 from ratplus.pattern import Pattern
@@ -120,7 +119,7 @@ def _length(every: list[Pattern], context: int) -> int:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -130,22 +129,15 @@ def applies(frame: pd.DataFrame) -> bool:
     return len(frame) > 0
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and the figure into `folder`."""
-    stem = Path(folder) / NAME
-    text = (
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure."""
+    caption = (
         f"Patterns of the sweep's heads. KV entries: cache entries of a head before the step at position "
         f"{int(frame['context'].max())}. Pairs seen: of all (query, key) pairs that dense attention sees."
     )
-    written = write_table(stem, table(frame), summary(frame), caption=text)
-    return written + style.save(figure(frame), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    return write(load_sweep(folder), Path(folder) / "report")
+    return [Table(NAME, table(frame), summary(frame), caption), Picture(NAME, figure(frame))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

@@ -17,7 +17,6 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,9 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.notebook import run
 
 NAME = "niah_depth"
@@ -190,7 +189,7 @@ def _draw(axes, values: np.ndarray, patterns: list[str], depths: list[tuple[int,
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -200,29 +199,27 @@ def applies(frame: pd.DataFrame) -> bool:
     return len(frame) > 0 and bool(bins(frame))
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and the figure into `folder`."""
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure.
+
+    Raises:
+        ValueError: no finished cell has accuracies by depth.
+    """
     if not applies(frame):
         raise ValueError("niah_depth: no finished cell has NIAH accuracies by depth")
-    stem = Path(folder) / NAME
     shown = summary(frame)
     seeds = frame.groupby([*RUN, "pattern"]).size().max()
     spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
-    text = (
+    caption = (
         "Needle in a haystack (NIAH): accuracy in percent by pattern and by the needle's depth, from the haystack's "
         f"start (0 %) to its end; ± is the standard error {spread}. Tasks that ask for one needle."
     )
     notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
     names = 3 if "Task" in shown else 2
-    written = write_table(stem, table(frame), shown, caption=text, notes=notes, names=names, grouped=True)
-    return written + style.save(figure(frame), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    return write(load_sweep(folder), Path(folder) / "report")
+    made = Table(NAME, table(frame), shown, caption, notes, names=names, grouped=True)
+    return [made, Picture(NAME, figure(frame))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

@@ -17,8 +17,6 @@ set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -27,9 +25,9 @@ from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.labels import place_labels
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, sharing, short_patterns
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.notebook import run
 
 NAME = "pareto"
@@ -188,7 +186,7 @@ def _powers(values: pd.Series):
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -208,19 +206,11 @@ def applies(frame: pd.DataFrame) -> bool:
     return len(frame) > 0 and (np.isfinite(frame["loss"]) & frame["status"].eq("done")).sum() > 1
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and the figure into `folder`."""
-    stem = Path(folder) / NAME
-    shown = summary(frame)
-    written = write_table(stem, table(frame), shown, caption=caption(), names=2)
-    return written + style.save(figure(frame), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    return write(load_sweep(folder), Path(folder) / "report")
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure."""
+    return [Table(NAME, table(frame), summary(frame), caption(), names=2), Picture(NAME, figure(frame))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

@@ -15,14 +15,11 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, progress, short_patterns, with_delta
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import paper_rows
 from ratplus.analysis.frame.tasks import SUITES, Task, is_share, niah_groups, tasks_of
 from ratplus.analysis.notebook import run
@@ -189,7 +186,7 @@ def _with_paper(shown: pd.DataFrame, suite: str) -> pd.DataFrame:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -212,11 +209,15 @@ def applies(frame: pd.DataFrame) -> bool:
     return len(frame) > 0 and bool(suites(frame))
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write `pattern_tables_<suite>` (Markdown, LaTeX, CSV) into `folder`; more than 12 tasks are continued in `_2`."""
+def contents(frame: pd.DataFrame) -> list[Table]:
+    """A table `pattern_tables_<suite>` for each suite; one of more than 12 tasks is continued in `_2`, `_3`, ...
+
+    Raises:
+        ValueError: none of the finished cells was evaluated on more than the loss.
+    """
     if not applies(frame):
         raise ValueError("no task results: none of the sweep's finished cells was evaluated on more than the loss")
-    written = []
+    made = []
     for suite in suites(frame):
         data, shown = table(frame, suite), summary(frame, suite)
         names = 3 if "Seeds" in shown else 2
@@ -226,19 +227,14 @@ def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
         pages = [rest[i : i + MOST_TASKS] for i in range(0, len(rest), MOST_TASKS)] or [[]]
         notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
         notes += [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
-        look = {"caption": caption(frame, suite, shown), "notes": notes, "names": 2, "grouped": True}
+        text = caption(frame, suite, shown)
         for page, titles in enumerate(pages, start=1):
             part = shown[[*heads, *titles, *(last if page == len(pages) else [])]]
-            stem = Path(folder) / (f"{NAME}_{suite}" + (f"_{page}" if page > 1 else ""))
-            written += write_table(stem, data, part, **look)
-    return written
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    return write(load_sweep(folder), Path(folder) / "report")
+            name = f"{NAME}_{suite}" + (f"_{page}" if page > 1 else "")
+            made.append(Table(name, data, part, text, notes, names=2, grouped=True))
+    return made
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

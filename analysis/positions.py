@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import (
     RUN,
     first_runs,
@@ -37,7 +38,6 @@ from ratplus.analysis.frame.aggregate import (
     short_patterns,
     spread_patterns,
 )
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.notebook import run
 from ratplus.records.record import RecordError, read_record
 
@@ -235,7 +235,7 @@ def _legend(rows: pd.DataFrame, looks: dict, lines: dict, left_out: str) -> list
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -254,22 +254,20 @@ def caption(rows: pd.DataFrame) -> str:
     )
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table (Markdown, LaTeX, CSV) and the figure (PNG, PDF) into `folder`."""
-    stem, rows = Path(folder) / NAME, table(frame)
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure.
+
+    Raises:
+        ValueError: no finished cell was evaluated by position.
+    """
+    rows = table(frame)
     if rows.empty:
         raise ValueError("positions: no finished cell was evaluated by position")
     notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
-    shown = summary(frame, rows)
-    written = write_table(stem, rows, shown, caption=caption(rows), notes=notes, names=2, grouped=True)
-    return written + style.save(figure(frame, rows), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    return write(load_sweep(folder), Path(folder) / "report")
+    made = Table(NAME, rows, summary(frame, rows), caption(rows), notes, names=2, grouped=True)
+    return [made, Picture(NAME, figure(frame, rows))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

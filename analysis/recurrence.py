@@ -31,9 +31,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.notebook import run
 
 NAME = "recurrence"
@@ -249,7 +249,7 @@ def _scheme(chunk) -> str:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -259,37 +259,33 @@ def applies(frame: pd.DataFrame) -> bool:
     return bool(gates_of(frame))
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and the figure into `folder`."""
-    stem = Path(folder) / NAME
-    text = (
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure; those of the schemes too, if a model has several.
+
+    Raises:
+        ValueError: no cell's gates have been measured.
+    """
+    gates = gates_of(frame)
+    if not gates:
+        folder = frame.attrs["folder"]
+        raise ValueError(f"{folder}: no cell has a gates.json; measure them with `ratplus report {folder} --gates`")
+    caption = (
         "Gates of the recurrence by layer, mean over heads: mean, 10th and 90th percentile, and memory, the mean age "
         "in tokens of what the state holds in the second half of the context."
     )
-    gates = gates_of(frame)
     rows = table(frame, gates)
-    written = write_table(stem, rows, summary(rows), caption=text, names=3, grouped=True)
-    written += style.save(figure(frame, gates), stem)
-    of_schemes = schemes(frame, gates)
-    if of_schemes.empty:
-        return written
-    text = (
+    made = [Table(NAME, rows, summary(rows), caption, names=3, grouped=True), Picture(NAME, figure(frame, gates))]
+    rows = schemes(frame, gates)
+    if rows.empty:
+        return made
+    caption = (
         "L2 norm of the recurrence's output in the second half of the context, mean over rows, heads and layers, where "
         "the recurrence runs over the full sequence and where it starts anew every so many tokens."
     )
-    stem = stem.with_name(SCHEMES)
-    written += write_table(stem, of_schemes, schemes_summary(of_schemes), caption=text, names=3, grouped=True)
-    return written + style.save(schemes_figure(of_schemes), stem)
-
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    frame = load_sweep(folder)
-    if not applies(frame):
-        raise ValueError(f"{folder}: no cell has a gates.json; measure them with `ratplus report {folder} --gates`")
-    return write(frame, Path(folder) / "report")
+    made.append(Table(SCHEMES, rows, schemes_summary(rows), caption, names=3, grouped=True))
+    return [*made, Picture(SCHEMES, schemes_figure(rows))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +12,7 @@ from ratplus.analysis import (
     ablation,
     accuracy_vs_dilation,
     adaptation_curves,
+    efficiency,
     masks,
     niah_depth,
     pareto,
@@ -21,13 +22,16 @@ from ratplus.analysis import (
     scaling_gap,
     sensitivity,
 )
+from ratplus.analysis.draw.output import remove_others, write
+from ratplus.analysis.draw.tables import Table
 from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, progress, with_loss_delta
 from ratplus.analysis.frame.load import Sweep, read_sweep
 from ratplus.analysis.frame.reference import check_reference
 from ratplus.analysis.frame.tasks import SUITES
 from ratplus.analysis.page.page import write_page
 
-# Each has `applies(frame)` and `write(frame, folder)`; in the order in which a reader should meet them.
+# Each has `applies(frame)` and `contents(frame)`; in the order in which a reader should meet them. `efficiency` is not
+# among them: it does not read the sweep's records but benchmark results.
 MODULES = (
     accuracy_vs_dilation,
     pattern_tables,
@@ -41,6 +45,11 @@ MODULES = (
     recurrence,
     masks,
 )
+# The names of the files of modules that have more than one table or figure.
+NAMES = {
+    recurrence.NAME: (recurrence.NAME, recurrence.SCHEMES),
+    efficiency.NAME: tuple(f"{efficiency.NAME}_{part}" for part in ("kernels", "lengths", "models")),
+}
 # Models and variants that the headline has room for.
 MOST_NAMED = 4
 # What a reader of the page calls each file; others go by their name.
@@ -89,41 +98,27 @@ def report(
         raise ValueError(f"{folder / 'sweep.json'}: lists no cells, so there is nothing to report")
     frame.attrs["reference"] = reference
     written: list[Path] = []
-    for module in MODULES:
+    tables: list[Table] = []
+    for module, source in [*((module, frame) for module in MODULES), (efficiency, folder / "bench")]:
         try:
-            mine = module.write(frame, target) if module.applies(frame) else []
+            made = module.contents(source) if module.applies(source) else []
+            mine = write(made, target)
         except (ValueError, ArithmeticError) as error:
             logging.getLogger(__name__).warning("%s: left out of the report (%s)", module.NAME, error)
-            mine = []
-        _forget(target, module.NAME, mine)
+            made, mine = [], []
+        remove_others(_names(module.NAME, target), target, mine)
+        tables += [part for part in made if isinstance(part, Table)]
         written += mine
-    written += _benchmarks(folder, target)
-    page = write_page(sweep, written, headline(frame), target, reproduce, TITLES)
+    pictures = [path for path in written if path.suffix == ".png"]
+    page = write_page(sweep, pictures, tables, headline(frame), target, reproduce, TITLES)
     return [*written, page]
 
 
-def _benchmarks(folder: Path, target: Path) -> list[Path]:
-    """Tables and figures of the benchmark results in `<folder>/bench`, where `ratplus bench --json` has put some."""
-    from ratplus.analysis import efficiency
-
-    try:
-        mine = efficiency.main(folder / "bench", target) if (folder / "bench").is_dir() else []
-    except ValueError as error:
-        logging.getLogger(__name__).warning("%s: left out of the report (%s)", "efficiency", error)
-        mine = []
-    for part in ("kernels", "lengths", "models"):
-        _forget(target, f"efficiency_{part}", mine)
-    return mine
-
-
-def _forget(folder: Path, name: str, written: list[Path]) -> None:
-    """Remove what an earlier report wrote of a module, when the sweep had other cells."""
-    own = [name] if name != pattern_tables.NAME else [path.stem for path in folder.glob(f"{name}_*.md")]
-    own += [recurrence.SCHEMES] if name == recurrence.NAME else []
-    for stem in own:
-        for suffix in (".md", ".tex", ".csv", ".png", ".pdf"):
-            if folder / f"{stem}{suffix}" not in written:
-                (folder / f"{stem}{suffix}").unlink(missing_ok=True)
+def _names(module: str, folder: Path) -> Iterable[str]:
+    """Every name that a report may have given to files of a module."""
+    if module == pattern_tables.NAME:  # a name for each suite, also of tasks that users define
+        return [path.stem for path in folder.glob(f"{module}_*.md")]
+    return NAMES.get(module, (module,))
 
 
 def headline(frame: pd.DataFrame) -> str:

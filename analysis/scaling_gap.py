@@ -12,8 +12,6 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -21,9 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, short_patterns, spread_patterns, with_loss_delta
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import PARAMETERS, paper_rows
 from ratplus.analysis.notebook import run
 
@@ -155,7 +153,7 @@ def _narrow(axes) -> bool:
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -169,22 +167,20 @@ def applies(frame: pd.DataFrame) -> bool:
     return len(alike) > 0 and bool(table(alike).groupby(["recurrence", "variant"])["parameters"].nunique().gt(1).any())
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and the figure into `folder`."""
-    stem = Path(folder) / NAME
-    text = "Sparse minus dense loss (nats per token) of each model, by inference pattern; ± is the standard error."
-    written = write_table(stem, table(frame), summary(frame), caption=text, names=2, grouped=True)
-    return written + style.save(figure(frame), stem)
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure.
 
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    frame = load_sweep(folder)
+    Raises:
+        ValueError: no family has two sizes.
+    """
     if not applies(frame):
+        folder = frame.attrs["folder"]
         raise ValueError(f"{folder}: no family has two sizes with a finished dense and sparse cell each")
-    return write(frame, Path(folder) / "report")
+    caption = "Sparse minus dense loss (nats per token) of each model, by inference pattern; ± is the standard error."
+    made = Table(NAME, table(frame), summary(frame), caption, names=2, grouped=True)
+    return [made, Picture(NAME, figure(frame))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

@@ -15,8 +15,6 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
@@ -24,9 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import number, write_table
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, with_loss_delta
-from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.notebook import run
 from ratplus.pattern import Pattern
 
@@ -205,7 +203,7 @@ def _draw(axes, values: np.ndarray, asked: np.ndarray, row_names: list[str], col
 
 # %% [markdown]
 """
-## Files
+## In the report
 """
 
 
@@ -219,27 +217,25 @@ def applies(frame: pd.DataFrame) -> bool:
     return bool(rows.groupby(["run", "only", "sparse"]).size().gt(1).any())
 
 
-def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the table and the figure into `folder`."""
-    stem = Path(folder) / NAME
-    text = (
-        "Loss (nats per token) when one place of the model has another pattern than the rest; layers and heads count "
-        "from 0, worst first. Δ loss: difference to the dense pattern of the same model."
-    )
-    written = write_table(stem, table(frame), summary(frame), caption=text, names=3, grouped=True)
-    return written + style.save(figure(frame), stem)
+def contents(frame: pd.DataFrame) -> list[Table | Picture]:
+    """The table and the figure.
 
-
-def main(folder: Path) -> list[Path]:
-    """Read the sweep in `folder`, write into its `report/`, return the paths."""
-    frame = load_sweep(folder)
+    Raises:
+        ValueError: no model has such cells in two places.
+    """
     if not applies(frame):
+        folder = frame.attrs["folder"]
         raise ValueError(
             f"{folder}: no model has finished cells with one sparse (or one dense) layer or head in two places"
         )
-    return write(frame, Path(folder) / "report")
+    caption = (
+        "Loss (nats per token) when one place of the model has another pattern than the rest; layers and heads count "
+        "from 0, worst first. Δ loss: difference to the dense pattern of the same model."
+    )
+    made = Table(NAME, table(frame), summary(frame), caption, names=3, grouped=True)
+    return [made, Picture(NAME, figure(frame))]
 
 
 # %%
 if __name__ == "__main__":
-    run(main)
+    run(contents)

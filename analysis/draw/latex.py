@@ -7,11 +7,11 @@ package is needed.
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Sequence
 
 import pandas as pd
+
+from ratplus.analysis.draw.tables import Table, plain_text
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
@@ -20,7 +20,6 @@ _SPECIAL = {
     "·": r"$\cdot$", "ℓ": r"$\ell$", "✓": r"$\surd$", "→": r"$\rightarrow$", "↓": r"$\downarrow$",
     "—": "---", "–": "--", "…": r"\ldots{}", "“": "``", "”": "''", "‘": "`", "’": "'", "\u00a0": "~",
 }  # fmt: skip
-_BOLD = re.compile(r"\*\*(.+)\*\*")
 # Rows of 8 pt, with caption and notes, that a page has room for.
 _ROWS_A_PAGE = 45
 # Of the text width at 8 pt, what still fits at 5 pt.
@@ -43,25 +42,12 @@ _HEAD = r"""% Compiles as it is (pdflatex), and can be \input in the body of a p
 """
 
 
-def to_latex(
-    shown: pd.DataFrame,
-    *,
-    caption: str = "",
-    label: str = "",
-    notes: Sequence[str] = (),
-    names: int = 1,
-    grouped: bool = False,
-) -> str:
-    """A booktabs table from a frame of strings, in which `**so**` is bold; the notes stand below.
+def to_latex(table: Table) -> str:
+    r"""A booktabs table of `shown`, labelled `tab:<name>` with its caption; the notes stand below.
 
-    Args:
-        shown: the cells; all text is escaped.
-        caption: one paragraph of plain text.
-        label: for `\\ref`, with the caption.
-        notes: lines below.
-        names: how many leading columns hold names (left-aligned); numbers follow (right-aligned).
-        grouped: write the first column where it changes, with a rule above, instead of on every row.
+    All text is escaped. In a grouped table the first column is written where it changes, with a rule above.
     """
+    shown, names = table.shown, table.names
     first = [str(cell) for cell in shown.iloc[:, 0]]
     # A table of more rows than a page holds, or of more columns than it has room for, goes on under the same number.
     pages = [range(start, min(start + _ROWS_A_PAGE, len(shown))) for start in range(0, len(shown), _ROWS_A_PAGE)]
@@ -72,8 +58,8 @@ def to_latex(
         lines += [r"\begin{table*}[tbp]", rf"\centering{size}\setlength{{\belowcaptionskip}}{{6pt}}"]
         if place:
             lines += [r"\addtocounter{table}{-1}", r"\caption{(continued)}"]
-        elif caption:
-            lines.append(rf"\caption{{{escape(caption)}}}" + (rf"\label{{{label}}}" if label else ""))
+        elif table.caption:
+            lines.append(rf"\caption{{{escape(table.caption)}}}\label{{tab:{table.name}}}")
         columns = "l" * names + "r" * (part.shape[1] - names)
         lines += [
             rf"\begin{{tabular*}}{{{width}}}{{@{{\extracolsep{{\fill}}}}{columns}@{{}}}}",
@@ -82,17 +68,17 @@ def to_latex(
             r"\midrule",
         ]
         for row in rows:
-            begins = not grouped or row == rows[0] or first[row] != first[row - 1]
-            if grouped and begins and row != rows[0]:
+            begins = not table.grouped or row == rows[0] or first[row] != first[row - 1]
+            if table.grouped and begins and row != rows[0]:
                 lines.append(r"\midrule")
             cells = [_cell(cell) if column or begins else "" for column, cell in enumerate(part.iloc[row])]
             # A first cell that begins with [ or * would be read as an option of the \\ before it.
             cells[0] = r"\relax " + cells[0] if cells[0].startswith(("[", "*")) else cells[0]
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular*}"]
-        if notes and place == len(floats) - 1:
+        if table.notes and place == len(floats) - 1:
             lines.append(r"\par\medskip\raggedright\scriptsize")
-            lines += [escape(note) + r"\par" for note in notes]
+            lines += [escape(note) + r"\par" for note in table.notes]
         lines.append(r"\end{table*}")
     return _HEAD + "\n".join(lines) + "\n\\ratplusend\n"
 
@@ -112,9 +98,9 @@ def _character(character: str) -> str:
     return f"U+{ord(character):04X}"
 
 
-def _cell(text: str) -> str:
-    bold = _BOLD.fullmatch(str(text))
-    return rf"\textbf{{{escape(bold[1])}}}" if bold else escape(text)
+def _cell(cell: str) -> str:
+    text, bold = plain_text(cell)
+    return rf"\textbf{{{escape(text)}}}" if bold else escape(text)
 
 
 def _parts(shown: pd.DataFrame, names: int) -> list[pd.DataFrame]:

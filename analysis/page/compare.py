@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from ratplus.analysis.draw.tables import number
+from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, progress, short_patterns
 from ratplus.analysis.frame.load import Sweep
 from ratplus.analysis.frame.tasks import describe, is_share
@@ -20,19 +21,19 @@ MOST_NAMED = 4
 
 
 def write_compare_page(
-    stem: Path, rows: pd.DataFrame, files: list[Path], sweeps: tuple[Sweep, Sweep], names: tuple[str, str],
-    caption: str, notes: list[str],
+    path: Path, rows: pd.DataFrame, pictures: Sequence[Path], table: Table, sweeps: tuple[Sweep, Sweep],
+    names: tuple[str, str],
 ) -> Path:  # fmt: skip
-    """Write `<stem>.html`; returns its path.
+    """Write the page to `path`, and return it.
 
     Args:
+        path: where to write it.
         rows: of `compare.differences`.
-        files: PNG figures and Markdown tables of the comparison.
-        sweeps, names: the first and the second.
-        caption, notes: of the table.
+        pictures: PNG files of the comparison's figures.
+        table: the comparison's table; its caption and notes are the page's too.
+        sweeps: the first and the second.
+        names: what a reader calls them.
     """
-    titles = {stem.name: "Loss: second minus first"}
-    tables = {stem.name: "Every pattern: values and differences"}
     rows = _by_metric(rows)
     lines = _rows(rows)
     first, second = (
@@ -45,19 +46,18 @@ def write_compare_page(
         first=first,
         second=second,
         headline=headline(rows, names[1]),
-        caption=caption,
-        notes=notes,
+        caption=table.caption,
+        notes=table.notes,
         columns=[("Model", False), ("Metric", False), ("Pattern", False), ("First", True), ("Second", True),
                  ("Δ", True), ("95 % interval", True), ("p", True), ("Items", True), ("Verdict", False)],
         rows=lines,
         most=MOST_ROWS,
         filters=[(key, title, list(dict.fromkeys(line[key] for line in lines)))
                  for key, title in (("model", "Model"), ("metric", "Metric"), ("verdict", "Verdict"))],
-        figures=[figure_of(path, titles) for path in files if path.suffix == ".png"],
-        tables=[table_of(path, tables) for path in files if path.suffix == ".md"],
+        figures=[figure_of(picture, {table.name: "Loss: second minus first"}) for picture in pictures],
+        tables=[table_of(table, {table.name: "Every pattern: values and differences"})],
         data=as_json({"what": "differences", "most": MOST_ROWS}),
     )  # fmt: skip
-    path = stem.with_name(f"{stem.name}.html")
     write_atomically(path, text)
     return path
 

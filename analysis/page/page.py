@@ -8,7 +8,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ratplus import __version__
-from ratplus.analysis.draw.tables import from_markdown, number
+from ratplus.analysis.draw.tables import Table, number, plain_text
 from ratplus.analysis.frame.aggregate import RUN, in_order, progress, run_name, short_patterns, with_loss_delta
 from ratplus.analysis.frame.load import Sweep
 from ratplus.analysis.frame.tasks import describe, is_cost, is_share
@@ -33,7 +33,8 @@ _PROVENANCE = ("git.commit", "git.dirty", "device", "host", "python", "written_a
 
 def write_page(
     sweep: Sweep,
-    files: list[Path],
+    pictures: Sequence[Path],
+    tables: Sequence[Table],
     headline: str,
     folder: Path,
     reproduce: Callable[[dict], str] | None = None,
@@ -43,11 +44,12 @@ def write_page(
 
     Args:
         sweep: what the page is of.
-        files: of the report: PNG figures and Markdown tables are shown, in this order.
+        pictures: PNG files of the report's figures, in the order in which they are shown.
+        tables: those of the report, likewise.
         headline: the sentence at the top.
         folder: where to write.
         reproduce: the command that makes the cell of a `sweep.json` entry again; without it, `ratplus show` has it.
-        titles: {stem of a file: what a reader calls it}.
+        titles: {name of a table or figure: what a reader calls it}.
     """
     titles = titles or {}
     frame = sweep.frame
@@ -70,8 +72,8 @@ def write_page(
         note=_note(frame),
         problems=problems[:MOST_PROBLEMS],
         more_problems=len(problems) - MOST_PROBLEMS if len(problems) > MOST_PROBLEMS else 0,
-        figures=[figure_of(path, titles) for path in files if path.suffix == ".png"],
-        tables=[table_of(path, titles) for path in files if path.suffix == ".md"],
+        figures=[figure_of(path, titles) for path in pictures],
+        tables=[table_of(table, titles) for table in tables],
         shared={"config": configs[0], "provenance": provenances[0]},
         data=as_json(_details(sweep, configs[1], provenances[1], reproduce)),
     )
@@ -193,10 +195,17 @@ def figure_of(path: Path, titles: dict[str, str]) -> dict:
     }  # fmt: skip
 
 
-def table_of(path: Path, titles: dict[str, str]) -> dict:
-    """What the template shows of a Markdown table."""
-    stem = path.name.removesuffix(".md")
-    return {"title": titles.get(stem, stem.replace("_", " ")), "file": stem, **from_markdown(path.read_text("utf-8"))}
+def table_of(table: Table, titles: dict[str, str]) -> dict:
+    """What the template shows of a table."""
+    numbers = [place >= table.names for place in range(table.shown.shape[1])]
+    return {
+        "title": titles.get(table.name, table.name.replace("_", " ")),
+        "file": table.name,
+        "caption": plain_text(table.caption)[0],
+        "columns": [(plain_text(name)[0], is_number) for name, is_number in zip(table.shown.columns, numbers)],
+        "rows": [[(*plain_text(cell), is_number) for cell, is_number in zip(row, numbers)] for row in table.rows],
+        "notes": [plain_text(note)[0] for note in table.notes],
+    }
 
 
 # ---- details of each cell ----

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from ratplus.analysis import accuracy_vs_dilation as module
 from ratplus.analysis import notebook as runner
 from ratplus.analysis.draw import style
+from ratplus.analysis.draw.latex import to_latex
+from ratplus.analysis.draw.output import write
+from ratplus.analysis.draw.tables import to_markdown
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern, PatternMap
 
@@ -34,7 +36,12 @@ def rows_of(markdown: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def written(demo) -> list[Path]:
     """What the module writes for the demo."""
-    return module.main(demo)
+    return write(module.contents(load_sweep(demo)), demo / "report")
+
+
+def markdown_of(folder: Path) -> str:
+    """The module's table of a sweep, as text."""
+    return to_markdown(module.contents(load_sweep(folder))[0])
 
 
 def texts_of(figure) -> list[str]:
@@ -84,17 +91,17 @@ def test_cells_without_a_result_are_marked_everywhere(sweep):
     sweep.add("ratplus_tiny", Pattern(2), sweep.results(1.68, 0.8))
     for dilation, status in ((4, "failed"), (8, "running"), (16, "missing"), (32, "damaged")):
         sweep.add("ratplus_tiny", Pattern(dilation), sweep.results(1.7), status=status, message="x\nboom_1 | 50%")
-    paths = module.main(sweep.write())
-    text = paths[0].read_text()
+    frame = load_sweep(sweep.write())
+    table, picture = module.contents(frame)
+    text = to_markdown(table)
     assert [row[2] for row in rows_of(text)[2:]] == ["**failed**", "**running**", "**missing**", "**damaged**"]
     assert rows_of(text)[2][3:7] == ["—"] * 4
     assert "2 of 6 cells finished (1 damaged, 1 failed, 1 running, 1 missing)." in text
     assert r"ratplus_tiny D4 (seed 0) failed: RuntimeError: boom_1 \| 50%" in text
-    assert r"boom\_1 $|$ 50\%" in paths[1].read_text()
-    assert list(pd.read_csv(paths[2])["status"]) == ["done", "done", "failed", "running", "missing", "damaged"]
-    drawn = module.figure(load_sweep(sweep.path))
-    assert "no result" in texts_of(drawn)
-    crosses = [line for line in drawn.axes[0].lines if line.get_marker() == "x"]
+    assert r"boom\_1 $|$ 50\%" in to_latex(table)
+    assert list(table.data["status"]) == ["done", "done", "failed", "running", "missing", "damaged"]
+    assert "no result" in texts_of(picture.figure)
+    crosses = [line for line in picture.figure.axes[0].lines if line.get_marker() == "x"]
     assert sorted(x for line in crosses for x in line.get_xdata()) == [4, 8, 16, 32]
 
 
@@ -105,7 +112,7 @@ def test_seeds_become_mean_and_standard_error(sweep):
         sweep.add("ratplus_tiny", Pattern(8), sweep.results(sparse), seed=seed)
         sweep.add("ratplus_tiny", Pattern(16), sweep.results(1.8), seed=seed, status="done" if seed else "failed")
         sweep.add("ratplus_tiny", Pattern(32), sweep.results(1.9), seed=seed, status="failed" if seed else "done")
-    text = module.main(sweep.write())[0].read_text()
+    text = markdown_of(sweep.write())
     rows = rows_of(text)
     assert [row[2] for row in rows] == ["3", "3", "2 of 3", "1 of 3"]
     spread = pd.Series([1.62, 1.73, 1.69]).sem()
@@ -123,7 +130,7 @@ def test_a_diverged_seed_is_not_averaged_away(sweep):
         sweep.add("ratplus_tiny", Pattern(1), sweep.results(1.6), seed=seed)
         sweep.add("ratplus_tiny", Pattern(4), sweep.results(loss), seed=seed)
     sweep.add("ratplus_tiny", Pattern(8), sweep.results(float("inf")))
-    text = module.main(sweep.write())[0].read_text()
+    text = markdown_of(sweep.write())
     assert [row[3] for row in rows_of(text)] == ["1.600", "NaN", "∞"]
 
 
@@ -183,14 +190,15 @@ def test_nothing_overlaps_and_nothing_is_cut_off(demo):
     assert figure.get_figwidth() == style.COLUMN_WIDTH_IN
 
 
-def test_files_are_reproducible_whatever_the_users_matplotlib_settings(demo, written):
+def test_files_are_reproducible_whatever_the_users_matplotlib_settings(demo, written, tmp_path):
     before = [path.read_bytes() for path in written]
     assert b"/FontFile2" in before[-1]  # TrueType, embedded
     assert b"/Type3" not in before[-1]
     assert int.from_bytes(before[3][16:20], "big") == round(style.COLUMN_WIDTH_IN * 200)  # the PNG's width
     matplotlib.rcParams["font.size"] = 31
     try:
-        assert [path.read_bytes() for path in module.main(demo)] == before
+        again = write(module.contents(load_sweep(demo)), tmp_path)
+        assert [path.read_bytes() for path in again] == before
         assert matplotlib.rcParams["font.size"] == 31
     finally:
         matplotlib.rcdefaults()
@@ -208,8 +216,10 @@ def test_lines_have_gaps_where_a_cell_has_no_result(sweep):
 def test_a_single_cell(sweep, pattern):
     pattern = PatternMap.per_layer([Pattern(d) for d in (1, 2, 4, 8)], 4) if pattern == "hybrid" else pattern
     sweep.add("ratplus_tiny", pattern, sweep.results(1.7))
-    paths = module.main(sweep.write())
-    assert [path.suffix for path in paths] == SUFFIXES
+    table, picture = module.contents(load_sweep(sweep.write()))
+    assert len(table.shown) == 1
+    assert "1.700 ± 0.006" in list(table.shown["Loss"])
+    assert any(len(line.get_xdata()) == 1 for line in picture.figure.axes[0].lines)
 
 
 def test_no_finished_cell_gives_tables_and_one_line(sweep, caplog):
@@ -218,7 +228,7 @@ def test_no_finished_cell_gives_tables_and_one_line(sweep, caplog):
     report = sweep.write() / "report"
     report.mkdir()
     (report / "accuracy_vs_dilation.png").write_text("of an earlier report")
-    paths = module.main(sweep.path)
+    paths = write(module.contents(load_sweep(sweep.path)), report)
     assert [path.suffix for path in paths] == SUFFIXES[:3]
     assert [record.message for record in caplog.records] == [
         "accuracy_vs_dilation: no figure: 0 of 2 cells finished (1 failed, 1 missing), none with a finite loss"
@@ -228,7 +238,7 @@ def test_no_finished_cell_gives_tables_and_one_line(sweep, caplog):
 
 def test_no_cells_at_all(sweep):
     with pytest.raises(ValueError, match="no cells"):
-        module.main(sweep.write())
+        module.contents(load_sweep(sweep.write()))
 
 
 def test_next_token_accuracy_stands_in_where_there_is_no_recall_task(sweep):
@@ -255,17 +265,6 @@ def test_long_hybrid_labels_are_named_and_many_hybrids_share_a_place(sweep):
     assert "hybrids (see table)" in texts_of(figure)
 
 
-def test_runs_as_a_script(demo, tmp_path):
-    command = [sys.executable, "-m", "ratplus.analysis.accuracy_vs_dilation"]
-    done = subprocess.run([*command, str(demo)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert [Path(line).suffix for line in done.stdout.split()] == SUFFIXES
-    wrong = subprocess.run([*command, str(tmp_path / "absent")], capture_output=True, text=True, timeout=60)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: ")
-    assert wrong.stderr.count("\n") == 1
-
-
 def test_opens_and_runs_as_a_notebook(demo, monkeypatch):
     jupytext = pytest.importorskip("jupytext")
     notebook = jupytext.read(module.__file__)
@@ -283,4 +282,4 @@ def test_opens_and_runs_as_a_notebook(demo, monkeypatch):
         if cell.cell_type == "code":
             exec(compile(cell.source, "cell", "exec"), space)
     assert [path.suffix for path in shown] == SUFFIXES
-    assert len(space["table"](space["load_sweep"](demo))) == 22
+    assert len(space["table"](load_sweep(demo))) == 22

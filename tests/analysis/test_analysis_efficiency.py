@@ -1,7 +1,7 @@
 """Tables and figures of benchmark files: ratios, what is missing, overlaps, and the three ways to run the module."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pandas as pd
@@ -9,7 +9,9 @@ import pytest
 from matplotlib.text import Text
 
 from ratplus.analysis import efficiency
+from ratplus.analysis.draw import style
 from ratplus.analysis.draw.efficiency import kernels_figure, lengths_figure, models_figure
+from ratplus.analysis.draw.output import write
 from ratplus.analysis.efficiency import kernels_table, models_table, read_results, skipped, write_results
 
 PATTERNS = ["D1", "D4", "D16", "D64", "D16-W256", "stream-W1024-I4"]
@@ -85,7 +87,7 @@ def test_files_of_a_folder(tmp_path):
     (tmp_path / "k.json").write_text(json.dumps(kernels()))
     (tmp_path / "m.json").write_text(json.dumps(models()))
     (tmp_path / "other.json").write_text("[]")
-    written = efficiency.main(tmp_path)
+    written = write(efficiency.contents(tmp_path), tmp_path / "report")
     assert {path.name for path in written} == {
         *(f"efficiency_{what}.{kind}" for what in ("kernels", "models") for kind in ("md", "tex", "csv", "png", "pdf")),
         "efficiency_lengths.png", "efficiency_lengths.pdf",
@@ -115,7 +117,8 @@ def test_one_length_has_no_figure_over_lengths():
     assert lengths_figure(kernels_table([kernels(lengths=(4096,))])) is None
 
 
-def test_a_long_table_is_cut_in_print_but_not_in_the_csv(tmp_path):
+def test_a_long_table_is_cut_in_print_but_not_in_the_csv(tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "save", lambda figure, stem: [])  # drawn, but not rendered
     long = kernels(lengths=tuple(range(64, 64 * 40, 64)))
     write_results([long], tmp_path)
     assert len(pd.read_csv(tmp_path / "efficiency_kernels.csv")) == len(long["rows"])
@@ -138,16 +141,20 @@ def test_what_is_no_benchmark(tmp_path):
         write_results([kernels() | {"rows": []}], tmp_path)
 
 
-def test_as_a_script(tmp_path):
-    (tmp_path / "k.json").write_text(json.dumps(kernels()))
-    words = [sys.executable, "-m", "ratplus.analysis.efficiency"]
-    done = subprocess.run([*words, "k.json", "out"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "out/efficiency_kernels.png" in done.stdout
-    wrong = subprocess.run([*words, "none.json"], cwd=tmp_path, capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: none.json: no such file or folder")
-    assert len(wrong.stderr.strip().splitlines()) == 1
+def test_as_a_script(tmp_path, monkeypatch, capsys):
+    (tmp_path / "k.json").write_text(json.dumps(kernels(lengths=(4096,))))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "ratplus.analysis.efficiency")
+    monkeypatch.setattr(sys, "argv", ["efficiency", "k.json", "out"])
+    runpy.run_module("ratplus.analysis.efficiency", run_name="__main__")
+    assert "out/efficiency_kernels.png" in capsys.readouterr().out.split()
+    monkeypatch.setattr(sys, "argv", ["efficiency", "none.json"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ratplus.analysis.efficiency", run_name="__main__")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: none.json: no such file or folder")
+    assert error.count("\n") == 1
 
 
 def test_as_a_notebook(tmp_path):

@@ -19,7 +19,6 @@ from ratplus.pattern import Pattern
 
 NAMES = [module.NAME for module in reports.MODULES]
 MODULES = {module.NAME: module for module in reports.MODULES}
-NEW = [name for name in NAMES if name != "accuracy_vs_dilation"]
 
 
 def test_every_module_applies_and_writes(reported):
@@ -58,7 +57,7 @@ def test_latex_of_all_tables_compiles_and_fits(reported, tmp_path):
     assert "Overfull" not in done.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in NEW if hasattr(MODULES[name], "figure")])
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(MODULES[name], "figure")])
 def test_figures_keep_to_the_page_and_titles_do_not_touch(everything, name):
     figure = MODULES[name].figure(load_sweep(everything))
     assert figure.get_figwidth() in (style.COLUMN_WIDTH_IN, style.TEXT_WIDTH_IN)
@@ -81,7 +80,7 @@ def test_figures_keep_to_the_page_and_titles_do_not_touch(everything, name):
             assert not any(a.overlaps(b) for a, b in pairwise(shown))
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", NAMES)
 def test_as_a_script_a_wrong_folder_is_one_line(name, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "absent")])
     monkeypatch.delitem(sys.modules, f"ratplus.analysis.{name}")
@@ -91,16 +90,20 @@ def test_as_a_script_a_wrong_folder_is_one_line(name, monkeypatch, capsys, tmp_p
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_runs_as_a_script(everything, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["masks", str(everything)])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_runs_as_a_script(demo, tmp_path, monkeypatch, capsys, elsewhere):
+    folder = tmp_path if elsewhere else demo / "report"
+    monkeypatch.setattr(sys, "argv", ["masks", str(demo), *([str(tmp_path)] if elsewhere else [])])
     monkeypatch.delitem(sys.modules, "ratplus.analysis.masks")
     runpy.run_module("ratplus.analysis.masks", run_name="__main__")
-    assert [line.rpartition("/")[2] for line in capsys.readouterr().out.split()] == [
-        f"masks.{suffix}" for suffix in ("md", "tex", "csv", "png", "pdf")
-    ]
+    paths = [folder / f"masks.{suffix}" for suffix in ("md", "tex", "csv", "png", "pdf")]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    for path in paths:
+        assert path.stat().st_size > 100
+        path.unlink()
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", NAMES)
 def test_opens_and_runs_as_a_notebook(everything, name, monkeypatch):
     jupytext = pytest.importorskip("jupytext")
     notebook = jupytext.read(MODULES[name].__file__)
@@ -121,13 +124,12 @@ def test_opens_and_runs_as_a_notebook(everything, name, monkeypatch):
 
 def test_modules_without_their_data_say_so_in_one_line(sweep):
     sweep.add("ratplus_tiny", Pattern(4), {"loss": 1.7})
-    folder = sweep.write()
-    frame = load_sweep(folder)
+    frame = load_sweep(sweep.write())
     applying = [name for name, module in MODULES.items() if module.applies(frame)]
     assert applying == ["accuracy_vs_dilation", "masks"]
     for name in ("pattern_tables", "ablation", "scaling_gap", "sensitivity", "adaptation_curves", "recurrence"):
         with pytest.raises(ValueError) as caught:
-            MODULES[name].main(folder)
+            MODULES[name].contents(frame)
         assert "\n" not in str(caught.value)
 
 

@@ -60,7 +60,7 @@ def test_where_no_needle_was_asked_for(sweep):
     frame = load_sweep(sweep.write())
     assert not niah_depth.applies(frame)
     with pytest.raises(ValueError, match="no finished cell has NIAH accuracies by depth"):
-        niah_depth.write(frame, sweep.path)
+        niah_depth.contents(frame)
 
 
 def test_the_report_shows_it(sweep, tmp_path):

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 
 from ratplus.analysis import ablation, adaptation_curves, masks, pareto, pattern_tables, recurrence, sensitivity
+from ratplus.analysis import report as reports
 from ratplus.analysis.compare import compare, differences, holm, join, paired_bootstrap
-from ratplus.analysis.draw import style
-from ratplus.analysis.draw.tables import from_markdown, to_markdown
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import check_reference, paper_rows
 from ratplus.analysis.frame.samples import scores
@@ -83,43 +82,36 @@ def test_averages_deltas_bold_and_gaps(sweep):
 def test_tasks_of_users_appear_without_a_change_of_code(sweep):
     for pattern, value in ((1, 3.5), (4, 2.5)):
         sweep.add("ratplus_tiny", Pattern(pattern), {"loss": 1.7, "my_task/error": (value, 0.1), "b": value})
-    text = {path.name: path for path in pattern_tables.main(sweep.write())}["pattern_tables_other.md"].read_text()
-    assert "my task ↓" in text
-    assert "3.50 ± 0.10" in text
+    tables = {table.name: table.shown for table in pattern_tables.contents(load_sweep(sweep.write()))}
+    assert list(tables["pattern_tables_other"]["my task ↓"]) == ["3.50 ± 0.10", "2.50 ± 0.10"]
 
 
 def test_many_tasks_are_continued_in_another_table(sweep):
     sweep.add("ratplus_tiny", Pattern(1), {f"longbench_t{task}/score": 0.1 for task in range(14)})
-    paths = pattern_tables.main(sweep.write())
-    tables = [from_markdown(path.read_text()) for path in paths if path.suffix == ".md"]
-    assert [len(table["heads"]) for table in tables] == [14, 6]
-    assert tables[1]["heads"][-2:] == ["Average (%)", "Δ average"]
+    tables = pattern_tables.contents(load_sweep(sweep.write()))
+    assert [table.name for table in tables] == ["pattern_tables_longbench", "pattern_tables_longbench_2"]
+    assert [table.shown.shape[1] for table in tables] == [14, 6]
+    assert list(tables[1].shown)[-2:] == ["Average (%)", "Δ average"]
 
 
 def test_the_papers_values_stand_beside_ours_and_say_so(sweep, monkeypatch):
-    monkeypatch.setattr(style, "save", lambda figure, stem: [])  # drawn, but not rendered
+    monkeypatch.setattr(reports, "MODULES", [pattern_tables])
     sweep.add("ratplus_tiny", Pattern(1), {"loss": 1.7, "piqa/acc": (0.6, 0.03), "hellaswag/acc": (0.4, 0.03)})
     sweep.write()
     report(sweep.path, reference="paper")
     text = (sweep.path / "report" / "pattern_tables_commonsense.md").read_text()
-    rows = [dict(zip(from_markdown(text)["heads"], [t for _, t in row])) for row in from_markdown(text)["rows"]]
-    paper = next(row for row in rows if row["Model"] == "RAT+ 1.5B (paper)")
-    assert (paper["Pattern"], paper["Average (%)"], paper["piqa (%)"]) == ("D16", "58.06", "—")
     assert "arXiv 2602.18196" in text
+    frame = load_sweep(sweep.path)
+    frame.attrs["reference"] = "paper"
+    shown = pattern_tables.summary(frame, "commonsense").set_index("Model")
+    paper = shown.loc["RAT+ 1.5B (paper)"].iloc[0]
+    assert (paper["Pattern"], paper["Average (%)"], paper["piqa (%)"]) == ("D16", "58.06", "—")
+    assert "| RAT+ 1.5B (paper)" in text
     report(sweep.path)
     assert "paper" not in (sweep.path / "report" / "pattern_tables_commonsense.md").read_text()
     assert len(paper_rows("niah")) == 24
     with pytest.raises(ValueError, match="allowed: paper"):
         check_reference("papers")
-
-
-def test_markdown_is_read_back_as_it_was_written():
-    shown = pd.DataFrame({"A|b": ["x*y", "**bold_1**"], "n": ["−1.0 ± 0.1", "a\\b"]})
-    found = from_markdown(to_markdown(shown, caption="c_ <d>", notes=["one|two"]))
-    assert found == {
-        "caption": "c_ <d>", "heads": ["A|b", "n"], "right": [False, True], "notes": ["one|two"],
-        "rows": [[(False, "x*y"), (False, "−1.0 ± 0.1")], [(True, "bold_1"), (False, "a\\b")]],
-    }  # fmt: skip
 
 
 def test_needles_by_depth_and_by_another_scorer_do_not_enter_the_average(sweep):

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from ratplus.analysis.draw.latex import escape, to_latex
-from ratplus.analysis.draw.tables import number, to_csv, to_markdown, write_table
+from ratplus.analysis.draw.output import write_table
+from ratplus.analysis.draw.tables import Table, number, plain_text, to_csv, to_markdown
 
 NASTY = r"a_b [x] 50% & $5 #1 {c} \foo ~^ <i> |p| `q` * é 中 “so” ± − Δ ∞ —"
 
@@ -37,7 +38,7 @@ needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pd
 
 
 def test_markdown(shown):
-    text = to_markdown(shown, caption="Loss | pattern.", notes=["one", "t_w_o"], names=2, grouped=True)
+    text = to_markdown(Table("x", shown, shown, "Loss | pattern.", ["one", "t_w_o"], names=2, grouped=True))
     caption, table, notes = text.rstrip("\n").split("\n\n")
     assert caption == r"Loss \| pattern."
     assert notes == "- one\n- t_w_o"
@@ -50,8 +51,14 @@ def test_markdown(shown):
     assert cells[4][1] == r"mixed[D1\|D2]"
 
 
+def test_a_cell_between_asterisks_is_bold_and_is_one_line():
+    assert plain_text("**a\n b**") == ("a b", True)
+    assert plain_text(" a ** b ") == ("a ** b", False)
+    assert plain_text(3) == ("3", False)
+
+
 def test_latex_structure(shown):
-    text = to_latex(shown, caption="A 5% loss.", label="tab:x", notes=["a_b"], names=2, grouped=True)
+    text = to_latex(Table("x", shown, shown, "A 5% loss.", ["a_b"], names=2, grouped=True))
     assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == 1
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
     assert r"\caption{A 5\% loss.}\label{tab:x}" in text
@@ -69,7 +76,7 @@ def test_latex_escape():
 
 @needs_pdflatex
 def test_latex_compiles_alone_and_inside_a_paper(shown, tmp_path):
-    write_table(tmp_path / "my_table", shown, shown, caption=NASTY, notes=[NASTY], names=2, grouped=True)
+    write_table(Table("my_table", shown, shown, NASTY, [NASTY], names=2, grouped=True), tmp_path)
     assert "1 page" in compile_latex(tmp_path, "my_table.tex")
     (tmp_path / "paper.tex").write_text(
         r"\documentclass[twocolumn]{article}\usepackage{booktabs}\begin{document}"
@@ -83,7 +90,7 @@ def test_latex_compiles_alone_and_inside_a_paper(shown, tmp_path):
 def test_long_and_wide_latex_tables_fit_their_pages(tmp_path):
     rows = [["ratplus_tiny", f"D{i}", "2 of 3", *["−1.234 ± 0.003"] * 3, "12.3 ± 0.3", "1.000"] for i in range(100)]
     shown = pd.DataFrame(rows, columns=["Model", "Pattern", "Seeds", *"ABC", "Recall (%)", "FLOPs"])
-    text = to_latex(shown, caption="Long.", names=2, grouped=True)
+    text = to_latex(Table("long", shown, shown, "Long.", names=2, grouped=True))
     assert text.count(r"\begin{table*}") == 3
     assert text.count("ratplus") - text.count("ratplusend") == 3  # named again on each page
     (tmp_path / "long.tex").write_text(text)
@@ -94,7 +101,7 @@ def test_long_and_wide_latex_tables_fit_their_pages(tmp_path):
 
 def test_csv_keeps_digits_and_leaves_null_empty():
     data = pd.DataFrame({"a": [1 / 3, np.nan, np.inf], "b": pd.array([1, None, 2], dtype="Int64")})
-    assert to_csv(data) == "a,b\n0.3333333333333333,1\n,\ninf,2\n"
+    assert to_csv(Table("x", data, data)) == "a,b\n0.3333333333333333,1\n,\ninf,2\n"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,7 @@ def test_number(arguments, text):
 
 
 def test_write_table_leaves_no_temporary_files(shown, tmp_path):
-    paths = write_table(tmp_path / "report" / "t.1", shown, shown, caption="C")
+    paths = write_table(Table("t.1", shown, shown, "C"), tmp_path / "report")
     assert [path.name for path in paths] == ["t.1.md", "t.1.tex", "t.1.csv"]
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["t.1.csv", "t.1.md", "t.1.tex"]
     assert r"\label{tab:t.1}" in paths[1].read_text()

@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ratplus.analysis.compare import compare
 from ratplus.analysis.draw import style
+from ratplus.analysis.draw.tables import Table
 from ratplus.analysis.frame.load import read_sweep
 from ratplus.analysis.page.page import write_page
 from ratplus.analysis.report import report
@@ -20,7 +22,7 @@ HEADLINE = "At D=64 RAT+ loses 0.01 nats."
 
 def page_of(folder, **options) -> str:
     sweep = read_sweep(folder)
-    return write_page(sweep, [], HEADLINE, folder / "report", **options).read_text(encoding="utf-8")
+    return write_page(sweep, [], [], HEADLINE, folder / "report", **options).read_text(encoding="utf-8")
 
 
 def data_of(text: str) -> dict:
@@ -37,6 +39,23 @@ def test_one_file_that_needs_nothing_else(everything, reported):
     assert "At D=64 RAT+" in text
     assert "Commonsense, pattern by pattern" in text
     assert text.count("<img ") == text.count('alt="Figure')
+
+
+def test_tables_are_shown_from_their_frames(sweep):
+    sweep.add("ratplus_tiny", Pattern(4), sweep.results(1.7))
+    shown = pd.DataFrame({"A|b": ["<i>x*y</i>", "<i>x*y</i>"], "n": ["**bold_1**", "−1.0\n± 0.1"]})
+    table = Table("my_table", shown, shown, "c_ **d** &", ["one|two"], grouped=True)
+    page = write_page(read_sweep(sweep.write()), [], [table], HEADLINE, sweep.path / "report", titles={"my_table": "T"})
+    text = page.read_text(encoding="utf-8").partition('<h2 id="tables"')[2].partition("</section>")[0]
+    assert "<summary>T</summary>" in text
+    assert '<p class="soft">c_ **d** &amp;</p>' in text
+    assert '<th scope="col">A|b</th><th scope="col" class="n">n</th>' in text
+    assert re.findall("<tr>(<td.*?)</tr>", text) == [
+        '<td>&lt;i&gt;x*y&lt;/i&gt;</td><td class="n"><strong>bold_1</strong></td>',
+        '<td></td><td class="n">−1.0 ± 0.1</td>',
+    ]
+    assert '<p class="soft">one|two</p>' in text
+    assert "my_table.md, .tex and .csv beside this page" in text
 
 
 def test_what_is_known_of_a_cell(sweep):
@@ -117,7 +136,7 @@ def opened(request, tmp_path_factory, demo):
     folder = tmp_path_factory.mktemp("page") / "demo"
     shutil.copytree(demo, folder)
     sweep = read_sweep(folder)
-    path = write_page(sweep, [], HEADLINE, folder / "report")
+    path = write_page(sweep, [], [], HEADLINE, folder / "report")
     with api.sync_playwright() as playwright:
         # A container's user is root, for whom Chromium has no sandbox.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
