@@ -19,6 +19,7 @@ from ratplus.data.sources import prepare
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.lock import FolderLock
 from ratplus.records.record import STAGES, TRAINING
+from ratplus.stages.peak_memory import peak_memory
 from ratplus.stages.plan import Stage, plan
 from ratplus.stages.run_stage import Surroundings, run_stage, training_device
 from ratplus.training.errors import Interrupted, PeerFailed
@@ -208,6 +209,7 @@ class Cell:
         if self.config.eval.efficiency.enabled:
             from ratplus.evaluation.efficiency import measure_efficiency
 
+            timing |= peak_memory(device)  # the measurements reset the GPU's peak, and have peaks of their own
             counts, times = measure_efficiency(model, self.config.patterns, self.config.eval.efficiency, device)
             metrics, timing = metrics | counts, timing | times
         return metrics, timing, ({"tasks": found.facts} if found.facts else {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ratplus.records.curve import StageLog
 from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
 from ratplus.records.record import ForeignRecord, RecordError, provenance, read_record, write_record
 from ratplus.stages.failures import failure_of
+from ratplus.stages.peak_memory import peak_memory, reset_gpu_peak
 from ratplus.stages.plan import Stage
 from ratplus.training.errors import Interrupted
 
@@ -68,15 +68,17 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
     """Do the work and write its record, done or failed; only an interruption leaves none."""
     remove_temporaries(folder)
     mirror = around.make_mirror(stage, around.root, config) if around.make_mirror else None
+    device = training_device(config.run.accelerator)
     started = time.monotonic()
+    reset_gpu_peak(device)
 
     def publish(facts: dict | None = None, **outcome) -> dict:
         lock.check()
-        timing = {"seconds": time.monotonic() - started, "peak_memory_bytes": _peak_memory_bytes()}
+        timing = {"seconds": time.monotonic() - started, **peak_memory(device), **outcome.pop("timing")}
         record = write_record(
             folder, stage=stage.name, config=stage.config, parent=stage.parent,
             provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config), **(facts or {})),
-            **(outcome | {"timing": outcome["timing"] | timing}),
+            timing=timing, **outcome,
         )  # fmt: skip
         if mirror is not None:
             mirror.finish(record)
@@ -116,12 +118,6 @@ def _hardware(config: Config) -> dict:
         "threads": torch.get_num_threads(),
         "kernels": os.environ.get("RATPLUS_KERNELS"),
     }
-
-
-def _peak_memory_bytes() -> int:
-    """Of this process so far; the unit differs between systems."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def training_device(accelerator: str) -> str:

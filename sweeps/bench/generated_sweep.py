@@ -109,7 +109,7 @@ def generate_sweep(folder: Path, cells: int) -> Path:
             record = make_record(
                 stage=stage.name, config=stage.config, parent=stage.parent, status=status,
                 metrics=_metrics(stage.name, loss, draw) if status == "done" else {},
-                timing={"seconds": 1.0, "peak_memory_bytes": 7.4e8}, provenance=here,
+                timing={"seconds": 1.0, "process_peak_memory_bytes": 7.4e8}, provenance=here,
                 error={"type": "RuntimeError", "message": "made up", "traceback": []} if status == "failed" else None,
             )  # fmt: skip
             path.parent.mkdir(parents=True)
