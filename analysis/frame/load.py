@@ -42,12 +42,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ratplus.costs.cost import cost
-from ratplus.pattern import PatternMap
+from ratplus.costs.facts import pattern_facts
+from ratplus.records.manifest import MANIFEST_FILE, read_manifest
 from ratplus.records.record import STAGES
 from ratplus.records.status import State, cell_state, stage_state
 
-FORMAT = 1
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "seed",
@@ -95,7 +94,7 @@ def load_sweep(folder: Path | str) -> pd.DataFrame:
 def read_sweep(folder: Path | str) -> Sweep:
     """A sweep folder with the entries and records behind its frame; arguments and errors as of `load_sweep`."""
     folder = Path(folder)
-    sweep = _read_sweep(folder)
+    sweep = read_manifest(folder)
     look = lru_cache(maxsize=None)(stage_state)
     rows, results, axes, timings, records = [], [], [], [], []
     for number, cell in enumerate(sweep["cells"]):
@@ -107,7 +106,8 @@ def read_sweep(folder: Path | str) -> Sweep:
             axes.append(dict(cell.get("axes") or {}))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not understood ({error})"
-            raise ValueError(f"{folder / 'sweep.json'}: cell number {number + 1} {what}; run the sweep again") from None
+            where = f"{folder / MANIFEST_FILE}: cell number {number + 1}"
+            raise ValueError(f"{where} {what}; run the sweep again") from None
         # Each cell has an evaluation of its own, but shares its other stages: only those are worth keeping.
         state = cell_state(
             folder, stages, look=lambda path: (look if path.parent.name != "evaluate" else stage_state)(path)
@@ -133,44 +133,33 @@ def read_sweep(folder: Path | str) -> Sweep:
     return Sweep(folder, frame, sweep["cells"], records)
 
 
-def _read_sweep(folder: Path) -> dict:
-    path = folder / "sweep.json"
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give the output folder of a sweep, such as outputs/demo")
-    try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: holds no sweep.json, so it is not the output folder of a sweep") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}); run the sweep again, finished cells are kept") from None
-    if not isinstance(sweep, dict) or not isinstance(sweep.get("cells"), list):
-        raise ValueError(f"{path}: damaged (no list of cells); run the sweep again, finished cells are kept")
-    if sweep.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {sweep.get('format')!r}; this version reads format {FORMAT}")
-    return sweep
-
-
 def _describe(cell: dict) -> dict:
     """What is known of a cell before it has run."""
     model = cell["config"]["model"]
     context = int(cell["config"]["train"]["context"])
     heads = int(model["d_model"]) // int(model["d_head"])
-    kv_heads = int(model.get("kv_heads") or heads)
-    plain = json.dumps(cell["pattern"], sort_keys=True)
-    recurrence = bool(model.get("recurrence", False))
+    facts = pattern_facts(cell["pattern"], model, context)
     return {
         "cell": str(cell["id"]),
         "model": str(cell["model"]),
-        "recurrence": recurrence,
+        "recurrence": bool(model.get("recurrence", False)),
         "variant": ", ".join(f"{key}={_plain(value)}" for key, value in sorted((cell.get("axes") or {}).items())),
         "pattern_name": str(cell.get("pattern_name") or ""),
         "seed": cell.get("seed"),
         "layers": int(model["layers"]),
         "heads": heads,
-        "kv_heads": kv_heads,
+        "kv_heads": int(model.get("kv_heads") or heads),
         "rope": _rope(model),
         "context": context,
-        **_describe_pattern(plain, int(model["layers"]), heads, kv_heads, int(model["d_head"]), context, recurrence),
+        "pattern": facts.pattern,
+        "kind": facts.kind,
+        "dilation": facts.dilation,
+        "window": facts.window,
+        "sinks": facts.sinks,
+        "kv_entries": facts.cost.kv_entries_per_head,
+        "kv_bytes": facts.cost.cache_bytes,
+        "attention_flops": facts.cost.attention_flops,
+        "attention_flops_ratio": facts.cost.attention_flops_ratio,
     }
 
 
@@ -182,33 +171,6 @@ def _rope(model: dict) -> str:
         original = model.get("rope_original")
         parts.append(f"{scaling} × {float(model['rope_factor']):g}" + (f" of {original}" if original else ""))
     return ", ".join(parts + ([f"base {base:g}"] if base != 10000.0 else []))
-
-
-@lru_cache(maxsize=4096)  # a sweep has many cells and few patterns
-def _describe_pattern(
-    plain: str, layers: int, heads: int, kv_heads: int, d_head: int, context: int, recurrence: bool
-) -> dict:
-    patterns = PatternMap.from_dict(json.loads(plain), layers, heads)
-    # Bytes of bfloat16 in every cell, so that cells of different precision compare.
-    spent = cost(patterns, context, d_head, recurrence=recurrence, kv_heads=kv_heads)
-    first = patterns[0][0]
-    if not patterns.is_uniform:
-        kind = "hybrid"
-    elif first.dense:
-        kind = "dense"
-    elif first.dilation is None:
-        kind = "streaming"
-    else:
-        kind = "dilated_local" if first.window or first.sinks else "dilated"
-    return {
-        "pattern": patterns.label,
-        "kind": kind,
-        **(dict.fromkeys(("dilation", "window", "sinks")) if kind == "hybrid" else first.to_dict()),
-        "kv_entries": spent.kv_entries_per_head,
-        "kv_bytes": spent.cache_bytes,
-        "attention_flops": spent.attention_flops,
-        "attention_flops_ratio": spent.attention_flops_ratio,
-    }
 
 
 def _flatten(metrics: dict) -> dict[str, tuple[float, float]]:

@@ -11,11 +11,9 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
-from ratplus.costs.cost import cost
-from ratplus.pattern import PatternMap
+from ratplus.costs.facts import PatternFacts, pattern_facts
 from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.manifest import read_manifest
 from ratplus.records.record import STAGES, TRAINING, canonical_json
@@ -76,10 +74,9 @@ def stage_head(stage: str, stage_id: str, config: dict, parent: str | None, cell
     facts = {"stage": stage, "sweep": sweep, "model_name": model, "recurrence": cell["model"]["recurrence"]}
     label = None
     if stage != "pretrain":  # which depends on no pattern
-        label, found = pattern_facts(
-            canonical_json(cell["model"]), canonical_json(config["pattern"]), config["context"]
-        )
-        facts |= {"pattern_label": label, **found}
+        found = pattern_facts(config["pattern"], cell["model"], config["context"])
+        label = found.pattern
+        facts |= {"pattern_label": label, **_plotted(found)}
     resolved = _resolved(stage, cell)
     return RunSpec(
         id=stage_id,
@@ -101,23 +98,16 @@ def _resolved(stage: str, cell: dict) -> dict:
     return kept | {"seed": cell["seed"]}
 
 
-@lru_cache(maxsize=4096)
-def pattern_facts(model: str, pattern: str, context: int) -> tuple[str, dict]:
-    """Label of a pattern, and flat facts of it to plot against; `model` and `pattern` are canonical JSON.
-
-    dilation, window and sinks are None for hybrids; kv_entries is a head's mean, and kv_bytes of all layers, as in the
-    report's tables.
-    """
-    shape = json.loads(model)
-    patterns = PatternMap.from_dict(json.loads(pattern), shape["layers"], shape["d_model"] // shape["d_head"])
-    spent = cost(patterns, context, shape["d_head"], recurrence=shape["recurrence"], kv_heads=shape.get("kv_heads"))
-    uniform = patterns[0][0].to_dict() if patterns.is_uniform else dict.fromkeys(("dilation", "window", "sinks"))
-    return patterns.label, {
-        **uniform,
-        "kv_entries": spent.kv_entries_per_head,
-        "kv_bytes": spent.cache_bytes,
-        "kv_ratio": spent.kv_ratio,
-        "attention_flops_ratio": spent.attention_flops_ratio,
+def _plotted(facts: PatternFacts) -> dict:
+    """What to plot results against; kv_entries is a head's mean, kv_bytes of all layers, as in the report's tables."""
+    return {
+        "dilation": facts.dilation,
+        "window": facts.window,
+        "sinks": facts.sinks,
+        "kv_entries": facts.cost.kv_entries_per_head,
+        "kv_bytes": facts.cost.cache_bytes,
+        "kv_ratio": facts.cost.kv_ratio,
+        "attention_flops_ratio": facts.cost.attention_flops_ratio,
     }
 
 

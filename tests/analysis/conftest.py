@@ -87,9 +87,11 @@ class SweepFolder:
             "label": patterns.label,
             "seed": seed,
             "stages": stages,
-            "overrides": [f"model={model}"],
             "axes": axes or {},
+            "swept": ["model", "pattern", *(axes or {})],
             "config": config,
+            "corpus": {},
+            "run": {},
         }
         self.cells.append(cell)
         return cell

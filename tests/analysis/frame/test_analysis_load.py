@@ -147,7 +147,7 @@ def test_without_adaptation_and_without_cells(sweep):
         ("[]", "no list of cells"),
         ('{"format": 1}', "no list of cells"),
         ('{"format": 7, "cells": []}', "format 7"),
-        ('{"format": 1, "cells": [{"id": "a"}]}', "cell number 1 lacks the key 'config'"),
+        ('{"format": 1, "cells": [{"id": "a"}]}', "cell number 1 lacks the key 'axes'"),
         ('{"format": 1, "cells": [3]}', "cell number 1 is not understood"),
     ],
 )
