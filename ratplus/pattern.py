@@ -16,8 +16,13 @@ _MAP_LABEL = re.compile(r"(?P<over>layers|heads)\[(?P<runs>.+)\]")
 _RUN = re.compile(r"(?P<label>.+?)(?:x(?P<count>\d+))?")
 
 
+def is_whole(value) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's. True and False are not, though they count as 1 and 0."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _whole_number(name: str, value, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if not is_whole(value):
         raise ValueError(f"pattern.{name}: got {value!r}; it must be a whole number ≥ {least}")
     if value < least:
         raise ValueError(f"pattern.{name}: got {value}; it must be ≥ {least}")
@@ -46,7 +51,7 @@ class Pattern:
 
     def __post_init__(self):
         if self.dilation is not None:
-            if isinstance(self.dilation, bool) or not isinstance(self.dilation, (int, np.integer)) or self.dilation < 1:
+            if not is_whole(self.dilation) or self.dilation < 1:
                 raise ValueError(
                     f"pattern.dilation: got {self.dilation!r}; it must be a whole number ≥ 1 (1 is dense), "
                     "or null for no dilated keys"

@@ -26,6 +26,7 @@ FILES = (
     "tests/kernels/test_gpu_large.py",
     "tests/ratplus/model/test_decode_graph_gpu.py",
     "tests/ratplus/training/test_training_gpu.py",
+    "tests/ratplus/stages/test_peak_memory.py",
 )
 SECONDS = 170  # for all files together
 AGAIN_SECONDS = 40  # for one failed test, alone

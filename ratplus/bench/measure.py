@@ -16,6 +16,7 @@ from ratplus.model import RATPlus
 from ratplus.model.cache import KVCache
 from ratplus.model.decode_loop import DecodeLoop
 from ratplus.pattern import PatternMap
+from ratplus.records.lines import first_line
 
 DENSE = "D1"
 # Of the memory that is free: caches measured side by side, and the largest batch (the rest is for activations).
@@ -85,7 +86,7 @@ class Measuring:
                 rows += self._measure(group, context)
             except torch.OutOfMemoryError as error:
                 for entry in group:
-                    self._skip(entry.label, context, entry.batch, f"out of memory: {str(error).splitlines()[0]}")
+                    self._skip(entry.label, context, entry.batch, f"out of memory: {first_line(error)}")
             for entry in group:
                 entry.cache = entry.loop = None
             if self.settings.device == "cuda":

@@ -31,6 +31,7 @@ from ratplus.data.recall import RecallTask
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.kernels.bench.timing import Ceilings, Times, check_device, measure_ceilings, peak_bytes
 from ratplus.pattern import Pattern
+from ratplus.records.lines import first_line
 from ratplus.training.run import StepLoader, make_trainer, quiet_lightning
 from ratplus.training.step import TrainingModule
 
@@ -160,7 +161,7 @@ def _measure(
             try:
                 _turn(candidate, settings)
             except torch.OutOfMemoryError as error:
-                reason = f"out of memory: {str(error).splitlines()[0]}"
+                reason = f"out of memory: {first_line(error)}"
                 left = {"model": candidate.subject.name, "batch": batch, "context": context, "reason": reason}
                 result["skipped"].append(left | {"step": candidate.step})
                 candidates.remove(candidate)

@@ -30,6 +30,7 @@ from ratplus.costs.budget import forward_flops
 from ratplus.costs.memory import training_memory
 from ratplus.data.batches import Batches
 from ratplus.kernels.bench.timing import Ceilings, Times, check_device, measure_ceilings
+from ratplus.records.lines import first_line
 from ratplus.training.blocks import check_compiler, equipped
 from ratplus.training.errors import LayoutError
 from ratplus.training.run import StepLoader, make_trainer, quiet_lightning
@@ -163,7 +164,7 @@ def _run(
             at = f"after {max(0, len(clock.ends) - 1)} steps" if clock.ends else "before the first step"
             return clock, f"took more than {limit_s:g} s, {at}"
     except torch.OutOfMemoryError as error:
-        return clock, f"out of memory: {str(error).splitlines()[0]}"
+        return clock, f"out of memory: {first_line(error)}"
     except LayoutError as error:
         return clock, str(error)
     finally:

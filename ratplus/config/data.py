@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ratplus.config.check import check
+from ratplus.config.check import check, check_least
+from ratplus.pattern import is_whole
 
 
 @dataclass
@@ -28,9 +29,7 @@ class RecallSection:
 
     def __post_init__(self):
         check(0 <= self.fraction <= 1, "data.recall.fraction", self.fraction, "it must be between 0 and 1")
-        for name in ("length", "keys", "values", "pairs"):
-            value = getattr(self, name)
-            check(value >= 1, f"data.recall.{name}", value, "it must be ≥ 1")
+        check_least(self, "data.recall", length=1, keys=1, values=1, pairs=1)
         check(
             self.pairs <= self.keys,
             "data.recall.pairs",
@@ -115,8 +114,6 @@ class DataSection:
         )
         check(self.split in ("hash", "file"), "data.split", self.split, "allowed: hash, file")
         eos = self.eos
-        is_id = isinstance(eos, int) and not isinstance(eos, bool) and eos >= 0
+        is_id = is_whole(eos) and eos >= 0
         check(eos is None or isinstance(eos, str) or is_id, "data.eos", eos, "it must be a token, or an id ≥ 0")
-        for name, least in (("validation_files", 1), ("workers", 1), ("vocab_size", 1), ("eos_id", 0)):
-            value = getattr(self, name)
-            check(value is None or value >= least, f"data.{name}", value, f"it must be ≥ {least}")
+        check_least(self, "data", validation_files=1, workers=1, vocab_size=1, eos_id=0)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ratplus.config.check import check
+from ratplus.config.check import check, check_least
 
 # Of the questions and their scoring; another version is another result, and has another id.
 CLOZE_VERSION = 2
@@ -38,9 +38,7 @@ class EfficiencySection:
     much is free (macOS). 80 GB is an H100's. Allowed: > 0."""
 
     def __post_init__(self):
-        for name, least in (("batch", 1), ("prompt_tokens", 1), ("new_tokens", 3), ("repeats", 3)):
-            value = getattr(self, name)
-            check(value is None or value >= least, f"eval.efficiency.{name}", value, f"it must be ≥ {least}")
+        check_least(self, "eval.efficiency", batch=1, prompt_tokens=1, new_tokens=3, repeats=3)
         check(self.memory_gb > 0, "eval.efficiency.memory_gb", self.memory_gb, "it must be > 0")
 
     def prompt(self, context: int) -> int:
@@ -60,9 +58,7 @@ class ClozeSection:
     """Tokens of a continuation. Null takes 16, or a quarter of train.context if that is less. Allowed: ≥ 1, null."""
 
     def __post_init__(self):
-        for name, least in (("items", 0), ("context_tokens", 1), ("continuation_tokens", 1)):
-            value = getattr(self, name)
-            check(value is None or value >= least, f"eval.cloze.{name}", value, f"it must be ≥ {least}")
+        check_least(self, "eval.cloze", items=0, context_tokens=1, continuation_tokens=1)
 
     def shape(self, context: int) -> tuple[int, int]:
         """(context tokens, continuation tokens) of a model of this context."""
@@ -81,7 +77,7 @@ class PositionsSection:
     out, and then nothing of it enters the cell's id. Allowed: ≥ 0."""
 
     def __post_init__(self):
-        check(self.width >= 0, "eval.positions.width", self.width, "it must be ≥ 0")
+        check_least(self, "eval.positions", width=0)
 
     def bins(self, context: int) -> list[tuple[int, int]]:
         """[low, high) of the bins of a context; the last one may be narrower."""
@@ -132,9 +128,7 @@ class NiahSection:
     def __post_init__(self):
         for name in self.tasks:
             check(name in NIAH_TASKS, "eval.niah.tasks", name, f"allowed: {', '.join(NIAH_TASKS)}")
-        for name, least in (("samples", 1), ("length", 16), ("new_tokens", 1), ("digits", 1), ("seed", 0)):
-            value = getattr(self, name)
-            check(value is None or value >= least, f"eval.niah.{name}", value, f"it must be ≥ {least}")
+        check_least(self, "eval.niah", samples=1, length=16, new_tokens=1, digits=1, seed=0)
         check(self.template in ("ruler", "short"), "eval.niah.template", self.template, "allowed: ruler, short")
         allowed = ("held_out", "noise")
         check(self.haystack in allowed, "eval.niah.haystack", self.haystack, f"allowed: {', '.join(allowed)}")
@@ -155,9 +149,7 @@ class HarnessSection:
     nothing: an error (off). Allowed: left, middle, off."""
 
     def __post_init__(self):
-        for name, least in (("limit", 1), ("fewshot", 0), ("max_length", 2)):
-            value = getattr(self, name)
-            check(value is None or value >= least, f"eval.harness.{name}", value, f"it must be ≥ {least}")
+        check_least(self, "eval.harness", limit=1, fewshot=0, max_length=2)
         allowed = ("left", "middle", "off")
         check(self.truncation in allowed, "eval.harness.truncation", self.truncation, f"allowed: {', '.join(allowed)}")
 
@@ -182,9 +174,7 @@ class EvalSection:
     harness: HarnessSection = field(default_factory=HarnessSection)
 
     def __post_init__(self):
-        for name, least in (("text_rows", 1), ("recall_rows", 0), ("batch", 1)):
-            value = getattr(self, name)
-            check(value >= least, f"eval.{name}", value, f"it must be ≥ {least}")
+        check_least(self, "eval", text_rows=1, recall_rows=0, batch=1)
         for task in self.tasks:
             name = task.get("task") if isinstance(task, dict) else task
             allowed = "give a task's name, a YAML file's path or {task: name, ...}"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ratplus.config.check import check
+from ratplus.pattern import is_whole
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("vocab_size", "layers", "d_model", "d_head", "ffn_mult", "max_len"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            check(whole and value >= 1, f"model.{name}", value, "it must be a whole number ≥ 1")
+            check(is_whole(value) and value >= 1, f"model.{name}", value, "it must be a whole number ≥ 1")
         check(self.d_head % 2 == 0, "model.d_head", self.d_head, "it must be even (RoPE turns pairs of channels)")
         check(
             self.d_model % self.d_head == 0,
@@ -69,7 +69,7 @@ class ModelConfig:
         check(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "it must be > 0")
         chunk = self.recurrence_chunk
         allowed = "it must be ≥ 1, or null" if self.recurrence else "only a model with recurrence has one; use null"
-        fits = chunk is None or (self.recurrence and _is_whole(chunk) and chunk >= 1)
+        fits = chunk is None or (self.recurrence and is_whole(chunk) and chunk >= 1)
         check(fits, "model.recurrence_chunk", chunk, allowed)
         check_kv_heads(self.kv_heads, self.heads)
         if self.kv_heads == self.heads:  # one way to write it, so that equal shapes are equal
@@ -90,10 +90,6 @@ class ModelConfig:
         return self.heads // self.key_heads
 
 
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def check_rope(scaling: str, factor: float, original: int | None, base: float) -> None:
     """Raises ValueError unless the rotary settings make sense together: none that would be ignored is let through."""
     check(scaling in ("none", "linear", "yarn"), "model.rope_scaling", scaling, "allowed: none, linear, yarn")
@@ -103,7 +99,7 @@ def check_rope(scaling: str, factor: float, original: int | None, base: float) -
         allowed = f"it must be > 1: with model.rope_scaling={scaling}, so many times as long is the context to be"
         check(1 < factor < math.inf, "model.rope_factor", factor, allowed)
     if scaling == "yarn":
-        check(_is_whole(original) and original >= 1, "model.rope_original", original,
+        check(is_whole(original) and original >= 1, "model.rope_original", original,
               "model.rope_scaling=yarn needs the context that the model was trained for")  # fmt: skip
         check(base > 1, "model.rope_base", base, "with model.rope_scaling=yarn it must be > 1")
     else:
@@ -112,7 +108,7 @@ def check_rope(scaling: str, factor: float, original: int | None, base: float) -
 
 def check_kv_heads(kv_heads: int | None, heads: int) -> None:
     """Raises ValueError unless it is null or divides the number of heads."""
-    divides = _is_whole(kv_heads) and kv_heads >= 1 and heads % kv_heads == 0
+    divides = is_whole(kv_heads) and kv_heads >= 1 and heads % kv_heads == 0
     if kv_heads is not None and not divides:
         allowed = [n for n in range(1, heads + 1) if heads % n == 0]
         told = ", ".join(map(str, allowed))

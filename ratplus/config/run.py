@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from ratplus.config.check import check
+from ratplus.config.check import check, check_least
 
 
 @dataclass
@@ -30,8 +30,7 @@ class RunSection:
         allowed = ("auto", "cpu", "cuda")
         check(self.accelerator in allowed, "run.accelerator", self.accelerator, f"allowed: {', '.join(allowed)}")
         check(self.threads is None or self.threads >= 1, "run.threads", self.threads, "it must be ≥ 1 or null")
-        check(self.checkpoint_seconds >= 0, "run.checkpoint_seconds", self.checkpoint_seconds, "it must be ≥ 0")
-        check(self.log_every >= 1, "run.log_every", self.log_every, "it must be ≥ 1")
+        check_least(self, "run", checkpoint_seconds=0, log_every=1)
 
 
 @dataclass
@@ -120,10 +119,10 @@ class LauncherSection:
         needed = self.kind == "local"
         check(not needed or self.workers is not None, "launcher.workers", self.workers,
                "launcher=local needs a whole number ≥ 1")  # fmt: skip
-        for name, least in (("workers", 1), ("threads", 1), ("gpus", 0), ("cpus", 1), ("minutes", 1), ("requeues", 0),
-                            ("grace_seconds", 10), ("memory_gb", 0.1), ("array_size", 1)):  # fmt: skip
-            value = getattr(self, name)
-            check(value is None or value >= least, f"launcher.{name}", value, f"it must be ≥ {least}")
+        check_least(
+            self, "launcher", workers=1, threads=1, gpus=0, cpus=1, minutes=1, requeues=0, grace_seconds=10,
+            memory_gb=0.1, array_size=1,
+        )  # fmt: skip
         check(self.cluster in ("slurm", "local"), "launcher.cluster", self.cluster, "allowed: slurm, local")
         # Ignoring a key would let somebody wait for GPUs that nobody asked for.
         common = {"kind", "workers", "threads", "gpus"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ratplus.config.check import check
+from ratplus.config.check import check, check_least
 from ratplus.config.eval import NIAH_TASKS
 from ratplus.pattern import Pattern, build_map
 
@@ -59,8 +59,7 @@ class RecipeSection:
 
     def check(self, where: str) -> None:
         """Refuse impossible values; `where` is the key prefix that the message shows. TrainSection calls it."""
-        check(self.steps >= 0, f"{where}.steps", self.steps, "it must be ≥ 0")
-        check(self.batch >= 1, f"{where}.batch", self.batch, "it must be ≥ 1")
+        check_least(self, where, steps=0, batch=1, weight_decay=0)
         micro = self.micro_batch
         check(
             micro is None or (micro >= 1 and self.batch % micro == 0),
@@ -71,7 +70,6 @@ class RecipeSection:
         check(self.lr > 0, f"{where}.lr", self.lr, "it must be > 0")
         check(0 <= self.lr_min <= self.lr, f"{where}.lr_min", self.lr_min, f"it must be between 0 and lr={self.lr}")
         check(0 <= self.warmup < 1, f"{where}.warmup", self.warmup, "it is a fraction of the steps: 0 ≤ warmup < 1")
-        check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "it must be ≥ 0")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{where}.{name}", value, "it must be in [0, 1)")
@@ -126,9 +124,7 @@ class NeedleSplit:
             self.tasks,
             f"{where}.steps={steps} needs some to train on: {', '.join(NIAH_TASKS)}; or set {where}.steps=0",
         )
-        for name, least in (("items", 1), ("length", 16), ("digits", 1), ("seed", 0)):
-            value = getattr(self, name)
-            check(value is None or value >= least, f"{where}.{name}", value, f"it must be ≥ {least}")
+        check_least(self, where, items=1, length=16, digits=1, seed=0)
         check(self.length is None or self.length <= context, f"{where}.length", self.length,
                f"it must be ≤ train.context={context}")  # fmt: skip
         check(self.template in ("ruler", "short"), f"{where}.template", self.template, "allowed: ruler, short")
@@ -170,7 +166,7 @@ class TrainSection:
     sft: SftSection = field(default_factory=SftSection)
 
     def __post_init__(self):
-        check(self.context >= 2, "train.context", self.context, "it must be ≥ 2")
+        check_least(self, "train", context=2)
         check(self.precision in ("float32", "bf16"), "train.precision", self.precision, "allowed: float32, bf16")
         self.pretrain.check("train.pretrain")
         self.adapt.check("train.adapt")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ratplus.pattern import Pattern, PatternMap
+from ratplus.pattern import Pattern, PatternMap, is_whole
 
 # h + (1 - g) (u - h) with 1 - g at hand: subtract, multiply, add; once for the key channel, once for the value channel.
 _RECURRENCE_FLOPS_PER_CHANNEL_STEP = 6
@@ -218,6 +218,6 @@ def _heads(patterns: Pattern | PatternMap) -> Counter[Pattern]:
 
 
 def _whole(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{name}: got {value!r}; it must be a whole number ≥ {least}")
-    return value.__index__()
+    return int(value)

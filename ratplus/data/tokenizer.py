@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ratplus.records.lines import first_line
+
 # What tokenizer files call the end of a text, most specific first.
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 
@@ -82,7 +84,7 @@ class HuggingFaceTokenizer(_FileTokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"{path}: not a Hugging Face tokenizer.json ({_first_line(error)})") from None
+            raise TokenizerError(f"{path}: not a Hugging Face tokenizer.json ({first_line(error)})") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # A document that contains the characters of a special token must not end a text by them.
@@ -114,7 +116,7 @@ class SentencePieceTokenizer(_FileTokenizer):
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
-            raise TokenizerError(f"{path}: not a SentencePiece model ({_first_line(error)})") from None
+            raise TokenizerError(f"{path}: not a SentencePiece model ({first_line(error)})") from None
         pieces = {self._processor.id_to_piece(i): i for i in range(self._processor.vocab_size())}
         if eos is None and self._processor.eos_id() >= 0:
             eos = self._processor.eos_id()
@@ -204,7 +206,3 @@ def _said_eos(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return said.get("content") if isinstance(said, dict) else said
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

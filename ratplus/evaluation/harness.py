@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from ratplus.config.eval import HarnessSection, is_task_file
 from ratplus.evaluation.metrics import metric
+from ratplus.records.lines import first_line
 
 if TYPE_CHECKING:
     from ratplus.evaluation.harness_model import Adapter
@@ -266,14 +267,14 @@ def _declared_name(path: Path) -> str:
 
 
 def _missing_package(task: str, error: ImportError) -> str:
-    said = str(error).strip().splitlines()[0]
+    said = first_line(error)
     if task.startswith("longbench"):
         return f"eval.tasks: {task}: needs packages of its own; install the extra: pip install 'ratplus[longbench]'"
     return f"eval.tasks: {task}: needs a package that is not installed ({said}); install it with pip"
 
 
 def _cannot_load(task: str, error: Exception) -> str:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    said = first_line(error)
     if isinstance(error, KeyError):
         return f"eval.tasks: {task}: its data has no split or column {said}"
     if isinstance(error, (TypeError, AttributeError)):

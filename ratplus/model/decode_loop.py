@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ratplus.records.lines import first_line
+
 if TYPE_CHECKING:
     from ratplus.model.cache import KVCache
     from ratplus.model.network import Network
@@ -113,7 +115,7 @@ class DecodeLoop:
             self.captures += 1
         except RuntimeError as error:  # capturing runs nothing, so the cache is as it was
             self._capture = None
-            _warn(str(error).splitlines()[0])
+            _warn(first_line(error))
 
 
 _warned: set[str] = set()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ratplus.records.lines import last_line
 from ratplus.records.lock import is_locked
 from ratplus.records.record import STAGES, RecordError, read_record
 
@@ -30,7 +31,7 @@ def stage_state(folder: Path) -> State:
         record = read_record(folder)
     except RecordError as error:
         # The file's place in the sweep is enough: a table should not tell where its author works.
-        return State("damaged", stage, _last_line(str(error)).replace(f"{folder.parents[1]}/", ""))
+        return State("damaged", stage, last_line(str(error)).replace(f"{folder.parents[1]}/", ""))
     if record is not None and record["status"] == "done":
         return State("done", stage, record=record)
     if is_locked(folder):
@@ -38,7 +39,7 @@ def stage_state(folder: Path) -> State:
     if record is None:
         return State("missing", stage)
     error = record.get("error") or {}
-    kind, text = error.get("type") or "unknown error", _last_line(str(error.get("message") or ""))
+    kind, text = error.get("type") or "unknown error", last_line(str(error.get("message") or ""))
     # A message that ends in somebody's traceback names the type itself.
     return State("failed", stage, text if text.startswith(f"{kind}:") else f"{kind}: {text}".removesuffix(": "), record)
 
@@ -60,7 +61,3 @@ def cell_state(
             if state.status == status:
                 return state
     return State("missing")
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1].strip()

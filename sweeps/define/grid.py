@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import product
 
 from ratplus.config.cell import Config
+from ratplus.pattern import is_whole
 from ratplus.sweeps.define.mistakes import UsageError
 
 # The keys of the `sweep` section, each with what it is (docs/reference/keys.md is made of these lines too).
@@ -77,7 +78,7 @@ def _paired(mapping: dict) -> list[list[str]]:
 
 
 def _seeds(seeds) -> list[int]:
-    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
+    if is_whole(seeds) and seeds >= 1:
         return list(range(seeds))
     if isinstance(seeds, list) and seeds:
         return seeds

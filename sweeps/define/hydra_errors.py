@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 
 from omegaconf.errors import OmegaConfBaseException
 
+from ratplus.records.lines import first_line
 from ratplus.config.cell import Config
 from ratplus.records.record import flatten
 
@@ -34,7 +35,7 @@ def hydra_line(error: Exception) -> str:
 
 def omegaconf_line(error: OmegaConfBaseException) -> str:
     """The line for an error of OmegaConf's."""
-    first = str(error).splitlines()[0].strip()
+    first = first_line(error)
     key = getattr(error, "full_key", None) or ""
     if "not in" in first and key:
         return _unknown_key(key)

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from ratplus.data.corpus import CorpusError
 from ratplus.data.prepare.inputs import Input
+from ratplus.records.lines import first_line
 
 # Characters of text that are tokenized at once; a longer document is a batch of its own.
 BATCH_CHARACTERS = 1 << 20
@@ -73,7 +74,7 @@ def _parquet(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[
                 for text in part.column(0).to_pylist():
                     yield text, done
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{source.name}: damaged parquet file, row group {group} ({_line(error)})") from None
+        raise CorpusError(f"{source.name}: damaged parquet file, row group {group} ({first_line(error)})") from None
 
 
 def _jsonl(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[tuple[str, int]]:
@@ -84,7 +85,7 @@ def _jsonl(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[tu
         try:
             row = json.loads(line)
         except ValueError as error:  # of JSON and of UTF-8
-            raise CorpusError(f"{where}: not JSON ({_line(error)})") from None
+            raise CorpusError(f"{where}: not JSON ({first_line(error)})") from None
         if not isinstance(row, dict):
             raise CorpusError(f"{where}: holds a {type(row).__name__}; every line must be an object with a text")
         if column not in row:
@@ -147,12 +148,8 @@ def _unzstd(source: Input, raw: BinaryIO) -> Iterator[bytes]:
             *lines, rest = rest.split(b"\n")
             yield from (line + b"\n" for line in lines)
     except zstandard.ZstdError as error:
-        raise CorpusError(f"{source.name}: damaged compressed file ({_line(error)})") from None
+        raise CorpusError(f"{source.name}: damaged compressed file ({first_line(error)})") from None
     if frame is not None:
         raise CorpusError(f"{source.name}: truncated compressed file")
     if rest:
         yield rest
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from ratplus.config.data import DataSection
 from ratplus.data.corpus import CorpusError
+from ratplus.records.lines import first_line
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 _SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", *TEXT_SUFFIXES)
@@ -147,10 +148,9 @@ def _hub_inputs(data: DataSection) -> list[Input]:
         root = f"datasets/{data.path}@{commit}/"
         found = files.find(root, detail=True)
     except Exception as error:  # the library passes on what several others raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CorpusError(
             f"data.path={data.path}: the hub at {endpoint} does not give this data set at revision {data.revision} "
-            f"({type(error).__name__}: {reason[:160]}); check name, revision, network and login, {instead}"
+            f"({type(error).__name__}: {first_line(error)}); check name, revision, network and login, {instead}"
         ) from None
     names = {path.partition(f"@{commit}/")[2] or path: (path, facts) for path, facts in found.items()}
     return [Input(name, path, facts["size"], _version(facts), endpoint) for name, (path, facts) in _chosen(names, data)]
