@@ -7,23 +7,28 @@ does all of them.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ratplus.config.cell import Config
 from ratplus.data.corpus import Corpus, open_corpus
 from ratplus.data.sources import prepare
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.lock import FolderLock
-from ratplus.records.record import STAGES, TRAINING
-from ratplus.stages.peak_memory import peak_memory
+from ratplus.stages.peak_memory import gpu_peak
 from ratplus.stages.plan import Stage, plan
 from ratplus.stages.run_stage import Surroundings, run_stage, training_device
-from ratplus.training.errors import Interrupted, PeerFailed
-from ratplus.training.ranks import Place, micro_batches, place_of
+from ratplus.stages.shared import run_shared
+from ratplus.training.ranks import place_of
+
+if TYPE_CHECKING:
+    from ratplus.config.model import ModelConfig
+    from ratplus.data.batches import Batches
+    from ratplus.model import RATPlus
+    from ratplus.records.curve import StageLog
+    from ratplus.training.spec import Run
+    from ratplus.training.team import Team
 
 
 class Cell:
@@ -33,7 +38,7 @@ class Cell:
         self.config, self.around = config, around
         self.corpus: Corpus = open_corpus(prepare(config.data))
         self.plan = plan(config, self.corpus.identity, self.corpus.vocab_size)
-        self._team = None  # of several ranks, while rank 0 runs the stages
+        self._team: Team | None = None  # of several ranks, while rank 0 runs the stages
 
     def run(self, last: str = "evaluate") -> dict:
         """Run the stages up to `last`; returns its record.
@@ -50,21 +55,11 @@ class Cell:
             ratplus.training.errors.PeerFailed: on other ranks than the one that failed first.
         """
         place = place_of(self.config.trainer)
-        if place.rank > 0:
-            return self.follow(place)
-        if place.world == 1:
-            return self._run_stages(last)
-        for name in STAGES[: STAGES.index(last) + 1]:
-            given = name == "pretrain" and self.config.model.init_from
-            if name in TRAINING and getattr(self.plan, name) is not None and not given:
-                micro_batches(getattr(self.config.train, name), place.world, f"train.{name}")
-        from ratplus.training.team import Team
+        return self.run_stages(last) if place.world == 1 else run_shared(self, place, last)
 
-        with Team(place, self.config.trainer, self.config.run, self._start_rank) as self._team:
-            self._team.result = self._run_stages(last)
-        return self._team.result
-
-    def _run_stages(self, last: str) -> dict:
+    def run_stages(self, last: str, team: Team | None = None) -> dict:
+        """`run` in this process; with a team, its other ranks train along."""
+        self._team = team
         check_suites(self.config, self.corpus)  # now rather than after hours of training, whatever `last` is
         if self.config.trainer.compile:
             from ratplus.training.blocks import check_compiler
@@ -80,75 +75,46 @@ class Cell:
                 break
         return record
 
-    # ---- ranks other than 0 ----
-
-    def _start_rank(self, place: Place):
-        # A fresh interpreter: a fork would share CUDA and thread state with this one.
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(
-            target=_rank_process, args=(self.config, place), name=f"ratplus-rank-{place.rank}", daemon=True
-        )
-        process.start()
-        return process
-
-    def follow(self, place: Place) -> dict:
-        """A rank's part other than 0's: train along as rank 0 orders; returns the record that rank 0 ends with."""
-        from ratplus.training.team import Team
-
-        team = Team(place, self.config.trainer, self.config.run)
-        for order in team.orders():
-            stage = getattr(self.plan, order["stage"])
-            with team.together():
-                if stage.id != order["id"]:
-                    raise ValueError(
-                        f"{stage.name}: its id is {stage.id} here and {order['id']} on rank 0, so code, config or data "
-                        "differ between the two; start all ranks with the same command, code and corpus"
-                    )
-                self._train_along(team, stage, order["first"])
-        return team.result
-
-    def _train_along(self, team, stage: Stage, first: int) -> None:
+    def train_along(self, stage: Stage, first: int, team: Team) -> None:
+        """The part of a rank other than 0 in the training of a stage, which rank 0 begins at the step `first`."""
         from ratplus.training.run import train_along
 
-        recipe, patterns, arl = self._assignment(stage)
-        train_along(
-            self._model_config(), recipe, self._rows_of(stage), purpose=stage.name, first=first, run=self.config.run,
-            team=team, precision=self.config.train.precision, patterns=patterns, arl=arl,
-        )  # fmt: skip
+        train_along(self.model_config(), self._training(stage), first, team)
 
     # ---- the work of each stage: (stage, folder, log, lock) -> (metrics, timing[, facts for the provenance]) ----
 
-    def _batches(self):
+    def batches(self) -> Batches:
+        """Text and recall rows: what pretraining and adaptation read, and what is held out."""
         from ratplus.data.batches import Batches
 
         return Batches.of(self.config, self.corpus)
 
-    def _rows_of(self, stage: Stage):
-        """What a training stage reads."""
-        if stage.name != "sft":
-            return self._batches()
-        from ratplus.data.sft import SftBatches
-
-        return SftBatches.of(self.config, self.corpus)
-
-    def _model_config(self):
+    def model_config(self) -> ModelConfig:
+        """Shape of the cell's model, which depends on the corpus for its vocabulary."""
         return self.config.model.build(self.plan.vocab_size, self.config.train.context)
 
-    def _assignment(self, stage: Stage) -> tuple:
-        """What a training stage trains with: (recipe, patterns, active recurrence learning's pattern or None)."""
-        if stage.name == "adapt":
-            return self.config.train.adapt, self.config.patterns, None
-        if stage.name == "sft":
-            return self.config.train.sft, self.config.patterns, self.config.train.sft.arl_pattern
-        r = self.config.train.pretrain
-        return r, self.config.patterns if r.sparse else None, r.arl_pattern
+    def _training(self, stage: Stage) -> Run:
+        """The optimisation run of a training stage."""
+        from ratplus.data.sft import SftBatches
+        from ratplus.training.spec import Run
+
+        train = self.config.train
+        recipe = {"pretrain": train.pretrain, "adapt": train.adapt, "sft": train.sft}[stage.name]
+        dense = stage.name == "pretrain" and not recipe.sparse
+        return Run(
+            purpose=stage.name, stage_id=stage.id, recipe=recipe,
+            rows=SftBatches.of(self.config, self.corpus) if stage.name == "sft" else self.batches(),
+            patterns=None if dense else self.config.patterns,
+            arl=recipe.arl_pattern,  # the config allows it for pretrain and sft only
+            precision=train.precision, run=self.config.run, trainer=self.config.trainer,
+        )  # fmt: skip
 
     def _pretrain(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus.model import empty_model
 
         if self.config.model.init_from:
             return self._take_weights(stage, folder)
-        model = empty_model(self._model_config())
+        model = empty_model(self.model_config())
         model.reset_parameters(self.config.seed, self.config.model.init_std)
         return self._train(model, stage, folder, log, lock)
 
@@ -160,48 +126,46 @@ class Cell:
 
         source, weights = Path(self.config.model.init_from), stage.config["weights"]
         trained, _ = read_start(source)
-        parameters = adopt(source, folder, self._model_config(), weights, self.around.say)
+        parameters = adopt(source, folder, self.model_config(), weights, self.around.say)
         return {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}, {}
 
     def _adapt(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
-        return self._train(self._load(self.plan.pretrain), stage, folder, log, lock)
+        return self._train(self.load(self.plan.pretrain), stage, folder, log, lock)
 
     def _sft(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
-        return self._train(self._load(self.plan.adapt), stage, folder, log, lock)
+        return self._train(self.load(self.plan.adapt), stage, folder, log, lock)
 
-    def _train(self, model, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
+    def _train(self, model: RATPlus, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> tuple[dict, dict]:
         from ratplus.checkpoint import save
         from ratplus.evaluation.metrics import metric
         from ratplus.training.run import train
+        from ratplus.training.spec import Watch
 
-        recipe, patterns, arl = self._assignment(stage)
-        outcome = train(
-            model, recipe, self._rows_of(stage), folder, purpose=stage.name, stage_id=stage.id, run=self.config.run,
-            precision=self.config.train.precision, patterns=patterns, arl=arl, log=log, before_saving=lock.check,
-            progress=lambda done, total, numbers: self.around.progress(stage.name, done, total, numbers),
-            team=self._team, trainer=self.config.trainer, say=self.around.say,
-        )  # fmt: skip
-        model = outcome["model"]
-        save(model, folder)
-        report = outcome["report"]
+        def progress(done: int, total: int, numbers: dict) -> None:
+            self.around.progress(stage.name, done, total, numbers)
+
+        watch = Watch(log=log, progress=progress, before_saving=lock.check, say=self.around.say)
+        outcome = train(model, self._training(stage), folder, watch, self._team)
+        save(outcome.model, folder)
         # Of the last step, over its labels.
+        report = outcome.report
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
-        metrics["parameters"] = metric(sum(p.numel() for p in model.parameters()), None, 1)
-        timing = {"train_seconds": outcome["seconds"], "resumed_at_step": outcome["first_step"]}
-        one_sum = outcome["layouts"][-1].get("micro_batches", 1) == 1
-        if len(outcome["layouts"]) > 1 or self._team is not None or self.config.trainer.compile or not one_sum:
-            timing["layouts"] = outcome["layouts"]
+        metrics["parameters"] = metric(sum(p.numel() for p in outcome.model.parameters()), None, 1)
+        timing = {"train_seconds": outcome.seconds, "resumed_at_step": outcome.first_step}
+        one_sum = outcome.layouts[-1].get("micro_batches", 1) == 1
+        if len(outcome.layouts) > 1 or self._team is not None or self.config.trainer.compile or not one_sum:
+            timing["layouts"] = outcome.layouts
         return metrics, timing
 
     def _evaluate(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict, dict]:
         from ratplus.evaluation.suites import evaluate_suites
         from ratplus.records.samples import write_samples
 
-        model = self._load(self.plan.trained)
+        model = self.load(self.plan.trained)
         device = training_device(self.config.run.accelerator)
         started = time.monotonic()
         found = evaluate_suites(
-            model.to(device), self.config.patterns, self._batches(), self.config.eval,
+            model.to(device), self.config.patterns, self.batches(), self.config.eval,
             lambda done, total: self.around.progress(stage.name, done, total, {}),
         )  # fmt: skip
         metrics, timing = found.metrics, {"evaluate_seconds": time.monotonic() - started}
@@ -209,33 +173,18 @@ class Cell:
         if self.config.eval.efficiency.enabled:
             from ratplus.evaluation.efficiency import measure_efficiency
 
-            timing |= peak_memory(device)  # the measurements reset the GPU's peak, and have peaks of their own
+            timing |= gpu_peak(device)  # the measurements reset the GPU's peak, and have peaks of their own
             counts, times = measure_efficiency(model, self.config.patterns, self.config.eval.efficiency, device)
             metrics, timing = metrics | counts, timing | times
         return metrics, timing, ({"tasks": found.facts} if found.facts else {})
 
-    def _load(self, parent: Stage):
+    def load(self, parent: Stage) -> RATPlus:
+        """The model that a training stage left. Raises CheckpointError: none there, or a damaged one."""
         from ratplus.checkpoint import load
         from ratplus.checkpoint.facts import CheckpointError
 
         folder = parent.folder(self.around.root)
         try:
-            return load(folder, self._model_config())
+            return load(folder, self.model_config())
         except CheckpointError as error:
             raise CheckpointError(f"{error}; delete {folder} to train it again") from None
-
-
-def _rank_process(config: Config, place: Place) -> None:
-    """A rank that rank 0 started on its own machine."""
-    # torch's sockets would print a stack trace when rank 0 goes.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if config.run.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.run.threads)
-    try:
-        Cell(config, Surroundings(Path())).follow(place)
-    except Interrupted as error:
-        sys.exit(128 + error.number)
-    except (PeerFailed, KeyboardInterrupt):
-        sys.exit(1)  # rank 0 says what happened

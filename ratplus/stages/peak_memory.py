@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def reset_gpu_peak(device: str) -> None:
-    """Forget what earlier stages of this process allocated on the GPU, so that `peak_memory` is of the next one alone.
+    """Forget what earlier stages of this process allocated on the GPU, so that `gpu_peak` is of the next one alone.
 
     Args:
         device: "cuda" or "cpu", where there is nothing to forget.
@@ -20,18 +20,23 @@ def reset_gpu_peak(device: str) -> None:
 
 
 def peak_memory(device: str) -> dict[str, int]:
-    """Entries of a record's `timing`, in bytes.
+    """Entries of a record's `timing`, in bytes: `gpu_peak`, and `process_peak_memory_bytes`.
 
-    `peak_gpu_memory_bytes`, on CUDA only: the most that PyTorch's allocator held in tensors since `reset_gpu_peak`, on
-    this process's GPU. `process_peak_memory_bytes`: the most host memory (resident set) that this process ever held.
-    No system tells the latter of a part of a process's life, so it includes the stages that the process ran before.
+    The latter is the most host memory (resident set) that this process ever held. No system tells it of a part of a
+    process's life, so it includes the stages that the process ran before.
     """
-    host = {"process_peak_memory_bytes": _process_peak_bytes()}
+    return {**gpu_peak(device), "process_peak_memory_bytes": _process_peak_bytes()}
+
+
+def gpu_peak(device: str) -> dict[str, int]:
+    """`peak_gpu_memory_bytes`: the most that PyTorch's allocator held in tensors on this process's GPU since
+    `reset_gpu_peak`; empty on a CPU.
+    """
     if device != "cuda":
-        return host
+        return {}
     import torch
 
-    return {"peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(), **host}
+    return {"peak_gpu_memory_bytes": torch.cuda.max_memory_allocated()}
 
 
 def _process_peak_bytes() -> int:

@@ -22,15 +22,13 @@ import numpy as np
 import torch
 
 from ratplus.config.model import ModelConfig
-from ratplus.config.run import RunSection, TrainerSection
+from ratplus.config.run import RunSection
 from ratplus.config.train import RecipeSection
-from ratplus.data.batches import Batches
 from ratplus.model import RATPlus
-from ratplus.pattern import Pattern, PatternMap
-from ratplus.records.curve import StageLog
 from ratplus.training.blocks import equipped
 from ratplus.training.errors import Interrupted
 from ratplus.training.ranks import micro_batches
+from ratplus.training.spec import Layout, Outcome, Rows, Run, Watch
 from ratplus.training.state import ONE_RANK, layouts_of, load_state, save_state, what_it_reads
 from ratplus.training.step import SharedModule, TrainingModule
 
@@ -46,7 +44,7 @@ class StepLoader:
         pinned: rows lie in page-locked memory, from which a copy to a GPU does not make the host wait for the GPU.
     """
 
-    def __init__(self, batches: Batches, recipe: RecipeSection, purpose: str, first: int, pinned: bool = False):
+    def __init__(self, batches: Rows, recipe: RecipeSection, purpose: str, first: int, pinned: bool = False):
         self.batches, self.recipe, self.purpose, self.first = batches, recipe, purpose, first
         self.pinned = pinned
 
@@ -65,33 +63,14 @@ class StepLoader:
         return torch.from_numpy(np.ascontiguousarray(rows)).pin_memory()
 
 
-def train(
-    model: RATPlus,
-    recipe: RecipeSection,
-    batches: Batches,
-    folder: Path,
-    *,
-    purpose: str,
-    stage_id: str,
-    run: RunSection,
-    precision: str = "float32",
-    patterns: PatternMap | Pattern | None = None,
-    arl: Pattern | None = None,
-    log: StageLog | None = None,
-    progress: Callable[[int, int, dict], None] | None = None,
-    before_saving: Callable[[], None] = lambda: None,
-    team: Team | None = None,
-    trainer: TrainerSection | None = None,
-    say: Callable[[str], None] = lambda _line: None,
-) -> dict:
-    """Train `model` to the end of `recipe`, continuing from the newest training state in `folder`.
+def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, team: Team | None = None) -> Outcome:
+    """Train `model` to the end of the run's recipe, continuing from the newest training state in `folder`.
 
-    `purpose` is "pretrain" or "adapt": their draws never coincide. `before_saving` may raise to keep this process from
-    writing into a folder that is not its own any more. With a team, this is rank 0's part, and it has the others call
-    `train_along`. `trainer` says how blocks are run (ratplus.training.blocks); a team brings its own.
-
-    Returns {"model": trained, in whole tensors; "report": of the last step, floats; "seconds": wall time of this call;
-    "first_step": where it began; "layouts": how steps were shared out (training_state.layouts_of)}.
+    Args:
+        model: trained in place, except by a team, whose ranks may each hold a part of it: see `Outcome.model`.
+        watch: None is nobody.
+        team: the ranks that share each step's rows; None is this process alone. With a team this is rank 0's part, and
+            it has the others call `train_along`.
 
     Raises:
         CheckpointError: the training state is damaged, of another stage, or of a run that reads other data.
@@ -99,77 +78,65 @@ def train(
         Interrupted: after SIGTERM or SIGINT, with the state saved.
         PeerFailed: another rank of the team failed.
     """
-    parts = micro_batches(recipe, team.place.world if team is not None else 1, f"train.{purpose}")
-    reads = what_it_reads(recipe, batches, purpose)
-    state = load_state(folder, stage_id, reads)
+    watch = watch or Watch()
+    recipe = run.recipe
+    parts = micro_batches(recipe, team.place.world if team is not None else 1, f"train.{run.purpose}")
+    reads = what_it_reads(recipe, run.rows, run.purpose)
+    state = load_state(folder, run.stage_id, reads)
     first = 0
     if state is not None:
         model.load_state_dict(state.pop("model"))
         first = state["step"]
-    trainer = team.trainer if team is not None else trainer or TrainerSection()
-    layout = {**ONE_RANK} if team is None else {"strategy": trainer.strategy, "ranks": team.place.world}
-    layouts = layouts_of(state, layout | {"micro_batches": parts, "compile": trainer.compile})
+    layout = {**ONE_RANK} if team is None else {"strategy": run.trainer.strategy, "ranks": team.place.world}
+    layouts = layouts_of(state, layout | {"micro_batches": parts, "compile": run.trainer.compile})
     if layouts[-1]["from_step"] == first > 0:
-        say(
-            f"{purpose} {stage_id}: continues at step {first} with {_spoken(layouts[-1])}, before with "
+        watch.say(
+            f"{run.purpose} {run.stage_id}: continues at step {first} with {_spoken(layouts[-1])}, before with "
             f"{_spoken(layouts[-2])}; each step reads the same data, but sums it in another order"
         )
-    if log is not None:
-        log.start(first)
+    if watch.log is not None:
+        watch.log.start(first)
     last: dict = {} if state is None else state["report"]
 
     def on_step(step: int, report: dict) -> None:
         last.update(report)
         done = step + 1
-        if log is not None and (done % run.log_every == 0 or done in (1, recipe.steps)):
+        if watch.log is not None and (done % run.run.log_every == 0 or done in (1, recipe.steps)):
             values = {k: float(v) for k, v in report.items()}
-            log.write(done, {"tokens": done * recipe.batch * batches.context, **values})
-        if progress is not None:
-            progress(done, recipe.steps, report)
+            watch.log.write(done, {"tokens": done * recipe.batch * run.rows.context, **values})
+        if watch.progress is not None:
+            watch.progress(done, recipe.steps, report)
 
     def save(done: int, whole: dict) -> None:
-        before_saving()
+        watch.before_saving()
         report = {k: float(v) for k, v in last.items()}
-        save_state(folder, stage_id, done, {**whole, "report": report, "reads": reads, "layouts": layouts})
+        save_state(folder, run.stage_id, done, {**whole, "report": report, "reads": reads, "layouts": layouts})
 
     started = time.monotonic()
     if first < recipe.steps:
-        loader = StepLoader(batches, recipe, purpose, first, _on_gpu(run))
-        saver = _Saver(run.checkpoint_seconds, save, team)
+        saver = _Saver(run.run.checkpoint_seconds, save, team)
         if team is None:
-            module = TrainingModule(model, recipe, patterns, arl, on_step)
+            module = TrainingModule(model, recipe, run.patterns, run.arl, on_step)
             module.restored = None if state is None else state.pop("optimizer")
-            _fit(module, loader, saver, run, precision, trainer)
+            _fit(module, run, first, saver)
         else:
-            with team.training({"stage": purpose, "id": stage_id, "first": first}):
-                module = SharedModule(
-                    model, recipe, patterns, arl, on_step, team, bf16=precision == "bf16", goes_on=first > 0
-                )
+            with team.training({"stage": run.purpose, "id": run.stage_id, "first": first}):
+                module = _shared_module(model, run, first, team, on_step)
                 module.restored = None if state is None else state.pop("optimizer")
-                _fit(module, loader, saver, run, precision, trainer, team)
+                _fit(module, run, first, saver, team)
             if module.trained is not None:
                 with torch.device("meta"):
                     model = RATPlus(model.config)
                 model.load_state_dict(module.trained, assign=True)
     report = {k: float(v) for k, v in last.items()}
-    seconds = time.monotonic() - started
-    return {"model": model, "report": report, "seconds": seconds, "first_step": first, "layouts": layouts}
+    return Outcome(model, report, time.monotonic() - started, first, layouts)
 
 
-def train_along(
-    model_config: ModelConfig,
-    recipe: RecipeSection,
-    batches: Batches,
-    *,
-    purpose: str,
-    first: int,
-    run: RunSection,
-    team: Team,
-    precision: str = "float32",
-    patterns: PatternMap | Pattern | None = None,
-    arl: Pattern | None = None,
-) -> None:
+def train_along(model_config: ModelConfig, run: Run, first: int, team: Team) -> None:
     """The part of a rank other than 0 in `train`: it gets weights and optimizer from rank 0, and writes nothing.
+
+    Args:
+        first: the step at which rank 0 begins.
 
     Raises:
         Interrupted: with rank 0, which saved the state.
@@ -177,27 +144,27 @@ def train_along(
     # Under fsdp no rank ever holds all weights; under ddp DDP fills them in.
     with torch.device("meta") if team.trainer.strategy == "fsdp" else nullcontext():
         model = RATPlus(model_config)
-    module = SharedModule(model, recipe, patterns, arl, team=team, bf16=precision == "bf16", goes_on=first > 0)
-    saver = _Saver(math.inf, lambda _done, _whole: None, team)
-    loader = StepLoader(batches, recipe, purpose, first, _on_gpu(run))
-    _fit(module, loader, saver, run, precision, team.trainer, team)
+    _fit(_shared_module(model, run, first, team), run, first, _Saver(math.inf, lambda _done, _whole: None, team), team)
+
+
+def _shared_module(model: RATPlus, run: Run, first: int, team: Team, on_step: Callable | None = None) -> SharedModule:
+    bf16 = run.precision == "bf16"
+    return SharedModule(model, run.recipe, run.patterns, run.arl, on_step, team, bf16=bf16, goes_on=first > 0)
+
+
+def _fit(module: TrainingModule, run: Run, first: int, saver: _Saver, team: Team | None = None) -> None:
+    loader = StepLoader(run.rows, run.recipe, run.purpose, first, _on_gpu(run.run))
+    if team is not None:
+        team.meet()
+    with quiet_lightning(), equipped(module.model, run.trainer):
+        make_trainer(run.run, run.precision, [saver], team).fit(module, loader)
 
 
 def _on_gpu(run: RunSection) -> bool:
     return run.accelerator != "cpu" and torch.cuda.is_available()
 
 
-def _fit(
-    module: TrainingModule, loader: StepLoader, saver: _Saver, run: RunSection, precision: str,
-    trainer: TrainerSection, team: Team | None = None,
-) -> None:  # fmt: skip
-    if team is not None:
-        team.meet()
-    with quiet_lightning(), equipped(module.model, trainer):
-        make_trainer(run, precision, [saver], team).fit(module, loader)
-
-
-def _spoken(layout: dict) -> str:
+def _spoken(layout: Layout) -> str:
     parts = f", {layout['micro_batches']} micro-batches" if "micro_batches" in layout else ""
     parts += ", compiled" if layout.get("compile") else ""
     return f"trainer={layout['strategy']} ({layout['ranks']} ranks{parts})"

@@ -13,8 +13,8 @@ import torch
 
 from ratplus.checkpoint.facts import CheckpointError
 from ratplus.config.train import RecipeSection
-from ratplus.data.batches import Batches
 from ratplus.records.atomic import new_file, sync_folder
+from ratplus.training.spec import Layout, Rows
 
 _FORMAT = 1
 _NAME = re.compile(r"training-(\d{8})-([0-9a-f]{16})\.pt")
@@ -95,7 +95,7 @@ def load_state(folder: Path, stage_id: str, reads: dict | None = None) -> dict |
     return state
 
 
-def what_it_reads(recipe: RecipeSection, batches: Batches, purpose: str) -> dict:
+def what_it_reads(recipe: RecipeSection, batches: Rows, purpose: str) -> dict:
     """All that decides what a step reads and does, by the key that a user knows it by.
 
     The number of ranks and the micro-batch are not among it: every step's rows are made for all ranks and then dealt,
@@ -106,11 +106,11 @@ def what_it_reads(recipe: RecipeSection, batches: Batches, purpose: str) -> dict
     return facts
 
 
-def layouts_of(state: dict | None, layout: dict) -> list[dict]:
-    """How the steps of a run were done so far: [{"from_step", "strategy", "ranks", "micro_batches", "compile"}, ...].
+def layouts_of(state: dict | None, layout: dict) -> list[Layout]:
+    """How the steps of a run were shared out so far, with `layout` for those from now on; oldest first.
 
-    What changes the order of float sums is told here; a state from before a key existed is taken to have had it so,
-    except `compile`, which nothing then was.
+    A training state of before a key existed is taken to have had the value that `layout` has, except for `compile`:
+    before that key existed, nothing was compiled.
     """
     if state is None:
         return [{"from_step": 0, **layout}]

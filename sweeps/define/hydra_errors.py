@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 
 from omegaconf.errors import OmegaConfBaseException
 
-from ratplus.records.lines import first_line
 from ratplus.config.cell import Config
+from ratplus.records.lines import first_line
 from ratplus.records.record import flatten
 
 # What a word on the command line may begin with.

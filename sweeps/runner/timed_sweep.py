@@ -119,6 +119,7 @@ def measure(cells: list[Composed]) -> list[StepTime]:
     from ratplus.data.sources import prepare
     from ratplus.model import empty_model
     from ratplus.training.run import train
+    from ratplus.training.spec import Run, Watch
 
     found = []
     for of_one in _by_pretraining(cells).values():
@@ -137,11 +138,11 @@ def measure(cells: list[Composed]) -> list[StepTime]:
                 ends[done] = time.perf_counter()
 
         with tempfile.TemporaryDirectory() as scratch:
-            train(
-                model, recipe, batches, Path(scratch), purpose="pretrain", stage_id="step-times", run=config.run,
-                precision=config.train.precision, patterns=config.patterns if recipe.sparse else None,
-                arl=recipe.arl_pattern, progress=ended, trainer=config.trainer,
+            run = Run(
+                "pretrain", "step-times", recipe, batches, config.patterns if recipe.sparse else None,
+                recipe.arl_pattern, config.train.precision, config.run, config.trainer,
             )  # fmt: skip
+            train(model, run, Path(scratch), Watch(progress=ended))
         seconds = (ends[WARM + TIMED] - ends[WARM]) / TIMED
         tokens = sum(inputs.size for inputs, _ in batches.train(recipe, "pretrain", 0))
         found.append(

@@ -75,8 +75,8 @@ def measure_sweep_gates(folder: Path) -> list[Path]:
                 f"--gates: the corpus or the code has changed since cell {entry['id']} was run, so its model cannot be "
                 "measured on the same text; run the sweep again"
             )
-        model = cell._load(trained).to(training_device(cell.config.run.accelerator))
-        tokens, _ = cell._batches().held_out_text(cell.config.eval.text_rows)
+        model = cell.load(trained).to(training_device(cell.config.run.accelerator))
+        tokens, _ = cell.batches().held_out_text(cell.config.eval.text_rows)
         gates = measure_gates(model, cell.config.patterns, tokens, cell.config.eval.batch)
         written.append(write_gates(own, gates))
     return written

@@ -270,6 +270,7 @@ def test_micro_batches_of_answers_add_up(tmp_path, corpus):
     """A step in parts has the gradient of the whole, though rows have labels of different number."""
     from ratplus import ModelConfig, RATPlus
     from ratplus.training.run import train
+    from ratplus.training.spec import Run
 
     ends = []
     for micro in (None, 1):
@@ -279,7 +280,7 @@ def test_micro_batches_of_answers_add_up(tmp_path, corpus):
         folder = tmp_path / str(micro)
         folder.mkdir()
         run = RunSection(accelerator="cpu", checkpoint_seconds=60.0)
-        train(model, section, batches(corpus, section), folder, purpose="sft", stage_id="s", run=run)
+        train(model, Run("sft", "s", section, batches(corpus, section), run=run), folder)
         ends.append(model.state_dict())
     assert ends[0].keys() == ends[1].keys() != set()
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-4) for name in ends[0])

@@ -434,7 +434,7 @@ def test_shares():
 
 
 def test_only_stages_that_train_must_share_their_rows(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(Cell, "_run_stages", lambda self, last: {"last": last})
+    monkeypatch.setattr(Cell, "run_stages", lambda self, last, team: {"last": last})
     cell = cell_of(config_of(text, "ddp", 2), tmp_path)
     cell.config.train.adapt.batch = 1
     assert cell.run("pretrain") == {"last": "pretrain"}

@@ -27,6 +27,7 @@ from ratplus.stages.failures import memory_advice
 from ratplus.stages.run_stage import Surroundings
 from ratplus.training.errors import Interrupted
 from ratplus.training.run import StepLoader, train
+from ratplus.training.spec import Run, Watch
 from ratplus.training.state import load_state
 from ratplus.training.step import learning_rate
 
@@ -66,20 +67,11 @@ def run(
         if done == crash_at:
             raise ZeroDivisionError
 
-    outcome = train(
-        model,
-        recipe,
-        batches,
-        folder,
-        purpose="pretrain",
-        stage_id="s",
-        run=RUN,
-        precision=precision,
-        arl=Pattern(8),
-        log=StageLog(folder),
-        progress=progress,
+    how = Run(
+        purpose="pretrain", stage_id="s", recipe=recipe, rows=batches, arl=Pattern(8), precision=precision, run=RUN,
         trainer=TrainerSection(**trainer),
-    )
+    )  # fmt: skip
+    outcome = train(model, how, folder, Watch(log=StageLog(folder), progress=progress))
     return model.state_dict(), outcome
 
 
@@ -91,7 +83,7 @@ def same(a, b) -> bool:
 def test_interrupted_training_ends_in_the_same_bits(data, tmp_path, micro):
     """Weights and curve, whichever step a signal or a crash came in; each step has two passes, of `micro` rows."""
     straight, whole = run(data, tmp_path / "straight", micro=micro)
-    assert whole["first_step"] == 0
+    assert whole.first_step == 0
     for at in range(1, 7):
         folder = tmp_path / f"at{at}"
         with pytest.raises(Interrupted) as stopped:
@@ -102,10 +94,10 @@ def test_interrupted_training_ends_in_the_same_bits(data, tmp_path, micro):
             with pytest.raises(ZeroDivisionError):
                 run(data, folder, crash_at=at + 1, micro=micro)
         resumed, outcome = run(data, folder, micro=micro)
-        assert outcome["first_step"] == at
+        assert outcome.first_step == at
         assert same(straight, resumed)
         # Also where no step was left to do: the report is then the one that was saved.
-        assert outcome["report"] == whole["report"]
+        assert outcome.report == whole.report
         assert (folder / "curve.csv").read_text() == (tmp_path / "straight" / "curve.csv").read_text()
 
 
@@ -147,7 +139,7 @@ def test_continuing_with_another_batch_layout(data, tmp_path):
     with pytest.raises(CheckpointError, match=r"train.pretrain.steps was 6 .* delete the file to train this stage"):
         run(data, tmp_path / "x", steps=7)
     _, outcome = run(data, tmp_path / "x", micro=1)
-    assert [(at["from_step"], at["micro_batches"]) for at in outcome["layouts"]] == [(0, 1), (2, 4)]
+    assert [(at["from_step"], at["micro_batches"]) for at in outcome.layouts] == [(0, 1), (2, 4)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -186,7 +178,7 @@ def test_compiled_blocks(data, tmp_path, monkeypatch):
         run(data, tmp_path / "compiled", steps=4, stop_at=3, compile=True, activation_checkpointing=True)
     assert counter.frame_count == 4  # text and recall rows, each dense and dilated
     compiled, outcome = run(data, tmp_path / "compiled", steps=4)
-    assert [(at["from_step"], at["compile"]) for at in outcome["layouts"]] == [(0, True), (3, False)]
+    assert [(at["from_step"], at["compile"]) for at in outcome.layouts] == [(0, True), (3, False)]
     assert counter.frame_count == 4
     for name, tensor in plain.items():
         torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-5)
@@ -223,7 +215,7 @@ def test_micro_batches_add_up(data, tmp_path, length):
     whole, a = run(data, tmp_path / "a", steps=1, length=length)
     parts, b = run(data, tmp_path / "b", steps=1, micro=1, length=length)
     for name in ("arl_loss", "arl_grad_norm", "loss"):
-        assert a["report"][name] == pytest.approx(b["report"][name], rel=1e-4)
+        assert a.report[name] == pytest.approx(b.report[name], rel=1e-4)
     # AdamW's first steps are sign-like: compare the tensors, not every entry.
     for name, tensor in whole.items():
         assert (tensor - parts[name]).norm() < 0.05 * tensor.norm(), name
