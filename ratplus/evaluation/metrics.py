@@ -6,13 +6,15 @@ import math
 
 import numpy as np
 
+from ratplus.records.record import Metric
 
-def metric(value: float, stderr: float | None, count: int) -> dict:
+
+def metric(value: float, stderr: float | None, count: int) -> Metric:
     """A metric as it stands in a record."""
     return {"value": float(value), "stderr": None if stderr is None else float(stderr), "count": int(count)}
 
 
-def clustered_mean(sums, counts) -> dict:
+def clustered_mean(sums, counts) -> Metric:
     """Mean of all items, given each row's sum and count of items.
 
     The standard error treats rows as the independent units (linearised ratio estimator); None for a single row.
@@ -30,7 +32,7 @@ def clustered_mean(sums, counts) -> dict:
     return metric(mean, stderr, int(total))
 
 
-def perplexity(loss: dict) -> dict:
+def perplexity(loss: Metric) -> Metric:
     """exp(loss); its standard error by the delta method. Infinite where it exceeds a float."""
     value = math.exp(loss["value"]) if loss["value"] < 700 else math.inf
     stderr = None if loss["stderr"] is None else value * loss["stderr"]

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.secrets import safe_environment, scrub, scrub_tree, scrub_words
@@ -26,6 +27,57 @@ RECORD_FILE = "record.json"
 # In order; not every cell has the stage `sft`.
 STAGES = ("pretrain", "adapt", "sft", "evaluate")
 TRAINING = STAGES[:-1]
+
+
+class Metric(TypedDict):
+    """One result: its value, the value's standard error (None where there is none), and the number of items."""
+
+    value: float
+    stderr: float | None
+    count: int
+
+
+class Failure(TypedDict):
+    """Why a stage failed: class of the exception or name of the signal, its text, and the traceback's last lines.
+
+    `attempt` is 1 for the first failure in a row. `host` is the machine that it happened on.
+    """
+
+    type: str
+    message: str
+    traceback: list[str]
+    host: NotRequired[str]
+    attempt: NotRequired[int]
+
+
+class Record(TypedDict):
+    """What a stage leaves in its folder.
+
+    Attributes:
+        format: FORMAT of the version that wrote it.
+        id: `stage_id` of stage, config and parent; the folder's name too.
+        stage: one of STAGES.
+        status: "done" or "failed".
+        parent: id of the stage before; None for the first.
+        config: what decides the result, plain.
+        metrics: reproducible results by name.
+        timing: wall times in seconds, memory in bytes, and what else differs from one machine to another.
+        provenance: see `provenance`; {} where nobody said.
+        error: None if done.
+        checksum: SHA-256 of all the other keys.
+    """
+
+    format: int
+    id: str
+    stage: str
+    status: str
+    parent: str | None
+    config: dict[str, Any]
+    metrics: dict[str, Metric]
+    timing: dict[str, Any]
+    provenance: dict[str, Any]
+    error: Failure | None
+    checksum: NotRequired[str]
 
 
 class RecordError(ValueError):
@@ -55,14 +107,14 @@ def stage_id(stage: str, config: dict, parent: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _checksum(record: dict) -> str:
+def _checksum(record: Record) -> str:
     body = {k: v for k, v in record.items() if k != "checksum"}
     # Metrics may be NaN in principle, so this text is only hashed, never parsed.
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_record(folder: Path, **parts) -> dict:
+def write_record(folder: Path, **parts) -> Record:
     """Write `<folder>/record.json` atomically and return it; `parts` are the arguments of `make_record`."""
     record = make_record(**parts)
     write_atomically(Path(folder) / RECORD_FILE, record_text(record))
@@ -75,18 +127,18 @@ def make_record(
     config: dict,
     parent: str | None,
     status: str,
-    metrics: dict,
-    timing: dict,
-    provenance: dict,
-    error: dict | None = None,
-) -> dict:
+    metrics: dict[str, Metric],
+    timing: dict[str, Any],
+    provenance: dict[str, Any],
+    error: Failure | None = None,
+) -> Record:
     """A record, as it will be read back.
 
-    `metrics` holds reproducible results only, {name: {"value", "stderr", "count"}}; wall times and memory go to
-    `timing`. Keys and tokens in `provenance` and `error` are masked (ratplus.records.secrets).
+    `metrics` holds reproducible results only; wall times and memory go to `timing`. Keys and tokens in `provenance` and
+    `error` are masked (ratplus.records.secrets).
     """
     assert status in ("done", "failed"), status
-    record = {
+    record: Record = {
         "format": FORMAT,
         "id": stage_id(stage, config, parent),
         "stage": stage,
@@ -104,12 +156,12 @@ def make_record(
     return record
 
 
-def record_text(record: dict) -> str:
+def record_text(record: Record) -> str:
     """What stands in the file of a record."""
     return json.dumps(record, indent=1) + "\n"
 
 
-def _scrubbed_error(error: dict | None) -> dict | None:
+def _scrubbed_error(error: Failure | None) -> Failure | None:
     if error is None or not isinstance(error.get("traceback"), list):
         return scrub_tree(error)
     # As one text: a private key has several lines.
@@ -117,7 +169,7 @@ def _scrubbed_error(error: dict | None) -> dict | None:
     return scrub_tree(error | {"traceback": []}) | {"traceback": lines}
 
 
-def read_record(folder: Path) -> dict | None:
+def read_record(folder: Path) -> Record | None:
     """The record of a stage folder, or None if there is none.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ratplus.records.lines import last_line
 from ratplus.records.lock import is_locked
-from ratplus.records.record import STAGES, RecordError, read_record
+from ratplus.records.record import STAGES, Record, RecordError, read_record
 
 # Most telling first: the status of a cell is that of its most telling stage.
 STATUSES = ("done", "running", "damaged", "failed", "missing")
@@ -21,7 +21,7 @@ class State:
     status: str
     stage: str = ""
     error: str = ""
-    record: dict | None = None
+    record: Record | None = None
 
 
 def stage_state(folder: Path) -> State:

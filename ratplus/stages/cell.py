@@ -18,7 +18,7 @@ from ratplus.evaluation.checks import check_suites
 from ratplus.records.lock import FolderLock
 from ratplus.stages.peak_memory import gpu_peak
 from ratplus.stages.plan import Stage, plan
-from ratplus.stages.run_stage import Surroundings, run_stage, training_device
+from ratplus.stages.run_stage import Result, Surroundings, run_stage, training_device
 from ratplus.stages.shared import run_shared
 from ratplus.training.ranks import place_of
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ratplus.data.batches import Batches
     from ratplus.model import RATPlus
     from ratplus.records.curve import StageLog
+    from ratplus.records.record import Record
     from ratplus.training.spec import Run
     from ratplus.training.team import Team
 
@@ -40,7 +41,7 @@ class Cell:
         self.plan = plan(config, self.corpus.identity, self.corpus.vocab_size)
         self._team: Team | None = None  # of several ranks, while rank 0 runs the stages
 
-    def run(self, last: str = "evaluate") -> dict:
+    def run(self, last: str = "evaluate") -> Record:
         """Run the stages up to `last`; returns its record.
 
         Under torchrun or srun every rank calls this, and all get the record: rank 0 runs the stages, the others
@@ -57,7 +58,7 @@ class Cell:
         place = place_of(self.config.trainer)
         return self.run_stages(last) if place.world == 1 else run_shared(self, place, last)
 
-    def run_stages(self, last: str, team: Team | None = None) -> dict:
+    def run_stages(self, last: str, team: Team | None = None) -> Record:
         """`run` in this process; with a team, its other ranks train along."""
         self._team = team
         check_suites(self.config, self.corpus)  # now rather than after hours of training, whatever `last` is
@@ -81,7 +82,7 @@ class Cell:
 
         train_along(self.model_config(), self._training(stage), first, team)
 
-    # ---- the work of each stage: (stage, folder, log, lock) -> (metrics, timing[, facts for the provenance]) ----
+    # ---- what the stages need -----------------------------------------------------------------------------------
 
     def batches(self) -> Batches:
         """Text and recall rows: what pretraining and adaptation read, and what is held out."""
@@ -109,7 +110,9 @@ class Cell:
             precision=train.precision, run=self.config.run, trainer=self.config.trainer,
         )  # fmt: skip
 
-    def _pretrain(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
+    # ---- the work of each stage (run_stage.Work) ------------------------------------------------------------------
+
+    def _pretrain(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         from ratplus.model import empty_model
 
         if self.config.model.init_from:
@@ -118,7 +121,7 @@ class Cell:
         model.reset_parameters(self.config.seed, self.config.model.init_std)
         return self._train(model, stage, folder, log, lock)
 
-    def _take_weights(self, stage: Stage, folder: Path) -> tuple[dict, dict]:
+    def _take_weights(self, stage: Stage, folder: Path) -> Result:
         """Weights of `model.init_from` instead of pretraining."""
         from ratplus.checkpoint.adopt import adopt
         from ratplus.checkpoint.facts import read_start
@@ -127,15 +130,16 @@ class Cell:
         source, weights = Path(self.config.model.init_from), stage.config["weights"]
         trained, _ = read_start(source)
         parameters = adopt(source, folder, self.model_config(), weights, self.around.say)
-        return {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}, {}
+        found = {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}
+        return Result(found)
 
-    def _adapt(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
+    def _adapt(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         return self._train(self.load(self.plan.pretrain), stage, folder, log, lock)
 
-    def _sft(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict]:
+    def _sft(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         return self._train(self.load(self.plan.adapt), stage, folder, log, lock)
 
-    def _train(self, model: RATPlus, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> tuple[dict, dict]:
+    def _train(self, model: RATPlus, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         from ratplus.checkpoint import save
         from ratplus.evaluation.metrics import metric
         from ratplus.training.run import train
@@ -155,9 +159,9 @@ class Cell:
         one_sum = outcome.layouts[-1].get("micro_batches", 1) == 1
         if len(outcome.layouts) > 1 or self._team is not None or self.config.trainer.compile or not one_sum:
             timing["layouts"] = outcome.layouts
-        return metrics, timing
+        return Result(metrics, timing)
 
-    def _evaluate(self, stage: Stage, folder: Path, log, lock: FolderLock) -> tuple[dict, dict, dict]:
+    def _evaluate(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         from ratplus.evaluation.suites import evaluate_suites
         from ratplus.records.samples import write_samples
 
@@ -176,7 +180,7 @@ class Cell:
             timing |= gpu_peak(device)  # the measurements reset the GPU's peak, and have peaks of their own
             counts, times = measure_efficiency(model, self.config.patterns, self.config.eval.efficiency, device)
             metrics, timing = metrics | counts, timing | times
-        return metrics, timing, ({"tasks": found.facts} if found.facts else {})
+        return Result(metrics, timing, {"tasks": found.facts} if found.facts else {})
 
     def load(self, parent: Stage) -> RATPlus:
         """The model that a training stage left. Raises CheckpointError: none there, or a damaged one."""

@@ -6,12 +6,12 @@ import socket
 from pathlib import Path
 
 from ratplus.config.cell import Config
-from ratplus.records.record import RecordError, read_record
+from ratplus.records.record import Failure, RecordError, read_record
 from ratplus.training.errors import words_of
 from ratplus.training.ranks import even_sizes
 
 
-def failure_of(error: Exception, stage: str, config: Config, folder: Path) -> dict:
+def failure_of(error: Exception, stage: str, config: Config, folder: Path) -> Failure:
     """The record's `error`, and the same words in the exception; of another rank's failure, its own type and lines.
 
     Args:
@@ -50,7 +50,7 @@ def memory_advice(type_name: str, message: str, stage: str, config: Config) -> s
     return f"it works on one row at a time already: try a shorter train.context, a smaller model{sharded}"
 
 
-def describe_failure(type_name: str, message: str, traceback: list[str], folder: Path) -> dict:
+def describe_failure(type_name: str, message: str, traceback: list[str], folder: Path) -> Failure:
     """The `error` of a failed stage's record, to be written into `folder`; torch-free, for the pool's use too.
 
     Args:

@@ -6,20 +6,40 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ratplus.config.cell import Config
 from ratplus.records.atomic import remove_temporaries
 from ratplus.records.curve import StageLog
 from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
-from ratplus.records.record import ForeignRecord, RecordError, provenance, read_record, write_record
+from ratplus.records.record import ForeignRecord, Metric, Record, RecordError, provenance, read_record, write_record
 from ratplus.stages.failures import failure_of
 from ratplus.stages.peak_memory import peak_memory, reset_gpu_peak
 from ratplus.stages.plan import Stage
 from ratplus.training.errors import Interrupted
 
 Progress = Callable[[str, int, int, dict], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the work of a stage ends with, for its record.
+
+    Attributes:
+        metrics: reproducible results by name.
+        timing: what differs from one machine to another.
+        facts: for the provenance.
+    """
+
+    metrics: dict[str, Metric]
+    timing: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+# Does a stage's work in its folder: (stage, folder, log, lock) -> Result.
+Work = Callable[[Stage, Path, StageLog, FolderLock], Result]
 
 
 @dataclass
@@ -39,7 +59,7 @@ class Surroundings:
     say: Callable[[str], None] = print
 
 
-def run_stage(stage: Stage, around: Surroundings, config: Config, work: Callable) -> dict:
+def run_stage(stage: Stage, around: Surroundings, config: Config, work: Work) -> Record:
     """Do a stage unless it is done; returns its record. Failures are recorded, then raised."""
     folder = stage.folder(around.root)
     record = _finished(folder, say=lambda _line: None)
@@ -53,7 +73,7 @@ def run_stage(stage: Stage, around: Surroundings, config: Config, work: Callable
         return _work(stage, folder, around, config, work, lock)
 
 
-def _finished(folder: Path, say: Callable[[str], None]) -> dict | None:
+def _finished(folder: Path, say: Callable[[str], None]) -> Record | None:
     try:
         record = read_record(folder)
     except ForeignRecord:
@@ -64,7 +84,7 @@ def _finished(folder: Path, say: Callable[[str], None]) -> dict | None:
     return record if record is not None and record["status"] == "done" else None
 
 
-def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work: Callable, lock: FolderLock) -> dict:
+def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work: Work, lock: FolderLock) -> Record:
     """Do the work and write its record, done or failed; only an interruption leaves none."""
     remove_temporaries(folder)
     mirror = around.make_mirror(stage, around.root, config) if around.make_mirror else None
@@ -72,12 +92,12 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
     started = time.monotonic()
     reset_gpu_peak(device)
 
-    def publish(facts: dict | None = None, **outcome) -> dict:
+    def publish(facts: dict, **outcome) -> Record:
         lock.check()
         timing = {"seconds": time.monotonic() - started, **peak_memory(device), **outcome.pop("timing")}
         record = write_record(
             folder, stage=stage.name, config=stage.config, parent=stage.parent,
-            provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config), **(facts or {})),
+            provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config), **facts),
             timing=timing, **outcome,
         )  # fmt: skip
         if mirror is not None:
@@ -85,15 +105,15 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
         return record
 
     try:
-        metrics, timing, *facts = work(stage, folder, StageLog(folder, mirror), lock)
+        result = work(stage, folder, StageLog(folder, mirror), lock)
     except (Interrupted, KeyboardInterrupt, LockLost):
         if mirror is not None:
             mirror.abandon()
         raise
     except Exception as error:
-        publish(status="failed", metrics={}, timing={}, error=failure_of(error, stage.name, config, folder))
+        publish({}, status="failed", metrics={}, timing={}, error=failure_of(error, stage.name, config, folder))
         raise
-    record = publish(*facts, status="done", metrics=metrics, timing=timing, error=None)
+    record = publish(result.facts, status="done", metrics=result.metrics, timing=result.timing, error=None)
     _tidy(folder)
     return record
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ratplus.config.cell import Config
-from ratplus.records.record import STAGES, TRAINING
+from ratplus.records.record import STAGES, TRAINING, Record
 from ratplus.stages.plan import Plan, Stage
 from ratplus.stages.run_stage import Surroundings
 from ratplus.training.errors import Interrupted, PeerFailed
@@ -28,12 +28,12 @@ class SharedCell(Protocol):
 
     def __init__(self, config: Config, around: Surroundings): ...
 
-    def run_stages(self, last: str, team: Team | None = None) -> dict: ...
+    def run_stages(self, last: str, team: Team | None = None) -> Record: ...
 
     def train_along(self, stage: Stage, first: int, team: Team) -> None: ...
 
 
-def run_shared(cell: SharedCell, place: Place, last: str) -> dict:
+def run_shared(cell: SharedCell, place: Place, last: str) -> Record:
     """This rank's part of running a cell up to the stage `last`; every rank gets the record that rank 0 ends with.
 
     Raises:
@@ -62,7 +62,7 @@ def run_shared(cell: SharedCell, place: Place, last: str) -> dict:
     return team.result
 
 
-def follow(cell: SharedCell, place: Place) -> dict:
+def follow(cell: SharedCell, place: Place) -> Record:
     """A rank's part other than 0's: train along as rank 0 orders; returns the record that rank 0 ends with."""
     from ratplus.training.team import Team
 
