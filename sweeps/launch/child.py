@@ -21,6 +21,7 @@ from ratplus.records.status import stage_state
 from ratplus.stages.failures import describe_failure, memory_advice
 from ratplus.sweeps.define.compose import typed
 from ratplus.sweeps.define.manifest import stages_of
+from ratplus.sweeps.launch.tasks import Job
 
 LOGS = "logs"
 SAVE_SECONDS = 30.0  # that a worker has to save its state when it is told to stop
@@ -41,7 +42,7 @@ class Child:
         environment: of the worker, beside this process's own.
     """
 
-    def __init__(self, job: dict, environment: dict[str, str] | None = None):
+    def __init__(self, job: Job, environment: dict[str, str] | None = None):
         self.job = job
         base = Path(job["folder"]) / LOGS / job["id"]
         self._file, self.progress, self.log = (base.with_suffix(s) for s in (".job.json", ".progress.json", ".log"))
@@ -134,7 +135,7 @@ def read_progress(path: Path) -> dict:
         return {}
 
 
-def record_death(job: dict, kind: str, message: str, lines: list[str]) -> None:
+def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
     """A process that was ended cannot write its own record: its parent does, for the first stage that isn't done.
 
     The caller works in the folder that the job's relative paths are meant from.

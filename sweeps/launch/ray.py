@@ -14,7 +14,7 @@ from pathlib import Path
 from ratplus.config.run import LauncherSection
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.child import LOGS, SAVE_SECONDS, Child, read_progress
-from ratplus.sweeps.launch.tasks import Task, threads_of
+from ratplus.sweeps.launch.tasks import Job, Task, threads_of
 
 
 class RayRun:
@@ -92,7 +92,7 @@ def ray_cluster(launcher: LauncherSection):
         ray.shutdown()
 
 
-def run_job(job: dict) -> tuple[int, str]:
+def run_job(job: Job) -> tuple[int, str]:
     """On a node: the job's worker process to its end; (exit code, how it ended)."""
     os.chdir(job["cwd"])
     child = Child(job)

@@ -20,7 +20,7 @@ from ratplus.records.status import stage_state
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.child import LOGS, SAVE_SECONDS, STOPPED, Child, record_death
 from ratplus.sweeps.launch.jobs import JobsUnknown, add_jobs, live_jobs
-from ratplus.sweeps.launch.tasks import Task, threads_of
+from ratplus.sweeps.launch.tasks import Job, Task, threads_of
 
 # submitit's local executor has no queue: it starts everything at once.
 _MOST_LOCAL_TASKS = 16
@@ -152,7 +152,7 @@ class ArrayTask:
     def __init__(self):
         self._child: Child | None = None
 
-    def __call__(self, job: dict) -> str:
+    def __call__(self, job: Job) -> str:
         """Run one job to its end; returns how it ended, empty if well. A failed cell is no failed batch job."""
         from submitit.core.utils import UncompletedJobError
 
@@ -184,7 +184,7 @@ class ArrayTask:
             count_failure(job)
         return ending
 
-    def checkpoint(self, job: dict):
+    def checkpoint(self, job: Job):
         """Called in the signal's handler: let the child save, and say what to run when the job starts again."""
         import submitit
 
@@ -193,7 +193,7 @@ class ArrayTask:
         return submitit.helpers.DelayedSubmission(ArrayTask(), job)
 
 
-def why_not(job: dict) -> str:
+def why_not(job: Job) -> str:
     """Why a submitted job should not start any more; empty if it should. SLURM cannot be told to leave jobs out."""
     needs = job["needs"]
     if needs is not None and stage_state(Path(job["folder"]) / "pretrain" / needs).status == "failed":
@@ -204,12 +204,12 @@ def why_not(job: dict) -> str:
     return ""
 
 
-def count_failure(job: dict) -> None:
+def count_failure(job: Job) -> None:
     """Let the other jobs of this submission know of a failure."""
     if job["max_failures"] is not None:
         _failures(job).mkdir(parents=True, exist_ok=True)
         (_failures(job) / job["id"]).touch()
 
 
-def _failures(job: dict) -> Path:
+def _failures(job: Job) -> Path:
     return Path(job["folder"]) / LOGS / f"failures-{job['submission']}"

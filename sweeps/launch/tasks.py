@@ -8,17 +8,51 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
+from ratplus.records.manifest import Entry
 from ratplus.records.secrets import scrub_words
 from ratplus.records.status import State, cell_state, stage_state
 from ratplus.sweeps.define.manifest import cell_config
+
+
+class Job(TypedDict):
+    """All that a process on any machine needs to run a task: plain data, without anything of this environment.
+
+    Attributes:
+        id: of the stage to be reached, `last`.
+        last: the stage.
+        needs: id of the pretraining that must be done first; None if there is none.
+        config: plain config of the cell.
+        folder: the sweep's, absolute.
+        cwd: where relative paths of the config are meant from.
+        threads: CPU threads of the process.
+        command: what the user ran, secrets masked.
+        progress: file that the process tells its progress in; `child.Child` adds it.
+        requeues, minutes, grace_seconds, max_failures, submission: limits of a batch job; `launcher=slurm` adds them.
+    """
+
+    id: str
+    last: str
+    needs: str | None
+    config: dict[str, Any]
+    folder: str
+    cwd: str
+    threads: int
+    command: list[str]
+    progress: NotRequired[str]
+    requeues: NotRequired[int]
+    minutes: NotRequired[int]
+    grace_seconds: NotRequired[int]
+    max_failures: NotRequired[int | None]
+    submission: NotRequired[str]
 
 
 @dataclass
 class Task:
     """A cell to be run up to a stage; `entry` is its manifest entry."""
 
-    entry: dict
+    entry: Entry
     last: str
     needs: str | None  # id of the pretraining that must be done first
 
@@ -36,8 +70,8 @@ class Task:
     def state(self, folder: Path, look: Callable[[Path], State] = stage_state) -> State:
         return cell_state(folder, self.entry["stages"], self.last, look)
 
-    def job(self, folder: Path, threads: int) -> dict:
-        """All that a process on any machine needs to run this; plain data, without anything of this environment."""
+    def job(self, folder: Path, threads: int) -> Job:
+        """What a launcher hands to the process that runs this."""
         config = cell_config(self.entry)
         config["run"] = {**config["run"], "threads": config["run"]["threads"] or threads}
         return {
@@ -46,14 +80,13 @@ class Task:
             "needs": self.needs,
             "config": config,
             "folder": str(folder.resolve()),
-            # Relative paths in the config are meant from here.
             "cwd": os.getcwd(),
             "threads": threads,
             "command": scrub_words([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
 
 
-def tasks_of(entries: list[dict], last: str) -> list[Task]:
+def tasks_of(entries: list[Entry], last: str) -> list[Task]:
     """Pretraining of each distinct model first, then the cells."""
     first = {entry["stages"]["pretrain"]: entry for entry in reversed(entries)}
     tasks = [Task(entry, "pretrain", None) for entry in reversed(first.values())]
