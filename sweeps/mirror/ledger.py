@@ -1,4 +1,4 @@
-"""What `ratplus sync` and the live mirror sent where: `<sweep>/wandb-synced.json`."""
+"""`<sweep>/wandb-synced.json`: which runs `ratplus sync` and the live mirror sent, and where to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ FORMAT = 1
 
 
 def remember(folder: Path, target: str, run: RunSpec, locked: bool = False) -> None:
-    """Note that `target` has this run; several processes may, each under the lock of `<folder>/wandb`."""
+    """Note that `target` has this run. Several processes may do so, each under the lock of `<folder>/wandb`.
+
+    `locked` says that the caller holds that lock.
+    """
     if not locked:
         with FolderLock(folder / "wandb"):
             return remember(folder, target, run, locked=True)
@@ -25,7 +28,7 @@ def remember(folder: Path, target: str, run: RunSpec, locked: bool = False) -> N
 
 
 def read_ledger(folder: Path) -> dict:
-    """`targets`: {target: {run id: checksum}}; `workspaces`: {target: {"name", "id"}} of those made there.
+    """Read `targets`, {target: {run id: checksum}}, and `workspaces`, {target: URL of the workspace made there}.
 
     A damaged ledger counts as an empty one, since sending again does no harm.
     """
@@ -35,8 +38,8 @@ def read_ledger(folder: Path) -> dict:
         ledger = json.loads(path.read_text())
         assert ledger["format"] == FORMAT
         assert all(isinstance(runs, dict) for runs in ledger["targets"].values())
-        assert all({"name", "id"} == set(made) for made in ledger["workspaces"].values())
-        return ledger
+        made = {target: _workspace_url(target, place) for target, place in ledger["workspaces"].items()}
+        return ledger | {"workspaces": made}
     except FileNotFoundError:
         return empty
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
@@ -46,3 +49,10 @@ def read_ledger(folder: Path) -> dict:
 
 def write_ledger(folder: Path, ledger: dict) -> None:
     write_atomically(folder / LEDGER_FILE, json.dumps(ledger, indent=1) + "\n")
+
+
+def _workspace_url(target: str, made: str | dict[str, str]) -> str:
+    """Where a workspace was made. Earlier versions kept its name instead, and that of `?nw=<word>` is `nw-<word>-v`."""
+    if isinstance(made, str):
+        return made
+    return f"{target}?nw={made['name'].removeprefix('nw-').removesuffix('-v')}"

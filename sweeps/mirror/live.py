@@ -1,11 +1,11 @@
-"""W&B as a mirror of stages at work: one run a stage, grouped by sweep, id = stage id; offline unless asked otherwise.
+"""A mirror of running stages in W&B: one run a stage, grouped by sweep, with the stage's id; offline by default.
 
 Online, the curve is sent as it grows, and a stage that was interrupted continues its run. Offline, a stage's run is
-written when it ends, from its record and its curve: so there is one offline run a stage, each step stands in it once
+written when it ends, from its record and its curve. So there is one offline run a stage, each step stands in it once
 however often the stage was interrupted, and training never waits for W&B. A stage that was killed and not finished yet
 can be seen with `ratplus sync --offline`.
 
-A mirror never decides anything and never breaks a stage: if W&B fails, it says so once and falls silent.
+A mirror never decides anything and never breaks a stage: if W&B fails, it says so once and does nothing more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _failed = False
 
 
 def make_mirror(stage, folder: Path, config: Config) -> OfflineMirror | LiveMirror | None:
-    """The mirror of a stage (ratplus.stages.cell.Stage), or None if W&B can't start."""
+    """Make the mirror of a stage (ratplus.stages.plan.Stage); None if W&B can't start."""
     if _failed:
         return None
     try:
@@ -44,7 +44,7 @@ class OfflineMirror:
         self._head, self._sweep, self._own, self._logger = head, sweep, own, logger
 
     def log(self, step: int, values: dict) -> None:
-        """The curve is read from its file at the end."""
+        """Do nothing: `finish` reads the whole curve from its file."""
 
     def finish(self, record: dict) -> None:
         try:
@@ -56,7 +56,7 @@ class OfflineMirror:
             _give_up(error, self._sweep)
 
     def abandon(self) -> None:
-        """Whoever continues the stage writes the whole run."""
+        """Do nothing: the process that continues the stage writes the whole run."""
 
 
 class LiveMirror:
@@ -82,7 +82,7 @@ class LiveMirror:
         self._try(lambda: self._run.log(row_of(self._head.job_type, {"step": step, **values}), step=step))
 
     def finish(self, record: dict) -> None:
-        """Summary of a finished or failed stage; ends the run."""
+        """Send the summary of a finished or failed stage, and end the run."""
         self._try(lambda: self._finish(record))
 
     def _finish(self, record: dict) -> None:
@@ -92,11 +92,12 @@ class LiveMirror:
         run = add_result(self._head, self._own, record, self._logger.checkpoints)
         add_outcome(self._run, run, self._sweep)
         self._run.finish(exit_code=run.exit_code)
-        if not self._resumed:  # else `ratplus sync` will make sure of it
+        # A resumed run may lack steps, so `ratplus sync` has to compare it.
+        if not self._resumed:
             remember(self._sweep, self._server.target(self._logger.entity, self._logger.project), run)
 
     def abandon(self) -> None:
-        """End of this process's part of a stage that will be continued."""
+        """End this process's part of a stage that will be continued."""
         self._try(lambda: (self._run.mark_preempting(), self._run.finish(exit_code=255)))
 
     def _try(self, action) -> None:
@@ -110,7 +111,7 @@ class LiveMirror:
 
 
 def mirror_report(folder: Path, logger: LoggerSection) -> None:
-    """Tables and figures of a sweep as a run of their own, after `ratplus report`."""
+    """Send the tables and figures that a report has written, as a run of their own."""
     try:
         from ratplus.sweeps.mirror.ledger import remember
         from ratplus.sweeps.mirror.server import find_server
@@ -128,11 +129,11 @@ def mirror_report(folder: Path, logger: LoggerSection) -> None:
 
 
 def warn_without_key(folder: Path) -> None:
-    """Say before a sweep starts, rather than in each worker's log, that W&B will not see it live."""
-    from ratplus.sweeps.mirror.server import find_key
+    """Say before a sweep starts, rather than in each worker's log, that W&B cannot show it live."""
+    from ratplus.sweeps.mirror.server import check_key
 
     try:
-        find_key()
+        check_key()
     except ValueError as error:
         _give_up(error, folder)
 

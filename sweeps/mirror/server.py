@@ -1,137 +1,150 @@
-"""A W&B server as seen from here: whether there is a key, whether it answers, and which runs it has."""
+"""A W&B server as seen from here: whether there is a key for it, whether it answers, and which runs it has."""
 
 from __future__ import annotations
 
-import netrc
 import os
-from dataclasses import dataclass, field
-from pathlib import Path
-from urllib.parse import urlsplit
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ratplus.records.secrets import scrub
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.mirror.write import library
 
-_SECONDS = 15.0
+if TYPE_CHECKING:
+    import wandb
+
+_SECONDS = 15
+# Runs asked about in one request.
 _AT_ONCE = 50
+# W&B raises one kind of error for a key that the server refuses and for a server that does not answer.
+_REFUSED = re.compile(r"error 40[13]\b|invalid credentials")
+_NO_ANSWER = re.compile(r"did not respond in time|timed? ?out", re.IGNORECASE)
 
 
-@dataclass
 class Server:
-    """`url` without a trailing slash; `key` is never shown."""
+    """A server that has answered and taken the key.
 
-    url: str
-    key: str = field(repr=False)
+    Args:
+        api: W&B's public client of the server.
+        url: the server's address, without a trailing slash.
+    """
+
+    def __init__(self, api: wandb.Api, url: str):
+        self._api = api
+        self.url = url
 
     def target(self, entity: str | None, project: str) -> str:
-        """Name of a project there, as the ledger of what was pushed knows it; `-` is the account's own entity."""
+        """Name of a project there, as the ledger of what was sent knows it; `-` is the account's own entity."""
         return target_name(self.url, entity, project)
 
-    def check(self) -> None:
-        """Make sure that the server answers and takes the key.
+    def entity(self) -> str:
+        """The account's own entity.
 
         Raises:
-            UsageError: it does not; the line says what to do.
+            UsageError: the account has none, or the server does not answer.
         """
-        if self._ask("query Viewer { viewer { id } }", {}).get("viewer") is None:
-            raise UsageError(f"{self.url}: the server does not take the W&B API key; run `wandb login --relogin`")
-
-    def entity(self) -> str:
-        """The account's own entity."""
-        viewer = self._ask("query Viewer { viewer { entity } }", {}).get("viewer") or {}
-        if not viewer.get("entity"):
+        with _one_line_errors(self.url):
+            found = self._api.default_entity
+        if not found:
             raise UsageError(f"{self.url}: the account has no entity of its own; give one with --entity")
-        return viewer["entity"]
-
-    def existing(self, entity: str | None, project: str, ids: list[str]) -> set[str]:
-        """Which of these runs the server has."""
-        found = set()
-        for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
-            fields = " ".join(
-                f'r{i}: bucket(name: "{name}", missingOk: true) {{ name }}' for i, name in enumerate(part)
-            )
-            query = (
-                "query Runs($project: String!, $entity: String) "
-                f"{{ model(name: $project, entityName: $entity) {{ {fields} }} }}"
-            )
-            model = self._ask(query, {"project": project, "entity": entity}).get("model") or {}
-            found |= {node["name"] for node in model.values() if isinstance(node, dict) and "name" in node}
         return found
 
-    def _ask(self, query: str, variables: dict) -> dict:
-        import requests
+    def existing(self, entity: str | None, project: str, ids: list[str]) -> set[str]:
+        """Ask which of these runs the server has; none if it has no such project.
 
-        try:
-            answer = requests.post(
-                f"{self.url}/graphql", json={"query": query, "variables": variables}, auth=("api", self.key),
-                timeout=_SECONDS,
-            )  # fmt: skip
-            if answer.status_code in (401, 403):
-                raise UsageError(f"{self.url}: the server does not take the W&B API key; run `wandb login --relogin`")
-            answer.raise_for_status()
-            body = answer.json()
-            if body.get("errors"):
-                raise UsageError(f"{self.url}: {scrub(str(body['errors'][0].get('message')))}")
-            return body.get("data") or {}
-        except (requests.RequestException, AttributeError, LookupError) as error:
-            reason = type(error).__name__ if isinstance(error, requests.RequestException) else "not a W&B server"
-            raise UsageError(
-                f"{self.url}: cannot be reached ({reason}); check the network and WANDB_BASE_URL, or rebuild the runs "
-                "locally with --offline"
-            ) from None
-
-
-def server_url() -> str:
-    """Of WANDB_BASE_URL or `wandb login --host`, or W&B's own."""
-    from ratplus.sweeps.mirror.write import library
-
-    inherited = "WANDB_SERVICE" in os.environ
-    url = library().setup().settings.base_url.rstrip("/")
-    if not inherited:
-        # W&B's helper process is this process's own: workers, perhaps on other machines, start theirs.
-        os.environ.pop("WANDB_SERVICE", None)
-    return url
-
-
-def target_name(url: str, entity: str | None, project: str) -> str:
-    return f"{url}/{entity or '-'}/{project}"
+        Raises:
+            UsageError: the server does not answer.
+        """
+        path = f"{entity or self.entity()}/{project}"
+        found: set[str] = set()
+        for start in range(0, len(ids), _AT_ONCE):
+            names = {"name": {"$in": ids[start : start + _AT_ONCE]}}
+            with _one_line_errors(self.url):
+                try:
+                    found |= {run.id for run in self._api.runs(path, filters=names, per_page=_AT_ONCE)}
+                except ValueError as error:
+                    if "Could not find project" not in str(error):
+                        raise
+                    return set()
+        return found
 
 
 def find_server() -> Server:
-    """The server that W&B is set up for, with its key, checked.
+    """The server that W&B is set up for, once it has answered and taken the key.
 
     Raises:
-        UsageError: no key, no answer, or a key that it does not take. Never asks for one.
+        UsageError: no key, no answer, or a key that the server does not take. Never asks for one.
     """
-    server = Server(*find_key())
-    server.check()
-    return server
+    url = server_url()
+    with _own_service(), _one_line_errors(url):
+        return Server(library().Api(overrides={"base_url": url}, timeout=_SECONDS), url)
 
 
-def find_key() -> tuple[str, str]:
-    """The server's URL and the key for it, from where `wandb login` keeps them; without any network.
+def check_key() -> None:
+    """Make sure that this machine has a key for the server; asks neither the network nor the user.
 
     Raises:
         UsageError: there is no key.
     """
     url = server_url()
-    key = os.environ.get("WANDB_API_KEY") or _netrc_key(urlsplit(url).hostname or "")
-    if not key:
-        raise UsageError(
-            f"no W&B API key for {url}: set WANDB_API_KEY or run `wandb login`; without an account, "
-            "`ratplus sync --offline` rebuilds the runs locally and --dry-run lists them"
+    with _own_service():
+        # In W&B's offline mode `login` looks for no key and says that there is none.
+        offline = library().setup().settings.mode in ("offline", "disabled")
+        if not offline and not library().login(prompt=False, verify=False):
+            raise _no_key(url)
+
+
+def server_url() -> str:
+    """The address in WANDB_BASE_URL or of `wandb login --host`, else W&B's own."""
+    with _own_service():
+        return library().setup().settings.base_url.rstrip("/")
+
+
+def target_name(url: str, entity: str | None, project: str) -> str:
+    """Name of a project on a server, as the ledger of what was sent knows it."""
+    return f"{url}/{entity or '-'}/{project}"
+
+
+@contextmanager
+def _own_service() -> Iterator[None]:
+    """Keep W&B from making child processes share its helper process: workers may run on other machines."""
+    inherited = "WANDB_SERVICE" in os.environ
+    try:
+        yield
+    finally:
+        if not inherited:
+            os.environ.pop("WANDB_SERVICE", None)
+
+
+@contextmanager
+def _one_line_errors(url: str) -> Iterator[None]:
+    """Raise errors of W&B's client as a UsageError that says what to do."""
+    from wandb.errors import AuthenticationError
+    from wandb.errors import UsageError as SetupError
+
+    try:
+        yield
+    except UsageError:
+        raise
+    except SetupError:
+        raise _no_key(url) from None
+    except Exception as error:  # W&B raises several kinds, some of them private to it
+        reason = " ".join(str(error).removeprefix(f"Failed to verify credentials with {url}: ").split())
+        if isinstance(error, AuthenticationError) and _REFUSED.search(reason):
+            raise UsageError(f"{url}: the server does not take the W&B API key; run `wandb login --relogin`") from None
+        reason = (
+            f"no answer within {_SECONDS} s" if _NO_ANSWER.search(reason) else scrub(reason) or type(error).__name__
         )
-    return url, key
+        raise UsageError(
+            f"{url}: cannot be reached ({reason}); check the network and WANDB_BASE_URL, or rebuild the runs "
+            "locally with --offline"
+        ) from None
 
 
-def _netrc_key(host: str) -> str | None:
-    """Where `wandb login` keeps it."""
-    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for name in names:
-        try:
-            found = netrc.netrc(Path(name).expanduser()).authenticators(host)
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if found:
-            return found[2]
-    return None
+def _no_key(url: str) -> UsageError:
+    return UsageError(
+        f"no W&B API key for {url}: set WANDB_API_KEY or run `wandb login`; without an account, "
+        "`ratplus sync --offline` rebuilds the runs locally and --dry-run lists them"
+    )

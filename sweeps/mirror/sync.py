@@ -9,6 +9,7 @@ W&B's own local files.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +70,9 @@ def _logger(folder: Path) -> dict:
 
 
 def _fresh_report(folder: Path) -> None:
-    """Tables and figures as the records are now; a sweep without a result has none."""
+    """Write tables and figures again if a record is newer than they are; a sweep without any record gets none."""
     records = [p.stat().st_mtime for p in folder.glob("*/*/record.json")]
-    page = folder / "report" / "index.html"  # what a report writes last
+    page = folder / "report" / "index.html"  # the file that a report writes last
     if records and (not page.exists() or page.stat().st_mtime < max(records)):
         from ratplus.analysis.report import report
         from ratplus.sweeps.define.reproduce import reproducer
@@ -84,7 +85,15 @@ def _fresh_report(folder: Path) -> None:
 
 @dataclass
 class Todo:
-    send: list[tuple[RunSpec, str]]  # with "new" or "changed"
+    """What a place lacks of a sweep's runs.
+
+    Attributes:
+        send: runs that it lacks ("new") or has with other content ("changed").
+        same: how many runs it has already.
+        running: how many belong to stages that still run, and are left for later.
+    """
+
+    send: list[tuple[RunSpec, str]]
     same: int
     running: int
 
@@ -128,7 +137,7 @@ def _offline(folder: Path, runs: list[RunSpec], entity: str | None, project: str
     from ratplus.sweeps.mirror.write import offline_checksums, write_run
 
     todo = _compare(runs, offline_checksums(folder))
-    for run, _ in _told(todo):
+    for run in _with_progress(todo):
         write_run(run, "offline", folder, project, entity)
     print(f"{len(todo.send)} runs written to {folder / 'wandb'}{todo.rest}")
 
@@ -140,10 +149,10 @@ def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str,
 
     target = server.target(entity, project)
     known = read_ledger(folder)["targets"].get(target, {})
-    there = server.existing(entity, project, list(known)) if known else set()
-    todo = _compare(runs, {name: checksum for name, checksum in known.items() if name in there})
+    existing = server.existing(entity, project, list(known)) if known else set()
+    todo = _compare(runs, {name: checksum for name, checksum in known.items() if name in existing})
     sent = 0
-    for run, _ in _told(todo):
+    for run in _with_progress(todo):
         try:
             with tempfile.TemporaryDirectory(prefix="ratplus-wandb-") as place:
                 write_run(run, "online", Path(place), project, entity)
@@ -158,11 +167,11 @@ def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str,
     print(f"{sent} runs sent to {target}{todo.rest}")
 
 
-def _told(todo: Todo):
-    """The runs to send, with progress on a terminal."""
-    for number, (run, why) in enumerate(todo.send, start=1):
+def _with_progress(todo: Todo) -> Iterator[RunSpec]:
+    """The runs to send; on a terminal, a line shows how many were."""
+    for number, (run, _) in enumerate(todo.send, start=1):
         if sys.stderr.isatty():
             print(f"\r{number}/{len(todo.send)} {run.job_type} {run.id}", end="", file=sys.stderr, flush=True)
-        yield run, why
+        yield run
     if sys.stderr.isatty() and todo.send:
         print(file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.manifest import read_manifest
@@ -16,6 +17,9 @@ from ratplus.records.secrets import scrub
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.mirror.runs import BY_DILATION, RunSpec
 from ratplus.sweeps.mirror.server import Server
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
 
 FILE = "wandb_workspace.json"
 _TITLES = {
@@ -39,27 +43,52 @@ def publish(folder: Path, entity: str | None, project: str, report: RunSpec | No
         entity = entity or server.entity()
     workspace = build(folder, entity or "", project, report)
     path = folder / "report" / FILE
-    plain = workspace._to_model().model_dump(mode="json", by_alias=True)
-    write_atomically(path, json.dumps(plain, indent=1, sort_keys=True) + "\n")
+    write_atomically(path, json.dumps(_definition(workspace), indent=1, sort_keys=True) + "\n")
     if server is None:
         return f"workspace: {path}"
     from ratplus.sweeps.mirror.ledger import read_ledger, write_ledger
 
     target, ledger = server.target(entity, project), read_ledger(folder)
-    if made := ledger["workspaces"].get(target):
-        workspace._internal_name, workspace._internal_id = made["name"], made["id"]
     try:
-        saved = workspace.save()
+        if target in ledger["workspaces"]:
+            workspace = _updated(ledger["workspaces"][target], workspace)
+        url = workspace.save().url
     except Exception as error:
         reason = scrub(" ".join(str(error).split())) or type(error).__name__
         raise UsageError(f"{server.url}: the workspace could not be made ({reason}); it is in {path}") from None
-    ledger["workspaces"][target] = {"name": saved._internal_name, "id": saved._internal_id}
+    ledger["workspaces"][target] = url
     write_ledger(folder, ledger)
-    return f"workspace: {saved.url}"
+    return f"workspace: {url}"
 
 
-def build(folder: Path, entity: str, project: str, report: RunSpec | None):
-    """The workspace of a sweep: its runs alone, in sections from training to what sparsity costs."""
+def _updated(url: str, wanted: Workspace) -> Workspace:
+    """Give the workspace at `url` the content of `wanted`; if it was deleted there, return `wanted` for a new one."""
+    from wandb_workspaces.workspaces import Workspace
+
+    try:
+        there = Workspace.from_url(url)
+    except ValueError as error:
+        if "not found in project" not in str(error):
+            raise
+        return wanted
+    there.name, there.sections, there.runset_settings = wanted.name, wanted.sections, wanted.runset_settings
+    return there
+
+
+def _definition(workspace: Workspace) -> dict:
+    """List what differs from an empty workspace, as plain data, without the library's private fields."""
+    from pydantic import TypeAdapter
+
+    def public(value):
+        if isinstance(value, dict):
+            return {key: public(item) for key, item in value.items() if not key.startswith("_")}
+        return [public(item) for item in value] if isinstance(value, list) else value
+
+    return public(TypeAdapter(type(workspace)).dump_python(workspace, mode="json", exclude_defaults=True))
+
+
+def build(folder: Path, entity: str, project: str, report: RunSpec | None) -> Workspace:
+    """Build the workspace of a sweep. It shows the runs of that sweep alone, in sections from training to savings."""
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace
@@ -70,7 +99,8 @@ def build(folder: Path, entity: str, project: str, report: RunSpec | None):
         ) from None
     manifest = read_manifest(folder)
     name = manifest["name"]
-    plain = "".join(c if c.isalnum() or c in " -_." else "-" for c in name)  # no more is allowed in a workspace's name
+    # W&B allows no other characters in the name of a workspace.
+    plain = "".join(c if c.isalnum() or c in " -_." else "-" for c in name)
     sections = [
         Section(
             name="Training",
@@ -104,7 +134,7 @@ def _training(stages: set[str]) -> list:
 
 
 def _by_dilation(report: RunSpec | None) -> list:
-    """Lines of the report's run, one a model; a plot for each result that the sweep has."""
+    """Make a plot for each result that the sweep has, with a line for each model, from the report's run."""
     from wandb_workspaces.reports.v2 import LinePlot
 
     names = sorted({name for row in report.rows for name in row}) if report else []

@@ -16,16 +16,16 @@ from pathlib import Path
 from ratplus.records.atomic import write_atomically
 from ratplus.sweeps.mirror.runs import MODEL_FILES, RunSpec
 
-# Beside each offline run: which RunSpec it holds, and that it is whole.
+# This file lies beside each whole offline run, and says which RunSpec the run holds.
 MARKER_FILE = "ratplus.json"
-# What a stage waits at most for a server that has gone; with models to send, it may have to take its time.
+# How long a stage waits at most for a server that does not answer; sending models may take much longer.
 _START_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 _FINISH_SECONDS_WITH_MODELS = 1800.0
 
 
 def library():
-    """The wandb module, told to be silent before it is imported."""
+    """Import wandb, with the variable that keeps it silent."""
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
@@ -41,7 +41,14 @@ def start_run(
     resume: str | None = None,
     models: bool = False,
 ):
-    """`wandb.init` of a run; local files go below `<folder>/wandb`. `models`: it will get its model as an artifact."""
+    """Start a W&B run.
+
+    Args:
+        mode: online or offline.
+        folder: W&B's local files go below `<folder>/wandb`.
+        resume: as `wandb.init` takes it.
+        models: whether the run will send a model as an artifact.
+    """
     wandb = library()
     folder.mkdir(parents=True, exist_ok=True)
     patience = _FINISH_SECONDS_WITH_MODELS if models else _FINISH_SECONDS
@@ -50,7 +57,7 @@ def start_run(
         finish_timeout_raises=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
         x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
     )  # fmt: skip
-    # W&B's own process writes the files: a relative path is one from where that was started.
+    # W&B's helper process writes the files, and takes a relative path from the folder in which it was started.
     run = wandb.init(
         project=project, entity=entity, mode=mode, dir=str(folder.resolve()), group=spec.group, job_type=spec.job_type,
         id=spec.id, name=spec.name, tags=spec.tags, config=spec.config, resume=resume, reinit="finish_previous",
@@ -89,9 +96,9 @@ def write_run(spec: RunSpec, mode: str, folder: Path, project: str, entity: str 
 
 
 def add_outcome(run, spec: RunSpec, folder: Path) -> None:
-    """Summary, provenance, report files and model artifact of a run that is open; `folder` as in `start_run`."""
+    """Add summary, provenance, report files and the model to an open run; `folder` is that of `start_run`."""
     wandb = library()
-    # Where W&B keeps the files of tables and artifacts until they are sent: with the run rather than at home.
+    # W&B keeps the files of tables and artifacts here until they are sent, rather than in the home folder.
     os.environ["WANDB_DATA_DIR"] = str((folder / "wandb").resolve())
     if "provenance" in spec.config:
         run.config.update({"provenance": spec.config["provenance"]}, allow_val_change=True)
@@ -109,13 +116,13 @@ def add_outcome(run, spec: RunSpec, folder: Path) -> None:
     if model:
         artifact = wandb.Artifact(f"{spec.job_type}-{spec.id}", type="model", metadata={"stage": spec.job_type})
         for path in model:
-            # Not copied: a finished stage never changes its model.
+            # W&B need not copy the file, since a finished stage never changes its model.
             artifact.add_file(str(path), policy="immutable")
         run.log_artifact(artifact)
 
 
 def _table(path: Path):
-    """A report's CSV as a W&B Table; numbers as numbers, empty fields as None."""
+    """Read a report's CSV as a W&B Table, with numbers as numbers and empty fields as None."""
     with path.open(newline="") as file:
         columns, *lines = list(csv.reader(file))
     data = [[_value(text) for text in line] for line in lines]
@@ -137,7 +144,7 @@ def _value(text: str):
 
 
 def offline_checksums(folder: Path) -> dict[str, str]:
-    """{run id: RunSpec checksum} of the whole offline runs below `<folder>/wandb`."""
+    """Find the whole offline runs below `<folder>/wandb`; returns {run id: checksum of its RunSpec}."""
     found = {}
     for path in sorted(folder.glob(f"wandb/offline-run-*/{MARKER_FILE}")):
         try:
@@ -149,6 +156,6 @@ def offline_checksums(folder: Path) -> dict[str, str]:
 
 
 def remove_offline(folder: Path, run_id: str) -> None:
-    """Remove earlier offline runs of an id: what replaces them holds all that they do; two would be synced as one."""
+    """Remove earlier offline runs of an id: their replacement holds all that they do, and W&B would mix the two."""
     for path in folder.glob(f"wandb/offline-run-*-{run_id}"):
         shutil.rmtree(path, ignore_errors=True)

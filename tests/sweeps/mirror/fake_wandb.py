@@ -31,9 +31,11 @@ class FakeWandb:
         operation = re.search(r"\b(?:query|mutation)\s+(\w+)", text)[1]
         if operation == "Viewer":
             return {"viewer": {"id": "V", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+        if operation == "GetDefaultEntity":
+            return {"viewer": {"id": "V", "entity": "me"}}
         if operation == "Runs":
-            asked = re.findall(r'(\w+): bucket\(name: "(\w+)"', text)
-            return {"model": {alias: {"name": name} if name in self.runs else None for alias, name in asked}}
+            asked = json.loads(variables["filters"])["name"]["$in"]
+            return {"project": self._runs([name for name in asked if name in self.runs]) if self.runs else None}
         if operation == "UpsertBucket":
             run = self.run(variables["name"])
             run["upserts"].append(variables)
@@ -59,6 +61,10 @@ class FakeWandb:
             return {"createArtifact": {"artifact": made}}
         if operation == "UseArtifact":
             return {"useArtifact": {"artifact": {"id": "A", "digest": "d"}}}
+        if operation == "View":
+            found = [view for view in self.views if view["name"] == variables["viewName"]][-1:]
+            nodes = [{"id": "W", "displayName": view["displayName"], "spec": view["spec"]} for view in found]
+            return {"project": {"allViews": {"edges": [{"node": node} for node in nodes]}}}
         if operation == "UpsertView2":
             self.views.append(variables)
             return {
@@ -66,6 +72,18 @@ class FakeWandb:
             }
         self.unknown.append(text)
         return {}
+
+    def _runs(self, names: list[str]) -> dict:
+        """A page of a project's runs, as W&B's public client asks for it."""
+        empty = ("sweepName", "group", "jobType", "commit", "heartbeatAt", "description", "notes", "historyLineCount")
+        plain = dict.fromkeys(empty) | {"tags": [], "state": "finished", "readOnly": False, "createdAt": "2026-01-01"}
+        plain |= {"projectId": "1", "user": {"name": "m", "username": "me"}}
+        nodes = [plain | {"id": f"R{name}", "name": name, "displayName": name} for name in names]
+        return {
+            "internalId": "1", "runCount": len(nodes), "readOnly": False,
+            "runs": {"edges": [{"node": node, "cursor": node["name"]} for node in nodes],
+                     "pageInfo": {"endCursor": None, "hasNextPage": False}},
+        }  # fmt: skip
 
     def _bucket(self, variables: dict) -> dict:
         project = {"id": "P", "name": variables["project"], "entity": {"id": "E", "name": "me"}}

@@ -251,6 +251,7 @@ def test_sync_sends_what_is_missing_and_no_more(place):
         assert (made["entityName"], made["displayName"]) == ("me", "ratplus out")
         assert updated["id"] == "W"
         assert updated["name"] == made["name"]
+        assert updated["spec"].count('"chartTitle"') == made["spec"].count('"chartTitle"') > 5
 
         # A run that the server lost, and one whose stage has another outcome now.
         (evaluate,) = (r for r in records(sweep) if r["stage"] == "evaluate")
@@ -315,12 +316,13 @@ def test_workspace_is_defined_without_an_account(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     assert "workspace: out/report/wandb_workspace.json" in sync(capsys, "out", "--offline", "--workspace")
     plain = json.loads((place / "out" / "report" / "wandb_workspace.json").read_text())
-    sections = plain["spec"]["section"]["panelBankConfig"]["sections"]
-    titles = {panel["config"]["chartTitle"]: panel["config"] for s in sections for panel in s["panels"]}
-    assert titles["Pretraining: loss"]["metrics"] == ["pretrain_loss"]
-    assert titles["Pretraining: loss"]["xAxis"] == "tokens"
-    assert titles["Held-out loss (nats) by dilation"]["metrics"] == ["by_dilation/loss/ratplus_nano"]
-    assert titles["Held-out loss against KV cache bytes"]["xAxis"] == "summary:kv_bytes"
+    assert plain["runset_settings"]["filters"] == 'Group == "out"'
+    panels = {panel["title"]: panel for section in plain["sections"] for panel in section["panels"]}
+    assert panels["Pretraining: loss"]["y"] == ["pretrain_loss"]
+    assert panels["Pretraining: loss"]["x"] == "tokens"
+    assert panels["Held-out loss (nats) by dilation"]["y"] == ["by_dilation/loss/ratplus_nano"]
+    assert panels["Held-out loss against KV cache bytes"]["x"] == {"name": "kv_bytes"}
+    assert '"_' not in json.dumps(plain)  # nothing that the library keeps for itself
     # Every panel's keys are keys that runs have.
     known = {key for run in sweep_runs(place / "out")[0] for row in [*run.rows, run.summary] for key in row}
     assert {"pretrain_loss", "adapt_loss", "arl_loss", "tokens", "kv_bytes", "recall_accuracy", "dilation"} <= known
