@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ratplus.config.cell import Config
 from ratplus.data.corpus import Corpus, open_corpus
+from ratplus.data.recall import RecallTask
 from ratplus.data.sources import prepare
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.atomic import remove_temporaries, write_atomically
@@ -25,7 +26,11 @@ from ratplus.sweeps.define.mistakes import UsageError
 
 
 def sweep_folder(composed: list[Composed]) -> Path:
-    """`output=`, or outputs/<sweep.name>."""
+    """The folder of these cells: `output` of their config, else outputs/<sweep.name>.
+
+    Raises:
+        UsageError: the cells name different folders.
+    """
     config = composed[0].config
     folders = {cell.config.output for cell in composed}
     if len(folders) > 1:
@@ -35,7 +40,9 @@ def sweep_folder(composed: list[Composed]) -> Path:
 
 
 def plan_cells(composed: list[Composed]) -> list[dict]:
-    """Manifest entries of cells, with the ids of their stages. Prepares their corpora, since content enters the ids.
+    """Plan cells; returns their manifest entries, with the ids of their stages.
+
+    The corpora of the cells are prepared and opened, since their content enters the ids.
 
     Raises:
         UsageError: a corpus too short for the context.
@@ -65,7 +72,7 @@ def plan_cells(composed: list[Composed]) -> list[dict]:
 
 
 def entry_of(cell: Composed, stages: Plan, corpus: dict) -> dict:
-    """What the manifest says of a cell; its `axes` are named when all cells are known."""
+    """The manifest entry of a planned cell; `name_axes` fills in its `axes` once all cells are known."""
     config = asdict(cell.config)
     config["model"]["vocab_size"] = stages.vocab_size
     return {
@@ -85,8 +92,8 @@ def entry_of(cell: Composed, stages: Plan, corpus: dict) -> dict:
 
 
 def science(entry: dict) -> dict:
-    """What decides a cell's result, flat, without its pattern and seed: `{"train.pretrain.lr": 4e-3, ...}`."""
-    # A key that this version adds has its default in older folders.
+    """The values that decide a cell's result beside its pattern and seed, flat: `{"train.pretrain.lr": 4e-3, ...}`."""
+    # The manifests of older versions lack keys that came later, which had the value of today's default.
     flat = _defaults() | flatten({**entry["config"], "corpus": entry["corpus"]})
     for key in ("seed", "eval.batch", "data.root", "data.path", "data.source", "data.workers", "model.name"):
         flat.pop(key, None)
@@ -118,22 +125,28 @@ def name_axes(cells: list[dict]) -> None:
 
 
 def cell_config(entry: dict) -> dict:
-    """The plain config of a manifest entry, as `compose.typed` takes it."""
+    """The plain config of a manifest entry's cell, as `compose.typed` takes it."""
     model = {k: v for k, v in entry["config"]["model"].items() if k != "vocab_size"}
     return {**entry["config"], **entry["run"], "model": model}
 
 
-def stages_of(config: Config) -> Plan:
-    """The stages of a cell, with their configs."""
-    corpus = open_corpus(prepare(config.data))
-    return plan(config, corpus.identity, corpus.vocab_size)
+def planned_stages(config: Config, corpus: dict, vocab_size: int) -> Plan:
+    """The stages of a cell whose corpus was opened when it was planned, without opening that again.
+
+    Args:
+        corpus: `Corpus.identity`, as the manifest has it.
+        vocab_size: of the model, with the symbols of the recall task.
+    """
+    recall = config.data.recall
+    symbols = RecallTask.of(recall, 0).vocab_size if recall.fraction > 0 else 0
+    return plan(config, corpus, vocab_size - symbols)
 
 
 def check_cells(folder: Path, entries: list[dict]) -> list[dict]:
-    """The cells that a folder already has.
+    """Read the cells that a folder already has; none if it has no manifest.
 
     Raises:
-        UsageError: they are of another config than `entries`.
+        UsageError: they belong to another config than `entries`.
     """
     old = read_manifest(folder)["cells"] if (folder / MANIFEST_FILE).exists() else []
     _refuse_strangers(folder, old, entries)
@@ -160,9 +173,9 @@ def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
 
 
 def _not_superseded(old: list[dict], new: list[dict]) -> list[dict]:
-    """The old cells but those that `new` has under another id: an older version of ratplus made that id.
+    """The old cells, without those that `new` has under another id because an older version of ratplus made that id.
 
-    Side by side, tables would take the two for seeds. The old records stay where they are.
+    If both stayed, tables would take the two for seeds. The old records stay where they are.
     """
 
     def identity(cell: dict) -> str:
@@ -180,7 +193,7 @@ def _not_superseded(old: list[dict], new: list[dict]) -> list[dict]:
 
 
 def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
-    """Cells of one folder may differ in model, pattern, seed and swept keys; anything else would not compare."""
+    """Refuse cells that differ in more than model, pattern, seed and swept keys: one table cannot compare them."""
     known = {stage_id for cell in (*old, *new) for stage_id in cell["stages"].values()}
     for path in (p for stage in STAGES for p in folder.glob(f"{stage}/*/record.json") if not old):
         if path.parent.name not in known:

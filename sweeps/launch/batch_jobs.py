@@ -1,6 +1,7 @@
-"""`jobs.json`: which batch jobs were submitted for which tasks of a sweep folder, and which of them are still there.
+"""`jobs.json`: which batch jobs were submitted for which items of a sweep folder, and which of them are still there.
 
-Light (no Hydra, no submitit), since `ratplus status` reads it too.
+An item (launch.work.WorkItem) has the id of a stage. This file imports neither Hydra nor submitit, since `ratplus
+status` reads jobs.json too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class JobsUnknown(Exception):
 
 
 def read_jobs(folder: Path) -> list[dict]:
-    """Submissions of a sweep folder, oldest first: id, time, cluster, jobs {task id: job id}.
+    """Read the submissions of a sweep folder, oldest first: id, time, cluster, jobs {item id: batch job id}.
 
     Raises:
         JobsUnknown: the file is damaged.
@@ -40,14 +41,14 @@ def read_jobs(folder: Path) -> list[dict]:
 
 
 def add_jobs(folder: Path, submission: dict) -> None:
-    """Add a submission, or replace the one of its id; only under the folder's lock."""
+    """Add a submission, or replace the one with its id. The caller holds the folder's lock."""
     others = [s for s in read_jobs(folder) if s["id"] != submission["id"]]
     content = {"format": FORMAT, "submissions": [*others, submission]}
     write_atomically(Path(folder) / JOBS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def live_jobs(folder: Path) -> dict[str, tuple[str, str]]:
-    """Task id -> (job id, "queued" or "running") of the jobs that have not ended, the latest of each task.
+    """Ask which jobs have not ended; returns {item id: (id of its latest batch job, "queued" or "running")}.
 
     Raises:
         JobsUnknown: jobs.json is damaged, or squeue is missing or fails.
@@ -56,15 +57,15 @@ def live_jobs(folder: Path) -> dict[str, tuple[str, str]]:
     submissions = read_jobs(folder)
     queue = _squeue(folder) if any(s["cluster"] == "slurm" and s["jobs"] for s in submissions) else {}
     for submission in submissions:
-        for task, job in submission["jobs"].items():
+        for item, job in submission["jobs"].items():
             state = queue.get(job) if submission["cluster"] == "slurm" else _process_state(job)
             if state is not None:
-                found[task] = (job, state)
+                found[item] = (job, state)
     return found
 
 
 def _squeue(folder: Path) -> dict[str, str]:
-    """State of this user's jobs by id, array tasks one by one."""
+    """Ask SLURM for the state of this user's jobs, by id; each task of an array has its own."""
     if shutil.which("squeue") is None:
         raise JobsUnknown(f"{folder / JOBS_FILE} names jobs of SLURM, and this machine has no squeue to ask about them")
     command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i %T"]
@@ -80,7 +81,7 @@ def _squeue(folder: Path) -> dict[str, str]:
 
 
 def _process_state(pid: str) -> str | None:
-    """Of a job of submitit's local executor, whose id is the number of a process."""
+    """ "running" or None for a job of submitit's local executor, whose id is the number of its process."""
     try:
         command = Path(f"/proc/{int(pid)}/cmdline").read_bytes()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One child process a task, wherever it runs: starting it, ending it, and what its end means.
+"""The child process that runs a job, wherever that is: starting it, ending it, and what its end means.
 
 A crash, an out-of-memory kill or leaked GPU memory stays in its own process. Killing any process at any moment costs
 time only, since a worker goes through idempotent stages.
@@ -20,26 +20,27 @@ from ratplus.records.record import provenance, write_record
 from ratplus.records.status import stage_state
 from ratplus.stages.failures import describe_failure, memory_advice
 from ratplus.sweeps.define.compose import typed
-from ratplus.sweeps.define.manifest import stages_of
-from ratplus.sweeps.launch.tasks import Job
+from ratplus.sweeps.define.manifest import planned_stages
+from ratplus.sweeps.launch.progress import LOGS
+from ratplus.sweeps.launch.work import Job
 
-LOGS = "logs"
-SAVE_SECONDS = 30.0  # that a worker has to save its state when it is told to stop
-# Exit codes of a worker that was told to stop, which is no failure.
+# How long a worker has to save its state when it is asked to stop.
+SAVE_SECONDS = 30.0
+# Exit codes of a worker that was asked to stop, which is no failure.
 STOPPED = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
-# A worker is a process of its own, not a rank of the batch job that it runs in: Lightning would take it for one.
-# What only names the job may stay.
+# Variables that a worker does not inherit. It is no rank of the batch job that it runs in, and Lightning would take it
+# for one. Variables that only name the job may stay.
 _BATCH_VARIABLES = re.compile(
     r"(SUBMITIT|RAY|PMI|PMIX)_|SLURM_(?!JOB_ID$|ARRAY_JOB_ID$|ARRAY_TASK_ID$|JOB_PARTITION$|RESTART_COUNT$)"
 )
 
 
 class Child:
-    """A worker process of one job (Task.job) and the files by which it is known.
+    """A worker process of one job, and the files by which others know it.
 
     Args:
-        job: plain data; kept in `<folder>/logs/<id>.job.json` while the worker runs.
-        environment: of the worker, beside this process's own.
+        job: what the worker runs; kept in `<folder>/logs/<id>.job.json` while it does.
+        environment: variables of the worker, beside this process's own.
     """
 
     def __init__(self, job: Job, environment: dict[str, str] | None = None):
@@ -52,7 +53,7 @@ class Child:
         threads = str(job["threads"])
         inherited = {k: v for k, v in os.environ.items() if not _BATCH_VARIABLES.match(k)}
         with self.log.open("a") as output:
-            # What a failure's record quotes begins here.
+            # The record of a failure quotes what is printed from here on.
             self._log_start = output.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ratplus.sweeps.launch.worker", str(self._file)],
@@ -63,9 +64,10 @@ class Child:
             )  # fmt: skip
 
     def stop(self, seconds: float = SAVE_SECONDS) -> None:
-        """Tell the worker to save and stop; end it, and what it started, if it doesn't in time.
+        """Ask the worker to save and stop; end it, and what it started, if it doesn't in time.
 
-        Works in a signal's handler too, which may interrupt Popen while that holds its lock: so without Popen.wait.
+        This works in a signal's handler too. Such a handler may interrupt Popen while that holds its lock, so nothing
+        here calls Popen.wait.
         """
         with suppress(ProcessLookupError):
             if self.process.returncode is None:
@@ -87,7 +89,7 @@ class Child:
             return True
 
     def finish(self) -> int:
-        """After the worker's end: tidy up and, if it was killed, write the record that it could not; its exit code."""
+        """Tidy up after the worker's end, and record it if the worker was killed; returns the exit code."""
         code = self.process.returncode
         if code < 0:
             self._end_group()
@@ -97,7 +99,7 @@ class Child:
         return code
 
     def ending(self) -> str:
-        """How the worker ended: empty if well, else the last line that it said."""
+        """How the worker ended: empty if well, else the last line that it printed."""
         code = self.process.returncode
         if code == 0:
             return ""
@@ -108,7 +110,7 @@ class Child:
         return lines[-1] if lines else f"exit code {code}"
 
     def _last_lines(self) -> list[str]:
-        """At most 50 lines of what this worker said; the file may hold earlier attempts."""
+        """The last lines that this worker printed, at most 50; the file may begin with those of earlier attempts."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(self._log_start, self.log.stat().st_size - 20_000))
@@ -126,23 +128,23 @@ class Child:
             path.unlink(missing_ok=True)
 
 
-def read_progress(path: Path) -> dict:
-    """What a worker last said of itself: stage, done, total, ...; empty before its first step."""
-    try:
-        news = json.loads(path.read_text())
-        return news if isinstance(news, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
 def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
-    """A process that was ended cannot write its own record: its parent does, for the first stage that isn't done.
+    """Write the record that a killed process could not, for the first stage of its cell that isn't done.
 
-    The caller works in the folder that the job's relative paths are meant from.
+    The caller works in the folder that the job's relative paths are meant from. The corpus is not opened: the job has
+    the ids of the stages. Nothing is recorded where this version of the code, or changed weights of `model.init_from`,
+    make other ids.
+
+    Args:
+        kind: name of the signal, or of the limit that was reached.
+        lines: what the process printed last.
     """
     try:
         config = typed(job["config"])
-        for stage in stages_of(config):
+        stages = planned_stages(config, job["corpus"], job["vocab_size"])
+        if {stage.name: stage.id for stage in stages} != job["stages"]:
+            return
+        for stage in stages:
             target = stage.folder(Path(job["folder"]))
             if stage_state(target).status != "done":
                 break
@@ -153,4 +155,4 @@ def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
             timing={}, provenance=provenance(), error=describe_failure(kind, message, lines, target),
         )  # fmt: skip
     except (OSError, ValueError):
-        pass  # nothing more can be done than to report it, which the caller does
+        pass  # the caller prints how the worker ended, and no more can be done

@@ -1,4 +1,4 @@
-"""What a running sweep shows: bars with ETA on a terminal, plain lines elsewhere."""
+"""What is shown of a running sweep: bars with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ratplus.sweeps.launch.pool import Running
-from ratplus.sweeps.launch.tasks import Task
+from ratplus.sweeps.launch.work import WorkItem
 
-_LINE_SECONDS = 20.0  # between two plain progress lines
+_LINE_SECONDS = 20.0  # at least so many lie between two plain progress lines
 
 
 def progress_bars(console: Console, transient: bool = False) -> Progress:
-    """Bars with a description (plain text: a label may hold brackets), ETA and a `note`."""
+    """Make bars with a description, the time left and a `note`.
+
+    The description is plain text rather than rich's markup, since a pattern's label may hold brackets.
+    """
     return Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False), console=console, transient=transient,
@@ -23,13 +26,13 @@ def progress_bars(console: Console, transient: bool = False) -> Progress:
 
 
 class SweepDisplay:
-    """Use as a context manager; `event` is what the pool calls."""
+    """Shows how far a sweep is, while it is used as a context manager; the pool calls `event`."""
 
     def __init__(self, total: int):
         self.total = total
         self.done = 0
         self.started = time.monotonic()
-        self._told = self.started
+        self._printed_at = self.started
         self._live = sys.stderr.isatty()
         self._bars: dict[int, int] = {}
         self.console = Console(stderr=True, highlight=False, soft_wrap=not self._live)
@@ -45,28 +48,28 @@ class SweepDisplay:
         if self._live:
             self._progress.stop()
 
-    def event(self, kind: str, task: Task | None, workers: list[Running], text: str) -> None:
+    def event(self, kind: str, item: WorkItem | None, workers: list[Running], text: str) -> None:
         if kind in ("end", "skip"):
             self.done += 1
             mark = "FAILED" if kind == "end" and text else "skipped" if kind == "skip" else "done"
-            self._say(f"[{self.done}/{self.total}] {task.name}: {mark}{': ' + text if text else ''}")
+            self._print(f"[{self.done}/{self.total}] {item.name}: {mark}{': ' + text if text else ''}")
         elif kind == "start" and not self._live:
-            self._say(f"[{self.done}/{self.total}] {task.name}: started")
+            self._print(f"[{self.done}/{self.total}] {item.name}: started")
         if self._live:
             self._draw(workers)
-        elif kind == "tick" and time.monotonic() - self._told > _LINE_SECONDS and workers:
-            self._say("; ".join(self._line(worker) for worker in workers) + self._eta())
+        elif kind == "tick" and time.monotonic() - self._printed_at > _LINE_SECONDS and workers:
+            self._print("; ".join(self._line(worker) for worker in workers) + self._eta())
 
-    def _say(self, line: str) -> None:
-        self._told = time.monotonic()
+    def _print(self, line: str) -> None:
+        self._printed_at = time.monotonic()
         self.console.print(line, markup=False)
 
     def _line(self, worker: Running) -> str:
-        news = worker.news()
-        if not news:
-            return f"{worker.task.name}: starting"
-        loss = f", loss {news['loss']:.3f}" if "loss" in news else ""
-        return f"{worker.task.name}: {news['stage']} {news['done']}/{news['total']}{loss}"
+        progress = worker.progress()
+        if not progress:
+            return f"{worker.item.name}: starting"
+        loss = f", loss {progress['loss']:.3f}" if "loss" in progress else ""
+        return f"{worker.item.name}: {progress['stage']} {progress['done']}/{progress['total']}{loss}"
 
     def _eta(self) -> str:
         elapsed = time.monotonic() - self.started
@@ -79,16 +82,16 @@ class SweepDisplay:
         seen = set()
         for worker in workers:
             seen.add(worker.slot)
-            news = worker.news()
+            progress = worker.progress()
             if worker.slot not in self._bars:
                 self._bars[worker.slot] = self._progress.add_task("", total=None, note="")
-            note = f"loss {news['loss']:.3f}" if "loss" in news else ""
-            description = f"{worker.task.name}: {news.get('stage', 'starting')}"
+            note = f"loss {progress['loss']:.3f}" if "loss" in progress else ""
+            description = f"{worker.item.name}: {progress.get('stage', 'starting')}"
             bar = self._bars[worker.slot]
             if self._progress.tasks[self._progress.task_ids.index(bar)].description != description:
                 self._progress.reset(bar)
             self._progress.update(
-                bar, description=description, completed=news.get("done", 0), total=news.get("total"), note=note,
+                bar, description=description, completed=progress.get("done", 0), total=progress.get("total"), note=note,
                 visible=True,
             )  # fmt: skip
         for slot, bar in self._bars.items():

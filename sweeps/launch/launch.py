@@ -1,4 +1,4 @@
-"""From planned cells to their end: picks the launcher, shows progress, and says what failed and why."""
+"""Running planned cells to their end: choosing the launcher, showing progress, and saying what failed and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ratplus.config.cell import Config
 from ratplus.records.status import stage_state
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.cell import EXIT_FAILED, ProgressFile, run_cell
-from ratplus.sweeps.launch.child import LOGS
-from ratplus.sweeps.launch.tasks import Task, due, tasks_of, threads_of
+from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
+from ratplus.sweeps.launch.progress import LOGS, ProgressFile
+from ratplus.sweeps.launch.work import WorkItem, due_items, threads_per_cell, work_items
 from ratplus.training.ranks import external_place
 
 _MOST_ERRORS = 10
@@ -23,7 +23,12 @@ _MOST_ERRORS = 10
 
 @dataclass
 class Ended:
-    """Exit code of a call, and whether all of its cells have come to an end (jobs that were submitted have not)."""
+    """How a call ended.
+
+    Attributes:
+        code: its exit code.
+        complete: whether all of its cells have ended; those that were only submitted as jobs have not.
+    """
 
     code: int
     complete: bool = True
@@ -44,11 +49,12 @@ def launch(entries: list[dict], folder: Path, last: str, config: Config) -> Ende
             f"{place.starter} started {place.world} ranks: together they run one cell; for a sweep, call ratplus once "
             "and let trainer.devices start the ranks of each cell"
         )
-    tasks = tasks_of(entries, last)
-    cells = [task for task in tasks if task.last == last]
-    todo = due(tasks, folder, last, config.retry)
+    items = work_items(entries, last)
+    cells = [item for item in items if item.last == last]
+    todo = due_items(items, folder, last, config.retry)
     if launcher.kind == "local" and len(entries) == 1:
-        # One cell leaves nothing behind for a next one, so it runs in this process. Also when it is done: it says so.
+        # After a single cell no other follows that it could harm, so it runs in this process. A finished cell runs here
+        # too, and says that it is done.
         if not todo and cells[0].state(folder).status != "done":
             return Ended(_conclude(cells, folder, config.retry, {}))
         return Ended(_one(entries[0], folder, last))
@@ -64,16 +70,16 @@ def launch(entries: list[dict], folder: Path, last: str, config: Config) -> Ende
     except Stopped as stop:
         print(f"ratplus: {stop}", file=sys.stderr)
         return Ended(128 + stop.number, complete=False)
-    said = {task.id: outcomes[task.id].text for task in todo if task.id in outcomes and outcomes[task.id].code}
-    held = sum(task.last == last and task.id not in outcomes for task in todo)
-    if held:
-        print(f"max_failures={config.max_failures} reached: {held} cells were not started", file=sys.stderr)
-    return Ended(_conclude(cells, folder, config.retry, said))
+    endings = {item.id: outcomes[item.id].text for item in todo if item.id in outcomes and outcomes[item.id].code}
+    not_started = sum(item.last == last and item.id not in outcomes for item in todo)
+    if not_started:
+        print(f"max_failures={config.max_failures} reached: {not_started} cells were not started", file=sys.stderr)
+    return Ended(_conclude(cells, folder, config.retry, endings))
 
 
 @contextmanager
 def _starter(config: Config, folder: Path):
-    """(tasks at once, start) of the launchers that the pool drives."""
+    """Give (items at once, start) of a launcher that the pool drives."""
     launcher = config.launcher
     if launcher.kind == "ray":
         from ratplus.sweeps.launch.ray import ray_cluster
@@ -83,25 +89,25 @@ def _starter(config: Config, folder: Path):
     else:
         from ratplus.sweeps.launch.local import LocalRun
 
-        threads = threads_of(launcher)
+        threads = threads_per_cell(launcher)
         gpus = config.trainer.devices if launcher.gpus is None else launcher.gpus
-        yield launcher.workers, lambda task, slot: LocalRun(task, slot, folder, threads, gpus)
+        yield launcher.workers, lambda item, slot: LocalRun(item, slot, folder, threads, gpus)
 
 
-def _conclude(cells: list[Task], folder: Path, retry: str, said: dict[str, str]) -> int:
-    """Say which cells failed and why, the count last; EXIT_FAILED if any did or is left undone.
+def _conclude(cells: list[WorkItem], folder: Path, retry: str, endings: dict[str, str]) -> int:
+    """Print which cells failed and why, and last how many did; EXIT_FAILED if any did.
 
     Args:
-        said: last words of the tasks that ended badly in this call, by id; records know of the others.
+        endings: for the items that ended badly in this call, by id, the last line of each; records know of the others.
     """
-    look = lru_cache(maxsize=None)(stage_state)
+    read_state = lru_cache(maxsize=None)(stage_state)
     failed = []
-    for task in cells:
-        state = task.state(folder, look)
+    for item in cells:
+        state = item.state(folder, read_state)
         if state.status in ("failed", "damaged"):
-            failed.append((task.name, state.error))
-        elif task.id in said and state.status != "done":
-            failed.append((task.name, said[task.id]))
+            failed.append((item.name, state.error))
+        elif item.id in endings and state.status != "done":
+            failed.append((item.name, endings[item.id]))
     for name, error in failed[:_MOST_ERRORS]:
         print(f"  {name}: {error}", file=sys.stderr)
     if len(failed) > _MOST_ERRORS:
@@ -117,7 +123,7 @@ def _conclude(cells: list[Task], folder: Path, retry: str, said: dict[str, str])
 
 
 def _one(entry: dict, folder: Path, last: str) -> int:
-    """A single cell runs in this process."""
+    """Exit code of a single cell, run in this process."""
     from rich.console import Console
 
     from ratplus.sweeps.launch.display import progress_bars
@@ -133,26 +139,28 @@ def _one(entry: dict, folder: Path, last: str) -> int:
                 shown[stage] = bars.add_task(f"{entry['model']} {entry['label']}: {stage}", total=total, note="")
             note = f"loss {float(numbers['loss']):.3f}" if "loss" in numbers else ""
             bars.update(shown[stage], completed=done, note=note)
-            file.tell(stage, done, total, numbers)
+            file.write(stage, done, total, numbers)
 
         try:
             return run_cell(
-                cell_config(entry), folder, last, progress, say=lambda line: console.print(line, markup=False)
-            )
+                cell_config(entry), entry["stages"], folder, last, progress,
+                print_line=lambda line: console.print(line, markup=False),
+            )  # fmt: skip
         finally:
             file.remove()
 
 
-def _slurm(cells: list[Task], todo: list[Task], folder: Path, last: str, config: Config) -> Ended:
-    """Submit; then leave, or with launcher.wait stay until the jobs have ended."""
+def _slurm(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last: str, config: Config) -> Ended:
+    """Submit the jobs and return; with launcher.wait, return only when they have ended."""
     if not todo:
         return Ended(_conclude(cells, folder, config.retry, {}))
     from ratplus.sweeps.launch.slurm import submit
 
     submission = submit(todo, folder, last, config.launcher, config.max_failures)
-    first = sum(task.last != last and task.id in submission.jobs for task in todo)
+    pretrainings = sum(item.last != last and item.id in submission.jobs for item in todo)
+    count = len(submission.jobs)
     print(
-        f"submitted {len(submission.jobs)} jobs ({first} pretrainings, {len(submission.jobs) - first} cells): "
+        f"submitted {count} jobs ({pretrainings} pretrainings, {count - pretrainings} cells): "
         f"{' '.join(submission.arrays) or 'none'}"
         + (f"; {submission.already} are queued or running already" if submission.already else "")
     )
@@ -165,25 +173,25 @@ def _slurm(cells: list[Task], todo: list[Task], folder: Path, last: str, config:
     return Ended(_conclude(cells, folder, config.retry, {}))
 
 
-def _wait(submission, todo: list[Task], folder: Path) -> None:
-    """Until none of the tasks has a job that is queued or running; says how many there are when it changes."""
-    from ratplus.sweeps.launch.jobs import JobsUnknown, live_jobs
+def _wait(submission, todo: list[WorkItem], folder: Path) -> None:
+    """Wait until none of the items has a batch job that is queued or running; print how many have when that changes."""
+    from ratplus.sweeps.launch.batch_jobs import JobsUnknown, live_jobs
 
-    told = None
+    printed = None
     while True:
         for handle in submission.handles if submission.cluster == "local" else ():
-            handle.done()  # reaps the process
+            handle.done()  # collects the process once it has ended
         try:
             live = live_jobs(folder)
         except JobsUnknown as error:  # the queue's server may be away for a while
             print(f"{error}; asking again", file=sys.stderr)
             time.sleep(60)
             continue
-        left = [live[task.id][1] for task in todo if task.id in live]
+        left = [live[item.id][1] for item in todo if item.id in live]
         if not left:
             return
-        now = f"{left.count('running')} jobs running, {left.count('queued')} queued"
-        if now != told:
-            print(now, file=sys.stderr, flush=True)
-            told = now
+        line = f"{left.count('running')} jobs running, {left.count('queued')} queued"
+        if line != printed:
+            print(line, file=sys.stderr, flush=True)
+            printed = line
         time.sleep(1.0 if submission.cluster == "local" else 15.0)

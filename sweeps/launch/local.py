@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ratplus.sweeps.launch.child import Child, read_progress
-from ratplus.sweeps.launch.tasks import Task
+from ratplus.sweeps.launch.child import Child
+from ratplus.sweeps.launch.progress import read_progress
+from ratplus.sweeps.launch.work import WorkItem
 
 
 class LocalRun:
-    """A task in a process of this machine; a pool.Running."""
+    """An item in a process of this machine; a pool.Running."""
 
-    def __init__(self, task: Task, slot: int, folder: Path, threads: int, gpus: int):
-        self.task, self.slot = task, slot
-        self._child = Child(task.job(folder, threads), gpu_environment(slot, gpus))
+    def __init__(self, item: WorkItem, slot: int, folder: Path, threads: int, gpus: int):
+        self.item, self.slot = item, slot
+        self._child = Child(item.job(folder, threads), gpu_environment(slot, gpus))
 
     def poll(self) -> int | None:
         return None if self._child.process.poll() is None else self._child.finish()
@@ -22,10 +23,10 @@ class LocalRun:
     def ending(self) -> str:
         return self._child.ending()
 
-    def news(self) -> dict:
+    def progress(self) -> dict:
         return read_progress(self._child.progress)
 
-    def tell(self) -> None:
+    def request_stop(self) -> None:
         if self._child.process.poll() is None:
             self._child.process.terminate()
 
@@ -34,9 +35,9 @@ class LocalRun:
 
 
 def gpu_environment(slot: int, count: int) -> dict[str, str]:
-    """`count` GPUs for the worker of a slot, in turn, of those that this process may use."""
+    """Choose `count` of the GPUs that this process may use for the worker of a slot; slots take them in turn."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = _gpus() if allowed is None else [g for g in allowed.split(",") if g]  # "" hides them all
+    gpus = _gpus() if allowed is None else [g for g in allowed.split(",") if g]  # an empty value hides all GPUs
     if not gpus:
         return {}
     first = slot * count
@@ -44,7 +45,7 @@ def gpu_environment(slot: int, count: int) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Indices of this machine's NVIDIA GPUs, without starting CUDA in this process."""
+    """List the indices of this machine's NVIDIA GPUs, without starting CUDA in this process."""
     devices = Path("/dev")
     numbers = [p.name.removeprefix("nvidia") for p in devices.glob("nvidia[0-9]*")] if devices.exists() else []
     return sorted(numbers, key=int)

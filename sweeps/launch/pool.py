@@ -1,4 +1,4 @@
-"""A pool of running tasks: pretraining first and once, the cells that need it when it is done, so many at once.
+"""A pool of running items, at most so many at once: each pretraining once, and then the cells that need it.
 
 The pool knows nothing of processes or clusters: a launcher hands it `start`. Nothing here decides results.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Protocol
 
 from ratplus.sweeps.launch.child import SAVE_SECONDS
-from ratplus.sweeps.launch.tasks import Task
+from ratplus.sweeps.launch.work import WorkItem
 
 
 class Running(Protocol):
-    """A task at work."""
+    """An item at work."""
 
-    task: Task
+    item: WorkItem
     slot: int
 
     def poll(self) -> int | None:
@@ -28,10 +28,10 @@ class Running(Protocol):
     def ending(self) -> str:
         """How it ended: empty if well, else one line."""
 
-    def news(self) -> dict:
-        """What it last said of itself: stage, done, total; empty before its first step."""
+    def progress(self) -> dict:
+        """How far it is: stage, done, total; empty before its first step."""
 
-    def tell(self) -> None:
+    def request_stop(self) -> None:
         """Ask it to save and stop; returns at once."""
 
     def stop(self, seconds: float) -> None:
@@ -40,12 +40,14 @@ class Running(Protocol):
 
 @dataclass
 class Outcome:
+    """How an item ended: its exit code, and the reason if that is not 0."""
+
     code: int
-    text: str  # why, if the code isn't 0
+    text: str
 
 
 class Stopped(Exception):
-    """The sweep was told to stop by a signal; workers saved their state."""
+    """A signal asked the sweep to stop; workers saved their state."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}; run the same command again to continue")
@@ -53,27 +55,27 @@ class Stopped(Exception):
 
 
 def run_pool(
-    tasks: list[Task],
+    items: list[WorkItem],
     folder: Path,
     workers: int,
-    start: Callable[[Task, int], Running],
-    on_event: Callable[[str, Task | None, list[Running], str], None],
+    start: Callable[[WorkItem, int], Running],
+    on_event: Callable[[str, WorkItem | None, list[Running], str], None],
     max_failures: int | None = None,
 ) -> dict[str, Outcome]:
-    """Run tasks, at most `workers` at once; returns how each ended by its id.
+    """Run items, at most `workers` at once; returns how each ended by its id.
 
     After `max_failures` failures no more are started; those that were not have no outcome.
 
     Args:
-        start: (task, slot) -> Running; slots are 0 ... workers - 1.
-        on_event: called with (kind, task, running ones, text); kind is "start", "end", "skip" or "tick" (several a
+        start: (item, slot) -> Running; slots are 0 ... workers - 1.
+        on_event: called with (kind, item, running ones, text); kind is "start", "end", "skip" or "tick" (several a
             second).
 
     Raises:
-        Stopped: SIGTERM or Ctrl-C; workers were told and have ended.
+        Stopped: on SIGTERM or Ctrl-C, once the workers have been asked to stop and have ended.
     """
-    waiting, active, ended = list(tasks), [], {}
-    pending = {task.id for task in tasks}
+    waiting, active, ended = list(items), [], {}
+    pending = {item.id for item in items}
     failures = 0
     caught: list[int] = []
     previous = {n: signal.signal(n, lambda number, _f: caught.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -81,33 +83,33 @@ def run_pool(
         while (waiting or active) and not caught:
             if max_failures is not None and failures >= max_failures:
                 waiting.clear()
-            # A pretraining that is not among the tasks is done already.
-            for task in [t for t in waiting if t.needs not in pending]:
-                if task.needs in ended and ended[task.needs].code != 0:
-                    waiting.remove(task)
-                    pending.discard(task.id)
-                    ended[task.id] = Outcome(ended[task.needs].code, "its pretraining failed")
-                    on_event("skip", task, active, ended[task.id].text)
+            # A pretraining that is not among the items is done already.
+            for item in [item for item in waiting if item.needs not in pending]:
+                if item.needs in ended and ended[item.needs].code != 0:
+                    waiting.remove(item)
+                    pending.discard(item.id)
+                    ended[item.id] = Outcome(ended[item.needs].code, "its pretraining failed")
+                    on_event("skip", item, active, ended[item.id].text)
                 elif len(active) == workers:
                     break
-                elif task.state(folder).status == "done":  # by somebody else meanwhile
-                    waiting.remove(task)
-                    pending.discard(task.id)
-                    ended[task.id] = Outcome(0, "")
-                    on_event("skip", task, active, "already done")
+                elif item.state(folder).status == "done":  # another process has done it in the meantime
+                    waiting.remove(item)
+                    pending.discard(item.id)
+                    ended[item.id] = Outcome(0, "")
+                    on_event("skip", item, active, "already done")
                 else:
-                    waiting.remove(task)
+                    waiting.remove(item)
                     slot = min(set(range(workers)) - {r.slot for r in active})
-                    active.append(start(task, slot))
-                    on_event("start", task, active, "")
+                    active.append(start(item, slot))
+                    on_event("start", item, active, "")
             for running in list(active):
                 code = running.poll()
                 if code is not None:
                     active.remove(running)
-                    pending.discard(running.task.id)
-                    ended[running.task.id] = Outcome(code, running.ending())
+                    pending.discard(running.item.id)
+                    ended[running.item.id] = Outcome(code, running.ending())
                     failures += code != 0
-                    on_event("end", running.task, active, running.ending())
+                    on_event("end", running.item, active, running.ending())
             on_event("tick", None, active, "")
             time.sleep(0.1)
         if caught:
@@ -115,7 +117,7 @@ def run_pool(
         return ended
     finally:
         for running in active:
-            running.tell()
+            running.request_stop()
         deadline = time.monotonic() + SAVE_SECONDS
         for running in active:
             running.stop(max(0.0, deadline - time.monotonic()))

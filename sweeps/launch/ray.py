@@ -13,18 +13,19 @@ from pathlib import Path
 
 from ratplus.config.run import LauncherSection
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.child import LOGS, SAVE_SECONDS, Child, read_progress
-from ratplus.sweeps.launch.tasks import Job, Task, threads_of
+from ratplus.sweeps.launch.child import SAVE_SECONDS, Child
+from ratplus.sweeps.launch.progress import LOGS, read_progress
+from ratplus.sweeps.launch.work import Job, WorkItem, threads_per_cell
 
 
 class RayRun:
-    """A task in a Ray cluster; a pool.Running."""
+    """An item as a task of a Ray cluster; a pool.Running."""
 
-    def __init__(self, ray, remote, task: Task, slot: int, folder: Path, threads: int):
-        self.task, self.slot = task, slot
+    def __init__(self, ray, remote, item: WorkItem, slot: int, folder: Path, threads: int):
+        self.item, self.slot = item, slot
         self._ray = ray
-        self._progress = folder / LOGS / f"{task.id}.progress.json"
-        self._ref = remote.remote(task.job(folder, threads))
+        self._progress_file = folder / LOGS / f"{item.id}.progress.json"
+        self._ref = remote.remote(item.job(folder, threads))
         self._text = ""
 
     def poll(self) -> int | None:
@@ -33,17 +34,17 @@ class RayRun:
             return None
         try:
             code, self._text = self._ray.get(self._ref)
-        except self._ray.exceptions.RayError as error:  # the node or Ray's own worker is gone
+        except self._ray.exceptions.RayError as error:  # the node, or Ray's own worker there, has gone
             code, self._text = 1, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         return code
 
     def ending(self) -> str:
         return self._text
 
-    def news(self) -> dict:
-        return read_progress(self._progress)
+    def progress(self) -> dict:
+        return read_progress(self._progress_file)
 
-    def tell(self) -> None:
+    def request_stop(self) -> None:
         self._ray.cancel(self._ref)
 
     def stop(self, seconds: float) -> None:
@@ -52,12 +53,12 @@ class RayRun:
 
 @contextmanager
 def ray_cluster(launcher: LauncherSection):
-    """Connect to the cluster, or start one here; gives (tasks at once, start) for the pool, and leaves it at the end.
+    """Connect to the cluster, or start one here; gives (items at once, start) for the pool, and leaves it at the end.
 
     Raises:
         UsageError: no Ray, no such cluster, or one without room for a single cell.
     """
-    # Ray reports its use over the network unless told not to.
+    # Ray reports its use over the network unless this forbids it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -71,34 +72,34 @@ def ray_cluster(launcher: LauncherSection):
         raise UsageError(f"launcher.address: {launcher.address or 'a local cluster'}: {reason}") from None
     try:
         cpus, gpus = launcher.cpus or 1, launcher.gpus or 0
-        there = ray.cluster_resources()
-        room = int(there.get("CPU", 0) // cpus)
+        resources = ray.cluster_resources()
+        at_once = int(resources.get("CPU", 0) // cpus)
         if gpus:
-            room = min(room, int(there.get("GPU", 0) // gpus))
-        if room == 0:
+            at_once = min(at_once, int(resources.get("GPU", 0) // gpus))
+        if at_once == 0:
             raise UsageError(
-                f"launcher.cpus={cpus} launcher.gpus={gpus}: the cluster has {there.get('CPU', 0):.0f} CPUs and "
-                f"{there.get('GPU', 0):.0f} GPUs"
+                f"launcher.cpus={cpus} launcher.gpus={gpus}: the cluster has {resources.get('CPU', 0):.0f} CPUs and "
+                f"{resources.get('GPU', 0):.0f} GPUs"
             )
-        # A cell that fails is recorded; trying it again is up to the user, as with every launcher.
+        # A failed cell is recorded. As with every launcher, the user decides whether it is tried again.
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(run_job)
-        threads = threads_of(launcher)
+        threads = threads_per_cell(launcher)
 
-        def starter(folder: Path) -> Callable[[Task, int], RayRun]:
-            return lambda task, slot: RayRun(ray, remote, task, slot, folder, threads)
+        def starter(folder: Path) -> Callable[[WorkItem, int], RayRun]:
+            return lambda item, slot: RayRun(ray, remote, item, slot, folder, threads)
 
-        yield min(room, launcher.workers or room), starter
+        yield min(at_once, launcher.workers or at_once), starter
     finally:
         ray.shutdown()
 
 
 def run_job(job: Job) -> tuple[int, str]:
-    """On a node: the job's worker process to its end; (exit code, how it ended)."""
+    """Run a job's worker process on a node to its end; returns (exit code, how it ended)."""
     os.chdir(job["cwd"])
     child = Child(job)
     try:
         while child.process.poll() is None:
-            time.sleep(0.2)  # in steps, so that a cancellation is heard
+            time.sleep(0.2)  # short sleeps let Ray's cancellation interrupt this loop
     except BaseException:
         with suppress(KeyboardInterrupt):
             child.stop(SAVE_SECONDS)

@@ -1,9 +1,9 @@
-"""`launcher=slurm`: a job array for the pretrainings and one for the cells, through submitit; submit and exit.
+"""`launcher=slurm`: submits a job array for the pretrainings and one for the cells, through submitit, and exits.
 
 Each array task runs one cell in a child process. When the time limit nears or the job is preempted, submitit's handler
 calls `ArrayTask.checkpoint`: the child saves its training state, and the job queues again and continues from it. A cell
-starts after the pretrainings have ended in whatever way: if its own is missing then, it does it itself (the stages are
-idempotent and locked), and if that failed, it does not try again.
+starts after the pretrainings have ended in whatever way. If its own is missing then, the cell trains it (the stages are
+idempotent and locked); if its own failed, the cell does not try again.
 """
 
 from __future__ import annotations
@@ -13,35 +13,60 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from ratplus.config.run import LauncherSection
 from ratplus.records.lock import FolderLock
 from ratplus.records.status import stage_state
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.child import LOGS, SAVE_SECONDS, STOPPED, Child, record_death
-from ratplus.sweeps.launch.jobs import JobsUnknown, add_jobs, live_jobs
-from ratplus.sweeps.launch.tasks import Job, Task, threads_of
+from ratplus.sweeps.launch.batch_jobs import JobsUnknown, add_jobs, live_jobs
+from ratplus.sweeps.launch.child import SAVE_SECONDS, STOPPED, Child, record_death
+from ratplus.sweeps.launch.progress import LOGS
+from ratplus.sweeps.launch.work import Job, WorkItem, threads_per_cell
 
 # submitit's local executor has no queue: it starts everything at once.
-_MOST_LOCAL_TASKS = 16
-# SLURM's grace before it kills a preempted job can be that long.
+_MOST_LOCAL_JOBS = 16
+# SLURM may give a preempted job that long before it kills it.
 _HOLD_SECONDS = 600
 
 
 @dataclass
 class Submission:
-    """What a call submitted: {task id: job id}, and the ids of jobs (or arrays) as squeue and scancel take them."""
+    """What a call submitted.
+
+    Attributes:
+        jobs: item id -> batch job id.
+        arrays: ids of the jobs, or of their arrays, as squeue and scancel take them.
+        already: how many items are queued or running since an earlier call.
+        handles: submitit's objects of the jobs.
+    """
 
     id: str
     cluster: str
     jobs: dict[str, str] = field(default_factory=dict)
     arrays: list[str] = field(default_factory=list)
-    already: int = 0  # tasks that are queued or running since an earlier call
-    handles: list = field(default_factory=list)  # submitit's
+    already: int = 0
+    handles: list = field(default_factory=list)
+
+
+class BatchJob(Job):
+    """A job with what its array task decides on a node.
+
+    Attributes:
+        minutes, grace_seconds, requeues: of the launcher's section.
+        max_failures: how many jobs of the submission may fail before the others are not started; None has no limit.
+        submission: id of the submission.
+    """
+
+    minutes: int
+    grace_seconds: int
+    requeues: int
+    max_failures: int | None
+    submission: str
 
 
 def submit(
-    tasks: list[Task], folder: Path, last: str, launcher: LauncherSection, max_failures: int | None
+    items: list[WorkItem], folder: Path, last: str, launcher: LauncherSection, max_failures: int | None
 ) -> Submission:
     """Submit what is not queued or running yet, and note the job ids in `<folder>/jobs.json`.
 
@@ -58,51 +83,49 @@ def submit(
             live = live_jobs(folder)
         except JobsUnknown as error:
             raise UsageError(f"launcher=slurm: cannot tell which jobs are queued already: {error}") from None
-        new = [task for task in tasks if task.id not in live]
-        submission.already = len(tasks) - len(new)
-        if launcher.cluster == "local" and len(new) > _MOST_LOCAL_TASKS:
+        new = [item for item in items if item.id not in live]
+        submission.already = len(items) - len(new)
+        if launcher.cluster == "local" and len(new) > _MOST_LOCAL_JOBS:
             raise UsageError(
                 f"launcher.cluster=local: {len(new)} jobs would all start at once; it is for trying out at most "
-                f"{_MOST_LOCAL_TASKS}"
+                f"{_MOST_LOCAL_JOBS}"
             )
-        first = [task for task in new if task.last != last]
-        cells = [task for task in new if task.last == last]
-        # Also those that an earlier call submitted.
-        before = {live[task.needs][0] for task in cells if task.needs in live}
-        before |= set(_submit_all(first, folder, launcher, max_failures, submission, set()))
+        pretrainings = [item for item in new if item.last != last]
+        cells = [item for item in new if item.last == last]
+        # Cells also wait for pretrainings that an earlier call submitted.
+        before = {live[item.needs][0] for item in cells if item.needs in live}
+        before |= set(_submit_all(pretrainings, folder, launcher, max_failures, submission, set()))
         _submit_all(cells, folder, launcher, max_failures, submission, before)
     return submission
 
 
 def _submit_all(
-    tasks: list[Task], folder: Path, launcher: LauncherSection, max_failures: int | None,
+    items: list[WorkItem], folder: Path, launcher: LauncherSection, max_failures: int | None,
     submission: Submission, after: set[str],
 ) -> list[str]:  # fmt: skip
-    """Submit tasks as arrays of at most `array_size`; returns the arrays' ids."""
+    """Submit items as arrays of at most `array_size`; returns the arrays' ids."""
     arrays: list[str] = []
-    for begin in range(0, len(tasks), launcher.array_size):
-        part = tasks[begin : begin + launcher.array_size]
-        # A limit of cells at once is one of an array, so with a limit they run one array after the other.
+    for begin in range(0, len(items), launcher.array_size):
+        part = items[begin : begin + launcher.array_size]
+        # SLURM limits how many jobs of one array run at once, so with a limit the arrays run one after the other.
         chained = set(arrays[-1:]) if launcher.workers is not None else set()
         executor = _executor(folder, launcher, after | chained)
-        jobs = []
-        for task in part:
-            job = task.job(folder, threads_of(launcher))
-            limits = {name: getattr(launcher, name) for name in ("minutes", "grace_seconds", "requeues")}
-            jobs.append(job | limits | {"max_failures": max_failures, "submission": submission.id})
+        limits = {name: getattr(launcher, name) for name in ("minutes", "grace_seconds", "requeues")}
+        limits |= {"max_failures": max_failures, "submission": submission.id}
+        jobs = [cast(BatchJob, item.job(folder, threads_per_cell(launcher)) | limits) for item in part]
         try:
             handles = executor.map_array(ArrayTask(), jobs)
         except Exception as error:
-            # sbatch's own words are in the cause; a refused option is the user's to mend.
+            # The cause holds what sbatch printed; it names the option that the user has to change.
             lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-            said = next((line for line in lines if "sbatch: error" in line), lines[-1])
-            raise UsageError(f"launcher=slurm: sbatch refused the jobs: {said}") from None
+            reason = next((line for line in lines if "sbatch: error" in line), lines[-1])
+            raise UsageError(f"launcher=slurm: sbatch refused the jobs: {reason}") from None
         submission.handles += handles
-        submission.jobs |= {task.id: handle.job_id for task, handle in zip(part, handles)}
+        submission.jobs |= {item.id: handle.job_id for item, handle in zip(part, handles)}
         ids = {handle.job_id.partition("_")[0] for handle in handles}
         arrays += sorted(ids)
         submission.arrays += sorted(ids)
-        # After each array, so that a kill between two leaves none unknown.
+        # Noted after each array, so that a kill between two leaves no job unknown.
         note = {"id": submission.id, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cluster": submission.cluster,
                 "jobs": submission.jobs}  # fmt: skip
         add_jobs(folder, note)
@@ -152,7 +175,7 @@ class ArrayTask:
     def __init__(self):
         self._child: Child | None = None
 
-    def __call__(self, job: Job) -> str:
+    def __call__(self, job: BatchJob) -> str:
         """Run one job to its end; returns how it ended, empty if well. A failed cell is no failed batch job."""
         from submitit.core.utils import UncompletedJobError
 
@@ -162,7 +185,7 @@ class ArrayTask:
             return reason
         self._child = Child(job)
         try:
-            # Not Popen.wait, which would hold its lock while the signal's handler wants to see the child end.
+            # Popen.wait would hold its lock while the signal's handler waits for the child's end.
             while self._child.process.poll() is None:
                 time.sleep(0.2)
         except UncompletedJobError:
@@ -178,14 +201,15 @@ class ArrayTask:
         ending = self._child.ending()
         print(ending or "done", flush=True)
         if code in STOPPED and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-            # Told to stop along with us: preempted, or cancelled. Who leaves early is not queued again; SLURM ends us.
+            # The child was stopped together with this process: the job is preempted or cancelled. SLURM does not queue
+            # a preempted job again if it leaves early, so wait until SLURM ends this process.
             time.sleep(_HOLD_SECONDS)
         if code not in (0, *STOPPED):
             count_failure(job)
         return ending
 
-    def checkpoint(self, job: Job):
-        """Called in the signal's handler: let the child save, and say what to run when the job starts again."""
+    def checkpoint(self, job: BatchJob):
+        """Let the child save; returns what submitit runs when the job starts again. A signal's handler calls this."""
         import submitit
 
         if self._child is not None:
@@ -193,8 +217,8 @@ class ArrayTask:
         return submitit.helpers.DelayedSubmission(ArrayTask(), job)
 
 
-def why_not(job: Job) -> str:
-    """Why a submitted job should not start any more; empty if it should. SLURM cannot be told to leave jobs out."""
+def why_not(job: BatchJob) -> str:
+    """Why a submitted job should not start any more; empty if it should. SLURM itself leaves no job of an array out."""
     needs = job["needs"]
     if needs is not None and stage_state(Path(job["folder"]) / "pretrain" / needs).status == "failed":
         return "its pretraining failed"
@@ -204,12 +228,12 @@ def why_not(job: Job) -> str:
     return ""
 
 
-def count_failure(job: Job) -> None:
+def count_failure(job: BatchJob) -> None:
     """Let the other jobs of this submission know of a failure."""
     if job["max_failures"] is not None:
         _failures(job).mkdir(parents=True, exist_ok=True)
         (_failures(job) / job["id"]).touch()
 
 
-def _failures(job: Job) -> Path:
+def _failures(job: BatchJob) -> Path:
     return Path(job["folder"]) / LOGS / f"failures-{job['submission']}"

@@ -9,32 +9,36 @@ import sys
 from pathlib import Path
 
 from ratplus.records.secrets import guard_output
-from ratplus.sweeps.launch.cell import EXIT_FAILED, ProgressFile, run_cell
+from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
+from ratplus.sweeps.launch.progress import ProgressFile
 
 
 def main(job_file: str) -> int:
-    # SLURM sends its warning to every process of a job; only our parent acts on it, and tells us by SIGTERM.
+    # SLURM sends its warning to every process of a job; only the parent acts on it, and passes it on as SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     job = json.loads(Path(job_file).read_text())
-    sys.argv = job["command"]  # records tell what the user ran, not how we were started
+    sys.argv = job["command"]  # so that records hold what the user ran, not how this process was started
     parent = os.getppid()
-    file = ProgressFile(job["progress"])
+    file = ProgressFile(Path(job["progress"]))
 
     def progress(stage: str, done: int, total: int, numbers: dict) -> None:
         if os.getppid() != parent:
-            # The sweep that started us was killed: save and stop rather than work on unseen.
+            # The sweep that started this process was killed: save and stop, since nobody watches any more.
             os.kill(os.getpid(), signal.SIGTERM)
-        file.tell(stage, done, total, numbers)
+        file.write(stage, done, total, numbers)
 
-    return run_cell(job["config"], Path(job["folder"]), job["last"], progress, say=lambda line: print(line, flush=True))
+    return run_cell(
+        job["config"], job["stages"], Path(job["folder"]), job["last"], progress,
+        print_line=lambda line: print(line, flush=True),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    guard_output()  # it goes into a log file
+    guard_output()  # what is printed goes into a log file
     try:
         sys.exit(main(sys.argv[1]))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except Exception as error:  # the parent shows the last line
+    except Exception as error:  # the parent shows the last line that is printed
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)

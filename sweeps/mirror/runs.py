@@ -1,7 +1,7 @@
-"""What W&B is told of a sweep, built from its records, curves and manifest alone: plain data, without W&B.
+"""The W&B runs of a sweep as plain data, built from its records, curves and manifest alone, without W&B.
 
-The mirror of a stage that runs and `ratplus sync` of one that ran build their runs here, so both tell the same, and a
-sweep can be rebuilt in W&B from its folder at any time. One run a stage (id = stage id, group = sweep, job_type =
+The mirror of a running stage and `ratplus sync` both build their runs here, so both send the same, and a sweep can be
+rebuilt in W&B from its folder at any time. One run a stage (id = stage id, group = sweep, job_type =
 stage), and one of job_type `report` with the result tables and figures.
 """
 
@@ -19,11 +19,11 @@ from ratplus.records.manifest import read_manifest
 from ratplus.records.record import STAGES, TRAINING, canonical_json
 from ratplus.records.secrets import scrub_tree
 from ratplus.records.status import stage_state
-from ratplus.sweeps.define.manifest import cell_config
+from ratplus.sweeps.define.manifest import cell_config, planned_stages
 
-# What ratplus.checkpoint.save leaves; config.json holds the weights' SHA-256.
+# The files that ratplus.checkpoint.save writes; config.json holds the SHA-256 of the weights.
 MODEL_FILES = ("model.safetensors", "config.json")
-# Results that the report's run has a line of over dilations.
+# Results that the report's run has as lines over dilations.
 BY_DILATION = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 
 
@@ -51,7 +51,7 @@ class RunSpec:
     files: list[Path] = field(default_factory=list)
 
     def checksum(self) -> str:
-        """Changes when anything does that W&B should know. Weights count by size: config.json tells their content."""
+        """A hash of all that W&B should have. Weights count by size alone, since config.json has their SHA-256."""
         weights = MODEL_FILES[0]
         files = [(p.name, p.stat().st_size if p.name == weights else p.read_bytes().hex()) for p in self.files]
         plain = asdict(self) | {"files": files}
@@ -62,7 +62,7 @@ class RunSpec:
 
 
 def stage_head(stage: str, stage_id: str, config: dict, parent: str | None, cell: dict, sweep: str, tags=()) -> RunSpec:
-    """The run of a stage before anything is known of its result.
+    """Make the run of a stage whose result is not known yet.
 
     Args:
         config: the stage's own, as in its record.
@@ -73,7 +73,7 @@ def stage_head(stage: str, stage_id: str, config: dict, parent: str | None, cell
     model = cell["model"]["name"]
     facts = {"stage": stage, "sweep": sweep, "model_name": model, "recurrence": cell["model"]["recurrence"]}
     label = None
-    if stage != "pretrain":  # which depends on no pattern
+    if stage != "pretrain":  # pretraining is shared by all patterns
         found = pattern_facts(config["pattern"], cell["model"], config["context"])
         label = found.pattern
         facts |= {"pattern_label": label, **_plotted(found)}
@@ -89,10 +89,10 @@ def stage_head(stage: str, stage_id: str, config: dict, parent: str | None, cell
 
 
 def _resolved(stage: str, cell: dict) -> dict:
-    """What of a cell's resolved config a stage depends on, itself or through its parents."""
+    """The part of a cell's resolved config that a stage depends on, itself or through its parents."""
     later = set(TRAINING[TRAINING.index(stage) + 1 :]) if stage in TRAINING else set()
     if not cell["train"].get("sft", {}).get("steps"):
-        later.add("sft")  # there is none
+        later.add("sft")  # the cell has no such stage
     train = {k: v for k, v in cell["train"].items() if k not in later}
     kept = {"model": {k: v for k, v in cell["model"].items() if k not in ("name", "vocab_size")}, "train": train}
     return kept | {"seed": cell["seed"]}
@@ -112,9 +112,9 @@ def _plotted(facts: PatternFacts) -> dict:
 
 
 def add_result(run: RunSpec, folder: Path, record: dict | None, checkpoints: bool = False) -> RunSpec:
-    """Complete a stage's run from its folder: curve, and record if there is one."""
+    """Complete a stage's run from its folder: add its curve, and its record if it has one."""
     run.rows = [row_of(run.job_type, row) for row in curve_rows(folder / CURVE_FILE)]
-    # Only where they stand beside the results, so that a plot against them shows evaluations alone.
+    # These stand in the summary of evaluations alone, so that a plot against them shows no other stage.
     run.summary = {k: v for k, v in run.config.items() if k in _SUMMARY_FACTS and run.job_type == "evaluate"}
     run.summary["status"] = record["status"] if record else "interrupted"
     run.exit_code = {"done": 0, "failed": 1, "interrupted": 255}[run.summary["status"]]
@@ -187,12 +187,10 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
 
 def _stage_facts(entry: dict, stage: str) -> tuple[dict, str | None] | None:
     """Config and parent of a stage that has no record yet, from the manifest; None if they don't hash to its id."""
-    from ratplus.stages.plan import plan
     from ratplus.sweeps.define.compose import typed
 
     config = typed(cell_config(entry))
-    added = plan(config, entry["corpus"], 0).vocab_size  # what the recall task adds to the text's vocabulary
-    stages = plan(config, entry["corpus"], entry["config"]["model"]["vocab_size"] - added)
+    stages = planned_stages(config, entry["corpus"], entry["config"]["model"]["vocab_size"])
     found = next(s for s in stages if s.name == stage)
     return (found.config, found.parent) if found.id == entry["stages"][stage] else None
 

@@ -12,14 +12,14 @@ from ratplus.sweeps.launch.cell import EXIT_FAILED
 
 
 def run_words(overrides: list[str], config_dir: str | None, multirun: bool, last: str) -> int:
-    """Exit code of running one cell, or with `multirun` several, up to the stage `last`."""
+    """Compose one cell, or with `multirun` several, and run them up to the stage `last`; returns the exit code."""
     if multirun:
         return run_composed(compose_cells(overrides, config_dir, sweep=False), last)
     return run_composed([compose_one(overrides, config_dir)], last)
 
 
 def run_composed(cells: list[Composed], last: str) -> int:
-    """Exit code of running these cells, as one sweep, up to the stage `last`."""
+    """Run these cells, as one sweep, up to the stage `last`; returns the exit code."""
     if last == "sft" and not all(cell.config.train.sft.steps for cell in cells):
         raise UsageError(
             "train.sft.steps: got 0, so there is no stage `sft`; set it, and train.sft.tasks, or use adapt"

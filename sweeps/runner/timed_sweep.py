@@ -24,7 +24,7 @@ from ratplus.sweeps.define.compose import Composed, compose_cells
 from ratplus.sweeps.define.manifest import plan_cells, sweep_folder
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.child import SAVE_SECONDS
-from ratplus.sweeps.launch.tasks import threads_of
+from ratplus.sweeps.launch.work import threads_per_cell
 from ratplus.sweeps.views.sweep_summary import all_done, summary
 
 # Steps of each pretraining that are run first (the first compiles the kernels), and then timed.
@@ -124,7 +124,7 @@ def measure(cells: list[Composed]) -> list[StepTime]:
     found = []
     for of_one in _by_pretraining(cells).values():
         config, corpus = of_one[0].config, open_corpus(prepare(of_one[0].config.data))
-        torch.set_num_threads(config.run.threads or threads_of(config.launcher))
+        torch.set_num_threads(config.run.threads or threads_per_cell(config.launcher))
         batches = Batches.of(config, corpus)
         recipe = replace(config.train.pretrain, steps=WARM + TIMED)
         model = empty_model(config.model.build(batches.vocab_size, config.train.context))

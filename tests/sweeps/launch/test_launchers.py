@@ -25,9 +25,10 @@ from ratplus.sweeps.define.manifest import plan_cells
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch import local as launch_local
 from ratplus.sweeps.launch import slurm as launch_slurm
-from ratplus.sweeps.launch.child import Child
+from ratplus.sweeps.launch.cell import run_cell
+from ratplus.sweeps.launch.child import Child, record_death
 from ratplus.sweeps.launch.pool import Stopped, run_pool
-from ratplus.sweeps.launch.tasks import Task, due, tasks_of, threads_of
+from ratplus.sweeps.launch.work import WorkItem, due_items, threads_per_cell, work_items
 
 SLURM = ["launcher=slurm", "launcher.gpus=0"]
 SECRET = "not-to-be-found-0123456789"
@@ -39,7 +40,7 @@ def place(tmp_path):
     return tmp_path
 
 
-# ---- which tasks, and in which order ------------------------------------------------------------------------------
+# ---- which items, and in which order ------------------------------------------------------------------------------
 
 
 def entry(model: str, dilation: int) -> dict:
@@ -70,77 +71,77 @@ def test_retry_chooses_cells(tmp_path):
     settle(tmp_path, cells[3], "failed", "pretrain")
     (tmp_path / "evaluate" / cells[4]["stages"]["evaluate"]).mkdir(parents=True)
     (tmp_path / "evaluate" / cells[4]["stages"]["evaluate"] / "record.json").write_text("{")  # damaged
-    tasks = tasks_of(cells, "evaluate")
-    assert [t.name for t in tasks] == [
+    items = work_items(cells, "evaluate")
+    assert [t.name for t in items] == [
         "a pretrain", "b pretrain", "c pretrain", "a D1", "a D2", "a D4", "b D1", "c D1",
     ]  # fmt: skip
 
     def names(retry: str) -> list[str]:
-        return [task.name for task in due(tasks, tmp_path, "evaluate", retry)]
+        return [task.name for task in due_items(items, tmp_path, "evaluate", retry)]
 
     assert names("all") == ["b pretrain", "c pretrain", "a D2", "a D4", "b D1", "c D1"]
     assert names("failed") == ["b pretrain", "c pretrain", "a D2", "b D1", "c D1"]
     assert names("none") == ["a D4"]
-    assert [t.name for t in due(tasks_of(cells, "pretrain"), tmp_path, "pretrain", "failed")] == ["b pretrain"]
+    assert [t.name for t in due_items(work_items(cells, "pretrain"), tmp_path, "pretrain", "failed")] == ["b pretrain"]
 
 
 class Pretended:
     """A running task without a process: ends after a few looks with the code that the test wants."""
 
-    def __init__(self, task: Task, slot: int, codes: dict[str, int], log: list):
-        self.task, self.slot, self._codes, self._left, self._log = task, slot, codes, 2, log
-        log.append(("start", task.name, slot))
+    def __init__(self, item: WorkItem, slot: int, codes: dict[str, int], log: list):
+        self.item, self.slot, self._codes, self._left, self._log = item, slot, codes, 2, log
+        log.append(("start", item.name, slot))
 
     def poll(self):
         self._left -= 1
-        return None if self._left else self._codes.get(self.task.name, 0)
+        return None if self._left else self._codes.get(self.item.name, 0)
 
     def ending(self):
         return "" if self.poll() == 0 else "bad luck"
 
-    def news(self):
+    def progress(self):
         return {}
 
-    def tell(self):
-        self._log.append(("tell", self.task.name, self.slot))
+    def request_stop(self):
+        self._log.append(("request", self.item.name, self.slot))
 
     def stop(self, seconds):
-        self._log.append(("stop", self.task.name, self.slot))
+        self._log.append(("stop", self.item.name, self.slot))
 
 
-def pretend(tasks, folder, workers, codes=(), **kwargs):
+def pretend(items, folder, workers, codes=(), **kwargs):
     log, events = [], []
     outcomes = run_pool(
-        tasks, folder, workers, lambda task, slot: Pretended(task, slot, dict(codes), log),
+        items, folder, workers, lambda task, slot: Pretended(task, slot, dict(codes), log),
         lambda kind, task, _running, text: events.append((kind, task and task.name, text)), **kwargs,
     )  # fmt: skip
     return outcomes, log, [e for e in events if e[0] != "tick"]
 
 
 def test_a_pool_waits_for_pretraining_and_spares_its_cells(tmp_path):
-    tasks = tasks_of([entry("a", 1), entry("b", 1), entry("b", 2)], "evaluate")
-    outcomes, log, events = pretend(tasks, tmp_path, 2, {"a pretrain": 1})
+    items = work_items([entry("a", 1), entry("b", 1), entry("b", 2)], "evaluate")
+    outcomes, log, events = pretend(items, tmp_path, 2, {"a pretrain": 1})
     assert log == [
         ("start", "a pretrain", 0), ("start", "b pretrain", 1), ("start", "b D1", 0), ("start", "b D2", 1),
     ]  # fmt: skip
     assert ("skip", "a D1", "its pretraining failed") in events
-    assert {t.name: outcomes[t.id].code for t in tasks} == {
+    assert {t.name: outcomes[t.id].code for t in items} == {
         "a pretrain": 1, "b pretrain": 0, "a D1": 1, "b D1": 0, "b D2": 0,
     }  # fmt: skip
 
 
 def test_max_failures_starts_no_more_but_lets_run(tmp_path):
-    tasks = tasks_of([entry("a", d) for d in (1, 2, 4, 8, 16, 32)], "evaluate")[1:]  # pretraining is done
+    items = work_items([entry("a", d) for d in (1, 2, 4, 8, 16, 32)], "evaluate")[1:]  # pretraining is done
     codes = {"a D1": 1, "a D4": -9}
-    outcomes, log, _ = pretend(tasks, tmp_path, 2, codes, max_failures=2)
+    outcomes, log, _ = pretend(items, tmp_path, 2, codes, max_failures=2)
     assert [name for _, name, _ in log] == ["a D1", "a D2", "a D4", "a D8"]
-    assert [outcomes[t.id].code for t in tasks[:4]] == [1, 0, -9, 0]
-    assert not any(t.id in outcomes for t in tasks[4:])
-    assert len(pretend(tasks, tmp_path, 2, codes)[0]) == 6
+    assert [outcomes[t.id].code for t in items[:4]] == [1, 0, -9, 0]
+    assert not any(t.id in outcomes for t in items[4:])
+    assert len(pretend(items, tmp_path, 2, codes)[0]) == 6
 
 
-def test_a_stopped_pool_tells_all_before_it_waits(tmp_path):
-    tasks = tasks_of([entry("a", 1), entry("a", 2)], "evaluate")[1:]
+def test_a_stopped_pool_asks_all_before_it_waits(tmp_path):
+    items = work_items([entry("a", 1), entry("a", 2)], "evaluate")[1:]
     log = []
 
     def event(kind, *_):
@@ -149,8 +150,8 @@ def test_a_stopped_pool_tells_all_before_it_waits(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match="stopped by SIGTERM"):
-        run_pool(tasks, tmp_path, 2, lambda task, slot: Pretended(task, slot, {}, log), event)
-    assert [kind for kind, *_ in log] == ["start", "start", "tell", "tell", "stop", "stop"]
+        run_pool(items, tmp_path, 2, lambda task, slot: Pretended(task, slot, {}, log), event)
+    assert [kind for kind, *_ in log] == ["start", "start", "request", "request", "stop", "stop"]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -162,9 +163,9 @@ def test_gpus_and_threads_are_divided(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert launch_local.gpu_environment(0, 1) == {}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(9)))
-    assert threads_of(compose_one(["launcher.workers=2"]).config.launcher) == 4
-    assert threads_of(compose_one(["launcher.workers=20"]).config.launcher) == 1
-    assert threads_of(compose_one(["launcher=slurm", "launcher.cpus=6"]).config.launcher) == 6
+    assert threads_per_cell(compose_one(["launcher.workers=2"]).config.launcher) == 4
+    assert threads_per_cell(compose_one(["launcher.workers=20"]).config.launcher) == 1
+    assert threads_per_cell(compose_one(["launcher=slurm", "launcher.cpus=6"]).config.launcher) == 6
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def job(place, monkeypatch):
     """The job of one tiny cell, planned and not run."""
     monkeypatch.chdir(place)
     (cell,) = plan_cells(compose_cells([*TINY, "output=out"]))
-    return Task(cell, "evaluate", None).job(Path("out"), threads=1)
+    return WorkItem(cell, "evaluate", None).job(Path("out"), threads=1)
 
 
 def test_a_killed_worker_is_recorded_each_time(job):
@@ -212,6 +213,40 @@ def test_a_killed_worker_is_recorded_each_time(job):
         assert error["host"]
     assert not child.progress.exists()
     assert [p.suffix for p in (Path(job["folder"]) / "logs").iterdir()] == [".log"]
+
+
+def test_worker_and_parent_agree_on_the_ids_and_the_corpus_is_opened_once(job, monkeypatch):
+    """The worker opens it to train; the parent that records a death has the ids with the job."""
+    from ratplus.stages import cell as stages_cell
+    from ratplus.sweeps.define import manifest
+
+    opened, lines, folder = [], [], Path(job["folder"])
+    for module in (stages_cell, manifest):
+        monkeypatch.setattr(
+            module, "open_corpus", lambda path, original=module.open_corpus: opened.append(path) or original(path)
+        )
+
+    def run(stages: dict) -> int:
+        return run_cell(job["config"], stages, folder, "pretrain", lambda *_: None, print_line=lines.append)
+
+    assert run(job["stages"]) == 0, lines
+    assert len(opened) == 1
+    record_death(job, "SIGKILL", "killed by SIGKILL", ["last words"])
+    assert len(opened) == 1
+    found = {path.parts[-3]: read_record(path.parent) for path in folder.glob("*/*/record.json")}
+    assert {stage: record["id"] for stage, record in found.items()} == {
+        stage: job["stages"][stage] for stage in ("pretrain", "adapt")
+    }
+    assert (found["pretrain"]["status"], found["adapt"]["status"]) == ("done", "failed")
+    assert found["adapt"]["error"]["traceback"] == ["last words"]
+
+    # Planned with another corpus: nothing runs or is recorded under ids that the sweep does not wait for.
+    other = job["stages"] | {"pretrain": "0" * 12}
+    assert run(other) == 2
+    assert f"pretrain: its id is {job['stages']['pretrain']} here, and was {'0' * 12} when the sweep" in lines[-1]
+    before = sorted(folder.rglob("*"))
+    record_death(job | {"stages": other}, "SIGKILL", "killed by SIGKILL", [])
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_worker_that_is_told_to_stop_has_not_failed(job):
@@ -321,11 +356,11 @@ def test_slurm_submits_two_arrays_and_leaves(place, cluster):
 
 def test_arrays_are_no_longer_than_the_cluster_allows(place, cluster, monkeypatch):
     monkeypatch.chdir(place)
-    tasks = tasks_of([entry("a", d) for d in (1, 2, 4, 8, 16)], "evaluate")
-    monkeypatch.setattr(Task, "job", lambda task, folder, threads: {"id": task.id})
+    items = work_items([entry("a", d) for d in (1, 2, 4, 8, 16)], "evaluate")
+    monkeypatch.setattr(WorkItem, "job", lambda item, folder, threads: {"id": item.id})
     monkeypatch.setenv("NOTES", str(cluster))
     launcher = compose_one(["launcher=slurm", "launcher.array_size=2", "launcher.workers=2"]).config.launcher
-    submission = launch_slurm.submit(tasks, Path("out"), "evaluate", launcher, None)
+    submission = launch_slurm.submit(items, Path("out"), "evaluate", launcher, None)
     assert submission.arrays == ["1001", "1002", "1003", "1004"]
     texts = [(cluster / f"{n}.sh").read_text() for n in (1002, 1003, 1004)]
     # With a limit of cells at once, one array runs after the other.

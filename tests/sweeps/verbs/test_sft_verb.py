@@ -72,7 +72,7 @@ def test_status_and_dry_run(capsys):
 
 def test_show_names_the_parent_and_a_command_that_makes_it_again(capsys):
     from ratplus.sweeps.define.compose import compose_one
-    from ratplus.sweeps.define.manifest import stages_of
+    from ratplus.sweeps.define.manifest import plan_cells
 
     stages = cell()["stages"]
     assert ratplus("show", stages["sft"]) == 0
@@ -80,8 +80,8 @@ def test_show_names_the_parent_and_a_command_that_makes_it_again(capsys):
     assert f"parent  adapt {stages['adapt']}" in out
     assert "train_loss" in out
     (line,) = (line for line in out.splitlines() if line.strip().startswith("ratplus sft"))
-    again = stages_of(compose_one(shlex.split(line)[2:]).config)
-    assert again.sft.id == stages["sft"]
+    (again,) = plan_cells([compose_one(shlex.split(line)[2:])])
+    assert again["stages"]["sft"] == stages["sft"]
     assert ratplus("show", stages["evaluate"]) == 0
     assert f"parent  sft {stages['sft']}" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ratplus.records.lock import FolderLock
 from ratplus.records.record import stage_id, write_record
-from ratplus.sweeps.launch import jobs as launch_jobs
+from ratplus.sweeps.launch import batch_jobs
 from ratplus.sweeps.views import status_text
 from ratplus.sweeps.views.sweep_view import SweepView
 
@@ -118,9 +118,9 @@ def test_queued_cells(sweep, monkeypatch):
     """Jobs that squeue knows are queued or running, also those of cells that failed before; others are not."""
     folder, entries = sweep
     jobs = {entry["id"]: f"77_{i}" for i, entry in enumerate(entries)}
-    launch_jobs.add_jobs(folder, {"id": "a", "time": "", "cluster": "slurm", "jobs": jobs})
+    batch_jobs.add_jobs(folder, {"id": "a", "time": "", "cluster": "slurm", "jobs": jobs})
     queue = {"77_1": "queued", "77_2": "queued"}
-    monkeypatch.setattr(launch_jobs, "_squeue", lambda _folder: queue)
+    monkeypatch.setattr(batch_jobs, "_squeue", lambda _folder: queue)
     view = SweepView(folder)
     assert [c["status"] for c in view.cells] == ["done", "queued", "running", "missing"]
     assert [c["job"] for c in view.cells] == [None, "77_1", "77_2", None]
@@ -134,9 +134,9 @@ def test_queued_cells(sweep, monkeypatch):
     assert [c["status"] for c in SweepView(folder).cells] == ["queued", "queued", "running", "missing"]
 
     def silent(_folder):
-        raise launch_jobs.JobsUnknown("squeue: no answer")
+        raise batch_jobs.JobsUnknown("squeue: no answer")
 
-    monkeypatch.setattr(launch_jobs, "_squeue", silent)
+    monkeypatch.setattr(batch_jobs, "_squeue", silent)
     assert "queued jobs are not known: squeue: no answer" in text_of(SweepView(folder))
     (folder / "jobs.json").write_text("{")
     assert "jobs.json: damaged" in text_of(SweepView(folder))
