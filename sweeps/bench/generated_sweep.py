@@ -26,7 +26,7 @@ from ratplus.sweeps.define.compose import Composed, compose_one
 from ratplus.sweeps.define.manifest import entry_of, name_axes
 
 CELLS = 10_000
-# On two cores, for CELLS cells.
+# What the report of CELLS cells may take on two cores.
 TARGET_SECONDS, TARGET_MEGABYTES = 60, 1000
 
 _MODELS, _SEEDS, _CURVE_ROWS = ("attention_tiny", "ratplus_tiny"), 5, 40
@@ -35,12 +35,12 @@ _PATTERNS = (
     PatternSection(None, 64, 4),
 )
 _CORPUS = {"tokenizer": "bytes", "sha256": {"train": "0" * 64, "validation": "1" * 64}}
-# A cell in so many has failed.
+# One cell in so many has failed.
 _FAILED = 97
 
 
 def bench_report(cells: int) -> dict:
-    """What loading and reporting a generated sweep of so many cells takes.
+    """Measure how long it takes, and how much memory, to load and report a generated sweep of so many cells.
 
     Returns:
         cells; generate_seconds; seconds and cpu_seconds of load and report, imports included; megabytes, the peak of
@@ -59,7 +59,7 @@ def bench_report(cells: int) -> dict:
 
 
 def measure(folder: Path) -> dict:
-    """Load and report a sweep folder in a process of its own; its figures, as `bench_report` has them.
+    """Load and report a sweep folder in a process of its own; returns what that took, with the keys of `bench_report`.
 
     Raises:
         RuntimeError: the report failed.
@@ -72,7 +72,7 @@ def measure(folder: Path) -> dict:
 
 
 def print_bench(cells: int | None, save: Callable[[dict], None]) -> None:
-    """The verb: measure, print, and hand the result to `save`; `cells` None takes CELLS."""
+    """Measure, print the result, and hand it to `save`; `cells` None takes CELLS."""
     result = bench_report(CELLS if cells is None else cells)
     save(result)
     print(
@@ -89,12 +89,12 @@ def print_bench(cells: int | None, save: Callable[[dict], None]) -> None:
 
 
 def generate_sweep(folder: Path, cells: int) -> Path:
-    """A sweep folder: models × learning rates × patterns × seeds, a record for each stage and curves of adaptation.
+    """Write a sweep folder of models × learning rates × patterns × seeds, with records and curves of adaptation.
 
-    The same call makes the same folder, but for what the records say of this machine.
+    The same call makes the same folder, apart from what the records say about this machine.
     """
     draw, entries = random.Random(0), []
-    # Not all of it: masking secrets in every text of 30,000 records takes minutes.
+    # A part of the provenance is enough: masking secrets in every text of 30,000 records takes minutes.
     here = {key: value for key, value in provenance().items() if key in ("git", "python", "host")}
     for number, cell in enumerate(_cells(cells)):
         stages = plan(cell.config, _CORPUS, ByteTokenizer.vocab_size)
@@ -113,7 +113,7 @@ def generate_sweep(folder: Path, cells: int) -> Path:
                 error={"type": "RuntimeError", "message": "made up", "traceback": []} if status == "failed" else None,
             )  # fmt: skip
             path.parent.mkdir(parents=True)
-            # Not flushed to the disk file by file: that would take minutes, and is no part of what is measured.
+            # Flushing each file to the disk would take minutes, and is no part of what is measured.
             path.write_text(record_text(record))
             if stage.name == "adapt":
                 rows = [f"{step},{4096 * step},0.001,{loss + 1 / step:.6f}" for step in range(1, _CURVE_ROWS + 1)]
@@ -173,7 +173,10 @@ def _report(folder: str) -> None:
 
 
 def _peak_bytes() -> int:
-    """Of this process. Not by getrusage on Linux: its peak counts the parent, which this was before it began."""
+    """The peak memory of this process.
+
+    On Linux it is read from /proc: getrusage would count the memory of the parent, of which this process was a copy.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

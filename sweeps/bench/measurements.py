@@ -25,7 +25,7 @@ _OF_MODELS = ("pattern", "batch", "context", "new_tokens", "memory_gb", "prefill
 
 
 def prepare_kernels(models: list[str], arguments: argparse.Namespace) -> Measure:
-    """The measuring of the operators, once the options have been checked."""
+    """Check the options; returns the function that measures the operators."""
     if models:
         raise ValueError(f"bench kernels: takes no models, got {models[0]}; models are for `ratplus bench model`")
     for name in _OF_MODELS:
@@ -53,7 +53,7 @@ def prepare_kernels(models: list[str], arguments: argparse.Namespace) -> Measure
 
 
 def prepare_models(names: list[str], arguments: argparse.Namespace) -> Measure:
-    """The measuring of whole models, once the options have been checked and the models found."""
+    """Check the options and find the models; returns the function that measures them."""
     if not names:
         raise ValueError(
             "bench model: give one or more models: a name of conf/model such as ratplus_tiny, a folder with a model, "
@@ -69,7 +69,7 @@ def prepare_models(names: list[str], arguments: argparse.Namespace) -> Measure:
 
 
 def prepare_training(names: list[str], arguments: argparse.Namespace) -> Measure:
-    """The measuring of training steps, once the options have been checked and the models found."""
+    """Check the options and find the models; returns the function that measures their training steps."""
     for name in ("pattern", "new_tokens", "memory_gb", "prefill_tokens"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: is for `ratplus bench model`, not train")
@@ -87,7 +87,7 @@ def prepare_training(names: list[str], arguments: argparse.Namespace) -> Measure
 
 
 def _subject(name: str, settings: BenchSettings, vocab_size: int | None):
-    """A model of conf/model with random weights over bytes; else a folder or a shape."""
+    """Find a model: a folder with one, a shape, or a name of conf/model. The latter two get random weights."""
     from ratplus.bench.models import Subject, dtype_of, random_model, subject_of
 
     if vocab_size is not None and vocab_size < 1:
@@ -108,7 +108,7 @@ def _subject(name: str, settings: BenchSettings, vocab_size: int | None):
 
 
 def _named_pattern(name: str, layers: int, heads: int) -> PatternMap:
-    """The pattern of a label, or of a name of conf/pattern."""
+    """Find a pattern by its label, or by its name in conf/pattern."""
     try:
         return PatternMap.from_label(name, layers, heads)
     except ValueError as no_label:

@@ -12,9 +12,9 @@ from ratplus.sweeps.define.mistakes import UsageError
 def find_stage(
     wanted: str, folder: str | None, verb: str = "show", elsewhere: str = "give another folder as second word"
 ) -> tuple[Path, str, str]:
-    """(sweep folder, stage, id) of the one stage whose id begins with `wanted`; it may have no record yet.
+    """Find the one stage whose id begins with `wanted`; it may have no record yet. Returns (sweep folder, stage, id).
 
-    `verb` and `elsewhere` (how to name a sweep folder) are for messages.
+    Messages name `verb`, and say with `elsewhere` how to name another sweep folder.
 
     Raises:
         UsageError: none or several, or `folder` is not a sweep folder.

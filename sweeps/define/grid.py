@@ -25,7 +25,7 @@ KEYS = {
 
 
 def expand(spec: dict, decided: set[str], given: set[str]) -> list[list[str]]:
-    """Override lists of a sweep's cells: product(grid) × zip × points × seeds, less what the command line decides.
+    """List the overrides of each cell: product(grid) × zip × points × seeds, without what the command line decides.
 
     A group that the command line chooses (`pattern=...`) or makes an axis of (`pattern.window=0,64`) replaces all that
     the sweep file says about it, so a shipped sweep can be run with other patterns or one model.
@@ -70,8 +70,8 @@ def _paired(mapping: dict) -> list[list[str]]:
             raise UsageError(f"sweep.zip.{key}: got {values!r}; it must be a list")
     lengths = {key: len(values) for key, values in mapping.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-        raise UsageError(f"sweep.zip: paired lists must be equally long; {told}")
+        counts = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+        raise UsageError(f"sweep.zip: paired lists must be equally long; {counts}")
     if not mapping:
         return [[]]
     return [[f"{k}={override_value(v)}" for k, v in zip(mapping, values)] for values in zip(*mapping.values())]
@@ -122,7 +122,7 @@ _PLAIN = re.compile(r"[\w./@%+:-]+")
 
 
 def override_value(value) -> str:
-    """A value (None, bool, number, text, list, dict) in Hydra's override grammar."""
+    """Write a value (None, bool, number, text, list, dict) in Hydra's override grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -12,12 +12,12 @@ from ratplus.config.cell import Config
 from ratplus.records.lines import first_line
 from ratplus.records.record import flatten
 
-# What a word on the command line may begin with.
+# What an override on the command line may begin with.
 _SECTIONS = {f.name for f in fields(Config)} | {"experiment"}
 
 
 def hydra_line(error: Exception) -> str:
-    """The line for an error of Hydra's."""
+    """Say in one line what an error of Hydra means for the user."""
     text = str(error)
     if found := re.search(r"In 'experiment/([^']+)': .*\nKey 'experiment' not in", text):
         return f"experiment={found[1]}: its file must begin with the line `# @package _global_`"
@@ -34,7 +34,7 @@ def hydra_line(error: Exception) -> str:
 
 
 def omegaconf_line(error: OmegaConfBaseException) -> str:
-    """The line for an error of OmegaConf's."""
+    """Say in one line what an error of OmegaConf means for the user."""
     first = first_line(error)
     key = getattr(error, "full_key", None) or ""
     if "not in" in first and key:

@@ -12,12 +12,12 @@ from ratplus.sweeps.define.compose import RUNTIME, compose_one
 from ratplus.sweeps.define.grid import override_value
 from ratplus.sweeps.define.mistakes import UsageError
 
-# What decides nothing, or is decided by the other keys.
+# Keys that decide no result, or that follow from other keys.
 _IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers")
 
 
 def command(entry: dict, stage: str, folder: str, threads: int | None = None) -> str:
-    """A shell line that runs a manifest entry's cell up to `stage` in a new `folder`.
+    """Write the shell line that runs a manifest entry's cell up to `stage` in a new `folder`.
 
     It names every key that differs from the defaults of this version; with `threads`, sums are formed in the same
     order too.
@@ -28,7 +28,10 @@ def command(entry: dict, stage: str, folder: str, threads: int | None = None) ->
 
 
 def reproducer(cells: int) -> Callable[[dict], str] | None:
-    """The command of each cell, for a report's page; None for so many that composing them all would take minutes."""
+    """The function that writes each cell's command for a report's page.
+
+    None if there are so many cells that composing them all would take minutes.
+    """
     return _again if cells <= 100 else None
 
 
@@ -42,7 +45,7 @@ def _again(entry: dict) -> str:
 
 
 def overrides(entry: dict) -> list[str]:
-    """Hydra overrides that compose to the config of a manifest entry."""
+    """List the Hydra overrides that compose to the config of a manifest entry."""
     wanted = {k: v for k, v in flatten(entry["config"]).items() if k not in _IGNORED}
     words = _first_words(wanted)
     there = _flat(words)
@@ -51,7 +54,7 @@ def overrides(entry: dict) -> list[str]:
 
 
 def differences(entry: dict) -> list[str]:
-    """Keys in which `overrides(entry)` composes to something else here; [] if this version can reproduce it.
+    """List the keys that `overrides(entry)` composes to other values here; none if this version can reproduce the cell.
 
     Raises:
         UsageError: this version can't compose it at all.
@@ -62,10 +65,11 @@ def differences(entry: dict) -> list[str]:
 
 
 def _first_words(wanted: dict) -> list[str]:
-    """The choices of groups that come closest: a shipped model of that name, and the source of the data."""
+    """Choose the groups that come closest: a shipped model of that name, and the source of the data."""
     words = []
     for word in (f"model={wanted['model.name']}", f"data={wanted['data.source']}"):
-        if _composes((*words, word, *_required(wanted))):  # else a model of the user's own: all of its keys are named
+        # A model of the user's own does not compose by its name; then all of its keys are named.
+        if _composes((*words, word, *_required(wanted))):
             words.append(word)
     return words + _required(wanted)
 
@@ -74,7 +78,7 @@ def _required(wanted: dict) -> list[str]:
     return [f"data.path={override_value(wanted['data.path'])}"] if wanted.get("data.path") else []
 
 
-# Cells of a sweep have most of this in common, and composing takes a tenth of a second.
+# The cells of a sweep need few different compositions, and each takes a tenth of a second.
 @lru_cache(maxsize=256)
 def _composes(words: tuple[str, ...]) -> bool:
     try:

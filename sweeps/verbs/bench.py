@@ -104,7 +104,7 @@ def _save(result: dict, path: str | None) -> None:
 
 
 def _write_table(result: dict, folder: Path) -> list[Path]:
-    """All columns of the rows as CSV, those of the terminal as Markdown."""
+    """Write all columns of the rows as CSV, and those that the terminal shows as Markdown."""
     names = list(result["rows"][0]) if result["rows"] else _SHOWN["train"]
     shown = _SHOWN["train"]
     lines = [",".join(names), *(",".join("" if r[n] is None else str(r[n]) for n in names) for r in result["rows"])]
@@ -121,7 +121,7 @@ def _short(value) -> str:
 
 
 def _check_writable(path: Path, option: str) -> None:
-    """Seen now rather than after minutes of measuring; nothing is left behind."""
+    """Make sure that a file can be written, before minutes are spent on measuring; leaves nothing behind."""
     missing = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     probe = path.with_name(f".{path.name}.probe")
     try:

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def parse(words: list[str]) -> Request:
-    """The request that `key=value` words make.
+    """Read `key=value` words as a request.
 
     Raises:
         UsageError: an unknown or missing key, or a value of the wrong kind.
@@ -101,7 +101,7 @@ def parse(words: list[str]) -> Request:
 
 
 def _load(request: Request):
-    """(model, tokenizer) of a model folder or of a stage of a sweep."""
+    """Load the model, and its tokenizer, from a model folder or from a stage of a sweep."""
     from ratplus import checkpoint
     from ratplus.data.tokenizer import load_tokenizer
 
@@ -136,7 +136,8 @@ def _of_stage(request: Request):
     sweep, stage, stage_id = find_stage(request.model, request.sweep, "generate", "give another folder with sweep=")
     cell = next(c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id)
     if stage == "evaluate":
-        stage = next(s for s in reversed(TRAINING) if s in cell["stages"])  # its weights
+        # An evaluation has no weights of its own: those that it evaluated lie with the stage before it.
+        stage = next(s for s in reversed(TRAINING) if s in cell["stages"])
         stage_id = cell["stages"][stage]
     folder = sweep / stage / stage_id
     if not (folder / "config.json").exists():
@@ -154,7 +155,7 @@ def _pattern(name: str, config):
 
 
 def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tuple[int, float]:
-    """Print tokens as they come; (how many, seconds of decoding without the prompt)."""
+    """Print tokens as they come; returns how many, and the seconds of decoding without the prompt."""
     from ratplus.model.generate import stream
 
     steps = stream(
@@ -168,7 +169,7 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
         made.append(int(token))
         if len(made) == 1:
             started = time.perf_counter()
-        # A character may take several tokens: what is not whole yet waits.
+        # A character may take several tokens: it is printed once it is whole.
         text = tokenizer.decode(made).rstrip("\ufffd")
         if text.startswith(shown):
             sys.stdout.write(text[len(shown) :])

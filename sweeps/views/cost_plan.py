@@ -87,7 +87,7 @@ def _model_text(cells: list[Composed], vocab: int, speed: Throughput) -> str:
 
 
 def _stage_rows(cells: list[Composed], vocab: int, speed: Throughput) -> list[dict]:
-    """One row a stage: how many distinct ones the cells need, and what these cost in all."""
+    """Make one row a stage: how many distinct ones the cells need, and what these cost in all."""
     needed: dict[str, dict[str, tuple[int, int]]] = {stage: {} for stage in STAGES}
     for cell in cells:
         config = cell.config
@@ -98,7 +98,7 @@ def _stage_rows(cells: list[Composed], vocab: int, speed: Throughput) -> list[di
     rows = []
     for stage, of_id in needed.items():
         if not of_id:
-            continue  # a stage that no cell has
+            continue  # no cell has this stage
         tokens, flops = (sum(column) for column in zip(*of_id.values()))
         given = stage == "pretrain" and cells[0].config.model.init_from
         shown = with_sft if stage == "sft" else cells[0].config
@@ -128,7 +128,7 @@ def _tokens(config: Config, stage: str) -> int:
 
 
 def _harness_note(config: Config) -> str:
-    """What the count of tokens says of lm-eval's tasks."""
+    """Say how the count of tokens treats the tasks of lm-eval; empty if there are none."""
     if not config.eval.tasks:
         return ""
     names = ", ".join(task["task"] if isinstance(task, dict) else task for task in config.eval.tasks)
@@ -161,7 +161,7 @@ def _memory_text(config: Config, model: ModelConfig, count: int) -> str:
 
 
 def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
-    """One row a pattern: what it saves at the context's end, beside dense attention."""
+    """Make one row a pattern: what it saves at the end of the context, beside dense attention."""
     rows, seen = [], set()
     for cell in cells:
         config = cell.config

@@ -15,10 +15,10 @@ from ratplus.sweeps.views.text_table import columns
 
 
 def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
-    """One line a cell, then the pretrainings that cells share, then the sums.
+    """Print one line a cell, then the pretrainings that cells share, then the sums.
 
-    FLOPs are those of training and evaluation from now on: of a stage that is done there is nothing left to do. KV
-    bytes are one sequence's cache at the context's end, in the precision of training.
+    The FLOPs to go are those of the stages that are not done. KV bytes are the cache of one sequence at the end of the
+    context, in the precision of training.
 
     Raises:
         UsageError: what a sweep would refuse before it starts.
@@ -27,8 +27,8 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
     check_records(folder, entries)
     check_cells(folder, entries)
     name_axes(entries)
-    there = {stage for entry in entries for stage in entry["stages"]}
-    wanted = tuple(stage for stage in STAGES[: STAGES.index(last) + 1] if stage in there)
+    used = {stage for entry in entries for stage in entry["stages"]}
+    wanted = tuple(stage for stage in STAGES[: STAGES.index(last) + 1] if stage in used)
     states: dict[tuple[str, str], str] = {}
     flops: dict[tuple[str, str], int] = {}
     rows, shared = [], {}
@@ -77,8 +77,8 @@ def _pretrain_row(key: tuple[str, str], cell: Composed, axes: dict, vocab: int, 
     recipe = config.train.pretrain
     pattern = config.patterns.label if recipe.sparse else "dense"
     shown = ("model.", "data.", "train.context", "train.pretrain.")
-    told = ("train.pretrain.arl", "train.pretrain.sparse")  # by "with"
-    varied = {k: v for k, v in axes.items() if k.startswith(shown) and not k.startswith(told)}
+    in_with = ("train.pretrain.arl", "train.pretrain.sparse")  # the column "with" shows these
+    varied = {k: v for k, v in axes.items() if k.startswith(shown) and not k.startswith(in_with)}
     return {
         "pretraining": key[1],
         "model": config.model.name,

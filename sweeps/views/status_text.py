@@ -21,7 +21,7 @@ _MARKS = {"failed": "FAILED", "damaged": "DAMAGED", "missing": "–"}
 _COLOURS = {
     "done": "green", "running": "yellow", "queued": "cyan", "failed": "red", "damaged": "red", "missing": "dim",
 }  # fmt: skip
-# A larger sweep is told in counts and in what is unusual; --json has all of it.
+# Of a larger sweep, only counts and errors are printed; --json has all of it.
 _MOST_ROWS = 60
 _MOST_COLUMNS = 8
 _MOST_ERRORS = 10
@@ -43,9 +43,9 @@ def exit_code(view: SweepView) -> int:
 
 
 def watch(folder: Path, seconds: float) -> int:
-    """Show the status again and again until every cell is done or has failed; the exit code of the last look.
+    """Show the status again and again until every cell is done or has failed; returns the exit code for the last one.
 
-    In place on a terminal, elsewhere printed again when it has changed.
+    A terminal shows it in place; elsewhere it is printed again when it has changed.
     """
     if sys.stdout.isatty():
         from rich.live import Live
@@ -73,10 +73,10 @@ def watch(folder: Path, seconds: float) -> int:
 
 
 def _parts(view: SweepView) -> list[Table | Text]:
-    """The tables and lines of a look, in order."""
+    """Make the tables and lines of a status, in order."""
     columns = list(dict.fromkeys(_column(cell) for cell in view.cells))
     rows = list(dict.fromkeys(cell["label"] for cell in view.cells))
-    # Not the table's title, which would be wrapped to the table's width.
+    # The folder is a line of its own: as the table's title it would be wrapped to the table's width.
     parts: list[Table | Text] = [Text(str(view.folder))]
     if len(columns) > _MOST_COLUMNS or len(rows) > _MOST_ROWS:
         parts.append(_counts_table(view, columns))
@@ -103,7 +103,7 @@ def _grid(view: SweepView, columns: list[str], rows: list[str]) -> Table:
 
 
 def _counts_table(view: SweepView, columns: list[str]) -> Table:
-    """One row a column of the grid, or if those are too many one a model."""
+    """Make one row for each column of the grid or, if those are too many, for each model."""
     name = _column if len(columns) <= _MOST_ROWS else lambda cell: cell["model"]
     counts: dict[str, Counter] = {}
     for cell in view.cells:
@@ -126,9 +126,9 @@ def _table(first: str, columns: list[str]) -> Table:
 def _mark(cell: dict) -> str:
     text = _MARKS.get(cell["status"], cell["status"])
     if cell["status"] == "running" and cell["stage"]:
-        told = cell["progress"]
-        how_far = f" {told['done']}/{told['total']}" if told else ""
-        text += f" ({cell['stage']}{how_far})"
+        progress = cell["progress"]
+        steps = f" {progress['done']}/{progress['total']}" if progress else ""
+        text += f" ({cell['stage']}{steps})"
     return f"[{_COLOURS[cell['status']]}]{text}[/]"
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.manifest import read_manifest
 from ratplus.records.record import RecordError, read_record
-from ratplus.sweeps.launch.child import LOGS
+from ratplus.sweeps.launch.progress import LOGS
 from ratplus.sweeps.views.text_table import columns
 
 
 def summary(folder: Path) -> list[str]:
-    """Tables of the finished cells and of the training runs, then what the processes of unfinished ones said last."""
+    """Make tables of finished cells and of training runs, and quote the last lines of unfinished ones."""
     cells = read_manifest(folder)["cells"] if (folder / "sweep.json").exists() else []
     named = {cell["stages"][stage]: (stage, cell) for cell in cells for stage in ("adapt", "pretrain")}
     runs, results, words = [], [], []
@@ -37,7 +37,7 @@ def summary(folder: Path) -> list[str]:
 
 
 def _shown(metrics: dict) -> dict[str, str]:
-    """Loss in nats a token, and in percent recall and what RULER's score gives for each needle task."""
+    """Format the loss (nats a token), recall, and the RULER score of each needle task (both in percent)."""
     row = {"loss": f"{metrics['loss']['value']:.4f} ± {metrics['loss']['stderr'] or 0:.4f}"}
     for name, found in metrics.items():
         title = "recall" if name == "recall_accuracy" else name.removesuffix("_substring")
@@ -47,7 +47,7 @@ def _shown(metrics: dict) -> dict[str, str]:
 
 
 def done(folder: Path) -> dict | None:
-    """The record of a stage that is done."""
+    """The record of a stage that is done; None if it is not."""
     try:
         record = read_record(folder)
     except RecordError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def columns(rows: list[dict]) -> str:
-    """Rows as lines below a header; numbers to the right, keys that a row lacks are empty."""
+    """Format rows as lines below a header, with numbers to the right; a key that a row lacks is left empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, *([_word(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
