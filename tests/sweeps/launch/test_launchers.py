@@ -392,7 +392,7 @@ def test_a_job_is_queued_again_as_often_as_it_may_be(place, cluster, monkeypatch
     cells = plan_cells(compose_cells([*TINY, "output=out"]))
     words = [*SLURM, "launcher.minutes=5", f"launcher.requeues={requeues}", "max_failures=1"]
     launcher = compose_one(words).config.launcher
-    submission = launch_slurm.submit(tasks_of(cells, "pretrain"), Path("out"), "pretrain", launcher, 1)
+    submission = launch_slurm.submit(work_items(cells, "pretrain"), Path("out"), "pretrain", launcher, 1)
     (handle,) = submission.handles
     queued_again = []
     environment = SimpleNamespace(global_rank=0, _requeue=queued_again.append)
