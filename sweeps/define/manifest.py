@@ -18,7 +18,7 @@ from ratplus.data.sources import prepare
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock
-from ratplus.records.manifest import FORMAT, MANIFEST_FILE, read_manifest
+from ratplus.records.manifest import FORMAT, MANIFEST_FILE, Entry, read_manifest
 from ratplus.records.record import STAGES, ForeignRecord, RecordError, flatten, read_record
 from ratplus.stages.plan import Plan, plan
 from ratplus.sweeps.define.compose import NATURAL_AXES, RUNTIME, Composed
@@ -39,7 +39,7 @@ def sweep_folder(composed: list[Composed]) -> Path:
     return Path(config.output) if config.output else Path("outputs") / name
 
 
-def plan_cells(composed: list[Composed]) -> list[dict]:
+def plan_cells(composed: list[Composed]) -> list[Entry]:
     """Plan cells; returns their manifest entries, with the ids of their stages.
 
     The corpora of the cells are prepared and opened, since their content enters the ids.
@@ -71,7 +71,7 @@ def plan_cells(composed: list[Composed]) -> list[dict]:
     return entries
 
 
-def entry_of(cell: Composed, stages: Plan, corpus: dict) -> dict:
+def entry_of(cell: Composed, stages: Plan, corpus: dict) -> Entry:
     """The manifest entry of a planned cell; `name_axes` fills in its `axes` once all cells are known."""
     config = asdict(cell.config)
     config["model"]["vocab_size"] = stages.vocab_size
@@ -91,7 +91,7 @@ def entry_of(cell: Composed, stages: Plan, corpus: dict) -> dict:
     }
 
 
-def science(entry: dict) -> dict:
+def science(entry: Entry) -> dict:
     """The values that decide a cell's result beside its pattern and seed, flat: `{"train.pretrain.lr": 4e-3, ...}`."""
     # The manifests of older versions lack keys that came later, which had the value of today's default.
     flat = _defaults() | flatten({**entry["config"], "corpus": entry["corpus"]})
@@ -108,7 +108,7 @@ def _defaults() -> dict:
     return flatten({k: v for k, v in asdict(Config()).items() if k not in RUNTIME})
 
 
-def name_axes(cells: list[dict]) -> None:
+def name_axes(cells: list[Entry]) -> None:
     """Set each cell's `axes`: the keys in which cells of one model name, pattern and seed differ, over the folder.
 
     Derived from all cells, not from what one call swept: tables must never take different experiments for seeds.
@@ -124,7 +124,7 @@ def name_axes(cells: list[dict]) -> None:
         cell["axes"] = {key: flat[key] for key in sorted(keys) if arl or not key.startswith("train.pretrain.arl_")}
 
 
-def cell_config(entry: dict) -> dict:
+def cell_config(entry: Entry) -> dict:
     """The plain config of a manifest entry's cell, as `compose.typed` takes it."""
     model = {k: v for k, v in entry["config"]["model"].items() if k != "vocab_size"}
     return {**entry["config"], **entry["run"], "model": model}
@@ -142,7 +142,7 @@ def planned_stages(config: Config, corpus: dict, vocab_size: int) -> Plan:
     return plan(config, corpus, vocab_size - symbols)
 
 
-def check_cells(folder: Path, entries: list[dict]) -> list[dict]:
+def check_cells(folder: Path, entries: list[Entry]) -> list[Entry]:
     """Read the cells that a folder already has; none if it has no manifest.
 
     Raises:
@@ -153,7 +153,7 @@ def check_cells(folder: Path, entries: list[dict]) -> list[dict]:
     return old
 
 
-def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
+def add_cells(folder: Path, name: str, entries: list[Entry]) -> None:
     """Write or extend the manifest; cells already there keep their place.
 
     Raises:
@@ -172,13 +172,13 @@ def add_cells(folder: Path, name: str, entries: list[dict]) -> None:
         raise UsageError(f"output={folder}: cannot be written ({error.strerror or error})") from None
 
 
-def _not_superseded(old: list[dict], new: list[dict]) -> list[dict]:
+def _not_superseded(old: list[Entry], new: list[Entry]) -> list[Entry]:
     """The old cells, without those that `new` has under another id because an older version of ratplus made that id.
 
     If both stayed, tables would take the two for seeds. The old records stay where they are.
     """
 
-    def identity(cell: dict) -> str:
+    def identity(cell: Entry) -> str:
         return json.dumps([cell["model"], cell["pattern"], cell["seed"], science(cell)], sort_keys=True, default=str)
 
     ids = {identity(cell): cell["id"] for cell in new}
@@ -192,7 +192,7 @@ def _not_superseded(old: list[dict], new: list[dict]) -> list[dict]:
     return kept
 
 
-def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
+def _refuse_strangers(folder: Path, old: list[Entry], new: list[Entry]) -> None:
     """Refuse cells that differ in more than model, pattern, seed and swept keys: one table cannot compare them."""
     known = {stage_id for cell in (*old, *new) for stage_id in cell["stages"].values()}
     for path in (p for stage in STAGES for p in folder.glob(f"{stage}/*/record.json") if not old):
@@ -205,7 +205,7 @@ def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
         return
     axes = {*NATURAL_AXES, *(a for cell in (*old, *new) for a in cell["swept"])}
 
-    def fixed(cell: dict) -> dict:
+    def fixed(cell: Entry) -> dict:
         return {k: v for k, v in science(cell).items() if not any(k == a or k.startswith(f"{a}.") for a in axes)}
 
     there, here = fixed(old[0]), fixed(new[0])
@@ -217,7 +217,7 @@ def _refuse_strangers(folder: Path, old: list[dict], new: list[dict]) -> None:
             )
 
 
-def check_records(folder: Path, entries: list[dict]) -> None:
+def check_records(folder: Path, entries: list[Entry]) -> None:
     """Refuse a folder in which a record lies under an id that its content does not have (ForeignRecord).
 
     Damaged records are no reason to refuse: the stage is done again.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 
+from ratplus.records.manifest import Entry
 from ratplus.records.record import flatten
 from ratplus.sweeps.define.compose import RUNTIME, compose_one
 from ratplus.sweeps.define.grid import override_value
@@ -16,7 +17,7 @@ from ratplus.sweeps.define.mistakes import UsageError
 _IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers")
 
 
-def command(entry: dict, stage: str, folder: str, threads: int | None = None) -> str:
+def command(entry: Entry, stage: str, folder: str, threads: int | None = None) -> str:
     """Write the shell line that runs a manifest entry's cell up to `stage` in a new `folder`.
 
     It names every key that differs from the defaults of this version; with `threads`, sums are formed in the same
@@ -27,7 +28,7 @@ def command(entry: dict, stage: str, folder: str, threads: int | None = None) ->
     return shlex.join(["ratplus", stage, *words, f"output={override_value(folder)}"])
 
 
-def reproducer(cells: int) -> Callable[[dict], str] | None:
+def reproducer(cells: int) -> Callable[[Entry], str] | None:
     """The function that writes each cell's command for a report's page.
 
     None if there are so many cells that composing them all would take minutes.
@@ -35,7 +36,7 @@ def reproducer(cells: int) -> Callable[[dict], str] | None:
     return _again if cells <= 100 else None
 
 
-def _again(entry: dict) -> str:
+def _again(entry: Entry) -> str:
     try:
         return command(entry, "evaluate", f"outputs/again-{entry['id']}")
     except UsageError as error:
@@ -44,7 +45,7 @@ def _again(entry: dict) -> str:
         return f"# sweep.json lacks its key {missing}, so it can't be composed"
 
 
-def overrides(entry: dict) -> list[str]:
+def overrides(entry: Entry) -> list[str]:
     """List the Hydra overrides that compose to the config of a manifest entry."""
     wanted = {k: v for k, v in flatten(entry["config"]).items() if k not in _IGNORED}
     words = _first_words(wanted)
@@ -53,7 +54,7 @@ def overrides(entry: dict) -> list[str]:
     return words + [f"{k}={override_value(v)}" for k, v in wanted.items() if k not in there or there[k] != v]
 
 
-def differences(entry: dict) -> list[str]:
+def differences(entry: Entry) -> list[str]:
     """List the keys that `overrides(entry)` composes to other values here; none if this version can reproduce the cell.
 
     Raises:

@@ -11,19 +11,36 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TypedDict
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.lines import last_line
 
 JOBS_FILE = "jobs.json"
 FORMAT = 1
+
+
+class SubmissionRow(TypedDict):
+    """What `jobs.json` holds of one submission.
+
+    Attributes:
+        time: when it was made, in ISO form.
+        cluster: slurm, or local for submitit's local executor.
+        jobs: item id -> batch job id.
+    """
+
+    id: str
+    time: str
+    cluster: str
+    jobs: dict[str, str]
 
 
 class JobsUnknown(Exception):
     """The cluster does not say which jobs it has; the message is one line."""
 
 
-def read_jobs(folder: Path) -> list[dict]:
-    """Read the submissions of a sweep folder, oldest first: id, time, cluster, jobs {item id: batch job id}.
+def read_jobs(folder: Path) -> list[SubmissionRow]:
+    """Read the submissions of a sweep folder, oldest first.
 
     Raises:
         JobsUnknown: the file is damaged.
@@ -40,7 +57,7 @@ def read_jobs(folder: Path) -> list[dict]:
         raise JobsUnknown(f"{path}: damaged ({error}); delete it if no job of it is queued or running") from None
 
 
-def add_jobs(folder: Path, submission: dict) -> None:
+def add_jobs(folder: Path, submission: SubmissionRow) -> None:
     """Add a submission, or replace the one with its id. The caller holds the folder's lock."""
     others = [s for s in read_jobs(folder) if s["id"] != submission["id"]]
     content = {"format": FORMAT, "submissions": [*others, submission]}
@@ -74,8 +91,7 @@ def _squeue(folder: Path) -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JobsUnknown(f"squeue: {error}") from None
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise JobsUnknown(f"squeue: {last}")
+        raise JobsUnknown(f"squeue: {last_line(done.stderr) or f'exit code {done.returncode}'}")
     pairs = [line.split() for line in done.stdout.splitlines() if len(line.split()) == 2]
     return {job: "running" if state in ("RUNNING", "COMPLETING") else "queued" for job, state in pairs}
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ratplus.config.cell import Config
+from ratplus.records.manifest import Entry
 from ratplus.records.status import stage_state
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
@@ -34,7 +35,7 @@ class Ended:
     complete: bool = True
 
 
-def launch(entries: list[dict], folder: Path, last: str, config: Config) -> Ended:
+def launch(entries: list[Entry], folder: Path, last: str, config: Config) -> Ended:
     """Run cells up to the stage `last` as `launcher`, `retry` and `max_failures` of the config say.
 
     Raises:
@@ -122,7 +123,7 @@ def _conclude(cells: list[WorkItem], folder: Path, retry: str, endings: dict[str
     return EXIT_FAILED if failed else 0
 
 
-def _one(entry: dict, folder: Path, last: str) -> int:
+def _one(entry: Entry, folder: Path, last: str) -> int:
     """Exit code of a single cell, run in this process."""
     from rich.console import Console
 

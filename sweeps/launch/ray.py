@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ratplus.config.run import LauncherSection
+from ratplus.records.lines import first_line
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.child import SAVE_SECONDS, Child
 from ratplus.sweeps.launch.progress import LOGS, read_progress
@@ -35,7 +36,7 @@ class RayRun:
         try:
             code, self._text = self._ray.get(self._ref)
         except self._ray.exceptions.RayError as error:  # the node, or Ray's own worker there, has gone
-            code, self._text = 1, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            code, self._text = 1, f"{type(error).__name__}: {first_line(error)}"
         return code
 
     def ending(self) -> str:
@@ -68,8 +69,7 @@ def ray_cluster(launcher: LauncherSection):
         ray.init(address=launcher.address or "local", include_dashboard=False, log_to_driver=False,
                  configure_logging=False)  # fmt: skip
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"launcher.address: {launcher.address or 'a local cluster'}: {reason}") from None
+        raise UsageError(f"launcher.address: {launcher.address or 'a local cluster'}: {first_line(error)}") from None
     try:
         cpus, gpus = launcher.cpus or 1, launcher.gpus or 0
         resources = ray.cluster_resources()

@@ -143,6 +143,7 @@ def _give_up(error: Exception, sweep: Path) -> None:
     if _failed:
         return
     _failed = True
+    # The first line is not cut any further: `scrub` would not know a part of a secret.
     reason = scrub(" ".join(str(error).split("\n", 1)[0].split())) or type(error).__name__
     print(
         f"W&B mirror is off from here on ({reason}); records and curves are not affected, and "

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ratplus.costs.facts import PatternFacts, pattern_facts
 from ratplus.records.curve import CURVE_FILE, curve_rows
-from ratplus.records.manifest import read_manifest
-from ratplus.records.record import STAGES, TRAINING, canonical_json
+from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.record import STAGES, TRAINING, Record, canonical_json
 from ratplus.records.secrets import scrub_tree
 from ratplus.records.status import stage_state
 from ratplus.sweeps.define.manifest import cell_config, planned_stages
@@ -111,7 +111,7 @@ def _plotted(facts: PatternFacts) -> dict:
     }
 
 
-def add_result(run: RunSpec, folder: Path, record: dict | None, checkpoints: bool = False) -> RunSpec:
+def add_result(run: RunSpec, folder: Path, record: Record | None, checkpoints: bool = False) -> RunSpec:
     """Complete a stage's run from its folder: add its curve, and its record if it has one."""
     run.rows = [row_of(run.job_type, row) for row in curve_rows(folder / CURVE_FILE)]
     # These stand in the summary of evaluations alone, so that a plot against them shows no other stage.
@@ -185,7 +185,7 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
     return list(runs.values()), problems
 
 
-def _stage_facts(entry: dict, stage: str) -> tuple[dict, str | None] | None:
+def _stage_facts(entry: Entry, stage: str) -> tuple[dict, str | None] | None:
     """Config and parent of a stage that has no record yet, from the manifest; None if they don't hash to its id."""
     from ratplus.sweeps.define.compose import typed
 
@@ -219,7 +219,7 @@ def report_run(folder: Path, runs: list[RunSpec]) -> RunSpec | None:
     )
 
 
-def _by_dilation(cells: list[dict], done: dict[str, RunSpec]) -> list[dict]:
+def _by_dilation(cells: list[Entry], done: dict[str, RunSpec]) -> list[dict]:
     """A row a dilation (no window, no sinks), with each model's results there: W&B can't draw a line through runs.
 
     Results are means over seeds; cells that differ in another axis are lines of their own.

@@ -131,16 +131,20 @@ def _one_line_errors(url: str) -> Iterator[None]:
     except SetupError:
         raise _no_key(url) from None
     except Exception as error:  # W&B raises several kinds, some of them private to it
-        reason = " ".join(str(error).removeprefix(f"Failed to verify credentials with {url}: ").split())
+        reason = reason_of(error).removeprefix(f"Failed to verify credentials with {url}: ")
         if isinstance(error, AuthenticationError) and _REFUSED.search(reason):
             raise UsageError(f"{url}: the server does not take the W&B API key; run `wandb login --relogin`") from None
-        reason = (
-            f"no answer within {_SECONDS} s" if _NO_ANSWER.search(reason) else scrub(reason) or type(error).__name__
-        )
+        if _NO_ANSWER.search(reason):
+            reason = f"no answer within {_SECONDS} s"
         raise UsageError(
             f"{url}: cannot be reached ({reason}); check the network and WANDB_BASE_URL, or rebuild the runs "
             "locally with --offline"
         ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """The text of an error in one line, with secrets masked; the name of its class if it has no text."""
+    return scrub(" ".join(str(error).split())) or type(error).__name__
 
 
 def _no_key(url: str) -> UsageError:

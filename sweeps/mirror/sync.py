@@ -15,11 +15,10 @@ from pathlib import Path
 
 from ratplus.records.lock import FolderLock
 from ratplus.records.manifest import read_manifest
-from ratplus.records.secrets import scrub
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.mirror.ledger import read_ledger, remember
 from ratplus.sweeps.mirror.runs import RunSpec, report_run, sweep_runs
-from ratplus.sweeps.mirror.server import Server, find_server, server_url, target_name
+from ratplus.sweeps.mirror.server import Server, find_server, reason_of, server_url, target_name
 
 
 def sync(
@@ -157,9 +156,8 @@ def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str,
             with tempfile.TemporaryDirectory(prefix="ratplus-wandb-") as place:
                 write_run(run, "online", Path(place), project, entity)
         except Exception as error:
-            reason = scrub(" ".join(str(error).split())) or type(error).__name__
             raise UsageError(
-                f"{target}: run {run.id} could not be sent ({reason}); {sent} of {len(todo.send)} were, "
+                f"{target}: run {run.id} could not be sent ({reason_of(error)}); {sent} of {len(todo.send)} were, "
                 "run the same command again for the rest"
             ) from None
         remember(folder, target, run, locked=True)

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.manifest import read_manifest
-from ratplus.records.secrets import scrub
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.mirror.runs import BY_DILATION, RunSpec
-from ratplus.sweeps.mirror.server import Server
+from ratplus.sweeps.mirror.server import Server, reason_of
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -54,8 +53,9 @@ def publish(folder: Path, entity: str | None, project: str, report: RunSpec | No
             workspace = _updated(ledger["workspaces"][target], workspace)
         url = workspace.save().url
     except Exception as error:
-        reason = scrub(" ".join(str(error).split())) or type(error).__name__
-        raise UsageError(f"{server.url}: the workspace could not be made ({reason}); it is in {path}") from None
+        raise UsageError(
+            f"{server.url}: the workspace could not be made ({reason_of(error)}); it is in {path}"
+        ) from None
     ledger["workspaces"][target] = url
     write_ledger(folder, ledger)
     return f"workspace: {url}"

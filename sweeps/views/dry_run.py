@@ -7,6 +7,7 @@ from pathlib import Path
 from ratplus.costs.budget import parameters, stage_flops
 from ratplus.costs.cost import cost
 from ratplus.costs.memory import BYTES_PER_ELEMENT
+from ratplus.records.manifest import Entry
 from ratplus.records.record import STAGES
 from ratplus.records.status import stage_state
 from ratplus.sweeps.define.compose import Composed
@@ -54,7 +55,7 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
     )
 
 
-def _cell_row(cell: Composed, entry: dict, states: dict, flops: dict, wanted: tuple[str, ...]) -> dict:
+def _cell_row(cell: Composed, entry: Entry, states: dict, flops: dict, wanted: tuple[str, ...]) -> dict:
     config = cell.config
     spent = cost(
         config.patterns, config.train.context, config.model.d_head, recurrence=config.model.recurrence,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ratplus.records.manifest import read_manifest
-from ratplus.records.record import STAGES, RecordError, read_record
+from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.record import STAGES, Record, RecordError, read_record
 from ratplus.sweeps.define.find_stage import find_stage
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.reproduce import command, differences
@@ -31,7 +31,7 @@ def print_stage(wanted: str, folder: str | None, as_json: bool = False) -> None:
     print("\n".join(_lines(sweep, stage, stage_id, record, cells)))
 
 
-def _lines(sweep: Path, stage: str, stage_id: str, record: dict | None, cells: list[dict]) -> list[str]:
+def _lines(sweep: Path, stage: str, stage_id: str, record: Record | None, cells: list[Entry]) -> list[str]:
     lines = [
         f"{stage} {stage_id}: {record['status'] if record else 'missing'}",
         f"  folder  {sweep / stage / stage_id}",
@@ -49,7 +49,7 @@ def _lines(sweep: Path, stage: str, stage_id: str, record: dict | None, cells: l
     return lines + _reproduce(stage, stage_id, record, cells[0])
 
 
-def _outcome(record: dict) -> list[str]:
+def _outcome(record: Record) -> list[str]:
     lines = []
     if record["error"]:
         error = record["error"]
@@ -75,7 +75,7 @@ def _pairs(facts: dict, indent: str = "  ") -> list[str]:
     return lines
 
 
-def _reproduce(stage: str, stage_id: str, record: dict | None, cell: dict) -> list[str]:
+def _reproduce(stage: str, stage_id: str, record: Record | None, cell: Entry) -> list[str]:
     lines = ["", "reproduce"]
     made_by = record["provenance"] if record else {}
     git = made_by.get("git") or {}

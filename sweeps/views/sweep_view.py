@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from ratplus.records.manifest import read_manifest
+from ratplus.records.manifest import Entry, read_manifest
 from ratplus.records.record import STAGES
 from ratplus.records.status import State, cell_state, stage_state
 from ratplus.sweeps.launch.batch_jobs import JobsUnknown, live_jobs
@@ -42,7 +42,7 @@ class SweepView:
     """
 
     folder: Path
-    cells: list[dict] = field(default_factory=list)
+    cells: list[Entry] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     running_stages: int = 0
     eta_seconds: float | None = None
@@ -71,7 +71,7 @@ class SweepView:
         """True if every cell is done or has failed."""
         return not any(self.counts.get(status) for status in ("running", "queued", "missing"))
 
-    def _cell(self, entry: dict, jobs: dict, progress_by_item: dict) -> dict:
+    def _cell(self, entry: Entry, jobs: dict, progress_by_item: dict) -> dict:
         state = cell_state(self.folder, entry["stages"], look=self._read_state)
         status, stage, error = state.status, state.stage, state.error
         attempt = progress = None
@@ -105,7 +105,7 @@ class SweepView:
                 found[path.name.partition(".")[0]] = progress
         return found
 
-    def _eta(self, manifest: list[dict]) -> float | None:
+    def _eta(self, manifest: list[Entry]) -> float | None:
         """Seconds left, if the rest takes as long as what is finished did, and as many stages run at once as now."""
         running: dict[tuple[str, str], float] = {}  # (stage, its id) -> the fraction of it that is left
         cells_left, pretrainings_left = 0, set()
@@ -135,7 +135,7 @@ class SweepView:
             total -= (1 - left) * seconds[stage] + before
         return max(total, 0.0) / len(running)
 
-    def _state(self, entry: dict, stage: str) -> State:
+    def _state(self, entry: Entry, stage: str) -> State:
         return self._read_state(self.folder / stage / entry["stages"][stage])
 
     def to_json(self) -> dict:

@@ -1,6 +1,7 @@
 """Cells that start from given weights: an imported model goes straight into adapt and evaluate."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from ratplus.checkpoint import load, save
 from ratplus.stages.cell import Cell
 from ratplus.stages.run_stage import Surroundings
 from ratplus.sweeps import cli
-from ratplus.sweeps.define.compose import compose_one
+from ratplus.sweeps.define.compose import compose_one, typed
+from ratplus.sweeps.define.manifest import cell_config, plan_cells, planned_stages
 
 WORDS = [
     "data=text", "data.path=text.txt", "data.recall.fraction=0", "model=ratplus_nano", "model.layers=3",
@@ -183,3 +185,19 @@ def test_the_plan_knows_that_nothing_is_pretrained(place, capsys):
     assert ratplus("plan", *WORDS, "model.init_from=given") == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pretrain"))
     assert row.split() == ["pretrain", "1", "0", "0", "0"]
+
+
+def test_a_planned_cell_has_its_ids_from_the_manifest_alone(place):
+    """Given weights fix the vocabulary, and the recall task adds symbols to it; the corpus is not opened for either."""
+    recall = [
+        "data.recall.fraction=0.5", "data.recall.length=32", "data.recall.keys=4", "data.recall.pairs=4",
+        "eval.recall_rows=4",
+    ]  # fmt: skip
+    entries = plan_cells([compose_one([*WORDS, "model.init_from=given"]), compose_one([*WORDS, *recall])])
+    shutil.rmtree("data")
+    Path("text.txt").unlink()
+    for entry in entries:
+        config, vocab_size = typed(cell_config(entry)), entry["config"]["model"]["vocab_size"]
+        assert {stage.name: stage.id for stage in planned_stages(config, entry["corpus"], vocab_size)} == entry[
+            "stages"
+        ]
