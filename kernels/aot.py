@@ -60,10 +60,12 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
 
         sizes = {
             kind: attention.tiles(kind, d_head, torch.bfloat16).constants(d_head, 1)
-            for kind in ("forward", "dq", "dkv")
+            for kind in ("forward, short list", "forward", "forward, long list", "dq", "dkv")
         }
-        yield "attention forward", d_head, attention_forward.forward_kernel, sizes["forward"]
-        yield "attention dQ", d_head, attention_backward.dq_kernel, sizes["dq"]
+        for kind in ("forward, short list", "forward", "forward, long list"):
+            yield f"attention {kind}", d_head, attention_forward.forward_kernel, sizes[kind]
+        yield "attention dQ", d_head, attention_backward.dq_kernel, sizes["dq"] | {"OWN": False}
+        yield "attention dQ, and own dK, dV", d_head, attention_backward.dq_kernel, sizes["dq"] | {"OWN": True}
         yield "attention dKV, band", d_head, attention_backward.dkv_band_kernel, sizes["dkv"]
         far = attention_backward.dkv_far_kernel
         yield "attention dKV, far list", d_head, far, sizes["dkv"] | {"SPLIT": False}
@@ -74,8 +76,6 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
             shared = {kind: constants | {"GROUP": 4} for kind, constants in sizes.items()}
             yield "attention forward, 4 heads a key", d_head, attention_forward.forward_kernel, shared["forward"]
             yield "attention dKV, far list, 4 heads a key", d_head, far, shared["dkv"] | {"SPLIT": True}
-        delta = {"D": d_head, "BM": attention.DELTA_ROWS}
-        yield "attention delta", d_head, attention_backward.delta_kernel, delta
 
         step = {"D": d_head, "ROPE": True, **decode.constants(1)}
         kernel = decode_kernels.step_kernel

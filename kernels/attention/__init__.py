@@ -45,7 +45,7 @@ def dilated_attention(
         raise ValueError(f"dilated_attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; use one floating dtype")
     heads, length = k.shape[1:3]
     chosen = implementation("dilated_attention", q.shape[3], q)
-    longest_far = length
+    longest_far = widest_window = length  # where the settings can't be read: upper bounds
     if chosen == "reference" or not on_device(dilation, window, sinks):
         patterns = head_patterns(dilation, window, sinks, heads)
         if chosen == "reference":
@@ -56,8 +56,9 @@ def dilated_attention(
         if not return_lse and fast and all(pattern.is_dense(length) for pattern in patterns):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, **grouping(q, k))
         longest_far = max(pattern.far_length(length) for pattern in patterns)
+        widest_window = max(pattern.window for pattern in patterns)
     settings = pattern_tensors(dilation, window, sinks, heads, q.device)
-    out, lse = attention_op(q, k, v, *settings, longest_far, return_lse, chosen)
+    out, lse = attention_op(q, k, v, *settings, longest_far, widest_window, return_lse, chosen)
     return (out, lse.detach()) if return_lse else out
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ratplus.kernels.attention.fused_backward import (
-    delta_kernel,
     dkv_band_kernel,
     dkv_combine_kernel,
     dkv_far_kernel,
@@ -37,26 +36,39 @@ class Tiles:
         return {"D": d_head, "BM": self.BM, "BN": self.BN, "GROUP": group, **launch}
 
 
-DELTA_ROWS = 64
 COMBINE_WARPS = 8
 FILL = 264  # programs that fill the GPU: 2 a multiprocessor of an H100
 MIN_QUERIES = 512  # queries a part of the far list's backward pass, at least
 
 
-# Of half-precision tensors with a head size of up to 128. Fixed by table, not tuned at run time: tuning would change
-# results from run to run.
+# Of half-precision tensors with a head size of up to 128, as they were fastest on an H100 (docs/kernels.md). Fixed by
+# table, not tuned at run time: tuning would change results from run to run.
 TILES = {
-    ("forward", 64): Tiles(128, 64, 8, 3),
-    ("forward", 128): Tiles(128, 64, 8, 3),
-    ("dq", 64): Tiles(128, 64, 8, 2),
-    ("dq", 128): Tiles(128, 64, 8, 2),
+    ("forward, short list", 64): Tiles(64, 64, 4, 2),
+    ("forward, short list", 128): Tiles(64, 64, 4, 2),
+    ("forward", 64): Tiles(64, 64, 4, 3),
+    ("forward", 128): Tiles(64, 64, 4, 3),
+    ("forward, long list", 64): Tiles(128, 64, 8, 4),
+    ("forward, long list", 128): Tiles(128, 64, 8, 4),
+    ("dq", 64): Tiles(64, 64, 4, 2),
+    ("dq", 128): Tiles(64, 64, 4, 2),
     ("dkv", 64): Tiles(64, 64, 4, 2),
-    ("dkv", 128): Tiles(64, 64, 8, 2),
+    ("dkv", 128): Tiles(64, 64, 4, 2),
 }
+# A far list up to the first length counts as short: reading q, k, v and writing the output takes longer than its
+# products. From the second on it is long: products are all that counts.
+SHORT_LIST, LONG_LIST = 256, 8192
+
+
+def forward_kind(longest_far: int) -> str:
+    """Which of the forward kernel's entries of TILES suits a far list of that length."""
+    if longest_far <= SHORT_LIST:
+        return "forward, short list"
+    return "forward, long list" if longest_far >= LONG_LIST else "forward"
 
 
 def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:
-    """Tile sizes of "forward", "dq" or "dkv"."""
+    """Tile sizes of a kind that TILES names."""
     if interpreted():
         return Tiles(32, 16, 1, 1)  # few elements, but several tiles in the tests' sequences
     if dtype == torch.float32:  # no tensor cores: what the registers hold decides
@@ -77,16 +89,18 @@ def choose_splits(programs: int, length: int) -> int:
 
 
 @on_its_device
-def forward(q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, longest_far: int
+) -> tuple[Tensor, Tensor]:
     """q [B, H, T, d], k, v [B, H_kv, T, d]; int32 [H_kv] patterns -> out [B, H, T, d], lse [B, H, T] float32.
 
-    out is stored [B, T, H, d].
+    out is stored [B, T, H, d]. longest_far: an upper bound on the length of any far list; it chooses the tiles.
     """
     batch, heads, length, d_head = q.shape
     q, k, v = (unit_stride(x) for x in (q, k, v))
     out = q.new_empty(batch, length, heads, d_head)
     lse = q.new_empty(batch, heads, length, dtype=torch.float32)
-    size = tiles("forward", d_head, q.dtype)
+    size = tiles(forward_kind(longest_far), d_head, q.dtype)
     grid = (-(-length // size.BM) * batch * heads,)
     forward_kernel[grid](
         q, k, v, dilation, window, sinks, out, lse, length, heads, d_head**-0.5,
@@ -107,12 +121,13 @@ def backward(
     out: Tensor,
     lse: Tensor,
     longest_far: int,
+    widest_window: int,
     splits: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, each stored [B, T, H, d].
 
-    longest_far: an upper bound on the length of any far list. splits: parts of the far list's queries (None: as many as
-    the GPU needs).
+    longest_far, widest_window: upper bounds on the length of any far list and on any window. splits: parts of the far
+    list's queries (None: as many as the GPU needs).
     """
     batch, heads, length, d_head = q.shape
     group = heads // k.shape[1]
@@ -125,16 +140,16 @@ def backward(
     dq, dk, dv = (q.new_empty(batch, length, heads, d_head, dtype=dtype) for dtype in (q.dtype, parts, parts))
     rows, scale, strides = batch * heads, d_head**-0.5, _strides(q, k, v)
 
-    delta_kernel[(-(-length // DELTA_ROWS) * rows,)](out, d_out, delta, length, heads, D=d_head, BM=DELTA_ROWS)
     size = tiles("dq", d_head, q.dtype)
     dq_kernel[(-(-length // size.BM) * rows,)](
-        q, k, v, dilation, window, sinks, d_out, lse, delta, dq, length, heads, scale,
-        *strides, **size.constants(d_head, group),
+        q, k, v, dilation, window, sinks, out, d_out, lse, delta, dq, dk, dv, length, heads, scale,
+        *strides, OWN=widest_window == 0, **size.constants(d_head, group),
     )  # fmt: skip
     size = tiles("dkv", d_head, q.dtype)
-    dkv_band_kernel[(-(-length // size.BN) * rows,)](
-        q, k, v, window, d_out, lse, delta, dk, dv, length, heads, scale, *strides, **size.constants(d_head, group)
-    )
+    if widest_window > 0:
+        dkv_band_kernel[(-(-length // size.BN) * rows,)](
+            q, k, v, window, d_out, lse, delta, dk, dv, length, heads, scale, *strides, **size.constants(d_head, group)
+        )
     far_tiles = -(-longest_far // size.BN)
     if far_tiles:
         programs = far_tiles * rows

@@ -1,8 +1,10 @@
 """Triton kernels of dilated attention's backward pass: scores are computed anew, nothing is added atomically.
 
-Four launches: delta; dQ, per tile of queries; dK and dV of the band and the token itself, per tile of keys; dK and dV
-of the far list, per tile of list entries, added to the rows that the band kernel has written. Where the list is too
-short to fill the GPU, the queries of each tile are cut into parts, and a fifth launch adds their sums in order.
+Up to three launches: dQ, per tile of queries, which also leaves delta (the sum of output x its gradient) for the
+others; dK and dV of the band and the token itself, per tile of keys; dK and dV of the far list, per tile of entries,
+added to the rows that are written already. Without any window the first launch writes what the token itself adds to dK
+and dV, since it has all that this needs, and the second is left out. Where the list is too short to fill the GPU, the
+queries of each tile are cut into parts, and a further launch adds their sums in order.
 
 Query heads that share keys (GROUP of them) each leave a dK and dV of their own in float32; `fused.backward` adds them
 up. This is the simple way: kernels that sum over the group themselves would save that memory and its traffic.
@@ -11,22 +13,7 @@ up. This is the simple way: kernels that sum over the group themselves would sav
 import triton
 import triton.language as tl
 
-from ratplus.kernels.attention.fused_forward import far_count, far_position, tile_pointers
-
-
-@triton.jit(do_not_specialize=["length"])
-def delta_kernel(out, d_out, delta, length, heads, D: tl.constexpr, BM: tl.constexpr):
-    """delta [B * H, T] = sum over channels of out * d_out, both [B, T, H, D]."""
-    tiles = tl.cdiv(length, BM)
-    row = tl.program_id(0) // tiles
-    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    t = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
-    inside = (t < length)[:, None]
-    size = tl.cast(heads, tl.int64) * D
-    at = b * length * size + h * D
-    x = tl.load(tile_pointers(out + at, t, size, D), mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(tile_pointers(d_out + at, t, size, D), mask=inside, other=0.0).to(tl.float32)
-    tl.store(delta + row.to(tl.int64) * length + t, tl.sum(x * y, axis=1), mask=t < length)
+from ratplus.kernels.attention.fused_forward import far_count, far_position, tile_pointers, whole_tiles
 
 
 @triton.jit
@@ -43,11 +30,14 @@ def _d_scores(a, b, c, d, visible, lse2, delta, scale2, MASK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length"])
 def dq_kernel(
-    q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dq, length, heads, scale,
+    q, k, v, dilations, windows, sinks_of, out, d_out, lse, delta, dq, dk, dv, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+    OWN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dq [B, T, H, D]; the same three parts as the forward kernel."""
+    """dq [B, T, H, D]; the same three parts as the forward kernel. delta [B * H, T] float32.
+
+    OWN: also writes dk and dv [B, T, H, D] as the query at a key's own position gives them.
+    """
     tiles = tl.cdiv(length, BM)
     tile = tiles - 1 - tl.program_id(0) % tiles
     row = tl.program_id(0) // tiles
@@ -58,8 +48,7 @@ def dq_kernel(
     q += b * q_b + h * q_h
     k += b * k_b + shared * k_h
     v += b * v_b + shared * v_h
-    d_out += b * length * size + h * D
-    dq += b * length * size + h * D
+    packed = b * length * size + h * D  # where this head begins in tensors [B, T, H, D]
 
     t0 = tile * BM
     last = tl.minimum(t0 + BM, length) - 1
@@ -67,27 +56,38 @@ def dq_kernel(
     inside = (t < length)[:, None]
     scale2 = scale * 1.4426950408889634
     q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0)
-    do_tile = tl.load(tile_pointers(d_out, t, size, D), mask=inside, other=0.0)
-    at = row.to(tl.int64) * length + t
-    lse2 = tl.load(lse + at, mask=t < length, other=0.0)[:, None] * 1.4426950408889634
-    d_sum = tl.load(delta + at, mask=t < length, other=0.0)[:, None]
-
+    do_tile = tl.load(tile_pointers(d_out + packed, t, size, D), mask=inside, other=0.0)
+    out_tile = tl.load(tile_pointers(out + packed, t, size, D), mask=inside, other=0.0)
     own_k = tl.load(tile_pointers(k, t, k_t, D), mask=inside, other=0.0).to(tl.float32)
     own_v = tl.load(tile_pointers(v, t, v_t, D), mask=inside, other=0.0).to(tl.float32)
+    at = row.to(tl.int64) * length + t
+    lse2 = tl.load(lse + at, mask=t < length, other=0.0)[:, None] * 1.4426950408889634
+    d_sum = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), axis=1)
+    tl.store(delta + at, d_sum, mask=t < length)
+    d_sum = d_sum[:, None]
+
     weight = tl.exp2(tl.sum(q_tile.to(tl.float32) * own_k, axis=1)[:, None] * scale2 - lse2)
-    acc = weight * (tl.sum(do_tile.to(tl.float32) * own_v, axis=1)[:, None] - d_sum) * own_k
+    d_score = weight * (tl.sum(do_tile.to(tl.float32) * own_v, axis=1)[:, None] - d_sum)
+    if OWN:
+        dk_tile, dv_tile = d_score * scale * q_tile.to(tl.float32), weight * do_tile.to(tl.float32)
+        tl.store(tile_pointers(dk + packed, t, size, D), dk_tile.to(dk.dtype.element_ty), mask=inside)
+        tl.store(tile_pointers(dv + packed, t, size, D), dv_tile.to(dv.dtype.element_ty), mask=inside)
+    acc = d_score * own_k
 
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
-    far_full = far_count(t0 - window, dilation, sinks) // BN * BN  # entries of whole tiles that every query sees
-    for n0 in range(0, far_full, BN):
-        position = far_position(n0 + tl.arange(0, BN), dilation, sinks)
-        k_tile = tl.load(tile_pointers(k, position, k_t, D))
-        v_tile = tl.load(tile_pointers(v, position, v_t, D))
+    start, full = whole_tiles(far_count(t0 - window, dilation, sinks), sinks, BN)
+    position = far_position(start + tl.arange(0, BN), dilation, sinks)
+    k_at, v_at = tile_pointers(k, position, k_t, D), tile_pointers(v, position, v_t, D)
+    step = tl.maximum(dilation, 1).to(tl.int64) * BN
+    for _ in range(start, full, BN):
+        k_tile, v_tile = tl.load(k_at), tl.load(v_at)
         _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, True, lse2, d_sum, scale2, False)
         acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    for n0 in range(far_full, far_end, BN):
-        n = n0 + tl.arange(0, BN)
+        k_at += step * k_t
+        v_at += step * v_t
+    for n0 in range(0, start + far_end - full, BN):
+        n = n0 + tl.where(n0 < start, 0, full - start) + tl.arange(0, BN)
         position = far_position(n, dilation, sinks)
         there = (n < far_end)[:, None]
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there, other=0.0)
@@ -106,26 +106,30 @@ def dq_kernel(
             _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
-    tl.store(tile_pointers(dq, t, size, D), (acc * scale).to(dq.dtype.element_ty), mask=inside)
+    tl.store(tile_pointers(dq + packed, t, size, D), (acc * scale).to(dq.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _add_queries(
-    dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, MASK: tl.constexpr, D: tl.constexpr
-):  # fmt: skip
-    """One tile of queries t into dk, dv [keys, D]. visible: [keys, queries]; MASK: whether some pair isn't.
-
-    Queries past the end are read as zeros, as are their gradient, lse and delta: they add zeros, and need no mask.
-    """
-    inside = (t < length)[:, None]
-    q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0)
-    do_tile = tl.load(tile_pointers(d_out, t, size, D), mask=inside, other=0.0)
-    lse2 = tl.load(lse + t, mask=t < length, other=0.0)[None, :] * 1.4426950408889634
-    d_sum = tl.load(delta + t, mask=t < length, other=0.0)[None, :]
-    weights, ds = _d_scores(k, q_tile, v, do_tile, visible, lse2, d_sum, scale2, MASK)
+def _add_tile(dk, dv, k, v, q_tile, do_tile, lse2, d_sum, visible, scale2, MASK: tl.constexpr):
+    """One tile of queries into dk, dv [keys, D]. visible: [keys, queries]; MASK: whether some pair isn't."""
+    weights, ds = _d_scores(k, q_tile, v, do_tile, visible, lse2[None, :], d_sum[None, :], scale2, MASK)
     dv = tl.dot(weights.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
     dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
     return dk, dv
+
+
+@triton.jit
+def _add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D: tl.constexpr):
+    """The queries t into dk, dv [keys, D], where some pair isn't `visible` [keys, queries].
+
+    Queries past the end are read as zeros, as are their gradient, lse and delta: they add zeros.
+    """
+    inside = t < length
+    q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside[:, None], other=0.0)
+    do_tile = tl.load(tile_pointers(d_out, t, size, D), mask=inside[:, None], other=0.0)
+    lse2 = tl.load(lse + t, mask=inside, other=0.0) * 1.4426950408889634
+    d_sum = tl.load(delta + t, mask=inside, other=0.0)
+    return _add_tile(dk, dv, k, v, q_tile, do_tile, lse2, d_sum, visible, scale2, True)
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -167,7 +171,7 @@ def dkv_band_kernel(
             away = t[None, :] - j[:, None]
             acc_k, acc_v = _add_queries(
                 acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length,
-                (away > 0) & (away <= window), scale2, True, D,
+                (away > 0) & (away <= window), scale2, D,
             )  # fmt: skip
 
     at = b * length * size + h * D
@@ -224,19 +228,29 @@ def dkv_far_kernel(
             part = tl.cdiv(tl.cdiv(length - first, BM), splits) * BM
             first += tl.program_id(1) * part
             last = tl.minimum(first + part, length)
-        # From here on every query sees the whole tile. Entries that aren't there are read as zeros and never stored.
-        whole = (far_position(n0 + BN - 1, dilation, sinks) + window + BM) // BM * BM
-        whole = tl.minimum(tl.maximum(whole, first), last)
-        for t0 in range(first, whole, BM):
-            t = t0 + tl.arange(0, BM)
+        # Whole tiles of queries between these two see all entries of this tile. (Entries that aren't there are read as
+        # zeros, and what they receive is never stored.)
+        start = (far_position(n0 + BN - 1, dilation, sinks) + window + BM) // BM * BM
+        start = tl.minimum(tl.maximum(start, first), last)
+        full = start + (last - start) // BM * BM
+        t = start + tl.arange(0, BM)
+        q_at, do_at = tile_pointers(q, t, q_t, D), tile_pointers(d_out, t, size, D)
+        lse_at, delta_at = lse + t, delta + t
+        for _ in range(start, full, BM):
+            lse2 = tl.load(lse_at) * 1.4426950408889634
+            acc_k, acc_v = _add_tile(
+                acc_k, acc_v, k_tile, v_tile, tl.load(q_at), tl.load(do_at), lse2, tl.load(delta_at), there, scale2,
+                False,
+            )  # fmt: skip
+            q_at += BM * tl.cast(q_t, tl.int64)
+            do_at += BM * size
+            lse_at += BM
+            delta_at += BM
+        for i in range(first, start + last - full, BM):  # the tiles before and behind those
+            t = i + tl.where(i < start, 0, full - start) + tl.arange(0, BM)
             visible = there & (t[None, :] - position[:, None] > window)
             acc_k, acc_v = _add_queries(
-                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, True, D
-            )
-        for t0 in range(whole, last, BM):
-            t = t0 + tl.arange(0, BM)
-            acc_k, acc_v = _add_queries(
-                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, there, scale2, False, D
+                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
             )
         if SPLIT:
             at = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BN

@@ -26,6 +26,17 @@ def far_position(n, dilation, sinks):
 
 
 @triton.jit
+def whole_tiles(seen, sinks, BN: tl.constexpr):
+    """(start, full): entries start .. full - 1 of the far list are whole tiles that need no care.
+
+    Each of them is among the `seen` first entries, which every query of a tile of queries sees, and behind the sinks,
+    so that positions lie `dilation` apart and addresses only advance.
+    """
+    full = seen // BN * BN
+    return tl.minimum(tl.cdiv(sinks, BN) * BN, full), full
+
+
+@triton.jit
 def tile_pointers(base, rows, stride, D: tl.constexpr):
     """[rows, D] pointers; 64 bit, since rows x stride can pass 2^31."""
     return base + rows.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
@@ -81,14 +92,16 @@ def forward_kernel(
 
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
-    far_full = far_count(t0 - window, dilation, sinks) // BN * BN  # entries of whole tiles that every query sees
-    for n0 in range(0, far_full, BN):
-        position = far_position(n0 + tl.arange(0, BN), dilation, sinks)
-        k_tile = tl.load(tile_pointers(k, position, k_t, D))
-        v_tile = tl.load(tile_pointers(v, position, v_t, D))
-        acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, True, scale2, False)
-    for n0 in range(far_full, far_end, BN):
-        n = n0 + tl.arange(0, BN)
+    start, full = whole_tiles(far_count(t0 - window, dilation, sinks), sinks, BN)
+    position = far_position(start + tl.arange(0, BN), dilation, sinks)
+    k_at, v_at = tile_pointers(k, position, k_t, D), tile_pointers(v, position, v_t, D)
+    step = tl.maximum(dilation, 1).to(tl.int64) * BN
+    for _ in range(start, full, BN):
+        acc, m, total = _attend(acc, m, total, q_tile, tl.load(k_at), tl.load(v_at), True, scale2, False)
+        k_at += step * k_t
+        v_at += step * v_t
+    for n0 in range(0, start + far_end - full, BN):  # the tiles before and behind those
+        n = n0 + tl.where(n0 < start, 0, full - start) + tl.arange(0, BN)
         position = far_position(n, dilation, sinks)
         there = (n < far_end)[:, None]
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there, other=0.0)

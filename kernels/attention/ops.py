@@ -20,12 +20,13 @@ def attention_op(
     window: Tensor,
     sinks: Tensor,
     longest_far: int,
+    widest_window: int,
     return_lse: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, T, d], lse [B, H, T]; the eager path gives lse no columns unless it is asked for."""
     if implementation == "fused":  # its backward pass needs the log-sum-exp
-        return _home(implementation).forward(q, k, v, dilation, window, sinks)
+        return _home(implementation).forward(q, k, v, dilation, window, sinks, longest_far)
     return _home(implementation).forward(q, k, v, dilation, window, sinks, return_lse)
 
 
@@ -41,11 +42,13 @@ def attention_backward_op(
     out: Tensor,
     lse: Tensor,
     longest_far: int,
+    widest_window: int,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v."""
     if implementation == "fused":
-        return _home(implementation).backward(d_out, q, k, v, dilation, window, sinks, out, lse, longest_far)
+        bounds = (longest_far, widest_window)
+        return _home(implementation).backward(d_out, q, k, v, dilation, window, sinks, out, lse, *bounds)
     return _home(implementation).backward(d_out, q, k, v, dilation, window, sinks)
 
 
@@ -55,7 +58,7 @@ def _time_major(like: Tensor) -> Tensor:
 
 
 @attention_op.register_fake
-def _(q, k, v, dilation, window, sinks, longest_far, return_lse, implementation):
+def _(q, k, v, dilation, window, sinks, longest_far, widest_window, return_lse, implementation):
     columns = q.shape[2] if return_lse or implementation == "fused" else 0
     return _time_major(q), q.new_empty(q.shape[0], q.shape[1], columns, dtype=torch.float32)
 
@@ -66,14 +69,15 @@ def _(d_out, q, k, v, *rest):
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, dilation, window, sinks, ctx.longest_far, _, ctx.implementation = inputs
+    q, k, v, dilation, window, sinks, longest_far, widest_window, _, ctx.implementation = inputs
+    ctx.bounds = (longest_far, widest_window)
     out, lse = output
     ctx.save_for_backward(q, k, v, dilation, window, sinks, out, lse)
 
 
 def _backward(ctx, d_out, _d_lse):
-    gradients = attention_backward_op(d_out, *ctx.saved_tensors, ctx.longest_far, ctx.implementation)
-    return *gradients, None, None, None, None, None, None
+    gradients = attention_backward_op(d_out, *ctx.saved_tensors, *ctx.bounds, ctx.implementation)
+    return *gradients, *(None,) * 7
 
 
 attention_op.register_autograd(_backward, setup_context=_setup_context)

@@ -99,7 +99,7 @@ def _tensor(value: Setting, heads: int, device: torch.device) -> Tensor:
 def on_device(*settings: Setting) -> bool:
     """Whether reading some setting would make the host wait for a device, or break a graph that is being traced."""
     tensors = [x for x in settings if isinstance(x, Tensor)]
-    return bool(tensors) and (torch.compiler.is_compiling() or any(x.device.type != "cpu" for x in tensors))
+    return len(tensors) > 0 and (torch.compiler.is_compiling() or any(x.device.type != "cpu" for x in tensors))
 
 
 def grouping(q: Tensor, k: Tensor) -> dict:

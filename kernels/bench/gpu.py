@@ -39,6 +39,8 @@ def main(words: list[str], shapes: Shapes | None = None) -> None:
     """Run the phases that `words` name. Raises ValueError for wrong words, and where there is no CUDA device."""
     arguments = _parse(words)
     shapes = shapes or Shapes()
+    if arguments.d_head is not None:
+        shapes = replace(shapes, d_head=arguments.d_head)
     check_device(shapes.device)
     if arguments.compile is not None:
         return _compile(shapes, *arguments.compile)
@@ -67,6 +69,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("folder")
     parser.add_argument("--seconds", type=float, help="begin nothing new after so many")
     parser.add_argument("--phases", type=lambda text: text.split(","), default=["variants", "goals", "table"])
+    parser.add_argument("--d-head", type=int, help="channels a head (128); the variants then leave the scan out")
     parser.add_argument("--compile", type=lambda text: [int(x) for x in text.split("/")], help=argparse.SUPPRESS)
     try:
         arguments = parser.parse_args(words)
@@ -84,7 +87,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None) -> None:
     """Measure every variant and put the fastest of each kernel into its table, for the phases that follow."""
     if shapes.device == "cuda":
-        _compile_side_by_side()
+        _compile_side_by_side(shapes.d_head)
     measured: list[tuple[Group, list[float]]] = []
     rows: list[dict] = []
     save = _saver(target)
@@ -145,10 +148,10 @@ def _short(value: object) -> str:
     return " ".join(f"{name[0] if name != 'num_warps' else 'w'}{part}" for name, part in asdict(value).items())
 
 
-def _compile_side_by_side() -> None:
+def _compile_side_by_side(d_head: int) -> None:
     """Fill Triton's cache on disk with every variant: one process would compile for minutes."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "ratplus.kernels.bench.gpu", "-"]
+    command = [sys.executable, "-m", "ratplus.kernels.bench.gpu", "-", "--d-head", str(d_head)]
     workers = [
         subprocess.Popen([*command, "--compile", f"{n}/{COMPILERS}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for n in range(COMPILERS)

@@ -22,6 +22,12 @@ from ratplus.kernels.decode.layout import slot_count
 from ratplus.kernels.scan import fused as scan
 
 Tables = dict
+# What the forward kernel is told of the far list's length, so that it takes the entry that is measured.
+_LISTS = {
+    "attention forward, short list": attention.SHORT_LIST,
+    "attention forward": attention.SHORT_LIST + 1,
+    "attention forward, long list": attention.LONG_LIST,
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Entry:
 def entries(d_head: int) -> dict[str, Entry]:
     """What is tried. Left out: what spills, or takes a minute to compile (`aot.py` shows both without a GPU)."""
     walk, tiles, step = scan.Walk, attention.Tiles, decode.Walk
+    forward_tiles = (
+        tiles(64, 64, 4, 2), tiles(64, 64, 4, 3), tiles(64, 32, 4, 3), tiles(128, 64, 8, 3), tiles(128, 64, 8, 4),
+    )  # fmt: skip
     listed = (
         Entry(
             "scan forward", scan.WALKS, "forward",
@@ -46,23 +55,22 @@ def entries(d_head: int) -> dict[str, Entry]:
             "scan backward", scan.WALKS, "backward",
             (walk(2, 3, 256), walk(2, 3, 512), walk(2, 3, 1024), walk(2, 2, 512), walk(2, 1, 1024)),
         ),
-        Entry(
-            "attention forward", attention.TILES, attention.table_key("forward", d_head),
-            (tiles(128, 64, 8, 3), tiles(128, 128, 8, 2), tiles(64, 64, 4, 3), tiles(64, 64, 4, 2),
-             tiles(128, 64, 8, 4)),
+        *(
+            Entry(f"attention {kind}", attention.TILES, attention.table_key(kind, d_head), forward_tiles)
+            for kind in ("forward, short list", "forward", "forward, long list")
         ),
         Entry(
             "attention dq", attention.TILES, attention.table_key("dq", d_head),
-            (tiles(128, 64, 8, 2), tiles(128, 64, 8, 3), tiles(64, 64, 4, 2)),
+            (tiles(64, 64, 4, 2), tiles(128, 64, 8, 2), tiles(128, 64, 8, 3), tiles(64, 32, 4, 3)),
         ),
         Entry(
             "attention dkv", attention.TILES, attention.table_key("dkv", d_head),
-            (tiles(64, 64, 8, 2), tiles(32, 128, 8, 2), tiles(64, 128, 8, 2), tiles(64, 64, 4, 2)),
+            (tiles(64, 64, 4, 2), tiles(32, 128, 8, 2), tiles(64, 128, 8, 2), tiles(32, 64, 4, 3)),
         ),
         Entry(
             "decode", decode.WALKS, "single",
-            (step(64, 4, 3, 528), step(64, 4, 3, 264), step(64, 4, 3, 1056), step(64, 4, 2, 528), step(32, 4, 3, 528),
-             step(32, 2, 3, 528), step(32, 2, 3, 1056)),
+            (step(32, 2, 3, 528), step(32, 2, 3, 792), step(32, 2, 2, 528), step(32, 2, 4, 528), step(16, 1, 4, 1056),
+             step(64, 4, 2, 396)),
         ),
     )  # fmt: skip
     return {entry.kernel: entry for entry in listed}
@@ -109,14 +117,17 @@ def groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
     def batch(full: int) -> int:
         return min(full, 2) if small else full
 
-    for b, full in ((64, 4096), (16, 16384), (1, 262144)):
+    # The scan's programs hold the same number of channels whatever the head size is.
+    for b, full in ((64, 4096), (16, 16384), (1, 262144)) if shapes.d_head == 128 else ():
         arguments = (shapes, d_model, batch(b), length(full))
         yield _scan_group(found["scan forward"], *arguments, backward=False)
         yield _scan_group(found["scan backward"], *arguments, backward=True)
-    for b, full, pattern in (
-        (1, 262144, (16, 0, 0)), (64, 4096, (64, 0, 0)), (16, 16384, (16, 0, 0)), (4, 65536, (16, 256, 0)),
+    for kind, b, full, pattern in (
+        ("forward, short list", 64, 4096, (64, 0, 0)), ("forward, short list", 64, 4096, (16, 0, 0)),
+        ("forward", 16, 16384, (16, 0, 0)), ("forward", 4, 65536, (16, 256, 0)),
+        ("forward, long list", 1, 262144, (16, 0, 0)),
     ):  # fmt: skip
-        yield _attention_group(found["attention forward"], shapes, d_model, batch(b), length(full), pattern)
+        yield _attention_group(found[f"attention {kind}"], shapes, d_model, batch(b), length(full), pattern)
     for name in ("attention dq", "attention dkv"):
         for b, full, pattern in ((16, 16384, (16, 0, 0)), (64, 4096, (64, 0, 0)), (64, 4096, (16, 256, 0))):
             yield _attention_group(found[name], shapes, d_model, batch(b), length(full), pattern)
@@ -147,19 +158,19 @@ def _scan_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length: 
 def _attention_group(
     entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, pattern: Triple
 ) -> Group:  # fmt: skip
-    backward = entry.kernel != "attention forward"
+    backward = "forward" not in entry.kernel
     size = batch * length * d_model * shapes.dtype.itemsize
     flops = 4.0 * batch * d_model * visible_pairs(length, *pattern)
 
     def make() -> Run:
         q, k, v = gate_views(shapes, batch, length, d_model, 3)
         settings = pattern_tensors(*pattern, q.shape[1], q.device)
-        forward = partial(attention.forward, q, k, v, *settings)
+        forward = partial(attention.forward, q, k, v, *settings, _LISTS.get(entry.kernel, length))
         if not backward:
             return forward
         out, lse = forward()
-        longest = length // pattern[0]
-        return partial(attention.backward, torch.randn_like(out), q, k, v, *settings, out, lse, longest)
+        bounds = (length // pattern[0], pattern[1])
+        return partial(attention.backward, torch.randn_like(out), q, k, v, *settings, out, lse, *bounds)
 
     least, work = (8 * size, 2.5 * flops) if backward else (4 * size, flops)
     return Group(entry, f"B{batch} T{length} d{d_model}", label(pattern), least, work, make)

@@ -34,7 +34,7 @@ class Walk:
 
 
 # For a query head with keys of its own, and for several that share keys.
-WALKS = {"single": Walk(64, 4, 3, 528), "group": Walk(64, 4, 3, 264)}
+WALKS = {"single": Walk(32, 2, 3, 528), "group": Walk(64, 4, 3, 264)}
 
 
 def choose_splits(kind: str, batch: int, heads: int, slots: int) -> int:
@@ -42,7 +42,8 @@ def choose_splits(kind: str, batch: int, heads: int, slots: int) -> int:
 
     slots: those of a head.
     """
-    return max(1, min(-(-WALKS[kind].fill // (batch * heads)), slots // MIN_SLOTS))
+    # Rounded down: a few programs more than fit at a time would keep the others waiting for a second turn.
+    return max(1, min(WALKS[kind].fill // (batch * heads), slots // MIN_SLOTS))
 
 
 def constants(group: int) -> dict:

@@ -7,7 +7,7 @@ are products on tensor cores, which need 16 rows: fewer query heads are padded w
 import triton
 import triton.language as tl
 
-from ratplus.kernels.decode.fused_kernels import is_seen, slots_in_use, take_token
+from ratplus.kernels.decode.fused_kernels import is_seen, slots_of_split, take_token
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -26,12 +26,12 @@ def group_step_kernel(
     dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
     position = tl.load(positions + b).to(tl.int32)
     if EQUAL:
-        begin, count = h * share, share
+        own, count = h * share, share
     else:
-        begin = tl.load(offsets + h).to(tl.int64)
-        count = (tl.load(offsets + h + 1).to(tl.int64) - begin).to(tl.int32)
-    keys += (b * slots + begin) * D
-    values += (b * slots + begin) * D
+        own = tl.load(offsets + h).to(tl.int64)
+        count = (tl.load(offsets + h + 1).to(tl.int64) - own).to(tl.int32)
+    keys += (b * slots + own) * D
+    values += (b * slots + own) * D
 
     d = tl.arange(0, D)
     partner = (d + D // 2) % D  # the other channel of a rotated pair
@@ -68,10 +68,8 @@ def group_step_kernel(
         total += 1.0
         acc += value.to(tl.float32)[None, :]
 
-    used = slots_in_use(position, dilation, step, window, sinks, count)
-    chunk = tl.cdiv(used, splits)
-    end = tl.minimum(used, (split + 1) * chunk)
-    for u0 in range(split * chunk, end, BN):
+    begin, end = slots_of_split(split, splits, position, dilation, step, window, sinks, count)
+    for u0 in range(begin, end, BN):
         u = u0 + tl.arange(0, BN)
         visible = is_seen(u, position, window, sinks) & (u < end)
         rows = u.to(tl.int64)[:, None] * D + d[None, :]

@@ -60,6 +60,16 @@ def slots_in_use(position, dilation, step, window, sinks, count):
 
 
 @triton.jit
+def slots_of_split(split, splits, position, dilation, step, window, sinks, count):
+    """(begin, end) of the slots that a split walks along."""
+    used = slots_in_use(position, dilation, step, window, sinks, count)
+    first = tl.where(sinks + window == 0, 1, 0)  # a ring of one slot holds the token itself, which nobody reads
+    chunk = tl.cdiv(used - first, splits)
+    begin = first + split * chunk
+    return begin, tl.minimum(used, begin + chunk)
+
+
+@triton.jit
 def is_seen(u, position, window, sinks):
     """Whether slots u hold what the step at `position` sees; not the token itself, which comes from registers."""
     entry = u - sinks  # of the ring
@@ -85,12 +95,12 @@ def step_kernel(
     dilation, window, sinks = tl.load(dilations + h), tl.load(windows + h), tl.load(sinks_of + h)
     position = tl.load(positions + b).to(tl.int32)
     if EQUAL:
-        begin, count = h * share, share
+        own, count = h * share, share
     else:
-        begin = tl.load(offsets + h).to(tl.int64)
-        count = (tl.load(offsets + h + 1).to(tl.int64) - begin).to(tl.int32)
-    keys += (b * slots + begin) * D
-    values += (b * slots + begin) * D
+        own = tl.load(offsets + h).to(tl.int64)
+        count = (tl.load(offsets + h + 1).to(tl.int64) - own).to(tl.int32)
+    keys += (b * slots + own) * D
+    values += (b * slots + own) * D
 
     d = tl.arange(0, D)
     partner = (d + D // 2) % D  # the other channel of a rotated pair
@@ -124,10 +134,8 @@ def step_kernel(
         total = 1.0
         acc = value.to(tl.float32)
 
-    used = slots_in_use(position, dilation, step, window, sinks, count)
-    chunk = tl.cdiv(used, splits)
-    end = tl.minimum(used, (split + 1) * chunk)
-    for u0 in tl.range(split * chunk, end, BN, num_stages=STAGES):
+    begin, end = slots_of_split(split, splits, position, dilation, step, window, sinks, count)
+    for u0 in tl.range(begin, end, BN, num_stages=STAGES):
         u = u0 + tl.arange(0, BN)
         visible = is_seen(u, position, window, sinks) & (u < end)
         rows = u.to(tl.int64)[:, None] * D + d[None, :]

@@ -45,12 +45,12 @@ class Walk:
         return {"ROWS": self.rows, "STAGES": self.stages}
 
 
-# More rows or stages of the backward kernel spill, or take a minute to compile.
+# The fastest on an H100 (docs/kernels.md). More rows or stages of the backward kernel take a minute to compile.
 WALKS = {
-    "forward": Walk(rows=4, stages=3, fill=256),
-    "forward summary": Walk(rows=2, stages=3, fill=256),
-    "backward": Walk(rows=2, stages=3, fill=256),
-    "backward summary": Walk(rows=2, stages=3, fill=256),
+    "forward": Walk(rows=4, stages=3, fill=512),
+    "forward summary": Walk(rows=2, stages=3, fill=512),
+    "backward": Walk(rows=2, stages=3, fill=512),
+    "backward summary": Walk(rows=2, stages=3, fill=512),
 }
 
 

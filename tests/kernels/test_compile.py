@@ -45,7 +45,7 @@ def test_scan_opcheck(implementation, full):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_attention_opcheck(implementation):
-    opcheck(attention_op, (*_leaves(3), *_patterns(), LENGTH, False, implementation))
+    opcheck(attention_op, (*_leaves(3), *_patterns(), LENGTH, LENGTH, False, implementation))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -63,7 +63,7 @@ def test_query_heads_that_share_keys(monkeypatch, implementation):
     """Registration, and one graph with gradients: two and four query heads to each of the heads of keys."""
     q, k, v = projections(1, 4, LENGTH, D_HEAD, parts=3)
     inputs = [x.detach().requires_grad_() for x in (q, k[:, :2], v[:, :2])]
-    opcheck(attention_op, (*inputs, *_patterns(), LENGTH, False, implementation))
+    opcheck(attention_op, (*inputs, *_patterns(), LENGTH, LENGTH, False, implementation))
     token, *others = (x[:, :, 0].contiguous() for x in (q, k[:, :1], v[:, :1], k[:, :1]))
     held = [torch.zeros(1, n, D_HEAD) for n in (8, 8, 1, 1)]
     settings = [x[:1] for x in _patterns()]

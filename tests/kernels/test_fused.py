@@ -163,14 +163,15 @@ def _check_attention(length, dilation, window, sinks, heads=2, dtype=torch.float
     patterns = head_patterns(*columns, heads)
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     expected = dilated_attention_reference(*exact, patterns)
-    actual = attention.forward(q, k, v, *columns)
+    longest_far = max(pattern.far_length(length) for pattern in patterns)
+    widest_window = max(pattern.window for pattern in patterns)
+    actual = attention.forward(q, k, v, *columns, longest_far)
     _close(actual, expected, dtype)
 
     d_out = torch.randn(actual[0].shape).to(dtype)
-    longest_far = max(pattern.far_length(length) for pattern in patterns)
     expected = torch.autograd.grad((expected[0] * d_out.double()).sum(), exact)
     for count in splits:
-        gradients = attention.backward(d_out, q, k, v, *columns, *actual, longest_far, splits=count)
+        gradients = attention.backward(d_out, q, k, v, *columns, *actual, longest_far, widest_window, splits=count)
         _close(gradients, expected, dtype)
 
 
@@ -181,6 +182,13 @@ def test_attention(length, dilation):
     windows = torch.tensor([0, 1, 5, length])
     sinks = torch.tensor([[0, 3, 4, abs(dilation) + 1], [4, 0, abs(dilation) + 1, 3]])[length % 2]
     _check_attention(length, dilation, windows, sinks, heads=4)
+
+
+@pytest.mark.parametrize(("length", "group"), [(1, 1), (33, 1), (130, 1), (33, 2)])
+def test_attention_without_any_window(length, group):
+    """The kernel of dQ then writes what each token itself adds to dK and dV, and the band's kernel is left out."""
+    columns = [torch.tensor(x) for x in ([1, 4, -1], [0, 0, 0], [0, 5, 20])]
+    _check_attention(length, *columns, heads=3, splits=(1, 3), group=group)
 
 
 def test_attention_with_a_different_pattern_in_every_head():

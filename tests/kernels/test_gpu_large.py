@@ -1,4 +1,4 @@
-"""The Triton kernels on inputs whose offsets pass 2^31, on a CUDA device with 70 GB free (`make gpu-check`)."""
+"""The Triton kernels on inputs whose offsets pass 2^31, on a CUDA device with 30 GB free (`make gpu-check`)."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ def _cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     free, _ = torch.cuda.mem_get_info()
-    if free < 60e9:
-        pytest.skip(f"needs 60 GB of free GPU memory; there are {free / 1e9:.0f}")
+    if free < 30e9:
+        pytest.skip(f"needs 30 GB of free GPU memory; there are {free / 1e9:.0f}")
     torch.manual_seed(0)
     yield
     torch.cuda.empty_cache()
