@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TYPED := $(VENV)/typing/ratplus
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
-.PHONY: setup demo test lint format docs gpu-check gpu-bench gpu-ladder clean
+.PHONY: setup demo test lint links format docs gpu-check gpu-bench gpu-ladder clean
 
 setup: $(STAMP)
 
@@ -34,9 +35,17 @@ demo: setup
 test: setup $(OLDEST_TRITON)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-lint: setup
+lint: setup links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check --error-on-warning
+
+# The package as it is installed, as links into this checkout: what type checkers and editors follow, since they do not
+# read that pyproject.toml maps ratplus.kernels to kernels/ (CONTRIBUTING.md).
+links:
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)
+	@for path in ratplus/*; do ln -s ../../../$$path $(TYPED)/; done
+	@for folder in kernels sweeps analysis conf; do ln -s ../../../$$folder $(TYPED)/; done
 
 format: setup
 	$(BIN)/ruff check --fix .

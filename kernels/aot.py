@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -122,12 +123,18 @@ def measure(code) -> dict:
     cubin, ptx = code.asm["cubin"], code.asm["ptx"]
     usage = _resource_usage(cubin)
     return {
-        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "stack_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "registers": _number_after("REG:", usage),
+        "stack_bytes": _number_after("STACK:", usage),
         "shared_bytes": code.metadata.shared,
         "instructions": _executable_bytes(cubin) // 16,  # each of sm_90's is that long
         "tensor_core": len(re.findall(r"^\s*(?:@\S+\s+)?w?g?mma\.(?:mma_async|sync)", ptx, re.MULTILINE)),
     }
+
+
+def _number_after(word: str, text: str) -> int:
+    found = re.search(rf"{word}(\d+)", text)
+    assert found is not None, text
+    return int(found[1])
 
 
 def _executable_bytes(elf: bytes) -> int:
@@ -184,7 +191,7 @@ def _resource_usage(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -43,4 +43,4 @@ def _warn(text: str) -> bool:
 
 # Runs while a graph is traced, where a plain warning would break the graph. This is what the decorator
 # torch.compiler.assume_constant_result does, without importing Dynamo (2 s) into every process that compiles nothing.
-_warn._dynamo_marked_constant = True
+_warn.__dict__["_dynamo_marked_constant"] = True

@@ -6,7 +6,7 @@ Torch-free, so that tables and dry runs stay light. Definition: paper arXiv 2602
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,7 +195,7 @@ class PatternMap:
     def __getitem__(self, layer: int) -> tuple[Pattern, ...]:
         return self.rows[layer]
 
-    def __iter__(self) -> Iterable[tuple[Pattern, ...]]:
+    def __iter__(self) -> Iterator[tuple[Pattern, ...]]:
         return iter(self.rows)
 
     @property

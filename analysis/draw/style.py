@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def sequence(names: list) -> dict:
 
 
 @contextmanager
-def context() -> Iterator[None]:
+def context() -> Generator[None]:
     """The style file, whatever the user's own matplotlibrc says; their settings are back afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

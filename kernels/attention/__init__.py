@@ -1,5 +1,7 @@
 """`dilated_attention`: causal attention that sees sinks, every D-th key and a local window."""
 
+from typing import Literal, overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,19 @@ from ratplus.kernels.attention.reference import dilated_attention_reference
 from ratplus.kernels.dispatch import implementation
 
 __all__ = ["dilated_attention"]
+
+
+@overload
+def dilated_attention(
+    q: Tensor, k: Tensor, v: Tensor, dilation: Setting, window: Setting, sinks: Setting,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def dilated_attention(
+    q: Tensor, k: Tensor, v: Tensor, dilation: Setting, window: Setting, sinks: Setting, return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def dilated_attention(

@@ -96,7 +96,7 @@ class _Plan:
         rows = block.stop - block.start
         scores = scores.unflatten(1, (-1, rows))
         near = self.near_width(block)
-        if not self.self_only:
+        if self.hidden_band is not None:
             first = self.pattern.window - (block.start - block.band)
             hidden = self.hidden_band[:rows, first : first + near]
             scores[..., :near].masked_fill_(hidden, float("-inf"))
@@ -320,7 +320,7 @@ def backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, each stored [B, T, H, d]."""
-    gradients = tuple(_time_major(x) for x in (q, k, v))
+    gradients = _time_major(q), _time_major(k), _time_major(v)
     for pattern, indices, part in _by_group(head_patterns(dilation, window, sinks, k.shape[1]), d_out, q, k, v):
         values = _backward_blocks(*part, _as_band(pattern, q.shape[2]))
         for target, index, value in zip(gradients, indices[1:], values):

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -157,7 +157,7 @@ def peak_bytes(run: Run, device: str) -> int:
 
 
 @contextmanager
-def _without_native_stderr() -> Iterator[None]:
+def _without_native_stderr() -> Generator[None]:
     """Some builds of the profiler write trace lines straight to the process's standard error."""
     saved = os.dup(2)
     sink = os.open(os.devnull, os.O_WRONLY)

@@ -27,7 +27,7 @@ def decode_attention_eager(
 ) -> Tensor:
     """See `decode_attention`; `patterns` holds one pattern a key head, `offsets` the first slot of each."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-    if state is not None:
+    if state is not None and logit is not None:
         take = torch.sigmoid(logit.to(state[0].dtype).neg())
         for held, new in zip(state, (k, v)):
             held.lerp_(new.to(held.dtype), take)

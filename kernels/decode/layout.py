@@ -13,12 +13,13 @@ The functions take ints as well as tensors that broadcast, and import no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Int = int | Tensor
+# A position, or a tensor of them. Settings may be tensors too, which no type says.
+Int = TypeVar("Int", int, "Tensor")
 
 
 def slot_count(dilation: int | None, window: int, sinks: int, max_len: int) -> int:
@@ -31,10 +32,10 @@ def slot_counts(
     dilation: int | Sequence[int | None] | None, window: int | Sequence[int], sinks: int | Sequence[int], max_len: int
 ) -> int | list[int]:
     """Slots a head: an int for int settings, a list for settings given as one value a head."""
+    if (dilation is None or isinstance(dilation, int)) and isinstance(window, int) and isinstance(sinks, int):
+        return slot_count(dilation, window, sinks, max_len)
     settings = (dilation, window, sinks)
     sizes = {len(setting) for setting in settings if setting is not None and not isinstance(setting, int)}
-    if not sizes:
-        return slot_count(dilation, window, sinks, max_len)
     if len(sizes) > 1:
         raise ValueError(f"slot_counts: dilation, window and sinks have lengths {sorted(sizes)}; they must agree")
     (heads,) = sizes
@@ -42,27 +43,28 @@ def slot_counts(
     return [slot_count(*(x if x is None else int(x) for x in row), max_len) for row in zip(*columns)]
 
 
-def ring_slot(position: Int, window: Int, sinks: Int) -> Int:
+def ring_slot(position: Int, window: int, sinks: int) -> Int:
     """Slot that token `position` takes in the ring; the token window + 1 later overwrites it."""
     return sinks + position % (window + 1)
 
 
-def sink_slot(position: Int, sinks: Int) -> tuple[Int, Int]:
+def sink_slot(position: Int, sinks: int) -> tuple[Int, Any]:
     """(slot, kept): the slot of token `position` among the sinks, meaningful only where `kept` is true."""
     return position, position < sinks
 
 
-def dilated_slot(position: Int, dilation: Int, window: Int, sinks: Int) -> tuple[Int, Int]:
+def dilated_slot(position: Int, dilation: int, window: int, sinks: int) -> tuple[Int, Any]:
     """(slot, kept): the slot of token `position` in the dilated area, meaningful only where `kept` is true."""
     step = _at_least_one(dilation)
     slot = sinks + window + 1 + (position + 1) // step - 1 - sinks // step
     return slot, (dilation >= 1) & ((position + 1) % step == 0) & (position >= sinks)
 
 
-def dilated_in_use(position: Int, dilation: Int, window: Int, sinks: Int) -> Int:
+def dilated_in_use(position: Int, dilation: int, window: int, sinks: int) -> Int:
     """Dilated entries that the step at `position` sees: those that have left its window."""
     step = _at_least_one(dilation)
-    left = position - window
+    left: Any = position - window
+    count: Any
     if isinstance(left, int):
         count = max(max(left, 0) // step - sinks // step, 0)
     else:
@@ -70,11 +72,11 @@ def dilated_in_use(position: Int, dilation: Int, window: Int, sinks: Int) -> Int
     return count * (dilation >= 1)
 
 
-def ring_position(slot: Int, position: Int, window: Int) -> Int:
+def ring_position(slot: Int, position: Int, window: int) -> Int:
     """Token that ring entry `slot` (0..window) holds at the step at `position`; negative: none yet."""
     return position - (position - slot) % (window + 1)
 
 
-def _at_least_one(dilation: Int) -> Int:
+def _at_least_one(dilation: int) -> int:
     """The dilation, with -1 (none) made a harmless divisor."""
     return max(dilation, 1) if isinstance(dilation, int) else dilation.clamp(min=1)

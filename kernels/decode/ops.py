@@ -32,8 +32,8 @@ def run(
     implementation: str,
 ) -> Tensor:
     """`decode_attention` by the named implementation; the fused one needs the settings as int32 [H] tensors."""
-    state = None if k_state is None else (k_state, v_state)
-    rope = None if cos is None else (cos, sin)
+    state = None if k_state is None or v_state is None else (k_state, v_state)
+    rope = None if cos is None or sin is None else (cos, sin)
     if implementation == "fused":
         from ratplus.kernels.decode.fused import step  # Triton is imported only here
 

@@ -54,7 +54,7 @@ def decode_attention_reference(
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
     batch, heads, d_head = q.shape
     group = heads // k.shape[1]
-    if state is not None:
+    if state is not None and logit is not None:
         take = torch.sigmoid(-logit.to(state[0].dtype))
         keep = torch.sigmoid(logit.to(state[0].dtype))
         for held, new in zip(state, (k, v)):

@@ -50,7 +50,7 @@ class _Rows:
 
     def load_rotated(self, stream: int, x: Tensor, cos: Tensor | None, sin: Tensor | None, at: int = 0) -> None:
         """`load`, after undoing the rotation by the angles of (cos, sin)."""
-        if cos is None:
+        if cos is None or sin is None:
             return self.load(stream, x, at)
         target = self.streams[stream][:, :, at : at + x.shape[2]]
         return _rotate_into(target, x.to(self.data.dtype), cos, sin, sign=-1)
@@ -79,7 +79,7 @@ def forward(
     k_tilde, v_tilde = (k.new_empty(batch, length, heads, d_head).transpose(1, 2) for _ in range(2))
     carry = _carry(k, k0, v0)
     for part, k_states, v_states in _walk(logit, k, v, carry):
-        if cos is None:
+        if cos is None or sin is None:
             k_tilde[:, :, part] = k_states
         else:
             _rotate_into(k_tilde[:, :, part], k_states, cos[..., part, :], sin[..., part, :], sign=1)
@@ -90,7 +90,7 @@ def forward(
 def _carry(k: Tensor, k0: Tensor | None, v0: Tensor | None) -> Tensor:
     """[2, B, H, d]: the two states before the first step."""
     carry = k.new_zeros(2, k.shape[0], k.shape[1], k.shape[3], dtype=state_dtype(k.dtype))
-    if k0 is not None:
+    if k0 is not None and v0 is not None:
         carry[0], carry[1] = k0, v0
     return carry
 
@@ -147,7 +147,7 @@ def backward(
     carry = torch.stack((grad_k_state, grad_v_state)).to(dtype)  # what flows into h_t from later steps
     for part in reversed(_blocks(length, steps)):
         count = part.stop - part.start
-        cut = (None, None) if cos is None else (cos[..., part, :], sin[..., part, :])
+        cut = (None, None) if cos is None or sin is None else (cos[..., part, :], sin[..., part, :])
         _shut(logit[:, :, part], out=take[:count])
         torch.sub(1, take[:count], out=gate[:count])
         dh.load_rotated(0, grad_k[:, :, part], *cut)
@@ -160,13 +160,13 @@ def backward(
         # States before each step: the outputs, one step earlier.
         skip = 1 if part.start == 0 else 0
         past = slice(part.start - 1 + skip, part.stop - 1)
-        cut = (None, None) if cos is None else (cos[..., past, :], sin[..., past, :])
+        cut = (None, None) if cos is None or sin is None else (cos[..., past, :], sin[..., past, :])
         before.load_rotated(0, k_tilde[:, :, past], *cut, at=skip)
         before.load(1, v_tilde[:, :, past], at=skip)
-        if skip and k0 is None:
-            before.rows[0].zero_()
-        elif skip:
+        if skip and k0 is not None and v0 is not None:
             before.rows[0][0], before.rows[0][1] = k0, v0
+        elif skip:
+            before.rows[0].zero_()
 
         du = dh.data[:count].mul_(take[:count])
         dk[:, :, part], dv[:, :, part] = (stream[:, :, :count] for stream in dh.streams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -72,7 +72,7 @@ class _Mark(torch.autograd.Function):
 
 
 @contextmanager
-def watched(model: RATPlus, watch: Stopwatch) -> Iterator[None]:
+def watched(model: RATPlus, watch: Stopwatch) -> Generator[None]:
     """Within, passes of `model` set marks while the stopwatch is on; otherwise they are as they were."""
 
     def around(part: str, work):

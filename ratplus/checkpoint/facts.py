@@ -92,6 +92,7 @@ def weights_of(config: Config, vocab_size: int) -> str:
         CheckpointError: no model folder, or one of another shape or vocabulary.
     """
     folder = config.model.init_from
+    assert folder is not None  # asked of configs that have one
     try:
         found, sha256 = read_start(Path(folder))
     except CheckpointError as error:

@@ -60,7 +60,8 @@ def sha256_of(tensors: Mapping[str, Tensor | Lazy]) -> str:
 def _parts(tensors: Mapping[str, Tensor | Lazy], metadata: dict[str, str] | None = None) -> Iterator:
     """The bytes of a file, a tensor at a time."""
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, _NAMES[tensors[n].dtype], n))
-    header, end = ({"__metadata__": metadata} if metadata else {}), 0
+    header: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
+    end = 0
     for name in names:
         start, end = end, end + size_of(tensors[name])
         shape = list(tensors[name].shape)

@@ -96,6 +96,12 @@ class DataSection:
     """Processes that tokenize, a file each at a time; changes no result. One, since the default corpus is small.
     Allowed: ≥ 1."""
 
+    @property
+    def given_path(self) -> str:
+        """`path`, of a source that needs one."""
+        assert self.path is not None, self.source
+        return self.path
+
     def __post_init__(self):
         sources = ("pydocs", "python_text", "text", "files", "hub", "bin", "prepared")
         check(self.source in sources, "data.source", self.source, f"allowed: {', '.join(sources)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ratplus.config.check import check, check_least
@@ -129,7 +129,7 @@ class LauncherSection:
         own = {"local": common, "ray": common | {"cpus", "address"}}.get(self.kind)
         own = own or {f.name for f in fields(self)} - {"address"}
         for f in fields(self):
-            default = f.default if f.default is not MISSING else f.default_factory()
+            default = f.default_factory() if callable(f.default_factory) else f.default
             check(f.name in own or getattr(self, f.name) == default, f"launcher.{f.name}", getattr(self, f.name),
                    f"launcher={self.kind} has no such key; allowed: {', '.join(sorted(own - {'kind'}))}")  # fmt: skip
         if self.kind == "slurm":

@@ -33,7 +33,7 @@ def write_bare(data: DataSection, folder: Path) -> Path:
     facts = tokenizer if isinstance(tokenizer, dict) else tokenizer.facts
     dtype = dtype_of(facts["vocab_size"])
     verified = Verified(folder)
-    train = _describe(Path(data.path), "data.path", dtype, facts, verified)
+    train = _describe(Path(data.given_path), "data.path", dtype, facts, verified)
     splits = {"train": train}
     if data.validation_path is not None:
         path = Path(data.validation_path)

@@ -90,7 +90,7 @@ class Batches:
             else:
                 rows = random_rows(stream, self.seed, step, text_rows, self.context, purpose=_STREAMS[purpose])
             groups.append((rows[:, :-1], labels_of(rows[:, :-1], rows[:, 1:], self.corpus.eos_id)))
-        if recall_rows:
+        if recall_rows and self.recall is not None:
             inputs, labels, _ = self.recall.rows(self.seed, _STREAMS[purpose], step, recall_rows)
             groups.append((inputs, labels))
         return groups
@@ -104,4 +104,6 @@ class Batches:
 
     def held_out_recall(self, rows: int, task: RecallTask | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Recall rows for evaluation, of another task than the data's if one is given: inputs, labels, distances."""
-        return (task or self.recall).rows(_EVAL_SEED, _STREAMS["evaluate"], 0, rows)
+        asked = task or self.recall
+        assert asked is not None
+        return asked.rows(_EVAL_SEED, _STREAMS["evaluate"], 0, rows)

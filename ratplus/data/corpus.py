@@ -84,7 +84,7 @@ class Corpus:
         if not path.is_file():
             raise CorpusError(f"{path}: the tokenizer's file is missing; {_REDO}")
         tokenizer = load_tokenizer(path, facts["eos_id"])
-        if tokenizer.sha256 != facts["sha256"]:
+        if tokenizer.facts.get("sha256") != facts["sha256"]:
             raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {_REDO}")
         return tokenizer
 
@@ -220,7 +220,7 @@ def _open_part(folder: Path, facts: dict, dtype: str, vocab: int, verified: Veri
         raise CorpusError(f"{path}: holds {size} bytes, the manifest says {facts['bytes']}: truncated? {_REDO}")
     stream = np.memmap(path, dtype=dtype, mode="r")
     if not verified.knows(facts["file"], facts["sha256"]):
-        if hashlib.sha256(stream).hexdigest() != facts["sha256"]:
+        if hashlib.sha256(stream.data).hexdigest() != facts["sha256"]:
             raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {_REDO}")
         check_ids(stream, vocab, path)
         verified.add(facts["file"], facts["sha256"])

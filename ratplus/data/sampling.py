@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ratplus.data.stream import Stream
+
 IGNORE = -100
 
 
@@ -15,7 +17,7 @@ def labels_of(inputs: np.ndarray, following: np.ndarray, eos_id: int) -> np.ndar
     return np.where(inputs == eos_id, IGNORE, following)
 
 
-def ordered_rows(stream: np.ndarray, step: int, batch: int, context: int) -> np.ndarray:
+def ordered_rows(stream: Stream, step: int, batch: int, context: int) -> np.ndarray:
     """Windows [batch, context + 1] of a step that reads the stream front to back, wrapping around at its end.
 
     Row j of step s starts at token ((s * batch + j) mod windows) * context.
@@ -26,7 +28,7 @@ def ordered_rows(stream: np.ndarray, step: int, batch: int, context: int) -> np.
     return _windows(stream, rows * context, context)
 
 
-def random_rows(stream: np.ndarray, seed: int, step: int, batch: int, context: int, purpose: int = 0) -> np.ndarray:
+def random_rows(stream: Stream, seed: int, step: int, batch: int, context: int, purpose: int = 0) -> np.ndarray:
     """Windows [batch, context + 1] at uniformly random offsets, drawn from Philox keyed by (seed, step, purpose)."""
     _check((len(stream) - 1) // context, stream, context)
     draw = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, purpose]))
@@ -34,11 +36,11 @@ def random_rows(stream: np.ndarray, seed: int, step: int, batch: int, context: i
     return _windows(stream, starts, context)
 
 
-def _windows(stream: np.ndarray, starts: np.ndarray, context: int) -> np.ndarray:
+def _windows(stream: Stream, starts: np.ndarray, context: int) -> np.ndarray:
     return np.stack([stream[s : s + context + 1] for s in starts]).astype(np.int64)
 
 
-def _check(windows: int, stream: np.ndarray, context: int) -> None:
+def _check(windows: int, stream: Stream, context: int) -> None:
     if windows < 1:
         raise ValueError(
             f"train.context={context}: the stream holds only {len(stream)} tokens; it needs at least {context + 1}"

@@ -30,13 +30,13 @@ def corpus_folder(data: DataSection) -> Path:
     """Folder of the prepared corpus of a data section; what is read or cut otherwise gets a folder of its own."""
     data = _as_files(data)
     if data.source == "prepared":
-        return Path(data.path)
+        return Path(data.given_path)
     if data.source == "pydocs":
         name = f"pydocs-py{platform.python_version()}"
     elif data.source == "text":
-        name = f"{Path(data.path).resolve().stem}-{_digest(str(Path(data.path).resolve()))}"
+        name = f"{Path(data.given_path).resolve().stem}-{_digest(str(Path(data.given_path).resolve()))}"
     else:
-        place = data.path if data.source == "hub" else str(Path(data.path).resolve())
+        place = data.given_path if data.source == "hub" else str(Path(data.given_path).resolve())
         more = (data.source, data.files, data.revision, data.column, data.separator, data.split, data.validation_files,
                 data.validation_path, data.vocab_size, data.eos_id)  # fmt: skip
         name = f"{Path(place).name.partition('.')[0]}-{_digest(repr((place, *more)))}"
@@ -66,8 +66,8 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
         return _prepared(data, folder)
     if data.source == "python_text":
         data = _as_files(data)
-        if not made and not Path(data.path).exists():
-            collect(Path(data.path))
+        if not made and not Path(data.given_path).exists():
+            collect(Path(data.given_path))
     if made and _damaged(folder):
         return folder  # opening it says what is wrong
     if data.source == "bin":
@@ -76,23 +76,25 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
         check_bare(data, folder)
         return folder
     tokenizer = None if made and data.tokenizer is None else load_tokenizer(data.tokenizer, data.eos)
-    if made:
+    if made and tokenizer is not None:
         _same_tokenizer(data, folder, tokenizer)
     if data.source in ("files", "hub"):
         return _prepare_files(data, folder, tokenizer, made, say or _to_stderr)
     if data.source == "pydocs":
         if not made:
+            assert tokenizer is not None
             source = {"name": "pydocs", "python": platform.python_version()}
             write_corpus(
                 folder, pydocs(), source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
             )
         return folder
-    files = text_files(Path(data.path))
+    files = text_files(Path(data.given_path))
     source = {"name": "text", "files": [{"name": name, "sha256": _sha256(file)} for name, file in files]}
     if made:
         if read_manifest(folder)["source"] != source:
             raise _changed(data, folder)
         return folder
+    assert tokenizer is not None
     documents = _read_documents(files, data.validation_fraction)
     return write_corpus(
         folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
@@ -142,14 +144,15 @@ def _prepared(data: DataSection, folder: Path) -> Path:
     return folder
 
 
-def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer, made: bool, say) -> Path:
+def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer | None, made: bool, say) -> Path:
     # What is made of a commit stays what it was, and compute nodes have no network; raw files may be gone by now.
-    if made and (data.source == "hub" or not Path(data.path).exists()):
+    if made and (data.source == "hub" or not Path(data.given_path).exists()):
         return folder
     inputs = list_inputs(data)
     if made:
         _same_files(data, folder, inputs)
         return folder
+    assert tokenizer is not None  # only what is made already needs none
     settings = Settings(data.column, data.separator, data.split, data.validation_fraction, data.validation_files)
     source = {"name": data.source}
     if data.source == "hub":

@@ -46,6 +46,9 @@ class ShardedStream:
         return np.asarray(self[:], dtype=dtype)
 
 
-def join(parts: list[np.ndarray]) -> np.ndarray | ShardedStream:
+Stream = np.ndarray | ShardedStream
+
+
+def join(parts: list[np.ndarray]) -> Stream:
     """One stream of one or several arrays."""
     return parts[0] if len(parts) == 1 else ShardedStream(parts)

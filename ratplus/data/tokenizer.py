@@ -73,6 +73,9 @@ class _FileTokenizer:
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
 
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        raise NotImplementedError
+
 
 class HuggingFaceTokenizer(_FileTokenizer):
     """A `tokenizer.json`, through the `tokenizers` library. Adds no special tokens, and reads none out of the text."""

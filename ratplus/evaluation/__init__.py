@@ -7,7 +7,7 @@ the extra `eval`; everything else here works without it.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ratplus.evaluation.harness import HarnessLM
+    from ratplus.evaluation.harness_model import Adapter as HarnessLM
 
 __all__ = ["HarnessLM"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ratplus.model import RATPlus
 from ratplus.pattern import Pattern, PatternMap
@@ -33,8 +33,8 @@ def where_it_began(model: RATPlus, tokens: Tensor, patterns: PatternMap | Patter
     What a part says is of its output; its weights are named if they are not finite themselves. Where this run finds
     nothing (they began in a step of decoding or in a continuation), that is said.
     """
-    parts = [("the embedding", model.embed)]
-    for index, block in enumerate(model.layers):
+    parts: list[tuple[str, nn.Module]] = [("the embedding", model.embed)]
+    for index, block in enumerate(model.blocks):
         parts += [(f"layer {index}'s attention", block.mixer), (f"layer {index}'s feed-forward", block.ffn)]
     parts.append(("the last norm", model.norm))
     bad: dict[str, bool] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Decoding:
         rest = dict(asked)
         until = rest.pop("until", None) or ()
         until = (until,) if isinstance(until, str) else tuple(until)
-        values = {"until": tuple(stop for stop in until if stop), "max_new_tokens": new_tokens}
+        values: dict[str, Any] = {"until": tuple(stop for stop in until if stop), "max_new_tokens": new_tokens}
         for key in ("max_gen_toks", "max_new_tokens", "max_tokens"):
             if rest.get(key) is not None:
                 values["max_new_tokens"] = int(rest[key])
@@ -117,7 +118,7 @@ def generate_texts(
         ValueError: a prompt that is too long with truncation off, or more new tokens than the model has room for.
         BadLogits: NaN or infinite logits.
     """
-    room = scorer.max_length - how.max_new_tokens
+    room = scorer.longest - how.max_new_tokens
     if room < 1:
         raise ValueError(
             f"generation: max_gen_toks={how.max_new_tokens} leaves no room for a prompt in max_length="

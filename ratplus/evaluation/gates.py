@@ -45,7 +45,7 @@ def measure_gates(model: RATPlus, patterns: PatternMap, tokens: np.ndarray, batc
     seen: list[list[dict]] = [[] for _ in model.layers]
     handles = [
         layer.mixer.register_forward_pre_hook(lambda mixer, arguments, into=into: into.append(_look(mixer, *arguments)))
-        for layer, into in zip(model.layers, seen)
+        for layer, into in zip(model.blocks, seen)
     ]
     try:
         for start in range(0, len(tokens), batch):

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
 from importlib.metadata import version
@@ -232,7 +232,10 @@ def _shipped() -> dict[str, Path | None]:
 
     A second or two; lm-eval's own index takes ten.
     """
-    root = Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
+    spec = find_spec("lm_eval")
+    assert spec is not None  # require_harness has looked
+    assert spec.submodule_search_locations
+    root = Path(spec.submodule_search_locations[0]) / "tasks"
     names: dict[str, Path | None] = {}
     for path in sorted(root.rglob("*.yaml")):
         text = path.read_text(errors="replace")
@@ -286,7 +289,7 @@ def _cannot_load(task: str, error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """lm-eval and datasets print and log every step, and their progress bars would break ours; errors are raised."""
     for name in ("lm_eval", "lm-eval", "datasets", "evaluate"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -72,7 +72,7 @@ class Adapter:
 
     @property
     def max_length(self) -> int:
-        return self.scorer.max_length
+        return self.scorer.longest
 
     @property
     def truncated(self) -> int:

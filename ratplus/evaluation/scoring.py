@@ -51,12 +51,17 @@ class Scorer:
     truncation: str = "left"
     truncated: int = 0
 
+    @property
+    def longest(self) -> int:
+        """Longest input in tokens: `max_length`, or the model's max_len."""
+        return self.model.config.max_len if self.max_length is None else self.max_length
+
     def __post_init__(self):
         most = self.model.config.max_len
-        self.max_length = most if self.max_length is None else self.max_length
+        self.max_length = self.longest
         for name, value, ok, allowed in (
             ("batch_size", self.batch_size, self.batch_size >= 1, "a whole number ≥ 1"),
-            ("max_length", self.max_length, 2 <= self.max_length <= most, f"2 to the model's max_len={most}"),
+            ("max_length", self.longest, 2 <= self.longest <= most, f"2 to the model's max_len={most}"),
             ("truncation", self.truncation, self.truncation in TRUNCATIONS, ", ".join(TRUNCATIONS)),
         ):
             if not ok:
@@ -97,13 +102,13 @@ class Scorer:
             assert len(context) >= 1, "an empty context is the caller's to replace by end-of-text"
             self.check_ids(context)
             self.check_ids(continuation)
-            if len(continuation) > self.max_length:
+            if len(continuation) > self.longest:
                 raise ValueError(
                     f"a continuation of {len(continuation)} tokens is longer than max_length={self.max_length}; "
                     "it cannot be scored whole"
                 )
             # The last token of a continuation is never fed.
-            room = self.max_length + 1 - max(len(continuation), 1)
+            room = self.longest + 1 - max(len(continuation), 1)
             if len(context) > room:
                 too_long.add(tuple(context))
             whole.append((tuple(self.cut(list(context), room)), tuple(continuation)))
@@ -129,7 +134,7 @@ class Scorer:
         """
         pairs, owner = [], []
         for index, ids in enumerate(texts):
-            for pair in windows(list(ids), start, self.max_length):
+            for pair in windows(list(ids), start, self.longest):
                 pairs.append(pair)
                 owner.append(index)
         sums = [0.0] * len(texts)

@@ -60,10 +60,12 @@ class KVCache:
             shape = (batch, offsets[-1], config.d_head)
             state = None
             if config.recurrence:
-                state = tuple(torch.zeros(batch, config.key_heads, config.d_head, device=device) for _ in range(2))
+                shape_of_state = (batch, config.key_heads, config.d_head)
+                state = torch.zeros(shape_of_state, device=device), torch.zeros(shape_of_state, device=device)
             setting = kernel_pattern(row, torch.device(device))
             # Tensors of its own, not those that `kernel_pattern` shares and may drop.
-            owned = tuple(x.clone() for x in pattern_tensors(*setting, config.key_heads, torch.device(device)))
+            dilations, windows, sinks = pattern_tensors(*setting, config.key_heads, torch.device(device))
+            owned = dilations.clone(), windows.clone(), sinks.clone()
             layers.append(
                 LayerCache(
                     keys=torch.zeros(shape, device=device, dtype=dtype),

@@ -93,7 +93,7 @@ class HeadGroup:
             flat[:, self._slots(flat, low, high)] = new.to(flat.dtype)
 
     def _view(self, flat: Tensor) -> Tensor:
-        count = self.heads.stop - self.heads.start
+        count = self.starts.shape[0]
         return flat[:, self.first : self.first + count * self.slots].unflatten(1, (count, self.slots))
 
     def _slots(self, flat: Tensor, low: int, high: int) -> Tensor:
@@ -177,6 +177,7 @@ class LayerCache:
             else:
                 self._store_ragged(group, k, v, chunk)
         if final is not None:
+            assert self.state is not None  # only a recurrence ends in a state
             for state, new in zip(self.state, final):
                 state.copy_(new)
 

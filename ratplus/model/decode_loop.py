@@ -73,7 +73,8 @@ class DecodeLoop:
     def __init__(self, model: Network, cache: KVCache, capture: Capture | None = None):
         self.model, self.cache = model, cache
         self.captures = 0
-        self._capture, self._warm, self._replay, self._logits = capture, False, None, None
+        self._capture, self._warm = capture, False
+        self._replay: tuple[Callable[[], None], Tensor] | None = None  # and the logits that it rewrites
         self._token = torch.zeros_like(cache.positions)
 
     @classmethod
@@ -97,21 +98,21 @@ class DecodeLoop:
         self.cache.check_step(token.shape[0])
         self._token.copy_(token)
         if self._replay is None and self._warm:
-            self._try_to_capture()
+            self._try_to_capture(self._capture)
         if self._replay is None:
             logits, self._warm = self._on_device(), True
         else:
-            self._replay()
-            logits = self._logits
+            replay, logits = self._replay
+            replay()
         self.cache.count_step()
         return logits
 
     def _on_device(self) -> Tensor:
         return self.model.step_on_device(self._token, self.cache)
 
-    def _try_to_capture(self) -> None:
+    def _try_to_capture(self, capture: Capture) -> None:
         try:
-            self._replay, self._logits = self._capture(self._on_device)
+            self._replay = capture(self._on_device)
             self.captures += 1
         except RuntimeError as error:  # capturing runs nothing, so the cache is as it was
             self._capture = None
@@ -142,7 +143,7 @@ def take(model: Network, batch: int, patterns: PatternMap, max_len: int, capture
     """
     key = _key(model, batch, patterns)
     kept_key, loop = _kept.pop(model, (None, None))
-    if kept_key == key and loop.cache.max_len >= max_len:
+    if loop is not None and kept_key == key and loop.cache.max_len >= max_len:
         loop.cache.rewind()
         loop.model = model
         return loop
@@ -161,7 +162,8 @@ def keep(loop: DecodeLoop) -> None:
     A loop without a graph is left alone: a new one is as good. `release` frees what is kept.
     """
     if loop.graphed:
-        model, loop.model = loop.model, None
+        model = loop.model
+        del loop.model
         _kept[model] = (_key(model, len(loop.cache.lengths), loop.cache.patterns), loop)
 
 

@@ -110,6 +110,7 @@ def _prefill(model: Network, tokens: Tensor, lengths: list[int], cache, chunk: i
         else:
             done = torch.tensor(here, device=new.device)[:, None] > 0
             logits = torch.where(done, new, logits)
+    assert logits is not None  # a prompt has at least one token
     return logits
 
 

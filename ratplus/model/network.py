@@ -5,6 +5,8 @@ One set of weights, many patterns: what the heads see is an argument of every ca
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ class Mixer(nn.Module):
             y = y * torch.sigmoid(gate)
         return x_BTd + self.out_proj(y)
 
-    def _restart(self, logit, k, v, before_B=None):
+    def _restart(self, logit: Tensor | None, k: Tensor, v: Tensor, before_B: Tensor | None = None):
         """Gate logit, keys and values such that nothing from before a chunk's first position counts after it.
 
         All [B, H, T, d], or [B, H, d] for one token; `before_B` tokens were there before (None: none).
@@ -64,6 +66,7 @@ class Mixer(nn.Module):
         if chunk is None or logit is None:
             return logit, k, v
         if logit.dim() == 3:
+            assert before_B is not None
             first = (before_B % chunk == 0)[:, None, None]
         else:
             positions = torch.arange(logit.shape[2], device=logit.device)
@@ -105,9 +108,9 @@ class Mixer(nn.Module):
 
     def step(self, x_B1d: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor]) -> Tensor:
         """One token per sequence; `rope` are the full tables [max_len, d_head], read at `layer.positions`."""
-        gate, *blocks = self._project(x_B1d)
-        q, k, v, logit = (None if b is None else b[:, :, 0] for b in blocks)
-        logit, k, v = self._restart(logit, k, v, layer.positions)
+        gate, q, k, v, logit = self._project(x_B1d)
+        q, k, v = (x[:, :, 0] for x in (q, k, v))
+        logit, k, v = self._restart(None if logit is None else logit[:, :, 0], k, v, layer.positions)
         y = decode_attention(
             q, k, v, logit, layer.keys, layer.values, layer.state, layer.positions,
             *layer.step_setting, layer.offsets, rope,
@@ -164,6 +167,11 @@ class Network(nn.Module):
         # (ratplus.training.blocks).
         self.activation_checkpointing = False
         self.reset_parameters()
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last; `layers` is the same as a module."""
+        return cast("list[Block]", list(self.layers))
 
     def reset_parameters(self, seed: int | None = None, std: float = 0.02) -> None:
         """Draw every matrix from N(0, std^2); with a seed, from a CPU generator of its own (same on every device)."""
@@ -228,9 +236,10 @@ class Network(nn.Module):
         length = tokens.shape[1]
         self.check_length(length)
         self._check_tokens(tokens)
-        rope = tuple(table[:length] for table in self.rope())
+        cosines, sines = self.rope()
+        rope = cosines[:length], sines[:length]
         x = self.embed(tokens)
-        for block, row in zip(self.layers, patterns):
+        for block, row in zip(self.blocks, patterns):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # Nothing in a block draws random numbers, so there is no generator's state to keep.
                 x = checkpoint(block, x, row, rope, use_reentrant=False, preserve_rng_state=False)
@@ -284,17 +293,18 @@ class Network(nn.Module):
         if lengths is not None:
             lengths = lengths.tolist() if isinstance(lengths, Tensor) else [int(n) for n in lengths]
         chunk = cache.chunk(lengths, width, batch)
+        cosines, sines = self.rope()
         if chunk.start is not None:
-            rope = tuple(table[chunk.start : chunk.start + width] for table in self.rope())
+            rope = cosines[chunk.start : chunk.start + width], sines[chunk.start : chunk.start + width]
         else:
             positions_BT = cache.positions[:, None] + torch.arange(width, device=tokens.device)
             positions_BT.clamp_(max=self.config.max_len - 1)
-            rope = tuple(table[positions_BT] for table in self.rope())
+            rope = cosines[positions_BT], sines[positions_BT]
         if chunk.real_BT is not None:
             tokens = tokens.where(chunk.real_BT, 0)
         self._check_tokens(tokens)
         x = self.embed(tokens)
-        for block, layer in zip(self.layers, cache.layers):
+        for block, layer in zip(self.blocks, cache.layers):
             x = block.ffn(block.mixer.prefill(x, layer, rope, chunk))
         cache.advance(chunk)
         if every:
@@ -322,7 +332,7 @@ class Network(nn.Module):
         """
         rope = self.rope()
         x = self.embed(token[:, None])
-        for block, layer in zip(self.layers, cache.layers):
+        for block, layer in zip(self.blocks, cache.layers):
             x = block.ffn(block.mixer.step(x, layer, rope))
         cache.positions += 1
         return self._head(x[:, 0])

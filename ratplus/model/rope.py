@@ -51,7 +51,8 @@ def rope_frequencies(
         return frequency
     if scaling == "linear":
         return frequency / factor
-    assert scaling == "yarn", scaling  # ModelConfig sees to it
+    assert scaling == "yarn", scaling  # ModelConfig sees to it, and that yarn has `original`
+    assert original is not None
     # The paper's ramp is linear in a channel's turns; that of its authors' code, and of all others
     # since, is linear in the channel's number, between whole channels. A model must mean the same here as there.
     first = max(math.floor(_channel_of(_MANY_TURNS, d_head, base, original)), 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def new_file(path: str | Path) -> Iterator[BinaryIO]:
+def new_file(path: str | Path) -> Generator[BinaryIO]:
     """A file to write to, which takes its name only when the block ends well; otherwise nothing is left of it.
 
     Temporary name `.<name>.*.tmp` in the same folder, fsync, rename, fsync of the folder.

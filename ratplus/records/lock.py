@@ -52,7 +52,7 @@ class FolderLock:
         told = False
         seen, since = None, time.monotonic()
         while not self._create():
-            holder = _read(self.path)
+            holder: dict | None = _read(self.path)
             if holder is None:
                 # Released between our two looks, or damaged.
                 try:
@@ -75,7 +75,8 @@ class FolderLock:
 
     def __exit__(self, *_exc) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         if self.held():
             self.path.unlink(missing_ok=True)
 

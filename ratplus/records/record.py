@@ -255,7 +255,9 @@ def _save_diff(folder: Path, sha256: str) -> None:
     path = folder / "provenance" / f"{sha256}.diff"
     if path.exists():
         return
-    diff = _run_git(_checkout(), *_DIFF)
+    root = _checkout()
+    assert root is not None  # a diff has been taken of it
+    diff = _run_git(root, *_DIFF)
     if hashlib.sha256(diff).hexdigest() == sha256:
         write_atomically(path, scrub(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape"))
 

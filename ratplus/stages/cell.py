@@ -74,6 +74,7 @@ class Cell:
             record = run_stage(stage, self.around, self.config, work[stage.name])
             if stage.name == last:
                 break
+        assert record is not None  # a plan has stages
         return record
 
     def train_along(self, stage: Stage, first: int, team: Team) -> None:
@@ -127,7 +128,7 @@ class Cell:
         from ratplus.checkpoint.facts import read_start
         from ratplus.evaluation.metrics import metric
 
-        source, weights = Path(self.config.model.init_from), stage.config["weights"]
+        source, weights = Path(self.config.model.init_from or ""), stage.config["weights"]
         trained, _ = read_start(source)
         parameters = adopt(source, folder, self.model_config(), weights, self.around.say)
         found = {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}

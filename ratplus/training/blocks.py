@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -51,7 +51,7 @@ def _has_cxx() -> bool:
 
 
 @contextmanager
-def equipped(model: RATPlus, trainer: TrainerSection) -> Iterator[None]:
+def equipped(model: RATPlus, trainer: TrainerSection) -> Generator[None]:
     """Within, the model's blocks are run as `trainer` says; after, as before.
 
     Compiled are the blocks rather than the model: all of one shape share a graph, checkpointing has the border where
@@ -61,7 +61,7 @@ def equipped(model: RATPlus, trainer: TrainerSection) -> Iterator[None]:
     model.activation_checkpointing = trainer.activation_checkpointing
     if trainer.compile:
         compiled = torch.compile(Block.forward, backend=BACKEND, fullgraph=True, dynamic=False)
-        for block in model.layers:
+        for block in model.blocks:
             block.forward = partial(compiled, block)
     try:
         with _compiling() if trainer.compile else nullcontext():
@@ -73,7 +73,7 @@ def equipped(model: RATPlus, trainer: TrainerSection) -> Iterator[None]:
 
 
 @contextmanager
-def _compiling() -> Iterator[None]:
+def _compiling() -> Generator[None]:
     import torch._dynamo
 
     # DDP's own optimizer would cut a block's graph where a bucket of gradients ends.

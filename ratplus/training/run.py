@@ -209,7 +209,7 @@ class _Saver(lightning.Callback):
         self._signal = 0
         self._previous: dict = {}
 
-    def on_train_start(self, trainer, module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             # After Lightning has set its own handlers, which would end the process without saving.
@@ -219,21 +219,21 @@ class _Saver(lightning.Callback):
     def _note(self, number, _frame) -> None:
         self._signal = number
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         done = batch[0] + 1
-        ended = done == module.recipe.steps
+        ended = done == pl_module.recipe.steps
         number, due = self._signal, not ended and time.monotonic() - self._saved >= self.seconds
         if self.team is not None:
             number, due = self.team.largest(number, due)
         if number or due:
-            whole = module.whole_state()
+            whole = pl_module.whole_state()
             if whole is not None:
                 self.save(done, whole)
             self._saved = time.monotonic()
         if number:
             raise Interrupted(number)
 
-    def teardown(self, trainer, module, stage) -> None:
+    def teardown(self, trainer, pl_module, stage) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

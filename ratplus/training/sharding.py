@@ -22,12 +22,14 @@ def shard(model: RATPlus, mesh: DeviceMesh, device: torch.device, bf16: bool) ->
     """
     whole = model.state_dict() if dist.get_rank() == 0 else {}
     model.to("meta")  # which gives the model new parameters; `whole` keeps the old ones
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else None
-    matrices = {parameter for block in model.layers for parameter in block.parameters() if parameter.dim() == 2}
+    policy = MixedPrecisionPolicy()
+    if bf16:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    matrices = {parameter for block in model.blocks for parameter in block.parameters() if parameter.dim() == 2}
     fully_shard(model, mesh=mesh, ignored_params=matrices)  # before the blocks, whose groups then lack the norms
-    for block in model.layers:
+    for block in model.blocks:
         norms = set(block.parameters()) - matrices
-        fully_shard(block, mesh=mesh, ignored_params=norms, **({"mp_policy": policy} if bf16 else {}))
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=norms)
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         spread(parameter, whole.pop(name, None))
@@ -37,8 +39,9 @@ def shard(model: RATPlus, mesh: DeviceMesh, device: torch.device, bf16: bool) ->
 def spread(target: Tensor, whole: Tensor | None) -> None:
     """Fill `target` on every rank, sharded or not, from the whole tensor that rank 0 gives."""
     if isinstance(target, DTensor):
-        like = {"device": target.to_local().device, "dtype": target.dtype}
-        source = torch.empty(target.shape, **like) if whole is None else whole.to(**like)
+        device = target.to_local().device
+        empty = torch.empty(target.shape, device=device, dtype=target.dtype)
+        source = empty if whole is None else whole.to(device=device, dtype=target.dtype)
         target.copy_(distribute_tensor(source, target.device_mesh, target.placements))
     else:
         if whole is not None:

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import torch
 
@@ -33,7 +33,7 @@ def save_state(folder: Path, stage_id: str, step: int, content: dict) -> Path:
     with new_file(unnamed) as file:
         hashing = _Hashing(file)
         try:
-            torch.save({"format": _FORMAT, "stage_id": stage_id, "step": step, **content}, hashing)
+            torch.save({"format": _FORMAT, "stage_id": stage_id, "step": step, **content}, cast("BinaryIO", hashing))
         except RuntimeError as error:
             raise (hashing.error or error) from None
     path = folder / f"training-{step:08d}-{hashing.sha256.hexdigest()[:16]}.pt"
@@ -78,7 +78,7 @@ def load_state(folder: Path, stage_id: str, reads: dict | None = None) -> dict |
         return None
     path = paths[-1]
     with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest()[:16] != _NAME.fullmatch(path.name)[2]:
+        if hashlib.file_digest(file, "sha256").hexdigest()[:16] != path.stem.rpartition("-")[2]:
             raise CheckpointError(
                 f"{path}: training state is truncated or altered; delete it to train this stage again"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning
 import torch
@@ -20,6 +20,8 @@ from ratplus.pattern import Pattern, PatternMap
 from ratplus.training.ranks import micro_batches
 
 if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
     from ratplus.training.team import Team
 
 
@@ -88,13 +90,13 @@ class TrainingModule(lightning.LightningModule):
         Every rank gets the whole batch, and works on its own share of the micro-batches.
         """
         step, groups = batch
-        optimizer = self.optimizers()
+        optimizer = self._optimizer
         rate = learning_rate(step, self.recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
         # Each label weighs the same however the batch is cut; the reference averages micro-batch means instead.
         labels_in_all = sum((labels != IGNORE).sum() for _, labels in groups)
-        report = {"lr": rate, "labels": labels_in_all}
+        report: dict[str, Any] = {"lr": rate, "labels": labels_in_all}
         # Ranks that gather each other's shards must all run the same forward passes.
         alike = self.ranks if self.sharded else 1
         parts = deal(groups, micro_batches(self.recipe, self.ranks), alike)[self.rank :: self.ranks]
@@ -116,15 +118,20 @@ class TrainingModule(lightning.LightningModule):
         if self.on_step is not None:
             self.on_step(step, report)
 
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        return cast("LightningOptimizer", self.optimizers())  # a list only where there are several
+
     def _gradients_summed(self, now: bool):
         """Under DDP, ranks exchange gradients with the last micro-batch only."""
-        return nullcontext() if now or self.team is None else self.trainer.strategy.block_backward_sync()
+        strategy: Any = self.trainer.strategy  # DDP's and FSDP's can wait with the exchange
+        return nullcontext() if now or self.team is None else strategy.block_backward_sync()
 
     def whole_state(self) -> dict | None:
         """Weights and optimizer as state_dicts of whole tensors on rank 0, None elsewhere; all ranks must call it."""
         if self.rank > 0:
             return None
-        return {"model": self.model.state_dict(), "optimizer": self.optimizers().optimizer.state_dict()}
+        return {"model": self.model.state_dict(), "optimizer": self._optimizer.optimizer.state_dict()}
 
 
 class SharedModule(TrainingModule):
@@ -146,6 +153,7 @@ class SharedModule(TrainingModule):
         if self.sharded:
             from ratplus.training.sharding import shard
 
+            assert self.device_mesh is not None  # ModelParallelStrategy has made it
             shard(self.model, self.device_mesh["data_parallel"], self.trainer.strategy.root_device, self.bf16)
 
     def configure_optimizers(self):
@@ -168,9 +176,10 @@ class SharedModule(TrainingModule):
             return super().whole_state()
         from ratplus.training.sharding import gather_model, gather_optimizer
 
-        model, optimizer = gather_model(self.model), gather_optimizer(self.optimizers().optimizer)
+        model, optimizer = gather_model(self.model), gather_optimizer(self._optimizer.optimizer)
         return None if model is None else {"model": model, "optimizer": optimizer}
 
 
 def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    whole = getattr(norm, "full_tensor", None)
+    return norm if whole is None else whole()

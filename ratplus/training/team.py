@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -56,9 +56,15 @@ class Team:
             raise LayoutError(
                 f"trainer.devices: got {trainer.devices}; this process sees {torch.cuda.device_count()} CUDA devices"
             )
-        self.store: dist.Store | None = None
+        self._store: dist.Store | None = None
         self.children: list[BaseProcess] = []
         self.number = 0  # of the order that is being carried out
+
+    @property
+    def store(self) -> dist.Store:
+        """What the ranks tell each other; there is one once they have been started."""
+        assert self._store is not None
+        return self._store
 
     # ---- rank 0 ----------------------------------------------------------------------------------------------------
 
@@ -70,7 +76,7 @@ class Team:
 
     def __exit__(self, kind, error, _traceback) -> None:
         """Dismiss the other ranks, with `result` if all went well."""
-        if self.store is None:
+        if self._store is None:
             return
         patience = 30.0 if error is None else 5.0
         line = None if error is None else str(error) or kind.__name__
@@ -86,12 +92,14 @@ class Team:
                     child.join(5)
 
     @contextmanager
-    def training(self, order: dict) -> Iterator[None]:
+    def training(self, order: dict) -> Generator[None]:
         """Order the others to train along, and do so; `meet()` must be called inside."""
-        if self.store is None:
-            self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        if self._store is None:
+            assert self.start is not None  # where ranks are started from outside, there is a store by now
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            self._store = store
             for rank in range(1, self.place.world):
-                self.children.append(self.start(Place(rank, self.place.world, rank, port=self.store.port)))
+                self.children.append(self.start(Place(rank, self.place.world, rank, port=store.port)))
         self._order({"do": "train", **order})
         with self.together():
             yield
@@ -141,16 +149,16 @@ class Team:
 
     def _connect(self) -> None:
         if not self.place.external:
-            self.store = dist.TCPStore(self.place.address, self.place.port, is_master=False, wait_for_workers=False)
+            self._store = dist.TCPStore(self.place.address, self.place.port, is_master=False, wait_for_workers=False)
             return
         os.environ.setdefault("MASTER_ADDR", self.place.address)
         os.environ.setdefault("MASTER_PORT", str(self.place.port))
         place, wait = self.place, timedelta(seconds=_MEET_SECONDS)
         store, _, _ = next(dist.rendezvous("env://", rank=place.rank, world_size=place.world, timeout=wait))
-        self.store = dist.PrefixStore("ratplus", store)
+        self._store = dist.PrefixStore("ratplus", store)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> Generator[None]:
         """Around a run's part on one rank: a failure of any rank ends all of them, and is told by all alike.
 
         Raises:

@@ -92,7 +92,7 @@ def list_inputs(data: DataSection) -> list[Input]:
     """
     if data.source == "hub":
         return _hub_inputs(data)
-    path = Path(data.path)
+    path = Path(data.given_path)
     if path.is_file():
         if not is_known(path.name):
             raise CorpusError(f"data.path={path}: unknown kind of file; allowed: {_kinds()}")
@@ -144,7 +144,7 @@ def _hub_inputs(data: DataSection) -> list[Input]:
 
     instead = "or download it elsewhere and use data=files data.path=<folder>"
     try:
-        commit = HfApi(endpoint=endpoint).dataset_info(data.path, revision=data.revision).sha
+        commit = HfApi(endpoint=endpoint).dataset_info(data.given_path, revision=data.revision).sha
         root = f"datasets/{data.path}@{commit}/"
         found = files.find(root, detail=True)
     except Exception as error:  # the library passes on what several others raise

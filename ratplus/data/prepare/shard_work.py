@@ -106,7 +106,9 @@ def _begin_worker(news, stop) -> None:
 
 def _die_with_parent() -> None:
     # A killed parent must not leave workers that write into a folder which the next run works on.
-    wait([parent_process().sentinel])
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
     os._exit(1)
 
 
