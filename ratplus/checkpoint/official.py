@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ratplus.checkpoint.facts import CheckpointError
 from ratplus.checkpoint.folder import map_weights, shapes_of
-from ratplus.checkpoint.tensor_file import Lazy, check_shapes, map_safetensors
+from ratplus.checkpoint.foreign_tensors import map_foreign
+from ratplus.checkpoint.tensor_file import Lazy, check_shapes
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus, empty_model
 from ratplus.records.atomic import new_file
@@ -99,7 +100,7 @@ def read_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4
 def _read_file(path: Path) -> dict:
     if path.suffix == ".safetensors":
         try:
-            return map_safetensors(path)
+            return map_foreign(path)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None
     try:

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ratplus.checkpoint.facts import WEIGHTS_FILE, CheckpointError
-from ratplus.checkpoint.tensor_file import Lazy, map_safetensors, size_of, write_safetensors
+from ratplus.checkpoint.foreign_tensors import map_foreign
+from ratplus.checkpoint.tensor_file import Lazy, size_of, write_safetensors
 from ratplus.records.atomic import write_atomically
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -74,7 +75,7 @@ def map_shards(folder: Path) -> dict[str, Tensor]:
     """
     path = folder / INDEX_FILE
     if not path.exists():
-        return map_safetensors(folder / WEIGHTS_FILE)
+        return map_foreign(folder / WEIGHTS_FILE)
     if (folder / WEIGHTS_FILE).exists():
         raise CheckpointError(f"{folder}: holds {WEIGHTS_FILE} and {INDEX_FILE}; remove the one that is out of date")
     holds = _read_index(path)
@@ -82,7 +83,7 @@ def map_shards(folder: Path) -> dict[str, Tensor]:
     for shard in sorted(set(holds.values())):
         own = [name for name, where in holds.items() if where == shard]
         try:
-            found = map_safetensors(folder / shard)
+            found = map_foreign(folder / shard)
         except FileNotFoundError:
             what = f"{own[0]} and {len(own) - 1} more" if len(own) > 1 else own[0]
             raise CheckpointError(f"{folder}: {shard} is missing, which by {INDEX_FILE} holds {what}") from None

@@ -267,6 +267,31 @@ def test_files_of_old_torch_and_safetensors_files(golden, tmp_path):
         assert torch.equal(load_official(tmp_path / name, 16).embed.weight, state["embedding.wte.weight"])
 
 
+def test_safetensors_files_that_the_format_forbids(golden, tmp_path):
+    """Tensors that share bytes, or leave some to nobody: what looks whole may be somebody's trick."""
+    plain = {k: v.clone() for k, v in official(golden).items()}
+    safetensors.torch.save_file(plain, tmp_path / "x.safetensors")
+    data = (tmp_path / "x.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, numbers = json.loads(data[8 : 8 + length]), data[8 + length :]
+    norm = next(name for name, facts in header.items() if facts.get("shape") == [golden_width(plain)])
+    for start in (0, header[norm]["data_offsets"][0] + 4):
+        size = header[norm]["data_offsets"][1] - header[norm]["data_offsets"][0]
+        moved = json.dumps(header | {norm: header[norm] | {"data_offsets": [start, start + size]}}).encode()
+        (tmp_path / "x.safetensors").write_bytes(len(moved).to_bytes(8, "little") + moved + numbers)
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            load_official(tmp_path / "x.safetensors", 16)
+    (tmp_path / "x.safetensors").write_bytes(data[:-5])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_official(tmp_path / "x.safetensors", 16)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_official(tmp_path / "y.safetensors", 16)
+
+
+def golden_width(state: dict) -> int:
+    return state["backbone.ln.weight"].shape[0]
+
+
 def test_wrong_dtypes_and_shapes(golden):
     ints = {k: v.int() for k, v in official(golden).items()}
     with pytest.raises(CheckpointError, match="is int32; weights are float32, bfloat16 or float16"):
