@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TYPED := $(VENV)/typing/ratplus
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
-.PHONY: setup demo test lint links format docs gpu-check gpu-bench gpu-ladder clean
+.PHONY: setup demo test test-all programs lint links format docs gpu-check gpu-bench gpu-ladder clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,32 @@ demo: setup
 # A process a core, each with one thread: most tests start processes of their own and wait for them.
 test: setup $(OLDEST_TRITON)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+# Everything but the tests of a GPU: every extra in an environment of its own (3 GB), a browser, LaTeX and a C++ compiler,
+# slow tests too. pytest's last lines name what was skipped for want of something.
+ALL := .venv-all
+EVERY_EXTRA := dev,tokenizers,hub,slurm,ray,dashboards,browser,eval,longbench,ruler,notebook
+test-all: $(ALL)/.installed programs
+	OMP_NUM_THREADS=1 $(ALL)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu"
+
+$(ALL)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(ALL): once, some minutes"
+	$(PYTHON) -m venv $(ALL)
+	$(ALL)/bin/pip install --disable-pip-version-check -c constraints.txt -e ".[$(EVERY_EXTRA)]"
+	@if [ "$$(uname -s) $$(uname -m)" = "Linux x86_64" ]; then \
+		$(ALL)/bin/pip install --disable-pip-version-check --no-deps --upgrade --target $(ALL)/triton-3.6 triton==3.6.0; fi
+	@touch $@
+
+# Debian's names. Whoever may not install them is told which are missing; their tests are skipped.
+programs:
+	@missing=""; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	command -v pdflatex >/dev/null || missing="$$missing texlive-latex-base texlive-latex-recommended"; \
+	command -v g++ >/dev/null || missing="$$missing g++"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "Missing, so that their tests are skipped:$$missing (apt-get install$$missing)"; fi
 
 lint: setup links
 	$(BIN)/ruff check .
@@ -108,4 +134,4 @@ gpu-ladder:
 		--out "$(GPU_OUT)"
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ALL)
