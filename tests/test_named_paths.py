@@ -75,6 +75,17 @@ def test_modules_that_are_named_exist(page):
             thing = getattr(thing, attribute)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_make_targets_that_are_named_exist(page):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = page.read_text()
+    blocks = "\n".join(re.findall(r"^```.*?^```", text, re.DOTALL | re.MULTILINE))
+    commands = re.findall(r"`make ([^`\n]+)`", text) + re.findall(r"^make (.+)", blocks, re.MULTILINE)
+    for command in commands:
+        words = command.partition("#")[0].split()
+        assert {w for w in words if "=" not in w} <= targets, f"make {command}"
+
+
 def test_the_citation_is_of_this_version():
     version = re.search(r"^version: (.*)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
     assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -194,7 +194,7 @@ def test_needles_lie_at_their_depth():
 @pytest.mark.parametrize("task", ["niah_multikey_1", "niah_multivalue", "niah_multiquery"])
 def test_each_of_several_needles_lies_at_its_depth(task):
     """A depth counts sentences of the haystack; the other needles are none of them."""
-    from ratplus.evaluation.niah import generate
+    from ratplus.data.needles import generate
 
     asked = 0
     for item in generate(task, ByteTokenizer(), 20, 4000, haystack=" ".join(f"Line {i}!" for i in range(9000))):

@@ -1,4 +1,4 @@
-"""Generation by a captured CUDA graph equals generation step by step (`make gpu`)."""
+"""Generation by a captured CUDA graph equals generation step by step (`make gpu-check`)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training through the kernels on a GPU (`make gpu`): a step, a compiled model, compiled and checkpointed blocks.
+"""Training through the kernels on a GPU (`make gpu-check`): a step, a compiled model, compiled and checkpointed blocks.
 
 Each body runs on a CPU too, there through Triton's interpreter and a compiler backend that only traces.
 """
