@@ -13,7 +13,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = ("ratplus", "kernels", "sweeps", "analysis")
 # Import name -> package, where they differ.
 PACKAGES = {
-    "hydra": "hydra-core", "wandb_graphql": "wandb", "mpl_toolkits": "matplotlib", "google": "protobuf", "xdist": "pytest-xdist"
+    "hydra": "hydra-core", "wandb_graphql": "wandb", "mpl_toolkits": "matplotlib", "google": "protobuf",
+    "xdist": "pytest-xdist",
 }  # fmt: skip
 # Declared for a reason that no import shows.
 UNSEEN = {

@@ -19,6 +19,7 @@ from ratplus.kernels.bench.timing import available_memory_bytes
 from ratplus.model import RATPlus
 from ratplus.model.cache import KVCache
 from ratplus.pattern import PatternMap
+from ratplus.records.record import Metric
 
 # Of weights, keys and values in the counts, whatever the precision of training, so that cells compare.
 _BYTES_PER_ELEMENT = 2
@@ -26,7 +27,7 @@ _BYTES_PER_ELEMENT = 2
 
 def measure_efficiency(
     model: RATPlus, patterns: PatternMap, section: EfficiencySection, device: str
-) -> tuple[dict[str, dict], dict[str, float | str]]:
+) -> tuple[dict[str, Metric], dict[str, float | str]]:
     """(metrics, timing) of a model under a pattern.
 
     Metrics, of one sequence in bfloat16: prefill_attention_flops, decode_attention_flops (of the step after the
@@ -65,7 +66,7 @@ def measure_efficiency(
 
 def efficiency_counts(
     config: ModelConfig, patterns: PatternMap, prompt: int, new_tokens: int, memory_gb: float
-) -> dict[str, dict]:
+) -> dict[str, Metric]:
     """The metrics of `measure_efficiency`; they depend on shapes only."""
     length = prompt + new_tokens
     spent = cost(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from ratplus.config.eval import HarnessSection, is_task_file
 from ratplus.evaluation.metrics import metric
 from ratplus.records.lines import first_line
+from ratplus.records.record import Metric
 
 if TYPE_CHECKING:
     from ratplus.evaluation.harness_model import Adapter
@@ -177,7 +178,7 @@ def run_tasks(lm: Adapter, tasks: list, section: HarnessSection) -> tuple[dict, 
     return metrics, samples, facts
 
 
-def _metrics(task: str, values: dict, count: int) -> dict[str, dict]:
+def _metrics(task: str, values: dict, count: int) -> dict[str, Metric]:
     metrics = {}
     filters = {key.partition(",")[2] for key in values if "," in key}
     for key, value in values.items():

@@ -9,7 +9,7 @@ import numpy as np
 from ratplus.records.record import Metric
 
 
-def metric(value: float, stderr: float | None, count: int) -> Metric:
+def metric(value: float, stderr: float | None, count: float) -> Metric:
     """A metric as it stands in a record."""
     return {"value": float(value), "stderr": None if stderr is None else float(stderr), "count": int(count)}
 

@@ -9,6 +9,7 @@ from ratplus.data.needles import Item, overlap, substring
 from ratplus.evaluation.decoding import Decoding, generate_texts
 from ratplus.evaluation.metrics import clustered_mean
 from ratplus.evaluation.scoring import Progress, Scorer
+from ratplus.records.record import Metric
 
 # In percent of the haystack; for tasks that ask for one needle.
 DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
@@ -54,8 +55,8 @@ def evaluate_niah(
     return metrics, samples, facts
 
 
-def _metrics(task: str, samples: list[dict]) -> dict[str, dict]:
-    def mean(name: str, rows: list[dict]) -> dict:
+def _metrics(task: str, samples: list[dict]) -> dict[str, Metric]:
+    def mean(name: str, rows: list[dict]) -> Metric:
         return clustered_mean([row[name] for row in rows], [1] * len(rows))
 
     metrics = {f"{task}_{name}": mean(name, samples) for name in ("overlap", "substring")}

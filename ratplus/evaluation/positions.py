@@ -15,11 +15,12 @@ from ratplus.data.batches import Batches
 from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import IGNORE
 from ratplus.evaluation.metrics import clustered_mean
+from ratplus.records.record import Metric
 
 Bin = tuple[int, int]  # [low, high)
 
 
-def by_position(name: str, values: np.ndarray, labels: np.ndarray, bins: list[Bin]) -> dict[str, dict]:
+def by_position(name: str, values: np.ndarray, labels: np.ndarray, bins: list[Bin]) -> dict[str, Metric]:
     """`<name>_<low>_<high>` of every bin of positions that has a label; values and labels [rows, length]."""
     return _in_bins(name, values, labels != IGNORE, np.arange(labels.shape[1]), bins)
 
@@ -38,7 +39,7 @@ class RecallRows:
     places: np.ndarray
     bins: list[Bin]
 
-    def metrics(self, correct: np.ndarray) -> dict[str, dict]:
+    def metrics(self, correct: np.ndarray) -> dict[str, Metric]:
         """`<name>_<low>_<high>`: share of correct answers in each bin that was asked for."""
         return _in_bins(self.name, correct, self.labels != IGNORE, self.places, self.bins)
 

@@ -20,6 +20,7 @@ from ratplus.evaluation.metrics import clustered_mean, perplexity
 from ratplus.evaluation.scoring import Progress, Scorer
 from ratplus.model import RATPlus
 from ratplus.pattern import PatternMap
+from ratplus.records.record import Metric
 
 __all__ = ["BadLogits", "Evaluation", "evaluate_suites"]
 
@@ -38,7 +39,7 @@ class Evaluation:
         facts: {task: {"version", "samples", "prompts_sha256", ...}} of the suites that ask questions.
     """
 
-    metrics: dict[str, dict] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     samples: list[dict] = field(default_factory=list)
     facts: dict[str, dict] = field(default_factory=dict)
 
@@ -166,7 +167,7 @@ def _of_recall(scores, labels: np.ndarray, distances: np.ndarray):
     return _recall_metrics(scores, labels, distances), samples, {}
 
 
-def _text_metrics(scores, labels: np.ndarray) -> dict[str, dict]:
+def _text_metrics(scores, labels: np.ndarray) -> dict[str, Metric]:
     loss, correct = (np.concatenate(part) for part in zip(*scores))
     counts = (labels != IGNORE).sum(axis=1)
     mean_loss = clustered_mean(loss.sum(axis=1), counts)
@@ -177,7 +178,7 @@ def _text_metrics(scores, labels: np.ndarray) -> dict[str, dict]:
     }
 
 
-def _recall_metrics(scores, labels: np.ndarray, distances: np.ndarray) -> dict[str, dict]:
+def _recall_metrics(scores, labels: np.ndarray, distances: np.ndarray) -> dict[str, Metric]:
     correct = np.concatenate([part[1] for part in scores])
     asked = labels != IGNORE
     metrics = {"recall_accuracy": clustered_mean(correct.sum(axis=1), asked.sum(axis=1))}

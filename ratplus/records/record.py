@@ -166,7 +166,9 @@ def _scrubbed_error(error: Failure | None) -> Failure | None:
         return scrub_tree(error)
     # As one text: a private key has several lines.
     lines = scrub("\n".join(error["traceback"])).split("\n") if error["traceback"] else []
-    return scrub_tree(error | {"traceback": []}) | {"traceback": lines}
+    scrubbed: Failure = scrub_tree({**error, "traceback": []})
+    scrubbed["traceback"] = lines
+    return scrubbed
 
 
 def read_record(folder: Path) -> Record | None:

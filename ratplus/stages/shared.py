@@ -58,8 +58,8 @@ def run_shared(cell: SharedCell, place: Place, last: str) -> Record:
         return process
 
     with Team(place, config.trainer, config.run, start) as team:
-        team.result = cell.run_stages(last, team)
-    return team.result
+        record = team.result = cell.run_stages(last, team)
+    return record
 
 
 def follow(cell: SharedCell, place: Place) -> Record:
@@ -76,6 +76,7 @@ def follow(cell: SharedCell, place: Place) -> Record:
                     "differ between the two; start all ranks with the same command, code and corpus"
                 )
             cell.train_along(stage, order["first"], team)
+    assert team.result is not None  # rank 0 leaves without an error with a record only
     return team.result
 
 

@@ -28,7 +28,7 @@ from ratplus.model import RATPlus
 from ratplus.training.blocks import equipped
 from ratplus.training.errors import Interrupted
 from ratplus.training.ranks import micro_batches
-from ratplus.training.spec import Layout, Outcome, Rows, Run, Watch
+from ratplus.training.spec import Layout, Outcome, Rows, Run, Shares, Watch
 from ratplus.training.state import ONE_RANK, layouts_of, load_state, save_state, what_it_reads
 from ratplus.training.step import SharedModule, TrainingModule
 
@@ -87,8 +87,8 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
     if state is not None:
         model.load_state_dict(state.pop("model"))
         first = state["step"]
-    layout = {**ONE_RANK} if team is None else {"strategy": run.trainer.strategy, "ranks": team.place.world}
-    layouts = layouts_of(state, layout | {"micro_batches": parts, "compile": run.trainer.compile})
+    layout = ONE_RANK if team is None else Shares(strategy=run.trainer.strategy, ranks=team.place.world)
+    layouts = layouts_of(state, {**layout, "micro_batches": parts, "compile": run.trainer.compile})
     if layouts[-1]["from_step"] == first > 0:
         watch.say(
             f"{run.purpose} {run.stage_id}: continues at step {first} with {_spoken(layouts[-1])}, before with "

@@ -81,14 +81,19 @@ class Watch:
     say: Callable[[str], None] = lambda _line: None
 
 
-class Layout(TypedDict):
-    """How steps were shared out, from the step `from_step` on; it changes the order of float sums and nothing else."""
+class Shares(TypedDict):
+    """How steps are shared out among ranks; it changes the order of float sums and nothing else."""
 
-    from_step: int
     strategy: str
     ranks: int
     micro_batches: NotRequired[int]
     compile: NotRequired[bool]
+
+
+class Layout(Shares):
+    """How steps were shared out from the step `from_step` on."""
+
+    from_step: int
 
 
 @dataclass(frozen=True)

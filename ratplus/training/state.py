@@ -14,11 +14,11 @@ import torch
 from ratplus.checkpoint.facts import CheckpointError
 from ratplus.config.train import RecipeSection
 from ratplus.records.atomic import new_file, sync_folder
-from ratplus.training.spec import Layout, Rows
+from ratplus.training.spec import Layout, Rows, Shares
 
 _FORMAT = 1
 _NAME = re.compile(r"training-(\d{8})-([0-9a-f]{16})\.pt")
-ONE_RANK = {"strategy": "single", "ranks": 1}
+ONE_RANK: Shares = {"strategy": "single", "ranks": 1}
 
 
 def save_state(folder: Path, stage_id: str, step: int, content: dict) -> Path:
@@ -106,7 +106,7 @@ def what_it_reads(recipe: RecipeSection, batches: Rows, purpose: str) -> dict:
     return facts
 
 
-def layouts_of(state: dict | None, layout: dict) -> list[Layout]:
+def layouts_of(state: dict | None, layout: Shares) -> list[Layout]:
     """How the steps of a run were shared out so far, with `layout` for those from now on; oldest first.
 
     A training state of before a key existed is taken to have had the value that `layout` has, except for `compile`:
@@ -114,11 +114,11 @@ def layouts_of(state: dict | None, layout: dict) -> list[Layout]:
     """
     if state is None:
         return [{"from_step": 0, **layout}]
-    before = state.get("layouts") or [{"from_step": 0, **ONE_RANK}]
+    before: list[Layout] = state.get("layouts") or [Layout(from_step=0, **ONE_RANK)]
     known = {"compile": False} | {key: value for key, value in before[-1].items() if key != "from_step"}
     if all(known.get(key, value) == value for key, value in layout.items()):
         return before
-    return [*before, {"from_step": state["step"], **layout}]
+    return [*before, Layout(from_step=state["step"], **layout)]
 
 
 def _states(folder: Path) -> list[Path]:

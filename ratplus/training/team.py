@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from ratplus.config.run import RunSection, TrainerSection
+from ratplus.records.record import Record
 from ratplus.training.errors import Interrupted, LayoutError, PeerFailed, words_of
 from ratplus.training.ranks import Place
 
@@ -69,7 +70,7 @@ class Team:
     # ---- rank 0 ----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Team:
-        self.result: dict | None = None
+        self.result: Record | None = None
         if self.place.external:
             self._connect()  # the others are up already, and wait for orders
         return self
