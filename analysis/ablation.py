@@ -2,7 +2,7 @@
 """
 # What each part is for
 
-The recurrence, active recurrence learning (ARL, with its L*), and the adaptation, each on and off: loss by pattern for
+The recurrence, active recurrence learning (ARL, with its D*), and the adaptation, each on and off: loss by pattern for
 every combination that a sweep has (`sweep=ablation`). Any other axis of the sweep becomes a column too.
 
 - `table`: one row a combination and pattern
@@ -29,7 +29,7 @@ from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, run_name
 from ratplus.analysis.notebook import run
 
 NAME = "ablation"
-ARL, LENGTH, STEPS = "train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps"
+ARL, DILATION, STEPS = "train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps"
 SPARSE = "train.pretrain.sparse"
 TITLES = {SPARSE: "From scratch", "model.recurrence_chunk": "Restart every"}
 MOST_LINES = 10
@@ -38,7 +38,7 @@ MOST_LINES = 10
 """
 ## Tables
 
-`recurrence`, `arl` (`off`, or its L*) and `adapted` say what was on; null where the sweep does not tell.
+`recurrence`, `arl` (`off`, or its D*) and `adapted` say what was on; null where the sweep does not tell.
 """
 
 
@@ -64,16 +64,16 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _others(frame: pd.DataFrame) -> list[str]:
-    return [name for name in frame.attrs["axes"] if name not in (ARL, LENGTH, STEPS)]
+    return [name for name in frame.attrs["axes"] if name not in (ARL, DILATION, STEPS)]
 
 
 def _arl(axes: dict) -> str | None:
     if ARL not in axes:
-        # Only trained with it, at several lengths, or no such axis at all.
-        return f"L* = {axes[LENGTH]:g}" if LENGTH in axes and not pd.isna(axes[LENGTH]) else None
+        # Only trained with it, at several dilations, or no such axis at all.
+        return f"D* = {axes[DILATION]:g}" if DILATION in axes and not pd.isna(axes[DILATION]) else None
     if not axes[ARL] or pd.isna(axes[ARL]):
         return "off"
-    return f"L* = {axes[LENGTH]:g}" if LENGTH in axes and not pd.isna(axes[LENGTH]) else "on"
+    return f"D* = {axes[DILATION]:g}" if DILATION in axes and not pd.isna(axes[DILATION]) else "on"
 
 
 def _combination(row: pd.Series) -> str:
@@ -88,7 +88,7 @@ def _combination(row: pd.Series) -> str:
 
 
 def _known(part: str) -> bool:
-    return part.partition("=")[0] in (ARL, LENGTH, STEPS)
+    return part.partition("=")[0] in (ARL, DILATION, STEPS)
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -191,7 +191,7 @@ def _looks(lines: list[str]) -> dict:
 # %%
 def applies(frame: pd.DataFrame) -> bool:
     """Whether the sweep varies ARL, its length, the steps of adaptation, or training from scratch."""
-    known = [name for name in (ARL, LENGTH, STEPS, SPARSE) if name in frame.attrs["axes"]]
+    known = [name for name in (ARL, DILATION, STEPS, SPARSE) if name in frame.attrs["axes"]]
     return any(frame[name].dropna().nunique() > 1 for name in known)
 
 
@@ -202,10 +202,10 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
         ValueError: the sweep varies nothing of all this.
     """
     if not applies(frame):
-        raise ValueError(f"{frame.attrs['folder']}: varies neither {ARL}, {LENGTH}, {STEPS} nor {SPARSE}")
+        raise ValueError(f"{frame.attrs['folder']}: varies neither {ARL}, {DILATION}, {STEPS} nor {SPARSE}")
     shown = summary(frame)
     caption = (
-        "Held-out loss (nats per token) by inference pattern, with the recurrence, active recurrence learning (ARL; L* "
+        "Held-out loss (nats per token) by inference pattern, with the recurrence, active recurrence learning (ARL; D* "
         "is the dilation it trains with) and the adaptation on or off; ± is the standard error."
     )
     names = 1 + sum(name in shown for name in ("Recurrence", "ARL", "Adapted", "Seeds")) + len(_others(frame))

@@ -8,17 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, TypeGuard
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _LABEL = re.compile(r"(?:D(?P<dilation>\d+)|stream)(?:-W(?P<window>\d+))?(?:-I(?P<sinks>\d+))?")
 _MAP_LABEL = re.compile(r"(?P<over>layers|heads)\[(?P<runs>.+)\]")
 _RUN = re.compile(r"(?P<label>.+?)(?:x(?P<count>\d+))?")
 
 
-def is_whole(value) -> bool:
+def is_whole(value) -> TypeGuard[int]:
     """Whether a value is a whole number, Python's or NumPy's. True and False are not, though they count as 1 and 0."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _whole_number(name: str, value, least: int) -> int:
@@ -110,6 +113,8 @@ class Pattern:
         kv_len = q_len if kv_len is None else kv_len
         if kv_len < q_len:
             raise ValueError(f"visible: kv_len={kv_len} is smaller than q_len={q_len}; queries are the last positions")
+        import numpy as np
+
         t = np.arange(kv_len - q_len, kv_len)[:, None]
         j = np.arange(kv_len)[None, :]
         seen = (t - j <= self.window) | (j < self.sinks)
@@ -119,6 +124,8 @@ class Pattern:
 
     def kv_entries(self, length):
         """Entries that a decode cache holds before the step at position `length` (an int or an int array)."""
+        import numpy as np
+
         n = np.asarray(length)
         dilated = 0 if self.dilation is None else (n - self.window) // self.dilation - self.sinks // self.dilation
         kept = np.where(n <= self.sinks + self.window, n, self.sinks + self.window + dilated)

@@ -50,7 +50,10 @@ class PatternSection:
 
 @dataclass
 class Config:
-    """One cell of a sweep, complete: science (model, data, train, pattern, seed, eval) and how it is run."""
+    """A cell: one point of a sweep, model × training recipe × pattern map × seed × evaluation suite; and how it is run.
+
+    The sections `model`, `data`, `train`, `pattern` and `eval`, and `seed`, decide the result; the others do not.
+    """
 
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)

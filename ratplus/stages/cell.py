@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Cell:
-    """One cell of a sweep: `Cell(config, surroundings).run("evaluate")` makes sure of its stages."""
+    """A cell, one point of a sweep: `Cell(config, surroundings).run("evaluate")` makes sure of its stages."""
 
     def __init__(self, config: Config, around: Surroundings):
         self.config, self.around = config, around

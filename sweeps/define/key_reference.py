@@ -14,7 +14,9 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ratplus.config.cell import Config
 from ratplus.config.train import RecipeSection, SftSection
@@ -62,9 +64,10 @@ def field_texts(section: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in reversed(section.__mro__[:-1]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        for statement, following in zip(tree.body, tree.body[1:]):
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in pairwise(tree.body):
             if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-                found[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+                found[ast.unparse(statement.target)] = " ".join(ast.literal_eval(following.value).split())
     return found
 
 
@@ -76,7 +79,7 @@ def tables() -> Iterator[tuple[str, str, list[Key]]]:
     yield "sweep", "`sweep=`: which cells a sweep has. Files of yours may say the same: docs/sweeps.md.", sweep
 
 
-def _tables(prefix: str, section: type, defaults: dict) -> Iterator[tuple[str, str, list[Key]]]:
+def _tables(prefix: str, section: Any, defaults: dict) -> Iterator[tuple[str, str, list[Key]]]:
     texts, bare = field_texts(section), section()
     plain = [f for f in fields(section) if not is_dataclass(getattr(bare, f.name)) and prefix + f.name != "sweep"]
     keys = [_key(prefix + f.name, f.type, defaults[f.name], texts[f.name], getattr(bare, f.name)) for f in plain]
@@ -107,7 +110,7 @@ def _stage_tables(train: dict) -> Iterator[tuple[str, str, list[Key]]]:
     yield "train.sft", _about(SftSection), keys
 
 
-def _key(name: str, annotation: str, default, text: str, bare=None) -> Key:
+def _key(name: str, annotation: Any, default, text: str, bare=None) -> Key:
     said, allowed = _split(text)
     value = _value(default)
     if bare is not None and _value(bare) != value:
@@ -126,7 +129,8 @@ def _value(value) -> str:
     return re.sub(r"e-0", "e-", json.dumps(value))
 
 
-def _type(annotation: str) -> str:
+def _type(annotation: Any) -> str:
+    """An annotation, which is a text in these modules, in YAML's words."""
     words = {
         "int": "whole number",
         "float": "number",

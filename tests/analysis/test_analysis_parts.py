@@ -174,10 +174,10 @@ def test_ablation_tells_combinations_apart(sweep):
                 sweep.add("ratplus_tiny", Pattern(dilation), sweep.results(1.7 + 0.1 * (dilation > 1)), axes=axes)
     frame = load_sweep(sweep.write())
     shown = ablation.summary(frame)
-    assert list(shown["ARL"]) == ["off", "off", "L* = 16", "L* = 16", "L* = 64", "L* = 64"]
+    assert list(shown["ARL"]) == ["off", "off", "D* = 16", "D* = 16", "D* = 64", "D* = 64"]
     assert list(shown["Adapted"]) == ["–", "✓"] * 3
     assert set(ablation.table(frame)["combination"]) == {
-        "ratplus_tiny, no ARL", "ratplus_tiny, ARL L* = 16", "ratplus_tiny, ARL L* = 64"
+        "ratplus_tiny, no ARL", "ratplus_tiny, ARL D* = 16", "ratplus_tiny, ARL D* = 64"
     }  # fmt: skip
     assert ablation.applies(frame)
 
