@@ -158,8 +158,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         if left_out:
             handles.append(Line2D([], [], linestyle="none", label=left_out))
         style.legend_below(drawing, handles)
-        for axes, of_panel in points.items():
-            place_labels(axes, of_panel)
+        place_labels(points)
     return drawing
 
 

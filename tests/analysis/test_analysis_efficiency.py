@@ -67,9 +67,8 @@ def models(patterns=(*PATTERNS, "layers[D1,D64]", "heads[D64,D1,D64,D1]")):
 def texts_overlap(figure) -> list[tuple[str, str]]:
     """Pairs of visible texts whose boxes overlap."""
     figure.draw_without_rendering()
-    renderer = figure._get_renderer()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    shown = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if not t.axes or t.axes.get_visible()]
+    shown = [(t.get_text(), t.get_window_extent()) for t in texts if not t.axes or t.axes.get_visible()]
     boxes = [(text, box.padded(-1)) for text, box in shown if box.width > 2 and box.height > 2]
     return [(a[0], b[0]) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a[1].overlaps(b[1])]
 

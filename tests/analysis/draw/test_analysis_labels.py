@@ -59,8 +59,7 @@ def crowded(points) -> tuple[Figure, list[str]]:
         xs, ys = zip(*points)
         axes.plot(xs, ys, drawstyle="steps-post")
         axes.plot(xs, ys, "o")
-        figure.draw_without_rendering()
-        return figure, place_labels(axes, [(x, y, f"label {i}") for i, (x, y) in enumerate(points)])
+        return figure, place_labels({axes: [(x, y, f"label {i}") for i, (x, y) in enumerate(points)]})
 
 
 def test_crowded_points_have_leaders():
