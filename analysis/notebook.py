@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -57,17 +58,16 @@ def _write(contents: Callable, read: Callable, path: Path, folder: Path | None) 
 
 
 def in_notebook() -> bool:
-    """True inside a running IPython, without importing it."""
+    """True inside a running IPython. It is not imported: it is there, or this is no notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
 
 
 def display_files(paths: list[Path]) -> None:
     """Show Markdown and PNG files as the output of a notebook's cell."""
-    from IPython.display import Image, Markdown, display
-
+    display = sys.modules["IPython"].display.display
     for path in paths:
         if path.suffix == ".md":
-            display(Markdown(path.read_text(encoding="utf-8")))
+            display({"text/markdown": path.read_text(encoding="utf-8")}, raw=True)
         elif path.suffix == ".png":
-            display(Image(path))
+            display({"image/png": base64.b64encode(path.read_bytes()).decode()}, raw=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from ratplus import __version__
 from ratplus.analysis.draw.tables import Table, number, plain_text
@@ -83,8 +82,10 @@ def write_page(
 
 
 def render(template: str, **values) -> str:
-    """A page from a template of this folder; whatever the values say is text, not markup."""
-    # Also in scripts: what is put into them goes through `as_json`.
+    """A page from a template of this folder; whatever the values say is text, not markup.
+
+    The one value that the templates put in as it is, `data`, comes from `as_json`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -284,7 +285,7 @@ def commits_of(records: list[dict | None]) -> list[str]:
     return [*list(found)[:5], "…"] if len(found) > 5 else list(found)
 
 
-def as_json(data: dict) -> Markup:
-    """JSON that is safe inside a script element."""
+def as_json(data: dict) -> str:
+    """JSON without the characters that could end a script element: a template may put it into one as it is."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -120,6 +121,19 @@ def test_opens_and_runs_as_a_notebook(everything, name, monkeypatch):
         if cell.cell_type == "code":
             exec(compile(cell.source, name, "exec"), space)
     assert shown
+
+
+def test_a_notebook_displays_tables_and_figures(tmp_path, monkeypatch):
+    (tmp_path / "a.md").write_text("| Δ |", encoding="utf-8")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    shown = []
+    here = SimpleNamespace(display=lambda data, raw: shown.append((data, raw)))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None, display=here))
+    assert not runner.in_notebook()
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: "a shell")
+    assert runner.in_notebook()
+    runner.display_files([tmp_path / "a.md", tmp_path / "a.tex", tmp_path / "a.csv", tmp_path / "a.png"])
+    assert shown == [({"text/markdown": "| Δ |"}, True), ({"image/png": "iVBORw=="}, True)]
 
 
 def test_modules_without_their_data_say_so_in_one_line(sweep):
