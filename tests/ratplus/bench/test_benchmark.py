@@ -72,6 +72,7 @@ def test_bytes_are_those_of_a_live_cache_and_of_the_formula():
 def test_the_largest_batch_and_what_does_not_fit():
     result = bench(batches=("max", 30), memory_gb=0.3, patterns=("D4",))
     largest = {row["pattern"]: row for row in result["rows"] if row["largest"]}
+    assert set(largest) == {"D1", "D4"}
     assert all(row["batch"] == min(4096, int(0.85 * row["max_batch"])) for row in largest.values())
     assert all(row["prefill_ms_p50"] is None for row in largest.values())
     # Beside weights of 0.11 MB: 30 dense caches of 14 kB are too many, 30 sparse ones of 4 kB are not.

@@ -114,13 +114,17 @@ def test_no_time_is_told_without_ground(tmp_path):
     assert not view.bad
 
 
-def test_queued_cells(sweep, monkeypatch):
+def test_queued_cells(sweep, tmp_path, monkeypatch):
     """Jobs that squeue knows are queued or running, also those of cells that failed before; others are not."""
     folder, entries = sweep
     jobs = {entry["id"]: f"77_{i}" for i, entry in enumerate(entries)}
     batch_jobs.add_jobs(folder, {"id": "a", "time": "", "cluster": "slurm", "jobs": jobs})
-    queue = {"77_1": "queued", "77_2": "queued"}
-    monkeypatch.setattr(batch_jobs, "_squeue", lambda _folder: queue)
+    (tmp_path / "tools").mkdir()
+    squeue, queue = tmp_path / "tools" / "squeue", tmp_path / "queue"
+    squeue.write_text(f"#!/bin/sh\ncat '{queue}'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    queue.write_text("77_1 PENDING\n77_2 CONFIGURING\n9_9 RUNNING\n")
     view = SweepView(folder)
     assert [c["status"] for c in view.cells] == ["done", "queued", "running", "missing"]
     assert [c["job"] for c in view.cells] == [None, "77_1", "77_2", None]
@@ -130,13 +134,9 @@ def test_queued_cells(sweep, monkeypatch):
     folder_of_done = folder / "evaluate" / entries[0]["id"]
     (folder_of_done / "record.json").write_text("{")
     assert SweepView(folder).cells[0]["status"] == "damaged"
-    queue["77_0"] = "queued"
-    assert [c["status"] for c in SweepView(folder).cells] == ["queued", "queued", "running", "missing"]
-
-    def silent(_folder):
-        raise batch_jobs.JobsUnknown("squeue: no answer")
-
-    monkeypatch.setattr(batch_jobs, "_squeue", silent)
+    queue.write_text("77_0 PENDING\n77_1 RUNNING\n77_3 COMPLETING\n")
+    assert [c["status"] for c in SweepView(folder).cells] == ["queued", "running", "running", "running"]
+    squeue.write_text("#!/bin/sh\necho 'no answer' >&2\nexit 1\n")
     assert "queued jobs are not known: squeue: no answer" in text_of(SweepView(folder))
     (folder / "jobs.json").write_text("{")
     assert "jobs.json: damaged" in text_of(SweepView(folder))
