@@ -42,7 +42,13 @@ def test_empty_and_single_rows():
 
 
 def test_perplexity():
-    assert perplexity({"value": 2.0, "stderr": 0.1, "count": 5})["value"] == pytest.approx(math.e**2)
+    found = perplexity({"value": 2.0, "stderr": 0.1, "count": 5})
+    assert (found["value"], found["stderr"], found["count"]) == (
+        pytest.approx(math.e**2),
+        pytest.approx(0.1 * math.e**2),
+        5,
+    )
+    assert perplexity({"value": 2.0, "stderr": None, "count": 1})["stderr"] is None
     assert perplexity({"value": 1e4, "stderr": None, "count": 5})["value"] == math.inf
 
 
