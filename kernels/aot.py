@@ -61,9 +61,9 @@ def configurations() -> Iterator[tuple[str, int, object, dict]]:
 
         sizes = {
             kind: attention.tiles(kind, d_head, torch.bfloat16).constants(d_head, 1)
-            for kind in ("forward, short list", "forward", "forward, long list", "dq", "dkv")
+            for kind in ("forward", "forward, long list", "dq", "dkv")
         }
-        for kind in ("forward, short list", "forward", "forward, long list"):
+        for kind in ("forward", "forward, long list"):
             yield f"attention {kind}", d_head, attention_forward.forward_kernel, sizes[kind]
         yield "attention dQ", d_head, attention_backward.dq_kernel, sizes["dq"] | {"OWN": False}
         yield "attention dQ, and own dK, dV", d_head, attention_backward.dq_kernel, sizes["dq"] | {"OWN": True}

@@ -44,27 +44,23 @@ MIN_QUERIES = 512  # queries a part of the far list's backward pass, at least
 # Of half-precision tensors with a head size of up to 128, as they were fastest on an H100 (docs/kernels.md). Fixed by
 # table, not tuned at run time: tuning would change results from run to run.
 TILES = {
-    ("forward, short list", 64): Tiles(64, 64, 4, 2),
-    ("forward, short list", 128): Tiles(64, 64, 4, 2),
-    ("forward", 64): Tiles(64, 64, 4, 3),
-    ("forward", 128): Tiles(64, 64, 4, 3),
-    ("forward, long list", 64): Tiles(128, 64, 8, 4),
-    ("forward, long list", 128): Tiles(128, 64, 8, 4),
-    ("dq", 64): Tiles(64, 64, 4, 2),
-    ("dq", 128): Tiles(64, 64, 4, 2),
+    ("forward", 64): Tiles(64, 32, 4, 3),
+    ("forward", 128): Tiles(64, 32, 4, 3),
+    ("forward, long list", 64): Tiles(64, 64, 4, 3),
+    ("forward, long list", 128): Tiles(64, 64, 4, 3),
+    ("dq", 64): Tiles(128, 64, 8, 2),
+    ("dq", 128): Tiles(128, 64, 8, 2),
     ("dkv", 64): Tiles(64, 64, 4, 2),
-    ("dkv", 128): Tiles(64, 64, 4, 2),
+    ("dkv", 128): Tiles(32, 64, 4, 3),
 }
-# A far list up to the first length counts as short: reading q, k, v and writing the output takes longer than its
-# products. From the second on it is long: products are all that counts.
-SHORT_LIST, LONG_LIST = 256, 8192
+# A far list of more entries is long: its products take longer than reading q, k, v and writing the output, and larger
+# tiles pay.
+LONG_LIST = 2048
 
 
 def forward_kind(longest_far: int) -> str:
     """Which of the forward kernel's entries of TILES suits a far list of that length."""
-    if longest_far <= SHORT_LIST:
-        return "forward, short list"
-    return "forward, long list" if longest_far >= LONG_LIST else "forward"
+    return "forward, long list" if longest_far > LONG_LIST else "forward"
 
 
 def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:

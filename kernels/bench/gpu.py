@@ -106,7 +106,7 @@ def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float 
                 f"{taken:9.3f} ms {group.least_bytes / taken / 1e6 / ceilings.copy_gb_s:5.0%} copy "
                 f"{group.flops / taken / 1e9 / ceilings.matmul_tflop_s:5.0%} matmul"
             )
-            _say(f"{group.entry.kernel:<18}{group.shape:<19}{group.pattern:<9}{_short(value):<22}{shares}")
+            _say(f"{group.entry.kernel:<29}{group.shape:<19}{group.pattern:<9}{_short(value):<22}{shares}")
         if shapes.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -116,7 +116,7 @@ def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float 
         if group.entry.kernel in chosen:
             group.entry.table[group.entry.key] = chosen[group.entry.kernel][0]
     for kernel, (value, loss) in chosen.items():
-        _say(f"chosen: {kernel:<18} {_short(value):<20} {loss:.1%} over the best of each shape, on average")
+        _say(f"chosen: {kernel:<28} {_short(value):<20} {loss:.1%} over the best of each shape, on average")
     save({
         "benchmark": "variants", "ceilings": vars(ceilings), "rows": rows,
         "chosen": {kernel: asdict(value) for kernel, (value, _) in chosen.items()},

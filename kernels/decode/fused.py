@@ -34,7 +34,7 @@ class Walk:
 
 
 # For a query head with keys of its own, and for several that share keys.
-WALKS = {"single": Walk(32, 2, 3, 528), "group": Walk(64, 4, 3, 264)}
+WALKS = {"single": Walk(32, 2, 2, 528), "group": Walk(64, 4, 3, 264)}
 
 
 def choose_splits(kind: str, batch: int, heads: int, slots: int) -> int:
