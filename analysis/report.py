@@ -29,6 +29,7 @@ from ratplus.analysis.frame.load import Sweep, read_sweep
 from ratplus.analysis.frame.reference import check_reference
 from ratplus.analysis.frame.tasks import SUITES
 from ratplus.analysis.page.page import write_page
+from ratplus.records.manifest import Entry
 
 # Each has `applies(frame)` and `contents(frame)`; in the order in which a reader should meet them. `efficiency` is not
 # among them: it does not read the sweep's records but benchmark results.
@@ -74,7 +75,7 @@ def report(
     *,
     sweep: Sweep | None = None,
     reference: str | None = None,
-    reproduce: Callable[[dict], str] | None = None,
+    reproduce: Callable[[Entry], str] | None = None,
 ) -> list[Path]:
     """Write everything that applies to a sweep into `<folder>/report/`; returns the paths, the page last.
 

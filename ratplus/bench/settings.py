@@ -98,7 +98,7 @@ def shape_of(name: str, vocab_size: int | None, max_len: int) -> ModelConfig | N
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The options of `BenchSettings`; those of other benchmarks may share their names."""
     add = parser.add_argument
     add("--pattern", metavar="LABELS", help=f"comma-separated labels (default: {DEFAULT_PATTERNS}); D1 is always added")

@@ -20,7 +20,7 @@ from pathlib import Path
 from ratplus.config.cell import PatternSection
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.records.manifest import FORMAT, MANIFEST_FILE
-from ratplus.records.record import RECORD_FILE, make_record, provenance, record_text
+from ratplus.records.record import RECORD_FILE, Metric, make_record, provenance, record_text
 from ratplus.stages.plan import plan
 from ratplus.sweeps.define.compose import Composed, compose_one
 from ratplus.sweeps.define.manifest import entry_of, name_axes
@@ -143,7 +143,7 @@ def _loss(cell: Composed, draw: random.Random) -> float:
     return 1.7 + 0.02 * rate + (0 if cell.config.model.recurrence else 0.1 * math.log2(dilation)) + draw.gauss(0, 0.01)
 
 
-def _metrics(stage: str, loss: float, draw: random.Random) -> dict[str, dict]:
+def _metrics(stage: str, loss: float, draw: random.Random) -> dict[str, Metric]:
     if stage != "evaluate":
         return {"parameters": {"value": 512_544.0, "stderr": None, "count": 1}} if stage == "pretrain" else {}
     values = {

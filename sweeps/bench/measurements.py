@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ratplus.bench.settings import BenchSettings, settings_of
 from ratplus.data.tokenizer import ByteTokenizer
@@ -31,12 +32,11 @@ def prepare_kernels(models: list[str], arguments: argparse.Namespace) -> Measure
     for name in _OF_MODELS:
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: is for `ratplus bench model`; kernels have fixed shapes")
-    common = BenchSettings(**{
-        key: value for key, value in (
-            ("threads", arguments.threads), ("repeats", arguments.repeats), ("budget_s", arguments.budget),
-            ("seconds", arguments.seconds), ("device", _device(arguments.device)),
-        ) if value is not None
-    })  # fmt: skip  # raises for values out of range
+    given: dict[str, Any] = {
+        "threads": arguments.threads, "repeats": arguments.repeats, "budget_s": arguments.budget,
+        "seconds": arguments.seconds, "device": _device(arguments.device),
+    }  # fmt: skip
+    common = BenchSettings(**{key: value for key, value in given.items() if value is not None})  # checks their values
 
     from ratplus.kernels.bench.cases import CPU_SHAPES, Shapes
     from ratplus.kernels.bench.run import bench_ops

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dat
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import get_type_hints
+from typing import cast, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ratplus import conf
@@ -145,7 +145,7 @@ class _Composer:
             cfg = OmegaConf.create(sections)
             for o in values:
                 OmegaConf.update(cfg, o.key_or_group, o.value())
-            plain = OmegaConf.to_container(cfg, resolve=True)
+            plain = cast("dict", OmegaConf.to_container(cfg, resolve=True))
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(hydra_line(error)) from None
         return typed(plain), dict(chosen)
@@ -179,8 +179,8 @@ class _Composer:
         if words not in self._composed:
             composed = compose("config", overrides=[*words, *self.extra], return_hydra_config=True)
             chosen = {k: v for k, v in composed.hydra.runtime.choices.items() if not k.startswith("hydra")}
-            own = OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"])
-            self._composed[words] = OmegaConf.to_container(own), chosen
+            own = OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"])
+            self._composed[words] = cast("dict", OmegaConf.to_container(own)), chosen
         return self._composed[words]
 
     def parse(self, overrides: list[str]):
@@ -244,7 +244,7 @@ def _section(name: str, plain):
     if key not in _typed:
         # The section stands under its name here, so that errors name the whole key.
         schema = OmegaConf.create({name: OmegaConf.structured(_SECTIONS[name])})
-        _typed[key] = OmegaConf.to_object(OmegaConf.merge(schema, {name: plain})[name])
+        _typed[key] = OmegaConf.to_object(cast(DictConfig, OmegaConf.merge(schema, {name: plain}))[name])
     return copy.deepcopy(_typed[key])
 
 

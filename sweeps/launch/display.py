@@ -6,7 +6,15 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ratplus.sweeps.launch.pool import Running
 from ratplus.sweeps.launch.work import WorkItem
@@ -34,7 +42,7 @@ class SweepDisplay:
         self.started = time.monotonic()
         self._printed_at = self.started
         self._live = sys.stderr.isatty()
-        self._bars: dict[int, int] = {}
+        self._bars: dict[int, TaskID] = {}
         self.console = Console(stderr=True, highlight=False, soft_wrap=not self._live)
 
     def __enter__(self) -> SweepDisplay:
@@ -49,12 +57,13 @@ class SweepDisplay:
             self._progress.stop()
 
     def event(self, kind: str, item: WorkItem | None, workers: list[Running], text: str) -> None:
+        name = item.name if item is not None else ""
         if kind in ("end", "skip"):
             self.done += 1
             mark = "FAILED" if kind == "end" and text else "skipped" if kind == "skip" else "done"
-            self._print(f"[{self.done}/{self.total}] {item.name}: {mark}{': ' + text if text else ''}")
+            self._print(f"[{self.done}/{self.total}] {name}: {mark}{': ' + text if text else ''}")
         elif kind == "start" and not self._live:
-            self._print(f"[{self.done}/{self.total}] {item.name}: started")
+            self._print(f"[{self.done}/{self.total}] {name}: started")
         if self._live:
             self._draw(workers)
         elif kind == "tick" and time.monotonic() - self._printed_at > _LINE_SECONDS and workers:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ratplus.config.cell import Config
 from ratplus.records.manifest import Entry
@@ -18,6 +19,9 @@ from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
 from ratplus.sweeps.launch.progress import LOGS, ProgressFile
 from ratplus.sweeps.launch.work import WorkItem, due_items, threads_per_cell, work_items
 from ratplus.training.ranks import external_place
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 _MOST_ERRORS = 10
 
@@ -133,7 +137,7 @@ def _one(entry: Entry, folder: Path, last: str) -> int:
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     file = ProgressFile(folder / LOGS / f"{entry['stages'][last]}.progress.json")
     with progress_bars(console) as bars:
-        shown: dict[str, int] = {}
+        shown: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int, numbers: dict) -> None:
             if stage not in shown:

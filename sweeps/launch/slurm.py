@@ -19,7 +19,7 @@ from ratplus.config.run import LauncherSection
 from ratplus.records.lock import FolderLock
 from ratplus.records.status import stage_state
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.batch_jobs import JobsUnknown, add_jobs, live_jobs
+from ratplus.sweeps.launch.batch_jobs import JobsUnknown, SubmissionRow, add_jobs, live_jobs
 from ratplus.sweeps.launch.child import SAVE_SECONDS, STOPPED, Child, record_death
 from ratplus.sweeps.launch.progress import LOGS
 from ratplus.sweeps.launch.work import Job, WorkItem, threads_per_cell
@@ -126,8 +126,10 @@ def _submit_all(
         arrays += sorted(ids)
         submission.arrays += sorted(ids)
         # Noted after each array, so that a kill between two leaves no job unknown.
-        note = {"id": submission.id, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cluster": submission.cluster,
-                "jobs": submission.jobs}  # fmt: skip
+        note: SubmissionRow = {
+            "id": submission.id, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cluster": submission.cluster,
+            "jobs": submission.jobs,
+        }  # fmt: skip
         add_jobs(folder, note)
     return arrays
 

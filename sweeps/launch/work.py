@@ -130,4 +130,5 @@ def threads_per_cell(launcher: LauncherSection) -> int:
     if launcher.kind != "local":
         return launcher.cpus or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert launcher.workers is not None  # LauncherSection sees to it for launcher=local
     return max(1, cores // launcher.workers)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ratplus.config.cell import Config
 from ratplus.config.run import LoggerSection
+from ratplus.records.record import Record
 from ratplus.records.secrets import scrub
 from ratplus.sweeps.mirror.runs import RunSpec, add_result, report_run, row_of, stage_head, sweep_runs
 
@@ -46,7 +47,7 @@ class OfflineMirror:
     def log(self, step: int, values: dict) -> None:
         """Do nothing: `finish` reads the whole curve from its file."""
 
-    def finish(self, record: dict) -> None:
+    def finish(self, record: Record) -> None:
         try:
             from ratplus.sweeps.mirror.write import write_run
 
@@ -81,11 +82,11 @@ class LiveMirror:
     def log(self, step: int, values: dict) -> None:
         self._try(lambda: self._run.log(row_of(self._head.job_type, {"step": step, **values}), step=step))
 
-    def finish(self, record: dict) -> None:
+    def finish(self, record: Record) -> None:
         """Send the summary of a finished or failed stage, and end the run."""
         self._try(lambda: self._finish(record))
 
-    def _finish(self, record: dict) -> None:
+    def _finish(self, record: Record) -> None:
         from ratplus.sweeps.mirror.ledger import remember
         from ratplus.sweeps.mirror.write import add_outcome
 

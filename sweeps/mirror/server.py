@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,7 @@ def target_name(url: str, entity: str | None, project: str) -> str:
 
 
 @contextmanager
-def _own_service() -> Iterator[None]:
+def _own_service() -> Generator[None]:
     """Keep W&B from making child processes share its helper process: workers may run on other machines."""
     inherited = "WANDB_SERVICE" in os.environ
     try:
@@ -119,7 +119,7 @@ def _own_service() -> Iterator[None]:
 
 
 @contextmanager
-def _one_line_errors(url: str) -> Iterator[None]:
+def _one_line_errors(url: str) -> Generator[None]:
     """Raise errors of W&B's client as a UsageError that says what to do."""
     from wandb.errors import AuthenticationError
     from wandb.errors import UsageError as SetupError

@@ -208,7 +208,16 @@ def _measured(overrides: list[str], deadline: float) -> list[StepTime]:
     """`measure` in a process of its own, which gives the GPU's memory back."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "times.json"
-        words = [sys.executable, "-m", __spec__.name, *overrides, "--seconds", "0", "--out", scratch]
+        words = [
+            sys.executable,
+            "-m",
+            "ratplus.sweeps.runner.timed_sweep",
+            *overrides,
+            "--seconds",
+            "0",
+            "--out",
+            scratch,
+        ]
         left = max(deadline - REPORT - time.monotonic(), 1)
         try:
             done = subprocess.run([*words, "--step-times", str(path)], timeout=left)

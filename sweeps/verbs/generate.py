@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ratplus.records.record import TRAINING
 from ratplus.sweeps.define.mistakes import UsageError
@@ -76,7 +77,8 @@ def parse(words: list[str]) -> Request:
     Raises:
         UsageError: an unknown or missing key, or a value of the wrong kind.
     """
-    values, given = dict(_KEYS), set()
+    values: dict[str, Any] = dict(_KEYS)
+    given = set()
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or key not in _KEYS:

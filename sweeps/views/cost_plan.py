@@ -101,7 +101,7 @@ def _stage_rows(cells: list[Composed], vocab: int, speed: Throughput) -> list[di
             continue  # no cell has this stage
         tokens, flops = (sum(column) for column in zip(*of_id.values()))
         given = stage == "pretrain" and cells[0].config.model.init_from
-        shown = with_sft if stage == "sft" else cells[0].config
+        shown = with_sft if stage == "sft" and with_sft is not None else cells[0].config
         recipe = None if given else getattr(shown.train, stage, None)
         rows.append(
             {

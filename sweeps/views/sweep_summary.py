@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.manifest import read_manifest
-from ratplus.records.record import RecordError, read_record
+from ratplus.records.record import Record, RecordError, read_record
 from ratplus.sweeps.launch.progress import LOGS
 from ratplus.sweeps.views.text_table import columns
 
@@ -20,15 +20,20 @@ def summary(folder: Path) -> list[str]:
         label = cell["label"] if stage == "adapt" else ""
         rows = curve_rows(folder / stage / stage_id / CURVE_FILE)
         record = done(folder / stage / stage_id)
-        row = {"stage": stage, "model": cell["model"], "pattern": label, "state": "done" if record else "unfinished"}
+        row: dict[str, object] = {
+            "stage": stage,
+            "model": cell["model"],
+            "pattern": label,
+            "state": "done" if record else "unfinished",
+        }
         if rows:
             row |= {"steps": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": f"{rows[-1]['loss']:.3f}"}
         seconds = record and record["timing"].get("train_seconds")
         runs.append(row | {"seconds": f"{seconds:.1f}" if seconds else ""})
     for cell in cells:
         record = done(folder / "evaluate" / cell["stages"]["evaluate"])
-        row = {"model": cell["model"], "pattern": cell["label"]}
-        results.append(row | (_shown(record["metrics"]) if record else {"loss": "missing"}))
+        names = {"model": cell["model"], "pattern": cell["label"]}
+        results.append(names | (_shown(record["metrics"]) if record else {"loss": "missing"}))
     for stage_id in (stage_id for cell in cells for stage_id in cell["stages"].values()):
         path = folder / LOGS / f"{stage_id}.log"
         if path.exists() and not any(done(folder / stage / stage_id) for stage in ("pretrain", "evaluate")):
@@ -46,7 +51,7 @@ def _shown(metrics: dict) -> dict[str, str]:
     return row
 
 
-def done(folder: Path) -> dict | None:
+def done(folder: Path) -> Record | None:
     """The record of a stage that is done; None if it is not."""
     try:
         record = read_record(folder)

@@ -42,7 +42,7 @@ class SweepView:
     """
 
     folder: Path
-    cells: list[Entry] = field(default_factory=list)
+    cells: list[dict] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     running_stages: int = 0
     eta_seconds: float | None = None
@@ -76,7 +76,8 @@ class SweepView:
         status, stage, error = state.status, state.stage, state.error
         attempt = progress = None
         if status == "failed":
-            attempt = (state.record["error"] or {}).get("attempt")
+            failure = state.record["error"] if state.record is not None else None
+            attempt = failure and failure.get("attempt")
         ids = [entry["stages"][s] for s in reversed(STAGES) if s in entry["stages"]]
         job = next((jobs[i] for i in ids if i in jobs), None)
         if job is not None and status in ("failed", "damaged", "missing"):
@@ -86,7 +87,7 @@ class SweepView:
             files = [progress_by_item[i] for i in ids if i in progress_by_item]
             written = next((content for content in files if content["stage"] == stage), None)
             progress = written and {k: written[k] for k in ("stage", "done", "total", "loss") if k in written}
-        known = {k: entry[k] for k in ("id", "model", "label", "seed", "axes")}
+        known: dict = {k: entry[k] for k in ("id", "model", "label", "seed", "axes")}
         return known | {
             "status": status,
             "stage": "" if status == "done" else stage,
