@@ -112,7 +112,7 @@ def test_the_command_that_show_prints_reproduces_the_record(capsys, place):
     [
         (["show", "nothex"], "show: got 'nothex'; give an id, or how it begins"),
         (["show", "123456789abc"], "no stage of outputs/ (give another folder as second word) has an id"),
-        (["show", "1", "nowhere"], "nowhere: not a sweep folder"),
+        (["show", "1", "nowhere"], "nowhere: no such folder; give the output folder of a sweep"),
     ],
 )
 def test_mistakes(capsys, words, message):
