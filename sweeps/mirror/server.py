@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _SECONDS = 15
 # Runs asked about in one request.
 _AT_ONCE = 50
-# W&B raises one kind of error for a key that the server refuses and for a server that does not answer.
+# W&B raises one kind of error for a key that the server refuses, one that cannot be a key, and a server without answer.
 _REFUSED = re.compile(r"error 40[13]\b|invalid credentials")
+_MALFORMED = re.compile(r"API key (must|may|is)\b")
 _NO_ANSWER = re.compile(r"did not respond in time|timed? ?out", re.IGNORECASE)
 
 
@@ -77,6 +78,7 @@ def find_server() -> Server:
     Raises:
         UsageError: no key, no answer, or a key that the server does not take. Never asks for one.
     """
+    check_key()  # on a terminal, W&B's client would ask for a key that is missing
     url = server_url()
     with _own_service(), _one_line_errors(url):
         return Server(library().Api(overrides={"base_url": url}, timeout=_SECONDS), url)
@@ -86,14 +88,15 @@ def check_key() -> None:
     """Make sure that this machine has a key for the server; asks neither the network nor the user.
 
     Raises:
-        UsageError: there is no key.
+        UsageError: there is no key, or what is there cannot be one.
     """
     url = server_url()
     with _own_service():
-        # In W&B's offline mode `login` looks for no key and says that there is none.
-        offline = library().setup().settings.mode in ("offline", "disabled")
-        if not offline and not library().login(prompt=False, verify=False):
-            raise _no_key(url)
+        # In W&B's offline mode, or beside a run that is open, `login` looks for no key and says that there is none.
+        cannot_tell = library().setup().settings.mode in ("offline", "disabled") or library().run is not None
+        with _one_line_errors(url):
+            if not cannot_tell and not library().login(prompt=False, verify=False):
+                raise _no_key(url)
 
 
 def server_url() -> str:
@@ -134,6 +137,8 @@ def _one_line_errors(url: str) -> Generator[None]:
         reason = reason_of(error).removeprefix(f"Failed to verify credentials with {url}: ")
         if isinstance(error, AuthenticationError) and _REFUSED.search(reason):
             raise UsageError(f"{url}: the server does not take the W&B API key; run `wandb login --relogin`") from None
+        if isinstance(error, AuthenticationError) and _MALFORMED.search(reason):
+            raise UsageError(f"{reason.rstrip('.')}; set another one or run `wandb login --relogin`") from None
         if _NO_ANSWER.search(reason):
             reason = f"no answer within {_SECONDS} s"
         raise UsageError(

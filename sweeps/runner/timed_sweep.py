@@ -96,7 +96,9 @@ def run(cells: list[Composed], overrides: list[str], deadline: float, out: Path,
         pretrain, adapt = asked, _adapt_steps(cells, asked)
     else:
         pretrain, adapt = choose_steps(cells, _measured(overrides, deadline), deadline - time.monotonic())
-    _say(f"train.pretrain.steps={pretrain} train.adapt.steps={adapt}; {deadline - time.monotonic():.0f} s are left")
+    _print_line(
+        f"train.pretrain.steps={pretrain} train.adapt.steps={adapt}; {deadline - time.monotonic():.0f} s are left"
+    )
     words = ["sweep", *overrides, f"train.pretrain.steps={pretrain}", f"train.adapt.steps={adapt}"]
     code = _ratplus(words, deadline - REPORT)
     text = "\n\n".join([" ".join(["ratplus", *words]), *summary(folder)])[:MOST_PRINTED]
@@ -164,7 +166,7 @@ def choose_steps(cells: list[Composed], times: list[StepTime], left: float) -> t
     each = sum(t.seconds * (1 + share * t.cells / t.passes) for t in times)
     for t in times:
         speed = f"{1e3 * t.seconds:.1f} ms a step, {t.tokens_per_second:,.0f} tokens a second"
-        _say(f"{t.model}: {speed} (passes over each token: {t.passes})")
+        _print_line(f"{t.model}: {speed} (passes over each token: {t.passes})")
     steps = min(asked, int(SHARE * (left - STARTS - REPORT) / each))
     if steps < min(FEWEST_STEPS, asked):
         raise UsageError(
@@ -235,7 +237,7 @@ def _ratplus(words: list[str], until: float) -> int:
     try:
         return process.wait(max(until - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
-        _say("the time is up: the sweep saves and stops")
+        _print_line("the time is up: the sweep saves and stops")
         process.send_signal(signal.SIGTERM)
         try:
             return process.wait(SAVE_SECONDS + 10)
@@ -247,7 +249,7 @@ def _ratplus(words: list[str], until: float) -> int:
         raise
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(f"timed_sweep: {line}", file=sys.stderr, flush=True)
 
 

@@ -66,6 +66,8 @@ def test_an_account_without_an_entity_is_asked_for_one():
          f"{URL}: the server does not take the W&B API key; run `wandb login --relogin`"),
         (AuthenticationError(f"Failed to verify credentials with {URL}: invalid credentials: no account"),
          f"{URL}: the server does not take the W&B API key; run `wandb login --relogin`"),
+        (AuthenticationError("WANDB_API_KEY invalid: API key must have 40+ characters, has 5."),
+         "WANDB_API_KEY invalid: API key must have 40+ characters, has 5; set another one or run `wandb login"),
         (AuthenticationError("the service process is busy and did not respond in time."),
          f"{URL}: cannot be reached (no answer within 15 s); check the network and WANDB_BASE_URL"),
         (CommError("HTTP 502:\n bad gateway"), f"{URL}: cannot be reached (HTTP 502: bad gateway)"),
@@ -97,3 +99,18 @@ def test_a_key_is_looked_for_without_asking_anybody(monkeypatch):
             with pytest.raises(UsageError, match="no W&B API key for"):
                 server.check_key()
     assert asked == [{"prompt": False, "verify": False}] * 2
+    monkeypatch.setattr(wandb, "run", "a run that is open")  # beside one, W&B does not look for a key
+    server.check_key()
+    assert len(asked) == 2
+
+
+def test_a_key_that_cannot_be_one_is_a_mistake_in_one_line(monkeypatch):
+    import wandb
+
+    def login(**_options):
+        raise AuthenticationError("WANDB_API_KEY invalid: API key must have 40+ characters, has 5.")
+
+    monkeypatch.setattr(wandb, "login", login)
+    monkeypatch.setattr(wandb.setup().settings, "mode", "online")
+    with pytest.raises(UsageError, match="has 5; set another one"):
+        server.check_key()
