@@ -149,7 +149,7 @@ def check_cells(folder: Path, entries: list[Entry]) -> list[Entry]:
         UsageError: they belong to another config than `entries`.
     """
     old = read_manifest(folder)["cells"] if (folder / MANIFEST_FILE).exists() else []
-    _refuse_strangers(folder, old, entries)
+    _refuse_incomparable(folder, old, entries)
     return old
 
 
@@ -192,7 +192,7 @@ def _not_superseded(old: list[Entry], new: list[Entry]) -> list[Entry]:
     return kept
 
 
-def _refuse_strangers(folder: Path, old: list[Entry], new: list[Entry]) -> None:
+def _refuse_incomparable(folder: Path, old: list[Entry], new: list[Entry]) -> None:
     """Refuse cells that differ in more than model, pattern, seed and swept keys: one table cannot compare them."""
     known = {stage_id for cell in (*old, *new) for stage_id in cell["stages"].values()}
     for path in (p for stage in STAGES for p in folder.glob(f"{stage}/*/record.json") if not old):

@@ -33,10 +33,10 @@ def reproducer(cells: int) -> Callable[[Entry], str] | None:
 
     None if there are so many cells that composing them all would take minutes.
     """
-    return _again if cells <= 100 else None
+    return _command_or_reason if cells <= 100 else None
 
 
-def _again(entry: Entry) -> str:
+def _command_or_reason(entry: Entry) -> str:
     try:
         return command(entry, "evaluate", f"outputs/again-{entry['id']}")
     except UsageError as error:

@@ -62,9 +62,9 @@ def launch(entries: list[Entry], folder: Path, last: str, config: Config) -> End
         # too, and says that it is done.
         if not todo and cells[0].state(folder).status != "done":
             return Ended(_conclude(cells, folder, config.retry, {}))
-        return Ended(_one(entries[0], folder, last))
+        return Ended(_run_single(entries[0], folder, last))
     if launcher.kind == "slurm":
-        return _slurm(cells, todo, folder, last, config)
+        return _submit_jobs(cells, todo, folder, last, config)
 
     from ratplus.sweeps.launch.display import SweepDisplay
     from ratplus.sweeps.launch.pool import Stopped, run_pool
@@ -127,7 +127,7 @@ def _conclude(cells: list[WorkItem], folder: Path, retry: str, endings: dict[str
     return EXIT_FAILED if failed else 0
 
 
-def _one(entry: Entry, folder: Path, last: str) -> int:
+def _run_single(entry: Entry, folder: Path, last: str) -> int:
     """Exit code of a single cell, run in this process."""
     from rich.console import Console
 
@@ -155,7 +155,7 @@ def _one(entry: Entry, folder: Path, last: str) -> int:
             file.remove()
 
 
-def _slurm(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last: str, config: Config) -> Ended:
+def _submit_jobs(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last: str, config: Config) -> Ended:
     """Submit the jobs and return; with launcher.wait, return only when they have ended."""
     if not todo:
         return Ended(_conclude(cells, folder, config.retry, {}))
@@ -174,11 +174,11 @@ def _slurm(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last: str,
     print(f"progress: ratplus status {folder} --watch; then the table: ratplus report {folder}", flush=True)
     if not config.launcher.wait:
         return Ended(0, complete=False)
-    _wait(submission, todo, folder)
+    _wait_for_jobs(submission, todo, folder)
     return Ended(_conclude(cells, folder, config.retry, {}))
 
 
-def _wait(submission, todo: list[WorkItem], folder: Path) -> None:
+def _wait_for_jobs(submission, todo: list[WorkItem], folder: Path) -> None:
     """Wait until none of the items has a batch job that is queued or running; print how many have when that changes."""
     from ratplus.sweeps.launch.batch_jobs import JobsUnknown, live_jobs
 

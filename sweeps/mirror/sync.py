@@ -83,7 +83,7 @@ def _fresh_report(folder: Path) -> None:
 
 
 @dataclass
-class Todo:
+class Difference:
     """What a place lacks of a sweep's runs.
 
     Attributes:
@@ -103,29 +103,30 @@ class Todo:
         return "".join(f"; {part}" for part in parts)
 
 
-def _compare(runs: list[RunSpec], known: dict[str, str]) -> Todo:
-    todo = Todo([], 0, 0)
+def _compare(runs: list[RunSpec], known: dict[str, str]) -> Difference:
+    difference = Difference([], 0, 0)
     for run in runs:
         if run.exit_code is None:
-            todo.running += 1
+            difference.running += 1
         elif run.id not in known:
-            todo.send.append((run, "new"))
+            difference.send.append((run, "new"))
         elif known[run.id] != run.checksum():
-            todo.send.append((run, "changed"))
+            difference.send.append((run, "changed"))
         else:
-            todo.same += 1
-    return todo
+            difference.same += 1
+    return difference
 
 
 def _list(folder: Path, runs: list[RunSpec], offline: bool, entity: str | None, project: str) -> None:
     from ratplus.sweeps.mirror.write import offline_checksums
 
     target = "offline" if offline else target_name(server_url(), entity, project)
-    todo = _compare(runs, offline_checksums(folder) if offline else read_ledger(folder)["targets"].get(target, {}))
-    for run, why in todo.send:
+    known = offline_checksums(folder) if offline else read_ledger(folder)["targets"].get(target, {})
+    difference = _compare(runs, known)
+    for run, why in difference.send:
         print(f"{why:<8} {run.job_type:<9} {run.id}  {run.name}  ({len(run.rows)} rows, {_ending(run)})")
     where = f"written to {folder / 'wandb'}" if offline else f"sent to {target}"
-    print(f"{len(todo.send)} runs would be {where}{todo.rest}")
+    print(f"{len(difference.send)} runs would be {where}{difference.rest}")
 
 
 def _ending(run: RunSpec) -> str:
@@ -135,10 +136,10 @@ def _ending(run: RunSpec) -> str:
 def _offline(folder: Path, runs: list[RunSpec], entity: str | None, project: str) -> None:
     from ratplus.sweeps.mirror.write import offline_checksums, write_run
 
-    todo = _compare(runs, offline_checksums(folder))
-    for run in _with_progress(todo):
+    difference = _compare(runs, offline_checksums(folder))
+    for run in _with_progress(difference):
         write_run(run, "offline", folder, project, entity)
-    print(f"{len(todo.send)} runs written to {folder / 'wandb'}{todo.rest}")
+    print(f"{len(difference.send)} runs written to {folder / 'wandb'}{difference.rest}")
 
 
 def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str, server: Server) -> None:
@@ -149,27 +150,27 @@ def _online(folder: Path, runs: list[RunSpec], entity: str | None, project: str,
     target = server.target(entity, project)
     known = read_ledger(folder)["targets"].get(target, {})
     existing = server.existing(entity, project, list(known)) if known else set()
-    todo = _compare(runs, {name: checksum for name, checksum in known.items() if name in existing})
+    difference = _compare(runs, {name: checksum for name, checksum in known.items() if name in existing})
     sent = 0
-    for run in _with_progress(todo):
+    for run in _with_progress(difference):
         try:
             with tempfile.TemporaryDirectory(prefix="ratplus-wandb-") as place:
                 write_run(run, "online", Path(place), project, entity)
         except Exception as error:
             raise UsageError(
-                f"{target}: run {run.id} could not be sent ({reason_of(error)}); {sent} of {len(todo.send)} were, "
-                "run the same command again for the rest"
+                f"{target}: run {run.id} could not be sent ({reason_of(error)}); {sent} of {len(difference.send)} "
+                "were, run the same command again for the rest"
             ) from None
         remember(folder, target, run, locked=True)
         sent += 1
-    print(f"{sent} runs sent to {target}{todo.rest}")
+    print(f"{sent} runs sent to {target}{difference.rest}")
 
 
-def _with_progress(todo: Todo) -> Iterator[RunSpec]:
+def _with_progress(difference: Difference) -> Iterator[RunSpec]:
     """The runs to send; on a terminal, a line shows how many were."""
-    for number, (run, _) in enumerate(todo.send, start=1):
+    for number, (run, _) in enumerate(difference.send, start=1):
         if sys.stderr.isatty():
-            print(f"\r{number}/{len(todo.send)} {run.job_type} {run.id}", end="", file=sys.stderr, flush=True)
+            print(f"\r{number}/{len(difference.send)} {run.job_type} {run.id}", end="", file=sys.stderr, flush=True)
         yield run
-    if sys.stderr.isatty() and todo.send:
+    if sys.stderr.isatty() and difference.send:
         print(file=sys.stderr)

@@ -115,7 +115,7 @@ def _load(request: Request):
     elif not re.fullmatch(r"[0-9a-f]{1,12}", request.model):
         raise UsageError(f"model={request.model}: no such folder, and not an id of a stage")
     else:
-        folder, tokenizer = _of_stage(request)
+        folder, tokenizer = _find_stage_model(request)
     model = checkpoint.load(folder).eval()
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
@@ -127,7 +127,8 @@ def _load(request: Request):
     return (model.cuda() if torch.cuda.is_available() else model), tokenizer
 
 
-def _of_stage(request: Request):
+def _find_stage_model(request: Request):
+    """The folder that holds the model of a stage of a sweep, and the tokenizer of that sweep's corpus."""
     from ratplus.data.corpus import open_corpus
     from ratplus.data.sources import prepare
     from ratplus.records.manifest import read_manifest

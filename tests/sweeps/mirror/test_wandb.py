@@ -283,7 +283,7 @@ def test_sync_without_key_or_network_says_what_to_do(swept):
         (line,) = done.stderr.strip().splitlines()
         assert line.startswith("ratplus: error: ")
         assert message in line
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 150  # an answer that never comes is not waited for
 
 
 def test_a_stale_page_alone_is_made_again_with_its_commands(place, monkeypatch, capsys):
