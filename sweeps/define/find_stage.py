@@ -17,7 +17,8 @@ def find_stage(
     Messages name `verb`, and say with `elsewhere` how to name another sweep folder.
 
     Raises:
-        UsageError: none or several, or `folder` is not a sweep folder.
+        RecordError: `folder` is no sweep folder.
+        UsageError: no stage has such an id, or several have.
     """
     if not wanted or set(wanted) - set("0123456789abcdef"):
         raise UsageError(

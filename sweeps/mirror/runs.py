@@ -152,7 +152,7 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
     A stage that is at work has `exit_code=None`. Stages that have not begun are left out.
 
     Raises:
-        UsageError: not a sweep folder, or its manifest is damaged.
+        RecordError: the folder is no sweep folder, or its manifest is damaged.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -276,7 +276,7 @@ def test_sync_without_key_or_network_says_what_to_do(swept):
     for words, extra, message in [
         (["sync", "out"], {}, "no W&B API key for"),
         (["sync", "out"], {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}, "cannot be reached"),
-        (["sync", "nowhere", "--dry-run"], {}, "not a sweep folder"),
+        (["sync", "nowhere", "--dry-run"], {}, "nowhere: no such folder; give the output folder of a sweep"),
     ]:
         done = ratplus(swept, *words, extra=extra)
         assert done.returncode == 2, done.stdout

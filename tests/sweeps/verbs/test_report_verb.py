@@ -91,8 +91,8 @@ def test_a_sweep_against_itself_does_not_differ(place, capsys):
         (["both", "one", "both"], "got 3 folders"),
         (["both", "one", "--gates"], "of one sweep folder"),
         (["both", "one"], "no cell that both sweeps have is finished in both"),
-        (["both", "."], "not a sweep folder"),
-        (["absent"], "not a sweep folder"),
+        (["both", "."], ".: holds no sweep.json, so it is not the output folder of a sweep"),
+        (["absent"], "absent: no such folder; give the output folder of a sweep"),
     ],
 )
 def test_mistakes_are_one_line(words, said, capsys):
