@@ -20,7 +20,6 @@ Run it as `python -m ratplus.analysis.efficiency bench.json`, with `ratplus benc
 # %%
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ import pandas as pd
 from ratplus.analysis.draw.efficiency import OURS, case_names, kernels_figure, lengths_figure, models_figure
 from ratplus.analysis.draw.output import Picture, write
 from ratplus.analysis.draw.tables import Table, number
+from ratplus.analysis.frame.bench_results import BenchResult, read_results
 from ratplus.analysis.notebook import run
 
 NAME = "efficiency"
@@ -37,48 +37,17 @@ MOST_ROWS = 120
 
 # %% [markdown]
 """
-## Reading
+## Plain values
 
-Columns of `kernels_table`: device, op, shape, pattern, candidate, ms_p50, ms_p20, ms_p80, repeats, dense_ratio (time
-over that of dense attention at the same shape; null where there is none), limit_ms, limit_fraction (limit_ms over
-ms_p50: 1 is as fast as the ceilings allow), bandwidth_fraction, matmul_fraction, gb_s, tflop_s, peak_bytes.
-
-Columns of `models_table`: device, then those of a row of `ratplus bench model` (ratplus/bench/measure.py), with
-prefill_limit_fraction and decode_limit_fraction.
+A row of `kernels_table` is a `KernelRow` (`analysis/frame/bench_results.py`) with its device and two more columns:
+`dense_ratio` is its time over that of dense attention at the same shape (null where there is none), `limit_fraction` is
+`limit_ms` over `ms_p50` (1 is as fast as the ceilings allow). A row of `models_table` is a row of `ratplus bench model`
+with its device, `prefill_limit_fraction` and `decode_limit_fraction`.
 """
 
 
 # %%
-def read_results(path: Path | str) -> list[dict]:
-    """The benchmark results of a JSON file, or of every one in a folder (other JSON files there are left alone).
-
-    Raises:
-        ValueError: no such file, not a benchmark's, or a folder without one.
-    """
-    path = Path(path)
-    if path.is_dir():
-        found = [result for file in sorted(path.glob("*.json")) if (result := _read(file)) is not None]
-        if not found:
-            raise ValueError(f"{path}: holds no JSON file of `ratplus bench ... --json`")
-        return found
-    result = _read(path)
-    if result is None:
-        raise ValueError(f"{path}: not a JSON file of `ratplus bench ... --json`")
-    return [result]
-
-
-def _read(path: Path) -> dict | None:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file or folder; `ratplus bench ... --json {path}` writes it") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from None
-    whole = isinstance(result, dict) and result.get("benchmark") in ("kernels", "model")
-    return result if whole and isinstance(result.get("rows"), list) else None
-
-
-def kernels_table(results: list[dict]) -> pd.DataFrame:
+def kernels_table(results: list[BenchResult]) -> pd.DataFrame:
     """One row a candidate and case; columns as above. Empty if no result is of `bench kernels`."""
     rows = _rows(results, "kernels")
     if rows.empty:
@@ -98,7 +67,7 @@ def kernels_table(results: list[dict]) -> pd.DataFrame:
     ]]  # fmt: skip
 
 
-def models_table(results: list[dict]) -> pd.DataFrame:
+def models_table(results: list[BenchResult]) -> pd.DataFrame:
     """One row a model, context, batch and pattern; columns as above. Empty if no result is of `bench model`."""
     rows = _rows(results, "model")
     if rows.empty:
@@ -110,14 +79,14 @@ def models_table(results: list[dict]) -> pd.DataFrame:
     return rows
 
 
-def _rows(results: list[dict], benchmark: str) -> pd.DataFrame:
+def _rows(results: list[BenchResult], benchmark: str) -> pd.DataFrame:
     return pd.DataFrame(
         [{"device": result["device"]} | row for result in results if result["benchmark"] == benchmark
          for row in result["rows"]]
     )  # fmt: skip
 
 
-def skipped(results: list[dict], benchmark: str) -> list[str]:
+def skipped(results: list[BenchResult], benchmark: str) -> list[str]:
     """What was not measured and why, one line for each reason."""
     reasons: dict[str, list[str]] = {}
     for result in results:
@@ -176,7 +145,7 @@ def models_summary(rows: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def kernels_caption(results: list[dict]) -> str:
+def kernels_caption(results: list[BenchResult]) -> str:
     """What the columns of `kernels_summary` mean."""
     return (
         f"Operators on {_machines(results, 'kernels')}. ms: median. × dense: time over that of dense attention at the "
@@ -186,7 +155,7 @@ def kernels_caption(results: list[dict]) -> str:
     )
 
 
-def models_caption(results: list[dict]) -> str:
+def models_caption(results: list[BenchResult]) -> str:
     """What the columns of `models_summary` mean."""
     return (
         f"Whole models on {_machines(results, 'model')}. Prefill: of the context; decode: a token at that context "
@@ -196,8 +165,8 @@ def models_caption(results: list[dict]) -> str:
     )
 
 
-def _machines(results: list[dict], benchmark: str) -> str:
-    def one(result: dict) -> str:
+def _machines(results: list[BenchResult], benchmark: str) -> str:
+    def one(result: BenchResult) -> str:
         threads = "" if "NVIDIA" in result["device"] else f", {result['threads']} thread{'s'[: result['threads'] > 1]}"
         return f"{result['device']} ({result['dtype']}{threads}, torch {result['torch']})"
 
@@ -235,12 +204,12 @@ def contents(path: Path) -> list[Table | Picture]:
     return _contents(read_results(path))
 
 
-def write_results(results: list[dict], folder: Path) -> list[Path]:
+def write_results(results: list[BenchResult], folder: Path) -> list[Path]:
     """Write the same of results that are at hand into `folder`; returns the paths."""
     return write(_contents(results), folder)
 
 
-def _contents(results: list[dict]) -> list[Table | Picture]:
+def _contents(results: list[BenchResult]) -> list[Table | Picture]:
     kernels, models = kernels_table(results), models_table(results)
     if kernels.empty and models.empty:
         raise ValueError("nothing was measured, so there is nothing to show; the JSON file's `skipped` says why")

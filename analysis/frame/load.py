@@ -43,8 +43,8 @@ from pathlib import Path
 import pandas as pd
 
 from ratplus.costs.facts import pattern_facts
-from ratplus.records.manifest import MANIFEST_FILE, read_manifest
-from ratplus.records.record import STAGES
+from ratplus.records.manifest import MANIFEST_FILE, Entry, read_manifest
+from ratplus.records.record import STAGES, Record
 from ratplus.records.status import State, cell_state, stage_state
 
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
@@ -58,6 +58,8 @@ DERIVED = {
     "run", "cells", "done", "place", "average", "average_stderr", "arl", "adapted", "adaptation_steps", "combination",
     "local", "name", "x",
 }  # fmt: skip
+# Entries of `timing` that earlier versions wrote under another name.
+OLDER_NAMES = {"peak_memory_bytes": "process_peak_memory_bytes"}
 WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "layers", "heads", "kv_heads", "context", "kv_bytes")
 
 
@@ -69,13 +71,13 @@ class Sweep:
         folder: where it lies.
         frame: as `load_sweep` returns it.
         entries: the cells as `sweep.json` has them.
-        records: of each cell, what its evaluation's record says besides config and metrics; None if not done.
+        records: for each cell the provenance and timing of its evaluation's record; None if it is not done.
     """
 
     folder: Path
     frame: pd.DataFrame
-    entries: list[dict]
-    records: list[dict | None]
+    entries: list[Entry]
+    records: list[Record | None]
 
 
 def load_sweep(folder: Path | str) -> pd.DataFrame:
@@ -120,7 +122,7 @@ def read_sweep(folder: Path | str) -> Sweep:
         record = state.record if state.status == "done" else {}
         rows.append(row)
         results.append(_flatten(record.get("metrics") or {}))
-        timings.append({k: float(v) for k, v in (record.get("timing") or {}).items() if _is_number(v)})
+        timings.append(_timing(record.get("timing") or {}))
         records.append({k: record[k] for k in ("provenance", "timing") if k in record} if record else None)
     columns, names = _columns(rows, results, timings, axes)
     frame = pd.DataFrame(columns)
@@ -133,7 +135,7 @@ def read_sweep(folder: Path | str) -> Sweep:
     return Sweep(folder, frame, sweep["cells"], records)
 
 
-def _describe(cell: dict) -> dict:
+def _describe(cell: Entry) -> dict:
     """What is known of a cell before it has run."""
     model = cell["config"]["model"]
     context = int(cell["config"]["train"]["context"])
@@ -175,6 +177,11 @@ def _rope(model: dict) -> str:
 
 def _flatten(metrics: dict) -> dict[str, tuple[float, float]]:
     return {name: (_number(entry.get("value")), _number(entry.get("stderr"))) for name, entry in metrics.items()}
+
+
+def _timing(timing: dict) -> dict[str, float]:
+    """The numbers of a record's `timing`, under the names that this version writes."""
+    return {OLDER_NAMES.get(name, name): float(value) for name, value in timing.items() if _is_number(value)}
 
 
 def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: list[dict]) -> tuple[dict, dict]:

@@ -12,7 +12,8 @@ from ratplus.analysis import efficiency
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.efficiency import kernels_figure, lengths_figure, models_figure
 from ratplus.analysis.draw.output import write
-from ratplus.analysis.efficiency import kernels_table, models_table, read_results, skipped, write_results
+from ratplus.analysis.efficiency import kernels_table, models_table, skipped, write_results
+from ratplus.analysis.frame.bench_results import read_results
 
 PATTERNS = ["D1", "D4", "D16", "D64", "D16-W256", "stream-W1024-I4"]
 

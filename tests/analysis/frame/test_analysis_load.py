@@ -114,6 +114,14 @@ def test_unknown_metrics_axes_and_clashing_names(sweep):
     assert frame["variant"][1] == "train.lr=0.0003"
 
 
+def test_memory_of_older_records_has_its_new_name(sweep):
+    sweep.add("ratplus_tiny", Pattern(1), sweep.results(1.7), timing={"peak_memory_bytes": 5})
+    sweep.add("ratplus_tiny", Pattern(4), sweep.results(1.7), timing={"process_peak_memory_bytes": 7})
+    frame = load_sweep(sweep.write())
+    assert list(frame["timing:process_peak_memory_bytes"]) == [5, 7]
+    assert "timing:peak_memory_bytes" not in frame
+
+
 def test_names_that_tables_use_for_columns_of_their_own(sweep):
     names = ("run", "cells", "done", "average", "loss_delta", "frontier_kv", "combination")
     for dilation in (1, 4):
