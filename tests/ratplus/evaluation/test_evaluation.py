@@ -81,6 +81,26 @@ def test_batch_size_never_changes_a_score():
     np.testing.assert_allclose(whole, direct[..., 0].numpy(), atol=1e-5)
 
 
+def test_positions_without_a_label_score_nothing():
+    from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
+    from ratplus.evaluation.suites import _of_text, _score
+
+    model = RATPlus(ModelConfig(11, 1, 16, 8, max_len=16))
+    model.reset_parameters(0, 0.3)
+    x = np.random.default_rng(0).integers(0, 11, (6, 16))
+    with torch.no_grad():
+        likeliest = model(torch.from_numpy(x)).argmax(-1).numpy()
+    asked = np.random.default_rng(1).random((6, 16)) < 0.5
+    labels = np.where(asked, likeliest, -100)
+    loss, correct = _score(model, PatternMap.uniform(Pattern(), 1, 2), x, labels)
+    np.testing.assert_array_equal(correct, asked)
+    assert (loss[~asked] == 0).all()
+    assert (loss[asked] > 0).all()
+    metrics, samples, _ = _of_text([(loss, correct)], labels)
+    assert (metrics["next_token_accuracy"]["value"], metrics["loss"]["count"]) == (1.0, asked.sum())
+    assert [row["count"] for row in samples] == asked.sum(axis=1).tolist()
+
+
 # ---- cloze --------------------------------------------------------------------------------------------------------
 
 

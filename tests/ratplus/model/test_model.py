@@ -136,8 +136,19 @@ def test_stop_token_and_sampling():
     assert set(stopped[first:]) == {stop}
     draw = lambda **kw: model.generate([[1, 2, 3]] * 4, None, 8, temperature=1.0, **kw).tolist()  # noqa: E731
     assert draw(seed=1) == draw(seed=1) != draw(seed=2)
+    # Cold draws are greedy, warm ones are not.
+    cold = model.generate([[1, 2, 3]], None, 10, temperature=1e-4, seed=5)[0].tolist()
+    assert cold == greedy != model.generate([[1, 2, 3]], None, 10, temperature=1.0, seed=5)[0].tolist()
     # A nucleus that holds one token only is greedy.
     assert model.generate([[1, 2, 3]], None, 10, temperature=1.0, top_p=1e-9, seed=5)[0].tolist() == greedy
+
+
+def test_generation_may_fill_the_models_length():
+    """The last new token is never fed, so it needs no place."""
+    model = make()
+    assert model.generate([[1, 2, 3], [4]], None, 62).shape == (2, 62)
+    with pytest.raises(ValueError, match="sequence of 65 tokens is longer than the model's max_len=64"):
+        model.generate([[1, 2, 3], [4]], None, 63)
 
 
 @pytest.mark.parametrize(
