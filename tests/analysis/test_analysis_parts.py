@@ -370,6 +370,13 @@ def test_weights_and_seeds_of_stored_samples(two):
     assert rows[2]["stderr"] == pytest.approx(rows[1]["stderr"])
 
 
+def test_the_bootstraps_p_and_interval():
+    # Means of two draws from these: 3, 1, 1 and -1; a quarter lies below zero, and p counts both sides.
+    assert paired_bootstrap(np.array([3.0, -1.0]))["p"] == pytest.approx(0.5, abs=0.06)
+    found = paired_bootstrap(np.random.default_rng(3).normal(0.0, 1.0, 400))
+    assert (found["high"] - found["low"]) / found["stderr"] == pytest.approx(2 * 1.96, rel=0.06)
+
+
 def test_holm_on_an_example_worked_by_hand():
     assert list(holm(pd.Series([0.01, 0.04, 0.03, np.nan]))) == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)
 

@@ -290,3 +290,14 @@ def test_rows_at_a_time_are_no_science():
     assert science(entries[0]) == science(entries[1])
     with pytest.raises(UsageError, match=r"^train.pretrain.micro_batch: cannot have several values; it says how cells"):
         compose_cells(["train.pretrain.micro_batch=1,2"])
+
+
+def test_a_model_without_active_recurrence_learning_has_no_axis_of_its_lengths():
+    from ratplus.stages.plan import plan
+    from ratplus.sweeps.define.manifest import entry_of, name_axes
+
+    words = ["train.pretrain.arl=true,false", "train.pretrain.arl_dilation=16,64"]
+    entries = [entry_of(c, plan(c.config, {}, 256), {"sha256": {}}) for c in compose_cells(words)]
+    name_axes(entries)
+    found = sorted((e["axes"]["train.pretrain.arl"], e["axes"].get("train.pretrain.arl_dilation")) for e in entries)
+    assert found == [(False, None), (False, None), (True, 16), (True, 64)]

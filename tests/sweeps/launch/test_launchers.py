@@ -130,6 +130,31 @@ def test_a_pool_waits_for_pretraining_and_spares_its_cells(tmp_path):
     }  # fmt: skip
 
 
+def test_a_slot_is_taken_by_one_task_at_a_time(tmp_path):
+    """A slot stands for GPUs: the next task gets the one that became free, whichever that is."""
+    running, log = set(), []
+
+    class Uneven(Pretended):
+        def __init__(self, item, slot):
+            super().__init__(item, slot, {}, log)
+            assert slot not in running
+            running.add(slot)
+            self._left = {"a D1": 2, "a D2": 5, "a D4": 9, "a D8": 2}[item.name]
+
+        def poll(self):
+            code = super().poll()
+            if code is not None:
+                running.discard(self.slot)
+            return code
+
+        def ending(self):
+            return ""
+
+    items = work_items([entry("a", d) for d in (1, 2, 4, 8)], "evaluate")[1:]
+    run_pool(items, tmp_path, 2, Uneven, lambda *_: None)
+    assert [(name, slot) for _, name, slot in log] == [("a D1", 0), ("a D2", 1), ("a D4", 0), ("a D8", 1)]
+
+
 def test_max_failures_starts_no_more_but_lets_run(tmp_path):
     items = work_items([entry("a", d) for d in (1, 2, 4, 8, 16, 32)], "evaluate")[1:]  # pretraining is done
     codes = {"a D1": 1, "a D4": -9}

@@ -92,6 +92,16 @@ def test_each_cell_is_told_once(sweep):
     assert "1 done, 1 running, 1 failed, 1 missing; about 65 s left, 1 at once as now" in text
 
 
+def test_work_on_a_cell_tells_more_than_that_it_failed_before(sweep):
+    folder, entries = sweep
+    failed = entries[1]
+    finish(folder, failed, "evaluate", error={"type": "Bad", "message": "luck", "attempt": 1})
+    assert SweepView(folder).cells[1]["status"] == "failed"
+    with FolderLock(folder / "adapt" / failed["stages"]["adapt"]):
+        found = SweepView(folder).cells[1]
+    assert (found["status"], found["stage"], found["error"]) == ("running", "adapt", "")
+
+
 def test_time_left(sweep):
     """Two cells of 40 s are left, of which 15 s are done, by one worker; a failed cell is nobody's work."""
     folder, entries = sweep
