@@ -65,6 +65,16 @@ def test_recall_by_distance():
     assert metrics["recall_accuracy_1_8"]["count"] == 8
 
 
+def test_a_distance_at_a_border_belongs_to_the_bin_that_begins_there():
+    labels, distances, correct = np.full((1, 64), -100), np.zeros((1, 64), int), np.zeros((1, 64), bool)
+    labels[0, 40:42], distances[0, 40:42], correct[0, 40] = 1, (31, 32), True
+    metrics = _recall_metrics([(None, correct)], labels, distances)
+    found = {name: (metric["value"], metric["count"]) for name, metric in metrics.items()}
+    assert found == {
+        "recall_accuracy": (0.5, 2), "recall_accuracy_1_32": (1.0, 1), "recall_accuracy_32_64": (0.0, 1),
+    }  # fmt: skip
+
+
 def test_batch_size_never_changes_a_score():
     from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
     from ratplus.evaluation.suites import _score
@@ -238,6 +248,8 @@ def test_needle_scores():
 
     assert overlap(" 12, 34", ["12", "34"]) == substring("it is 12 and 34", ["12", "34"]) == 1
     assert overlap("it is 12", ["12"]) == 0
+    assert overlap("12, 34, 99", ["12", "34"]) == 1  # what else is said costs nothing
+    assert overlap("12", ["12", "34"]) == 0.5
     assert overlap("12,99", ["12", "34"]) == substring("x12", ["12", "34"]) == 0.5
 
 
