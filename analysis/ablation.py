@@ -38,7 +38,7 @@ MOST_LINES = 10
 """
 ## Tables
 
-`recurrence`, `arl` (`off`, or its D*) and `adapted` say what was on; null where the sweep does not tell.
+`recurrence`, `arl` (`off`, or its D*) and `adapted` say what was on; they are null where the sweep does not vary it.
 """
 
 
@@ -69,7 +69,7 @@ def _others(frame: pd.DataFrame) -> list[str]:
 
 def _arl(axes: dict) -> str | None:
     if ARL not in axes:
-        # Only trained with it, at several dilations, or no such axis at all.
+        # The sweep trains with ARL only, at several dilations, or varies neither.
         return f"D* = {axes[DILATION]:g}" if DILATION in axes and not pd.isna(axes[DILATION]) else None
     if not axes[ARL] or pd.isna(axes[ARL]):
         return "off"
@@ -77,17 +77,17 @@ def _arl(axes: dict) -> str | None:
 
 
 def _combination(row: pd.Series) -> str:
-    """Everything but the adaptation, which has panels of its own."""
+    """The name of a line: everything but the adaptation, which has panels of its own."""
     name = row["model"]
     if row["arl"] is not None:
         name += ", no ARL" if row["arl"] == "off" else f", ARL {row['arl']}".replace("ARL on", "ARL")
-    rest = [part for part in str(row["variant"]).split(", ") if not _known(part)]
+    rest = [part for part in str(row["variant"]).split(", ") if not _has_a_name(part)]
     if row.get("several_steps") and row["adapted"]:
         rest.append(f"{STEPS}={row['adaptation_steps']:g}")
     return run_name(name, ", ".join(rest))
 
 
-def _known(part: str) -> bool:
+def _has_a_name(part: str) -> bool:
     return part.partition("=")[0] in (ARL, DILATION, STEPS)
 
 

@@ -67,7 +67,7 @@ def summary(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> pd.DataFra
     shown = []
     for (name, pattern), curve in rows.groupby(["run", "pattern"], sort=False):
         first, last = curve["loss"].iloc[0], curve["loss"].iloc[-1]
-        # On the whole way down; a curve that does not fall has no half of it.
+        # The first step at which half of the whole fall was done; a curve that does not fall has none.
         below = curve["loss"] <= (first + last) / 2
         half = curve["tokens"][below].iloc[0] if last < first and below.any() else np.nan
         shown.append(

@@ -24,7 +24,7 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, run_name, short_patterns
 from ratplus.analysis.frame.load import read_sweep
 from ratplus.analysis.frame.samples import same_items, scores
-from ratplus.analysis.frame.tasks import describe, is_cost, is_share
+from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.analysis.page.compare import write_compare_page
 
 RESAMPLES = 2000
@@ -66,10 +66,10 @@ def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     if not set(a[RUN].itertuples(index=False, name=None)) & set(b[RUN].itertuples(index=False, name=None)):
         runs = [sorted({run_name(*run) for run in f[RUN].itertuples(index=False, name=None)}) for f in (a, b)]
         if len(runs[0]) != 1 or len(runs[1]) != 1:
-            told = " and ".join(", ".join(names[:6]) for names in runs)
+            models = " and ".join(", ".join(names[:6]) for names in runs)
             raise ValueError(
-                f"the two sweeps have no model in common ({told}); two different models are compared where each sweep "
-                "has only one"
+                f"the two sweeps have no model in common ({models}); two different models are compared where each "
+                "sweep has only one"
             )
         keys = ["pattern", "seed"]
     ours = a[keys].assign(a=range(len(a)))
@@ -134,7 +134,7 @@ def _difference(values, errors, samples) -> dict:
         for x, y in samples
     ]
     if all(items is not None and len(items) > 1 for items in joined):
-        # The same items for every seed: an item's difference is the mean over seeds.
+        # Every seed has the same items, so the difference of an item is its mean over seeds.
         mean = pd.concat(joined).groupby(level=0).mean()
         weight = mean["weight_a"].to_numpy()
         return paired_bootstrap((mean["value_b"] - mean["value_a"]).to_numpy(), weight)
@@ -156,7 +156,7 @@ def paired_bootstrap(differences: np.ndarray, weights: np.ndarray | None = None,
     generator = np.random.default_rng(seed)
     mean = float((differences * weights).sum() / weights.sum())
     means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 200):  # in parts: a large task has many items
+    for start in range(0, RESAMPLES, 200):  # in parts, because a large task has many items
         picked = generator.integers(0, len(differences), (200, len(differences)))
         means[start : start + 200] = (differences * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -180,9 +180,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a pair of runs and pattern: of the loss and of each total, both values and the difference, rounded."""
     names = short_patterns(rows)
     shares = {
-        name: is_share(describe(name).measure, [*own["a"], *own["b"]])
+        name: is_share(result_column(name).measure, [*own["a"], *own["b"]])
         for name, own in rows.groupby("metric", sort=False)
-        if name != "perplexity" and not describe(name).part
+        if name != "perplexity" and not result_column(name).part
     }
     lines = []
     for (run_a, run_b, pattern), part in rows.groupby(["run_a", "run_b", "pattern"], sort=False):

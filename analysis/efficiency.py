@@ -48,7 +48,7 @@ with its device, `prefill_limit_fraction` and `decode_limit_fraction`.
 
 # %%
 def kernels_table(results: list[BenchResult]) -> pd.DataFrame:
-    """One row a candidate and case; columns as above. Empty if no result is of `bench kernels`."""
+    """One row a candidate and case; columns: see above. Empty if no result is of `bench kernels`."""
     rows = _rows(results, "kernels")
     if rows.empty:
         return rows
@@ -68,7 +68,7 @@ def kernels_table(results: list[BenchResult]) -> pd.DataFrame:
 
 
 def models_table(results: list[BenchResult]) -> pd.DataFrame:
-    """One row a model, context, batch and pattern; columns as above. Empty if no result is of `bench model`."""
+    """One row a model, context, batch and pattern; columns: see above. Empty if no result is of `bench model`."""
     rows = _rows(results, "model")
     if rows.empty:
         return rows

@@ -31,7 +31,7 @@ from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, over_see
 from ratplus.analysis.notebook import run
 
 NAME = "niah_depth"
-# Figures have room for so many models, and for so many patterns each.
+# A figure has room for so many models, and for so many patterns of each.
 MOST_RUNS, MOST_PATTERNS = 4, 14
 # `<task>_overlap_<from>_<to>` in percent of the haystack, <to> excluded; the last bin ends at 101.
 _BIN = re.compile(r"(?:.*[/:])?(niah_\w+?)_overlap_(\d+)_(\d+)")
@@ -167,7 +167,7 @@ def figure(frame: pd.DataFrame) -> Figure:
 
 
 def _mean(row: dict, tasks: dict, depth: tuple[int, int]) -> float:
-    """Over the tasks that have this depth; null where one of them has no value: never the mean of the others."""
+    """The mean over the tasks that have this depth; null where one has no value, never the mean of the others."""
     return float(np.mean([row[columns[depth]] for columns in tasks.values() if depth in columns]))
 
 

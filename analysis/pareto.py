@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.labels import place_labels
@@ -32,13 +33,13 @@ from ratplus.analysis.notebook import run
 
 NAME = "pareto"
 TIME = "timing:decode_ms_per_token"
-# Column, title of the axis, scale of the values.
+# For each cost: its column, the title of its axis, and the scale of its values.
 COSTS = (
     ("kv_bytes", "KV cache of a sequence (KiB)", 1 / 1024),
     ("attention_flops", "Attention MFLOPs of a forward", 1e-6),
     (TIME, "Decode time (ms a token)", 1),
 )
-# Column, title, scale, whether less is better.
+# For each quality: its column, the title of its axis, the scale of its values, and whether less is better.
 QUALITIES = (("loss", "Held-out loss (nats)", 1, True), ("recall_accuracy", "Recall accuracy (%)", 100, False))
 MOST_RUNS = 5
 
@@ -71,7 +72,7 @@ def frontier(costs: pd.Series, values: pd.Series, lower: bool = True) -> pd.Seri
     reached, last = np.inf, None
     known = costs.notna() & np.isfinite(values)
     for place in pd.DataFrame({"cost": costs, "value": values})[known].sort_values(["cost", "value"]).index:
-        # Equal in both is as good: neither of two such rows beats the other.
+        # Neither of two rows that are equal in both beats the other.
         same = last is not None and costs[place] == costs[last] and values[place] == values[last]
         if values[place] < reached or same:
             best[place], reached, last = True, values[place], place
@@ -139,12 +140,12 @@ def figure(frame: pd.DataFrame) -> Figure:
                     best = frontier(own[cost], own[metric], lower)
                     _draw(axes, xs, ys, best, looks[name], marks[name])
                     shared = [sharing(*pair) for pair in zip(own["heads"], own["kv_heads"])]
-                    told = own["pattern"].map(labels) + [f" {word}" if word else "" for word in shared]
-                    points[axes] += zip(xs, ys, told.where(best, ""))
+                    texts = own["pattern"].map(labels) + [f" {word}" if word else "" for word in shared]
+                    points[axes] += zip(xs, ys, texts.where(best, ""))
                 if cost != TIME:
                     axes.set_xscale("log", base=2)
                     axes.xaxis.set_major_formatter("{x:g}")
-                    axes.xaxis.set_major_locator(_powers(rows[cost].astype("float64") * cost_scale))
+                    axes.xaxis.set_major_locator(_power_of_two_ticks(rows[cost].astype("float64") * cost_scale))
                     axes.minorticks_off()
                 axes.margins(x=0.12, y=0.12)
                 if row == len(qualities) - 1:
@@ -171,10 +172,8 @@ def _draw(axes: Axes, xs: pd.Series, ys: pd.Series, best: pd.Series, look: style
     axes.plot(xs[~best], ys[~best], alpha=0.45, markersize=2.6, zorder=2, **colours)
 
 
-def _powers(values: pd.Series):
+def _power_of_two_ticks(values: pd.Series) -> FixedLocator:
     """Ticks at powers of two, at most five of them."""
-    from matplotlib.ticker import FixedLocator
-
     values = values[values > 0]  # no attention at all costs nothing, which has no place on a logarithmic axis
     if values.empty:
         return FixedLocator([1.0])

@@ -21,7 +21,7 @@ import pandas as pd
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, progress, short_patterns, with_delta
 from ratplus.analysis.frame.reference import paper_rows
-from ratplus.analysis.frame.tasks import SUITES, Task, is_share, niah_groups, tasks_of
+from ratplus.analysis.frame.tasks import SUITES, ResultColumn, by_suite, is_share, niah_groups
 from ratplus.analysis.notebook import run
 
 NAME = "pattern_tables"
@@ -38,10 +38,10 @@ records a total of its own has that instead. It is null where one of its tasks i
 
 
 # %%
-def suites(frame: pd.DataFrame) -> dict[str, list[Task]]:
+def suites(frame: pd.DataFrame) -> dict[str, list[ResultColumn]]:
     """{suite: tasks} that a finished cell has a value of; loss and perplexity stand in accuracy_vs_dilation already."""
     measured = [name for name in frame.attrs["metrics"] if frame[name].notna().any()]
-    found = tasks_of(measured)
+    found = by_suite(measured)
     found.pop("positions", None)  # the module of that name shows them
     if all(task.column in ("loss", "perplexity", "next_token_accuracy") for task in found.get("language", ())):
         found.pop("language", None)
@@ -82,7 +82,7 @@ def summary(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
     return shown if frame.attrs.get("reference") != "paper" else _with_paper(shown, suite)
 
 
-def _with_average(cells: pd.DataFrame, tasks: list[Task]) -> pd.DataFrame:
+def _with_average(cells: pd.DataFrame, tasks: list[ResultColumn]) -> pd.DataFrame:
     """The cells with `average`, its standard error and its difference to dense; for needles also the paper's groups."""
     cells = cells.copy()
     averaged = [task for task in tasks if task.whole] or _one_measure(tasks)
@@ -95,22 +95,22 @@ def _with_average(cells: pd.DataFrame, tasks: list[Task]) -> pd.DataFrame:
     return with_delta(cells, "average")
 
 
-def _one_measure(tasks: list[Task]) -> list[Task]:
-    best: dict[str, Task] = {}
+def _one_measure(tasks: list[ResultColumn]) -> list[ResultColumn]:
+    best: dict[str, ResultColumn] = {}
     for task in tasks:
         if task.task not in best or task.rank < best[task.task].rank:
             best[task.task] = task
     return list(best.values())
 
 
-def _mean(cells: pd.DataFrame, tasks: list[Task]) -> tuple[pd.Series, pd.Series]:
+def _mean(cells: pd.DataFrame, tasks: list[ResultColumn]) -> tuple[pd.Series, pd.Series]:
     """Mean over tasks and its standard error, tasks taken as independent; null where any is."""
     names = [task.column for task in tasks]
     errors = cells[[f"{name}_stderr" for name in names]]
     return cells[names].mean(axis=1, skipna=False), np.sqrt((errors**2).sum(axis=1, skipna=False)) / len(names)
 
 
-def _shown_columns(cells: pd.DataFrame, tasks: list[Task]) -> list[tuple[str, str, float, int, bool]]:
+def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple[str, str, float, int, bool]]:
     """(title, column, scale, digits, lower is better) of each column of numbers; titles all different."""
     columns = []
     parts = [task for task in tasks if not task.whole]

@@ -44,7 +44,7 @@ from ratplus.records.record import RecordError, read_record
 NAME = "positions"
 MOST_RUNS, MOST_PATTERNS = 8, 3
 METRIC = re.compile(r"(loss_at|recall_at|recall_over)_(\d+)_(\d+)")
-# Measure, scale, label of its axis; in the order of the panels.
+# For each measure: its name, scale and the label of its axis, in the order of the panels.
 MEASURES = (
     ("loss_at", 1, "Held-out loss\n(nats per token)"),
     ("recall_at", 100, "Recall (%)"),
@@ -74,12 +74,12 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for mean in over_seeds(cells, [name for *_, name in bins]).to_dict("records"):
         run_key = tuple(mean[key] for key in RUN)
-        told = {key: mean[key] for key in ("run", *RUN, "pattern")} | names[run_key]
-        told |= {"context": mean["context"], "trained": trained[run_key]}
+        cell = {key: mean[key] for key in ("run", *RUN, "pattern")} | names[run_key]
+        cell |= {"context": mean["context"], "trained": trained[run_key]}
         for measure, low, high, name in bins:
             if not pd.isna(mean[name]):
                 value = {"value": mean[name], "value_stderr": mean[f"{name}_stderr"], "seeds": mean["done"]}
-                rows.append(told | {"measure": measures[measure], "low": low, "high": high} | value)
+                rows.append(cell | {"measure": measures[measure], "low": low, "high": high} | value)
     columns = ["run", *RUN, "pattern", "rope", "rest", "context", "trained", "measure", "low", "high", "value"]
     return pd.DataFrame(rows, columns=[*columns, "value_stderr", "seeds"])
 
@@ -100,7 +100,7 @@ def _trained(cells: pd.DataFrame, folder: Path) -> dict[tuple, float]:
 
 
 def _names(cells: pd.DataFrame, axes: list[str]) -> dict[tuple, dict[str, str]]:
-    """{run: {"rope": how its positions are scaled, "rest": what else tells it from others}}."""
+    """{run: {"rope": how its positions are scaled, "rest": in what else it differs from others}}."""
     several = cells["model"].nunique() > 1
     names = {}
     for key, own in cells.groupby(RUN, sort=False):
@@ -176,7 +176,7 @@ def figure(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> Figure:
     names = short_patterns(in_order(frame))
     patterns, left_out = spread_patterns(names, rows, MOST_PATTERNS, left_out)
     measures = [measure for measure in MEASURES if measure[0] in set(rows["measure"])]
-    # Colours where only something else was varied, too.
+    # Where only something else than the scaling was varied, that has the colours.
     varied = ["rope", "rest"] if rows["rope"].nunique() > 1 else ["rest", "rope"]
     rows = rows.rename(columns=dict(zip(varied, ("colour", "line"))))
     looks, lines = (style.looks(list(dict.fromkeys(rows[name]))) for name in ("colour", "line"))
@@ -226,8 +226,8 @@ def _legend(rows: pd.DataFrame, looks: dict, lines: dict, left_out: str) -> list
     if len(lines) > 1:
         handles += [Line2D([], [], color="0.4", linestyle=look.line, label=name) for name, look in lines.items()]
     if (rows["trained"] < rows["context"]).any():
-        told = " or ".join(f"{trained:g}" for trained in sorted(rows["trained"].unique()))
-        handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=(0, (1, 1.6)), label=f"trained: {told}"))
+        trained = " or ".join(f"{length:g}" for length in sorted(rows["trained"].unique()))
+        handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=(0, (1, 1.6)), label=f"trained: {trained}"))
     if left_out:
         handles.append(Line2D([], [], linestyle="none", label=left_out))
     return handles

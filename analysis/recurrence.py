@@ -92,7 +92,7 @@ def table(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.DataF
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of a `table`, one row a model, pattern and layer, mean over heads and seeds, and the longest memory of a head."""
+    """One row for each model, pattern and layer of a `table`: means over heads and seeds, and the longest memory."""
     groups = rows.groupby(["run", "pattern", "layer"], sort=False)
     rows = groups.agg(
         mean=("gate_mean", "mean"), low=("gate_p10", "mean"), high=("gate_p90", "mean"),
@@ -111,7 +111,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 """
 ## Figure
 
-Of each model the cell that is closest to dense, and its first seed: it is what pretraining left.
+Each model is shown by its cell that is closest to dense, with its first seed: that is what pretraining left.
 """
 
 
@@ -141,7 +141,7 @@ def figure(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> Figure:
                 left.plot(own["positions"], norms, color=looks[layer].colour, linestyle=looks[layer].line)
             left.set_ylabel("‖recurrent value‖")
             left.set_title(f"{cell.run}, {cell.pattern}")
-            image = _heat(right, np.array(own["memory_tokens"]), scale)
+            image = _heat_map(right, np.array(own["memory_tokens"]), scale)
         grid[-1][0].set_xlabel("Position (tokens)")
         grid[-1][1].set_xlabel("Head")
         bar = drawing.colorbar(image, ax=list(grid[:, 1]), pad=0.03)
@@ -162,7 +162,7 @@ def figure(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> Figure:
     return drawing
 
 
-def _heat(axes, memory_LH: np.ndarray, scale: LogNorm):
+def _heat_map(axes, memory_LH: np.ndarray, scale: LogNorm):
     image = axes.imshow(memory_LH, cmap=style.SHADES, norm=scale, aspect="auto", interpolation="nearest")
     axes.grid(False)
     axes.set_ylabel("Layer")
@@ -203,7 +203,7 @@ def schemes(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.Dat
     found["chunk"] = found["chunk"].astype("Int64")
     several = found.groupby("run")["chunk"].transform(lambda chunks: chunks.nunique(dropna=False)).gt(1)
     found = found[several.astype(bool)]
-    # Of each scheme the first pattern, which is the densest.
+    # Each scheme is shown under its first pattern, which is the densest.
     kept = found.groupby(["run", "chunk"], dropna=False)["pattern"].transform("first")
     groups = found[found["pattern"].eq(kept)].groupby(
         ["run", "chunk", "pattern", "position"], sort=False, dropna=False
@@ -212,7 +212,7 @@ def schemes(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.Dat
 
 
 def schemes_summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of `schemes`, one row a model and scheme: the norm's mean, least and most in the second half of the context."""
+    """One row for each model and scheme of `schemes`: mean, least and most norm in the second half of the context."""
     shown = []
     for (name, chunk, pattern), own in rows.groupby(["run", "chunk", "pattern"], sort=False, dropna=False):
         late = own.loc[own["position"].ge(own["position"].max() / 2), "norm"]
@@ -223,7 +223,7 @@ def schemes_summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def schemes_figure(rows: pd.DataFrame) -> Figure:
-    """Norm over time, a line a scheme and a panel a model (the first four); of `schemes`."""
+    """The norm over time of the rows of `schemes`: a line a scheme, a panel for each of the first four models."""
     names = list(dict.fromkeys(rows["run"]))
     kept = names[:MOST_RUNS]
     looks = style.sequence(list(dict.fromkeys(rows["chunk"].map(_scheme))))

@@ -61,7 +61,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame(lines)
     if frame.attrs.get("reference") == "paper":
         paper = [
-            {"Family": "RAT+ (paper)", "Model": row.model, "Parameters": _millions(_size(row.model)),
+            {"Family": "RAT+ (paper)", "Model": row.model, "Parameters": _millions(_parameters_of(row.model)),
              "Sparse (paper)": f"{row.value:.3f}"}
             for row in paper_rows("gap").itertuples()
         ]  # fmt: skip
@@ -69,7 +69,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _size(model: str) -> int:
+def _parameters_of(model: str) -> int:
     return PARAMETERS[model.split()[-1]]
 
 
@@ -115,9 +115,9 @@ def figure(frame: pd.DataFrame) -> Figure:
                 )  # fmt: skip
             if family and frame.attrs.get("reference") == "paper":
                 paper = paper_rows("gap")
-                axes.plot([_size(m) for m in paper["model"]], paper["value"], "*:", color="black", zorder=1)
+                axes.plot([_parameters_of(m) for m in paper["model"]], paper["value"], "*:", color="black", zorder=1)
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _narrow(axes) else (1,)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _is_narrow(axes) else (1,)))
             axes.xaxis.set_major_formatter(FuncFormatter(_ticks))
             axes.minorticks_off()
             axes.set_title(FAMILIES[family])
@@ -138,7 +138,7 @@ def figure(frame: pd.DataFrame) -> Figure:
 
 
 def _one_variant(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows of the variant that has the most sizes, and which it is: a line joins what differs in size only."""
+    """The rows of the variant that has the most sizes, and its name. A line joins models that differ in size only."""
     sizes = rows.groupby("variant", sort=False)["parameters"].nunique()
     if len(sizes) < 2:
         return rows, ""
@@ -146,7 +146,7 @@ def _one_variant(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return rows[rows["variant"].eq(chosen)], f"{chosen or 'no other axis'}; other variants: see table"
 
 
-def _narrow(axes) -> bool:
+def _is_narrow(axes) -> bool:
     low, high = axes.get_xlim()
     return high / low < 30
 

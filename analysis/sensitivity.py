@@ -30,7 +30,7 @@ from ratplus.pattern import Pattern
 
 NAME = "sensitivity"
 MOST_PANELS = 4
-# More cells than this a side have no room for numbers in them.
+# A heat map with more cells a side than this has no room for numbers in them.
 MOST_WITH_NUMBERS = 8
 
 # %% [markdown]
@@ -172,7 +172,7 @@ def _grid(rows: pd.DataFrame, key: tuple, metric: str) -> tuple[np.ndarray, np.n
     for row in part.itertuples():
         at = (layers if pd.isna(row.layer) else row.layer, heads if pd.isna(row.head) else row.head)
         values[at], asked[at] = getattr(row, metric), True
-    # Only what the sweep has asked for: whole layers alone need no columns for heads.
+    # Rows and columns that the sweep has not asked for are left out: whole layers need no columns for heads.
     keep_rows = asked.any(axis=1) if part["layer"].isna().all() else np.append([True] * layers, asked[layers].any())
     keep_columns = asked.any(axis=0) if part["head"].isna().all() else np.append([True] * heads, asked[:, heads].any())
     names = [*map(str, range(layers)), "all"], [*map(str, range(heads)), "all"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-# Room in inches on an axis of this width, so that tick labels of 7 pt never touch.
+# Inches on an axis of this width that each kind of place takes, so that tick labels of 7 pt never touch.
 _AXIS_IN = 2.55
 _GAP_IN, _NONE_IN, _HYBRID_IN, _DIGIT_IN, _SPACE_IN, _MARGIN_IN = 0.3, 0.28, 0.2, 0.07, 0.08, 0.12
 # With more hybrids than this, all of them share one place, "hybrid".
@@ -16,7 +16,7 @@ _MOST_HYBRIDS = 6
 
 
 class DilationAxis:
-    """Where each pattern stands, and how the axis is drawn.
+    """The x axis of a figure: it says where each pattern stands, and draws scale, ticks and limits.
 
     Args:
         points: rows with `kind`, `dilation` and `pattern`.
@@ -48,13 +48,13 @@ class DilationAxis:
         self._hybrid_names = {label: self.hybrids.get(label, "hybrid") for label in labels}
 
     def position(self, kind: str, dilation: int | None, pattern: str) -> float:
-        """x of a pattern, on the axis's log scale."""
+        """The x value of a pattern, on the axis's log scale."""
         if kind == "hybrid":
             return 2.0 ** self._places[self._hybrid_names[pattern]]
         return 2.0 ** self._places["none"] if kind == "streaming" else float(dilation)
 
     def positions(self, points: pd.DataFrame) -> list[float]:
-        """x of each row."""
+        """The x value of each row's pattern."""
         return [self.position(kind, d, p) for kind, d, p in zip(points["kind"], points["dilation"], points["pattern"])]
 
     def draw(self, panels: Sequence[Axes]) -> None:

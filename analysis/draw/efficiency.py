@@ -14,7 +14,7 @@ from ratplus.pattern import Pattern
 
 OURS = "ours"
 DENSE = "D1"
-# Candidates that no figure draws: parts of others.
+# No figure draws these candidates: they are parts of others.
 NOT_DRAWN = ("paper: its block masks alone",)
 # Labels of more letters have no room below an axis: they are numbered and spelled out in the legend.
 LONGEST_LABEL = 8
@@ -129,7 +129,7 @@ def models_figure(rows: pd.DataFrame) -> Figure:
 
 
 def _largest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of one operator, the rows at the shape with the most patterns, and of these the one with the most work."""
+    """The rows of one operator at the shape that has the most patterns; among several such shapes, the most work."""
     shapes = rows.groupby("shape", sort=False)
     work = pd.DataFrame({"patterns": shapes["pattern"].nunique(), "limit_ms": shapes["limit_ms"].max()})
     return rows[rows["shape"].eq(work.sort_values(["patterns", "limit_ms"], kind="stable").index[-1])]

@@ -37,11 +37,11 @@ def place_labels(points: Mapping[Axes, Sequence[tuple[float, float, str]]], colo
 
 
 def _place(axes: Axes, points: Sequence[tuple[float, float, str]], colour: str) -> list[str]:
-    """The same for one of the axes, once the figure has its layout."""
+    """Label the points of one of the axes, once the figure has its layout; returns the texts that found no place."""
     point = axes.figure.dpi / 72  # in pixels
     dots = axes.transData.transform([(x, y) for x, y, _ in points]) if points else []
     lines, boxes = _obstacles(axes, point)
-    taken = np.array([*boxes, *(_around(dot, MARK_RADIUS * point) for dot in dots)]).reshape(-1, 4)
+    taken = np.array([*boxes, *(_square(dot, MARK_RADIUS * point) for dot in dots)]).reshape(-1, 4)
     inside = axes.get_window_extent().extents
     left_out = []
     for (x, y, text), dot in zip(points, dots):
@@ -79,7 +79,7 @@ def _place(axes: Axes, points: Sequence[tuple[float, float, str]], colour: str) 
 
 
 def _obstacles(axes: Axes, point: float) -> tuple[list[Path], list[np.ndarray]]:
-    """In pixels: the lines drawn in axes as paths, and boxes around their markers."""
+    """What is drawn in axes, in pixels: lines as paths, and a box for each marker."""
     lines, boxes = [], []
     for line in axes.lines:
         if line.get_transform() != axes.transData:
@@ -88,14 +88,14 @@ def _obstacles(axes: Axes, point: float) -> tuple[list[Path], list[np.ndarray]]:
         marks = axes.transData.transform(np.column_stack([xs, ys]))
         marks = marks[np.isfinite(marks).all(axis=1)]
         if line.get_marker() not in (None, "", " ", "None", "none"):
-            boxes += [_around(mark, line.get_markersize() / 2 * point) for mark in marks]
+            boxes += [_square(mark, line.get_markersize() / 2 * point) for mark in marks]
         if line.get_linestyle() not in ("", " ", "None", "none") and len(marks) > 1:
             # Line2D turns its points into steps only when it is drawn.
             steps = np.column_stack(STEP_LOOKUP_MAP[line.get_drawstyle()](*marks.T))
             lines.append(Path(steps))
     for collection in axes.collections:
         marks = axes.transData.transform(collection.get_offsets())
-        boxes += [_around(mark, MARK_RADIUS * point) for mark in marks]
+        boxes += [_square(mark, MARK_RADIUS * point) for mark in marks]
     return lines, boxes
 
 
@@ -111,7 +111,7 @@ def _places(dot: np.ndarray, width: float, height: float, point: float) -> Itera
 # Boxes are arrays (left, bottom, right, top) in pixels.
 
 
-def _around(dot: np.ndarray, radius: float) -> np.ndarray:
+def _square(dot: np.ndarray, radius: float) -> np.ndarray:
     """The square box with that dot in its middle."""
     return np.array([dot[0] - radius, dot[1] - radius, dot[0] + radius, dot[1] + radius])
 

@@ -20,9 +20,9 @@ _SPECIAL = {
     "·": r"$\cdot$", "ℓ": r"$\ell$", "✓": r"$\surd$", "→": r"$\rightarrow$", "↓": r"$\downarrow$",
     "—": "---", "–": "--", "…": r"\ldots{}", "“": "``", "”": "''", "‘": "`", "’": "'", "\u00a0": "~",
 }  # fmt: skip
-# Rows of 8 pt, with caption and notes, that a page has room for.
+# A page has room for so many rows of 8 pt, with caption and notes.
 _ROWS_A_PAGE = 45
-# Of the text width at 8 pt, what still fits at 5 pt.
+# A table of 8 pt may be so many times as wide as the text: it fits once it is set at 5 pt.
 _WIDEST = 1.4
 
 # `\@nodocument` is \relax exactly from \begin{document} on: so the file can tell whether a paper inputs it.

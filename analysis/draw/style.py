@@ -29,7 +29,7 @@ _COLOURS = ("#004488", "#bb5566", "#c99700", "#555555", "#000000")
 _LINES = ("-", (0, (4, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (1.5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">", "h")
 HYBRID_MARKER = "P"
-# Of heat maps: from a blue that is told from white to a dark one, evenly in greyscale too.
+# The colours of heat maps: from a blue that differs from white to a dark blue, evenly in greyscale too.
 SHADES = matplotlib.colors.LinearSegmentedColormap.from_list(
     "shades", matplotlib.colormaps["Blues"]([0.12 + 0.88 * i / 63 for i in range(64)])
 )
@@ -49,7 +49,7 @@ class Look:
 
 
 def looks(names: list) -> dict:
-    """A Look for each name, in order; beyond five names they repeat."""
+    """A Look for each name, in order; with more than five names, looks repeat."""
     return {
         name: Look(_COLOURS[i % len(_COLOURS)], _LINES[i % len(_LINES)], filled=i % 2 == 0)
         for i, name in enumerate(names)
@@ -57,12 +57,12 @@ def looks(names: list) -> dict:
 
 
 def markers(names: list) -> dict:
-    """A marker shape for each name, in order; beyond nine names they repeat."""
+    """A marker shape for each name, in order; with more than nine names, shapes repeat."""
     return {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(names)}
 
 
 def sequence(names: list) -> dict:
-    """A Look for each of ordered names (such as dilations): dark to light, so that the order shows in greyscale too."""
+    """A Look for each of some ordered names, such as dilations: dark to light, so that greyscale shows the order."""
     shades = matplotlib.colormaps["cividis"]([i / max(1, len(names) - 1) * 0.86 for i in range(len(names))])
     colours = [matplotlib.colors.to_hex(shade) for shade in shades]
     return {name: Look(colours[i], _LINES[i % len(_LINES)], filled=i % 2 == 0) for i, name in enumerate(names)}
@@ -70,7 +70,7 @@ def sequence(names: list) -> dict:
 
 @contextmanager
 def context() -> Generator[None]:
-    """The style file, whatever the user's own matplotlibrc says; their settings are back afterwards."""
+    """Draw with the style file, whatever the user's own matplotlibrc says; the user's settings come back afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False))
@@ -91,7 +91,7 @@ def legend_below(figure: Figure, handles: list[Line2D], most: int = 2) -> None:
         legend.remove()
         if columns == 2:
             for handle in handles:
-                # About 0.06 in a letter at the legend's size, beside the handle.
+                # A letter takes about 0.06 in at the legend's size, and the handle beside the text 0.5 in.
                 handle.set_label(textwrap.fill(handle.get_label(), int((width_in - 0.5) / 0.06)))
     figure.set_figheight(height_in + legend.get_window_extent().height / figure.dpi)
 

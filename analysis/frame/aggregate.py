@@ -8,18 +8,18 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-# Cells that differ in the seed alone share these; `variant` holds whatever else a sweep varied.
+# Cells of one run differ in pattern and seed alone; `variant` holds whatever else the sweep varied.
 RUN = ["model", "variant"]
 GROUP = [*RUN, "pattern"]
-# The most serious first: what a row without any finished seed says.
+# Where no seed of a row has finished, the row has the most serious status of its seeds: the first of these.
 _UNFINISHED = ("damaged", "failed", "running", "missing")
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Cells by model and variant (as the sweep lists them), then pattern, then seed.
 
-    Patterns by dilation, window, sinks, as `Pattern.sort_key` has it; streaming after all dilations, hybrids last, in
-    the sweep's order.
+    Patterns stand by dilation, window and sinks, as `Pattern.sort_key` has it. Streaming patterns follow all dilations,
+    and hybrids come last, in the sweep's order.
     """
     patterns = {pattern: rank for rank, pattern in enumerate(frame["pattern"].drop_duplicates())}
     runs = {run: rank for rank, run in enumerate(frame[RUN].drop_duplicates().itertuples(index=False, name=None))}
@@ -41,16 +41,16 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
 def with_loss_delta(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with `loss_delta`, the loss minus that of the finished dense cell of the same model, variant and seed.
 
-    The column stands behind `loss_stderr`; null where there is no such dense cell.
+    The column stands behind `loss_stderr`; it is null where there is no such dense cell.
     """
     return with_delta(frame, "loss")
 
 
 def with_delta(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The frame with `<name>_delta` behind `<name>_stderr`: the difference to the dense cell, as `with_loss_delta`."""
+    """The frame with `<name>_delta` behind `<name>_stderr`: as `with_loss_delta`, of any result."""
     keys = [*RUN, "seed"]
     dense = frame[frame["kind"].eq("dense") & frame["status"].eq("done")]
-    # D1 with a window is dense too; the plain one is the reference where both were run.
+    # D1 with a window is dense too. Where a sweep has both, plain D1 is the reference.
     dense = in_order(dense).drop_duplicates(keys)[[*keys, name]].rename(columns={name: "dense"})
     joined = frame[keys].merge(dense, on=keys, how="left")
     frame = frame.copy()
@@ -98,46 +98,50 @@ def _joint_status(states: pd.Series) -> str:
 def run_name(model: str, variant: str) -> str:
     """What a reader calls a run: the model, and what else was varied: `attention_tiny, adapt.steps=0`.
 
-    Keys go without their group, and a key that is null is not told: it is what no other run's value is.
+    Keys are written without their group. A key whose value is null is left out: the run has none, unlike the others.
     """
-    told = [part for part in variant.split(", ") if part and not part.endswith("=None")]
-    return ", ".join([model, *(re.sub(r"^(model|train|data|eval)\.", "", part) for part in told)])
+    shown = [part for part in variant.split(", ") if part and not part.endswith("=None")]
+    return ", ".join([model, *(re.sub(r"^(model|train|data|eval)\.", "", part) for part in shown)])
 
 
 def sharing(heads: int, kv_heads: int) -> str:
-    """What a model is called whose query heads share keys and values: `GQA-2` for two heads of them, `MQA` for one."""
+    """How a model's query heads share keys and values: `GQA-2` for two heads of keys, `MQA` for one, else empty."""
     if kv_heads == heads:
         return ""
     return "MQA" if kv_heads == 1 else f"GQA-{kv_heads}"
 
 
 def first_runs(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
-    """The rows of at most `most` runs, each model's first variants, and a line that says so if there are more.
+    """The rows of at most `most` runs, and a line that says so if there are more: a figure has room for few.
 
-    A figure has room for few.
+    Each model's first variants are kept.
     """
     names = list(dict.fromkeys(rows["run"]))
     if len(names) <= most:
         return rows, ""
     models = [name.partition(", ")[0] for name in names]
-    # Each model's first, then each one's second, ...: none crowds the others out.
+    # Each model's first variant, then each one's second, and so on: no model crowds the others out.
     turns = sorted(range(len(names)), key=lambda i: models[:i].count(models[i]))
     kept = {names[i] for i in turns[:most]}
     return rows[rows["run"].isin(kept)], f"{most} of {len(names)} models and variants; all: see table"
 
 
 def spread_patterns(names: Iterable[str], rows: pd.DataFrame, most: int, left_out: str) -> tuple[list[str], str]:
-    """The patterns of `rows` in the order of `names`, at most `most` spread evenly; and what a figure says it left out.
+    """At most `most` patterns of `rows`, spread evenly, and the line in which a figure says what it leaves out.
 
-    `left_out` is what it says already.
+    Args:
+        names: patterns in their order.
+        rows: rows with a `pattern`.
+        most: how many patterns the figure has room for.
+        left_out: what the line says already.
     """
     known = set(rows["pattern"])
     patterns = [pattern for pattern in names if pattern in known]
     if len(patterns) <= most:
         return patterns, left_out
     kept = np.linspace(0, len(patterns) - 1, most).round().astype(int)
-    told = [left_out, f"{most} of {len(patterns)} patterns; all: see table"]
-    return [patterns[place] for place in kept], "; ".join(filter(None, told))
+    sentences = [left_out, f"{most} of {len(patterns)} patterns; all: see table"]
+    return [patterns[place] for place in kept], "; ".join(filter(None, sentences))
 
 
 def progress(frame: pd.DataFrame) -> str:
@@ -148,9 +152,9 @@ def progress(frame: pd.DataFrame) -> str:
 
 
 def short_patterns(rows: pd.DataFrame, longest: int = 28) -> dict[str, str]:
-    """{pattern label: the same or, if longer than `longest`, its config group's name}, all different.
+    """{pattern label: the same or, if it is longer than `longest`, the name of its config group}, all different.
 
-    A map that differs in many places has a label as long as the model is deep; a table's column has not that room.
+    The label of a map that differs in many places is as long as the model is deep: no column of a table has that room.
     """
     named = rows.drop_duplicates("pattern")
     short: dict[str, str] = {}

@@ -53,7 +53,7 @@ FIXED = (
     "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt", "context",
     "kv_entries", "kv_bytes", "attention_flops", "attention_flops_ratio",
 )  # fmt: skip
-# Columns that tables add to the frame; `<name>_delta` and `frontier_<cost>` are others.
+# Tables add columns of these names to the frame, and others called `<name>_delta` and `frontier_<cost>`.
 DERIVED = {
     "run", "cells", "done", "place", "average", "average_stderr", "arl", "adapted", "adaptation_steps", "combination",
     "local", "name", "x",
@@ -110,7 +110,7 @@ def read_sweep(folder: Path | str) -> Sweep:
             what = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not understood ({error})"
             where = f"{folder / MANIFEST_FILE}: cell number {number + 1}"
             raise ValueError(f"{where} {what}; run the sweep again") from None
-        # Each cell has an evaluation of its own, but shares its other stages: only those are worth keeping.
+        # Each cell has an evaluation of its own, but cells share their other stages: only these are worth remembering.
         state = cell_state(
             folder, stages, look=lambda path: (look if path.parent.name != "evaluate" else stage_state)(path)
         )
@@ -185,9 +185,9 @@ def _timing(timing: dict) -> dict[str, float]:
 
 
 def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: list[dict]) -> tuple[dict, dict]:
-    """The frame's columns: fixed ones, metrics with their standard errors, times, axes; no two with the same name.
+    """The frame's columns, no two with the same name, and which of them are metrics and axes, for the frame's `attrs`.
 
-    Second, which of them are metrics and axes, as the frame's `attrs` have it.
+    They are the fixed columns, metrics with their standard errors, times and axes.
     """
     columns = {name: [row[name] for row in rows] for name in FIXED}
     names: dict[str, list[str]] = {"metrics": [], "axes": []}

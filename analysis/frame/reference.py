@@ -1,4 +1,4 @@
-"""Values of the paper, to show beside ours: always labelled as the paper's.
+"""Values of the paper, to show beside ours; they are always labelled as the paper's.
 
 Source: X. Wei, C. Gulcehre, "RAT+: Train Dense, Infer Sparse", arXiv 2602.18196 (v5, 28 May 2026, ICML 2026): its
 tables of commonsense, LongBench and NIAH per pattern, and its figure of the loss gap against model size. Scores are in
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 REFERENCES = ("paper",)
-# Exact counts of the three sizes, for the axis of parameters.
+# How many parameters the three sizes have exactly, for the axis of parameters.
 PARAMETERS = {"1.5B": 1_474_922_496, "2.6B": 2_651_077_120, "7.6B": 7_647_531_008}
 
 
@@ -29,6 +29,6 @@ def paper_rows(suite: str) -> pd.DataFrame:
 
 
 def check_reference(name: str | None) -> None:
-    """A reference that is not known is a ValueError; None is no reference."""
+    """Raises ValueError for a reference that is not known; None stands for no reference."""
     if name is not None and name not in REFERENCES:
         raise ValueError(f"--reference: got {name!r}; allowed: {', '.join(REFERENCES)}")

@@ -10,7 +10,7 @@ import pandas as pd
 from ratplus.records.record import RecordError, read_record
 from ratplus.records.samples import SAMPLES_FILE, read_samples
 
-# Of a sample, what is no score.
+# These keys of a sample are no scores.
 _FACTS = ("task", "id", "count", "filter")
 
 
@@ -18,7 +18,7 @@ _FACTS = ("task", "id", "count", "filter")
 def scores(folder: Path) -> dict[str, pd.DataFrame]:
     """{metric, as the record calls it: frame indexed by item, with `value` and `weight`}; empty if none are stored.
 
-    An item's weight is its `count` (of tokens or queries), else 1.
+    The weight of an item is its `count` of tokens or queries, and 1 where it has none.
 
     Raises:
         ValueError: the file is damaged.
@@ -38,7 +38,7 @@ def scores(folder: Path) -> dict[str, pd.DataFrame]:
     frames = {}
     for name, rows in found.items():
         frame = pd.DataFrame(rows, columns=["item", "value", "weight"])
-        # Several filters of a task share a name: which one the record means is not known.
+        # Where several filters of a task share a name, nobody knows which of them the record means.
         if frame["item"].is_unique and frame["weight"].gt(0).all():
             frames[name] = frame.set_index("item")
     return frames
@@ -47,8 +47,8 @@ def scores(folder: Path) -> dict[str, pd.DataFrame]:
 def same_items(first: Path, second: Path, metric: str) -> bool:
     """Whether the items of two evaluate folders' samples of a metric are the same ones.
 
-    Tasks that ask questions have a hash of their prompts in both records; held-out rows are the same if data, context,
-    seed and evaluation settings are.
+    Tasks that ask questions have a hash of their prompts in both records. The rows of held-out text are the same where
+    data, context, seed and evaluation settings are.
     """
     records = [_record(Path(folder)) for folder in (first, second)]
     if None in records:
@@ -68,7 +68,7 @@ def _record(folder: Path) -> dict | None:
 
 
 def _prompts(record: dict, metric: str) -> str | None:
-    """Of the task with the longest name that the metric's begins with."""
+    """Hash of the prompts of a metric's task: the task with the longest name that the metric's name begins with."""
     tasks = record["provenance"].get("tasks") or {}
     named = [task for task in tasks if metric == task or metric.startswith(f"{task}_")]
     return tasks[max(named, key=len)].get("prompts_sha256") if named else None

@@ -1,7 +1,7 @@
-"""What a metric's name says: which suite and task it belongs to, what it measures, which way is better.
+"""What a metric's name says: which suite and task it belongs to, what it measures, and whether less is better.
 
-Names come from records, also of tasks that users define, so nothing here is a closed list: what no rule knows becomes a
-task of the suite `other`, higher is better, shown as it is.
+Names come from records, also those of tasks that users define, so nothing here is a closed list. A name that no rule
+knows becomes a task of the suite `other`, of which more is better, and is shown as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# In the order in which a reader should meet them.
+# The suites and their titles, in the order in which a reader should meet them.
 SUITES = {
     "language": "Language modelling",
     "cloze": "Cloze",
@@ -24,12 +24,12 @@ SUITES = {
 }
 _COMMONSENSE = ("piqa", "arc_easy", "arc_challenge", "winogrande", "lambada_openai", "hellaswag")
 _LANGUAGE = ("wikitext", "paloma", "next_token")
-# Of several measures of a task, the one named first here enters a suite's average.
+# A task may have several measures: the one that stands first here enters the average of its suite.
 _MEASURES = (
     "accuracy", "acc", "score", "exact_match", "em", "f1", "acc_norm", "rouge", "overlap", "substring", "contains",
     "loss", "perplexity", "ppl", "word_perplexity", "byte_perplexity", "bits_per_byte",
 )  # fmt: skip
-# Shown in percent where all values lie within 0 and 1.
+# These measures are shown in percent where all values lie within 0 and 1.
 _SHARES = ("accuracy", "acc", "acc_norm", "exact_match", "em", "f1", "score", "substring", "overlap", "contains")
 _LOWER = ("loss", "perplexity", "ppl", "bits_per_byte", "nll", "error")
 _COSTS = re.compile(r"(^|_)(flops|bytes|ms|seconds|max_batch|parameters|count|tokens_per_second)($|_)")
@@ -38,17 +38,17 @@ _NIAH_GROUPS = {"single": r"single", "multi-key": r"multi_?key", "multi-query/va
 
 
 @dataclass(frozen=True)
-class Task:
+class ResultColumn:
     """One result column of a loaded frame.
 
     Attributes:
         column: its name in the frame.
         suite: a key of SUITES.
-        task: for a column's head.
-        measure: such as `accuracy`; empty if the name does not say.
+        task: name of the task, for the head of a table's column.
+        measure: what was measured, such as `accuracy`; empty if the name does not say.
         lower: whether less is better.
         whole: whether it is the suite's own total, such as `recall_accuracy` beside `recall_accuracy_1_32`.
-        part: whether it is of some of a task's items, such as `recall_accuracy_1_32` (distances 1 to 31).
+        part: whether only some of the task's items enter it, such as `recall_accuracy_1_32` (distances 1 to 31).
     """
 
     column: str
@@ -61,16 +61,16 @@ class Task:
 
     @property
     def rank(self) -> int:
-        """Place of the measure among those of one task; the least enters an average."""
+        """Place of the measure among those of one task; the measure with the least rank enters an average."""
         return _MEASURES.index(self.measure) if self.measure in _MEASURES else len(_MEASURES)
 
 
-def tasks_of(names: Iterable[str]) -> dict[str, list[Task]]:
-    """{suite: its tasks} of result columns, suites in the order of SUITES; columns that count costs are left out."""
-    found: dict[str, list[Task]] = {suite: [] for suite in SUITES}
+def by_suite(names: Iterable[str]) -> dict[str, list[ResultColumn]]:
+    """{suite: its result columns}, suites in the order of SUITES; columns that count costs are left out."""
+    found: dict[str, list[ResultColumn]] = {suite: [] for suite in SUITES}
     for name in names:
         if not is_cost(name):
-            task = describe(name)
+            task = result_column(name)
             found[task.suite].append(task)
     return {suite: tasks for suite, tasks in found.items() if tasks}
 
@@ -85,12 +85,14 @@ def is_share(measure: str, values: Iterable[float]) -> bool:
     return measure in _SHARES and all(0 <= value <= 1 for value in values if math.isfinite(value))
 
 
-def describe(name: str) -> Task:
-    """A column's Task, by its name: `loss`, `recall_accuracy_1_32`, `piqa/acc`, `ruler/niah_single_1/score`, ..."""
+def result_column(name: str) -> ResultColumn:
+    """What a column's name says: `loss`, `recall_accuracy_1_32`, `piqa/acc`, `ruler/niah_single_1/score`, ..."""
     if by_position := _BY_POSITION.fullmatch(name):
         measure, low, high = by_position[1], by_position[3], int(by_position[4]) - 1
         title = f"{measure} {by_position[2]} {low}–{high}"
-        return Task(name, "positions", title, "loss" if measure == "loss" else "accuracy", measure == "loss", part=True)
+        return ResultColumn(
+            name, "positions", title, "loss" if measure == "loss" else "accuracy", measure == "loss", part=True
+        )
     # lm-eval names the filter of answers behind a comma.
     name_, _, chosen = name.removeprefix("metric:").partition(",")
     parts = re.split(r"[/:]", name_)
@@ -105,11 +107,11 @@ def describe(name: str) -> Task:
     bare = task.removeprefix(f"{suite}_") if suite in ("longbench", "niah") else task
     title = " ".join(part for part in (bare or measure, bins) if part)
     lower = any(word in f"{task}_{measure}" for word in _LOWER)
-    return Task(name, suite, title, measure, lower, whole=task == suite and not bins, part="–" in bins)
+    return ResultColumn(name, suite, title, measure, lower, whole=task == suite and not bins, part="–" in bins)
 
 
-def niah_groups(tasks: list[Task]) -> dict[str, list[Task]]:
-    """The paper's three groups of needle tasks, of those that are there."""
+def niah_groups(tasks: list[ResultColumn]) -> dict[str, list[ResultColumn]]:
+    """The paper's three groups of needle tasks, as far as the given columns have them."""
     groups = {name: [t for t in tasks if re.search(rule, t.column)] for name, rule in _NIAH_GROUPS.items()}
     return {name: members for name, members in groups.items() if members}
 

@@ -10,13 +10,13 @@ import pandas as pd
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, progress, short_patterns
 from ratplus.analysis.frame.load import Sweep
-from ratplus.analysis.frame.tasks import describe, is_share
+from ratplus.analysis.frame.tasks import is_share, result_column
 from ratplus.analysis.page.page import MOST_ROWS, as_json, commits_of, figure_of, order_key, render, table_of
 from ratplus.records.atomic import write_atomically
 
-# p values below this, after Holm's adjustment, are called certain.
+# A difference is called certain where p, after Holm's adjustment, is below this.
 CERTAIN = 0.05
-# Metrics that the headline has room for.
+# The headline has room for so many metrics.
 MOST_NAMED = 4
 
 
@@ -66,7 +66,7 @@ def headline(rows: pd.DataFrame, second: str) -> str:
     """What differs for certain, metric by metric: how many patterns, and the largest change among them."""
     sentences = []
     for name, own in rows[~rows["metric"].eq("perplexity")].groupby("metric", sort=False):
-        if describe(name).part or len(sentences) == MOST_NAMED:
+        if result_column(name).part or len(sentences) == MOST_NAMED:
             continue
         sure = own[own["p_holm"].lt(CERTAIN)]
         title = name.replace("_", " ")
@@ -91,14 +91,14 @@ def _count(own: pd.DataFrame) -> str:
 
 def _by_metric(rows: pd.DataFrame) -> pd.DataFrame:
     """Metrics in the frame's order, totals before their parts; patterns in theirs."""
-    ranks = {name: (describe(name).part != "", rank) for rank, name in enumerate(dict.fromkeys(rows["metric"]))}
+    ranks = {name: (result_column(name).part != "", rank) for rank, name in enumerate(dict.fromkeys(rows["metric"]))}
     order = sorted(range(len(rows)), key=lambda i: ranks[rows["metric"].iloc[i]])
     return rows.iloc[order].reset_index(drop=True)
 
 
 def _unit(name: str, own: pd.DataFrame) -> tuple[float, int, str]:
     """(scale, digits, unit) in which a metric is shown."""
-    share = is_share(describe(name).measure, [*own["a"], *own["b"]])
+    share = is_share(result_column(name).measure, [*own["a"], *own["b"]])
     return (100, 1, " %") if share else (1, 3, "")
 
 

@@ -18,15 +18,16 @@ from ratplus import __version__
 from ratplus.analysis.draw.tables import Table, number, plain_text
 from ratplus.analysis.frame.aggregate import RUN, in_order, progress, run_name, short_patterns, with_loss_delta
 from ratplus.analysis.frame.load import Sweep
-from ratplus.analysis.frame.tasks import describe, is_cost, is_share
+from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.records.atomic import write_atomically
 from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.record import flatten
 
 PAGE_FILE = "index.html"
-# Rows that are shown before "Show all rows"; points of a learning curve; lines of problems; results in the table.
+# The page shows at most so many rows before "Show all rows", points of a learning curve, lines of problems, and results
+# in the table.
 MOST_ROWS, MOST_POINTS, MOST_PROBLEMS, MOST_RESULTS = 300, 80, 100, 8
-# Of its own provenance a cell shows these; the rest only tells when and where it ran.
+# A cell shows these keys of the provenance that is its own. The others would only repeat when and where it ran.
 _PROVENANCE = ("git.commit", "git.dirty", "device", "host", "python", "written_at", "threads", "kernels", "command")
 
 
@@ -54,8 +55,10 @@ def write_page(
     frame = sweep.frame
     columns, rows = _main_table(frame)
     problems = _problems(frame)
-    configs = _own([flatten(entry["config"]) for entry in sweep.entries])
-    provenances = _own([flatten((record or {}).get("provenance") or {}) for record in sweep.records], ignore_empty=True)
+    configs = _shared_and_own([flatten(entry["config"]) for entry in sweep.entries])
+    provenances = _shared_and_own(
+        [flatten((record or {}).get("provenance") or {}) for record in sweep.records], ignore_empty=True
+    )
     kinds = {"model": ("Model", "run"), "kind": ("Kind", "kind"), "status": ("Status", "status")}
     names = frame.assign(run=[run_name(*run) for run in frame[RUN].itertuples(index=False, name=None)])
     text = render(
@@ -105,7 +108,7 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     if cells["seed"].nunique() > 1:
         columns.append({"title": "Seed", "number": True, "of": "seed", "digits": 0, "scale": 1})
     for name in ["loss", "loss_delta", *_results(frame)]:
-        share = is_share(describe(name).measure, cells[name])
+        share = is_share(result_column(name).measure, cells[name])
         title = {"loss": "Loss", "loss_delta": "Δ loss"}.get(name, name.replace("_", " "))
         columns.append(
             {"title": title + (" (%)" if share else ""), "number": True, "of": name, "digits": 1 if share else 3,
@@ -148,7 +151,7 @@ def _results(frame: pd.DataFrame) -> list[str]:
         name for name in frame.attrs["metrics"]
         if name not in ("loss", "perplexity") and frame[name].notna().any() and not is_cost(name)
     ]  # fmt: skip
-    return [name for name in names if not describe(name).part][:MOST_RESULTS]
+    return [name for name in names if not result_column(name).part][:MOST_RESULTS]
 
 
 def order_key(value: float) -> str:
@@ -258,8 +261,13 @@ def _curve(folder: Path) -> list[list]:
     return [[int(tokens), round(loss, 4) if math.isfinite(loss) else None] for tokens, loss in kept]
 
 
-def _own(flats: list[dict], ignore_empty: bool = False) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
-    """(what all share, what is each one's own), as (key, text) pairs."""
+def _shared_and_own(
+    flats: list[dict], ignore_empty: bool = False
+) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
+    """What all of some settings share, and what is each one's own, as (key, text) pairs.
+
+    With `ignore_empty`, settings that hold nothing (a cell without a record) say nothing about what is shared.
+    """
     known = [flat for flat in flats if flat or not ignore_empty]
     texts = [{key: _text(value) for key, value in flat.items()} for flat in flats]
     of_known = [text for text, flat in zip(texts, flats) if flat or not ignore_empty]

@@ -13,7 +13,7 @@ from ratplus.analysis.compare import compare, differences, holm, join, paired_bo
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import check_reference, paper_rows
 from ratplus.analysis.frame.samples import scores
-from ratplus.analysis.frame.tasks import describe, is_cost
+from ratplus.analysis.frame.tasks import is_cost, result_column
 from ratplus.analysis.report import report
 from ratplus.analysis.scaling_gap import table as gaps
 from ratplus.pattern import Pattern, PatternMap
@@ -43,7 +43,7 @@ from ratplus.records.samples import write_samples
     ],
 )
 def test_what_a_name_says(name, suite, task, measure, lower):
-    found = describe(name)
+    found = result_column(name)
     assert (found.suite, found.task, found.measure, found.lower) == (suite, task, measure, lower)
 
 
@@ -79,7 +79,7 @@ def test_averages_deltas_bold_and_gaps(sweep):
     assert "**failed**" in list(shown.loc["D32"])
 
 
-def test_tasks_of_users_appear_without_a_change_of_code(sweep):
+def test_by_suite_users_appear_without_a_change_of_code(sweep):
     for pattern, value in ((1, 3.5), (4, 2.5)):
         sweep.add("ratplus_tiny", Pattern(pattern), {"loss": 1.7, "my_task/error": (value, 0.1), "b": value})
     tables = {table.name: table.shown for table in pattern_tables.contents(load_sweep(sweep.write()))}
