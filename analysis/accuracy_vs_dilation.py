@@ -17,6 +17,7 @@ Run it as `python -m ratplus.analysis.accuracy_vs_dilation outputs/demo`, throug
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ from ratplus.analysis.frame.aggregate import (
     with_loss_delta,
 )
 from ratplus.analysis.frame.load import METRICS
+from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.notebook import run
 
 NAME = "accuracy_vs_dilation"
@@ -117,9 +119,9 @@ def notes(frame: pd.DataFrame) -> list[str]:
         return lines
     lines.append(f"{progress(frame)}.")
     wrong = in_order(frame[frame["error"].ne("")])
-    alike = wrong.groupby([*RUN, "pattern", "status", "error"], sort=False)["seed"]
-    for (model, variant, pattern, status, error), seeds in list(alike)[:MOST_ERRORS]:
-        seed = ", ".join(str(seed) for seed in seeds)
+    alike = list(groups_of(wrong, [*RUN, "pattern", "status", "error"]))
+    for (model, variant, pattern, status, error), own in alike[:MOST_ERRORS]:
+        seed = ", ".join(str(seed) for seed in own["seed"])
         lines.append(f"{run_name(model, variant)} {pattern} (seed {seed}) {status}: {_shortened(error, 200)}")
     if len(alike) > MOST_ERRORS:
         lines.append(f"{len(alike) - MOST_ERRORS} more errors: see the CSV file.")
@@ -170,7 +172,7 @@ def figure(frame: pd.DataFrame) -> Figure:
                 axes.set_ylim(bottom=0)  # a share of all answers; the other metrics have no natural floor
             _mark_lost(axes, rows, metric, looks)
             axes.set_ylabel(title)
-        axis.draw(grid)
+        axis.draw(list(grid))
         grid[-1].set_xlabel(axis.title)
         drawing.align_ylabels(grid)
         handles = _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels])
@@ -189,7 +191,7 @@ def nothing_to_draw(frame: pd.DataFrame) -> str:
 
 def _draw_run(axes: Axes, rows: pd.DataFrame, metric: str, scale: float, look: style.Look, shapes: dict) -> None:
     """One model in one panel: its dense reference, a line for each window, and its other points."""
-    colours = {"color": look.colour, "markerfacecolor": look.face, "markeredgecolor": look.colour}
+    colours: dict[str, Any] = {"color": look.colour, "markerfacecolor": look.face, "markeredgecolor": look.colour}
     dense = rows.loc[rows["kind"].eq("dense"), metric].dropna()
     if len(dense):
         axes.axhline(dense.iloc[0] * scale, color=look.colour, linewidth=0.7, linestyle=REFERENCE, zorder=1)
@@ -227,7 +229,7 @@ def _legend(rows: pd.DataFrame, looks: dict, shapes: dict, axis: DilationAxis, m
     ]
     if rows.loc[rows["kind"].eq("dense"), "loss"].notna().any():
         handles.append(Line2D([], [], color="0.4", linewidth=0.7, linestyle=REFERENCE, label="same model, dense"))
-    grey = {"color": "0.4", "linestyle": "none"}
+    grey: dict[str, Any] = {"color": "0.4", "linestyle": "none"}
     locals_ = [local for local in shapes if local is not None]
     if len(locals_) > 1 or rows["kind"].eq("hybrid").any():
         for window, sinks in locals_:

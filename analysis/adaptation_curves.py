@@ -27,6 +27,7 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
+from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.notebook import run
 from ratplus.records.curve import CURVE_FILE, curve_rows
 
@@ -65,7 +66,7 @@ def summary(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> pd.DataFra
     """One row a model and pattern, rounded; `rows` is the frame's `table`, if it is at hand."""
     rows, names = table(frame) if rows is None else rows, short_patterns(in_order(frame))
     shown = []
-    for (name, pattern), curve in rows.groupby(["run", "pattern"], sort=False):
+    for (name, pattern), curve in groups_of(rows, ["run", "pattern"]):
         first, last = curve["loss"].iloc[0], curve["loss"].iloc[-1]
         # The first step at which half of the whole fall was done; a curve that does not fall has none.
         below = curve["loss"] <= (first + last) / 2

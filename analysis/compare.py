@@ -23,6 +23,7 @@ from ratplus.analysis.draw.output import Picture, write
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, run_name, short_patterns
 from ratplus.analysis.frame.load import read_sweep
+from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.samples import same_items, scores
 from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.analysis.page.compare import write_compare_page
@@ -133,9 +134,10 @@ def _difference(values, errors, samples) -> dict:
         x.add_suffix("_a").join(y.add_suffix("_b"), how="inner") if x is not None and y is not None else None
         for x, y in samples
     ]
-    if all(items is not None and len(items) > 1 for items in joined):
+    known = [items for items in joined if items is not None and len(items) > 1]
+    if len(known) == len(joined):
         # Every seed has the same items, so the difference of an item is its mean over seeds.
-        mean = pd.concat(joined).groupby(level=0).mean()
+        mean = pd.concat(known).groupby(level=0).mean()
         weight = mean["weight_a"].to_numpy()
         return paired_bootstrap((mean["value_b"] - mean["value_a"]).to_numpy(), weight)
     difference = float((values[1] - values[0]).mean())
@@ -181,11 +183,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     names = short_patterns(rows)
     shares = {
         name: is_share(result_column(name).measure, [*own["a"], *own["b"]])
-        for name, own in rows.groupby("metric", sort=False)
+        for name, own in groups_of(rows, "metric")
         if name != "perplexity" and not result_column(name).part
     }
     lines = []
-    for (run_a, run_b, pattern), part in rows.groupby(["run_a", "run_b", "pattern"], sort=False):
+    for (run_a, run_b, pattern), part in groups_of(rows, ["run_a", "run_b", "pattern"]):
         line = {"Model": run_a if run_a == run_b else f"{run_a} → {run_b}", "Pattern": names[pattern]}
         values = part.set_index("metric")
         for name, share in shares.items():

@@ -8,18 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from ratplus.analysis.draw.output import Picture, write
 from ratplus.analysis.draw.tables import Table
 from ratplus.analysis.frame.load import load_sweep
 
-Read = TypeVar("Read")
-
 
 def run(
-    contents: Callable[[Read], Sequence[Table | Picture]],
-    read: Callable[[Path], Read] = load_sweep,
+    contents: Callable[[Any], Sequence[Table | Picture]],
+    read: Callable[[Path], Any] = load_sweep,
     what: str = "output folder of a sweep",
     variable: str = "RATPLUS_SWEEP",
     default: str = "outputs/demo",

@@ -17,6 +17,8 @@ set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -167,7 +169,12 @@ def _draw(axes: Axes, xs: pd.Series, ys: pd.Series, best: pd.Series, look: style
     """One model in one panel: frontier as steps through its best points, the others small and pale."""
     order = xs[best].sort_values(kind="stable").index
     axes.plot(xs[order], ys[order], drawstyle="steps-post", color=look.colour, linestyle=look.line, linewidth=0.9)
-    colours = {"color": look.colour, "markerfacecolor": look.face, "linestyle": "none", "marker": marker}
+    colours: dict[str, Any] = {
+        "color": look.colour,
+        "markerfacecolor": look.face,
+        "linestyle": "none",
+        "marker": marker,
+    }
     axes.plot(xs[best], ys[best], zorder=3, **colours)
     axes.plot(xs[~best], ys[~best], alpha=0.45, markersize=2.6, zorder=2, **colours)
 

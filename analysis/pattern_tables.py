@@ -21,6 +21,7 @@ import pandas as pd
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, progress, short_patterns, with_delta
 from ratplus.analysis.frame.reference import paper_rows
+from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import SUITES, ResultColumn, by_suite, is_share, niah_groups
 from ratplus.analysis.notebook import run
 
@@ -112,7 +113,7 @@ def _mean(cells: pd.DataFrame, tasks: list[ResultColumn]) -> tuple[pd.Series, pd
 
 def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple[str, str, float, int, bool]]:
     """(title, column, scale, digits, lower is better) of each column of numbers; titles all different."""
-    columns = []
+    columns: list[tuple[str, str, float, int, bool]] = []
     parts = [task for task in tasks if not task.whole]
     if len(parts) > MOST_TASKS:
         # Every task once, and whole: its other measures and its parts are in the CSV file.
@@ -132,7 +133,10 @@ def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple
         columns.append((f"{name}{unit}{' ↓' if whole.lower else ''}", "average", scale, _digits(scale), whole.lower))
         columns.append((f"Δ {name.lower()}", "average_delta", scale, _digits(scale), whole.lower))
     titles = [title for title, *_ in columns]
-    return [(t if titles.count(t) == 1 else column, column, *rest) for t, column, *rest in columns]
+    return [
+        (title if titles.count(title) == 1 else column, column, scale, digits, lower)
+        for title, column, scale, digits, lower in columns
+    ]
 
 
 def _unit(values: pd.Series, measure: str) -> tuple[float, str]:
@@ -177,7 +181,7 @@ def _with_paper(shown: pd.DataFrame, suite: str) -> pd.DataFrame:
         heads["average"] = "Average (%)"
         shown = shown.assign(**{"Average (%)": "—"})
     below = []
-    for (model, pattern), values in rows.groupby(["model", "pattern"], sort=False):
+    for (model, pattern), values in groups_of(rows, ["model", "pattern"]):
         line = dict.fromkeys(shown.columns, "—") | {"Model": f"{model} (paper)", "Pattern": pattern}
         line |= {heads[task]: f"{value:g}" for task, value in values[["task", "value"]].values if task in heads}
         below.append(line)

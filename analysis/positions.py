@@ -38,6 +38,7 @@ from ratplus.analysis.frame.aggregate import (
     short_patterns,
     spread_patterns,
 )
+from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.notebook import run
 from ratplus.records.record import RecordError, read_record
 
@@ -87,7 +88,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def _trained(cells: pd.DataFrame, folder: Path) -> dict[tuple, float]:
     """{run: context that its weights were trained for}: what its pretraining's record says, else the cell's own."""
     known = {}
-    for key, own in cells.groupby(RUN, sort=False):
+    for key, own in groups_of(cells, RUN):
         known[key] = float(own["context"].iloc[0])
         for name in own["pretrain"].dropna().unique():
             try:
@@ -103,7 +104,7 @@ def _names(cells: pd.DataFrame, axes: list[str]) -> dict[tuple, dict[str, str]]:
     """{run: {"rope": how its positions are scaled, "rest": in what else it differs from others}}."""
     several = cells["model"].nunique() > 1
     names = {}
-    for key, own in cells.groupby(RUN, sort=False):
+    for key, own in groups_of(cells, RUN):
         first = own.iloc[0]
         rest = [key[0]] if several else []
         for axis in (axis for axis in axes if not axis.startswith("model.rope_")):
@@ -132,7 +133,7 @@ def summary(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> pd.DataFra
     )
     at = rows[rows["measure"].ne("recall_over")]
     shown = []
-    for cell in over_seeds(cells, []).itertuples():
+    for cell in rows_of(over_seeds(cells, [])):
         name = names[cell.model, cell.variant]
         line = {"Model": ", ".join(part for part in name.values() if part), "Pattern": short[cell.pattern]}
         own = at[at["run"].eq(cell.run) & at["pattern"].eq(cell.pattern)]

@@ -34,6 +34,7 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name
+from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.notebook import run
 
 NAME = "recurrence"
@@ -76,7 +77,7 @@ def table(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.DataF
     `gates` is `gates_of(frame)`, if it is at hand.
     """
     gates, rows = gates_of(frame) if gates is None else gates, []
-    for cell in in_order(frame).itertuples():
+    for cell in rows_of(in_order(frame)):
         if cell.cell not in gates:
             continue
         own = gates[cell.cell]
@@ -130,11 +131,12 @@ def figure(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> Figure:
     if cells.empty:
         raise ValueError("recurrence: no cell has a gates.json; measure them with `ratplus report FOLDER --gates`")
     memories = np.concatenate([np.ravel(gates[cell]["memory_tokens"]) for cell in cells["cell"]])
-    scale = LogNorm(max(memories.min(), 0.05), max(memories.max(), 0.1))
+    least, most_tokens = max(memories.min(), 0.05), max(memories.max(), 0.1)
+    scale = LogNorm(least, most_tokens)
     with style.context():
         drawing = Figure(figsize=(style.TEXT_WIDTH_IN, 0.35 + 1.55 * len(cells)))
         grid = drawing.subplots(len(cells), 2, squeeze=False, width_ratios=[1.6, 1])
-        for (left, right), cell in zip(grid, cells.itertuples()):
+        for (left, right), cell in zip(grid, rows_of(cells)):
             own = gates[cell.cell]
             looks = style.sequence(list(range(len(own["value_norm"]))))
             for layer, norms in enumerate(own["value_norm"]):
@@ -146,7 +148,7 @@ def figure(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> Figure:
         grid[-1][1].set_xlabel("Head")
         bar = drawing.colorbar(image, ax=list(grid[:, 1]), pad=0.03)
         bar.set_label("Memory (tokens)")
-        ticks = [2.0**power for power in range(-4, 17) if scale.vmin <= 2.0**power <= scale.vmax]
+        ticks = [2.0**power for power in range(-4, 17) if least <= 2.0**power <= most_tokens]
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks], minor=False)
         bar.ax.minorticks_off()
         most = max(len(gates[cell]["value_norm"]) for cell in cells["cell"])
@@ -193,7 +195,7 @@ def schemes(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.Dat
     schemes.
     """
     gates, rows = gates_of(frame) if gates is None else gates, []
-    for cell in in_order(frame).itertuples():
+    for cell in rows_of(in_order(frame)):
         if cell.cell in gates:
             own = gates[cell.cell]
             name, chunk = run_name(cell.model, _CHUNK.sub("", cell.variant).lstrip(", ")), own.get("recurrence_chunk")
@@ -214,7 +216,7 @@ def schemes(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.Dat
 def schemes_summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each model and scheme of `schemes`: mean, least and most norm in the second half of the context."""
     shown = []
-    for (name, chunk, pattern), own in rows.groupby(["run", "chunk", "pattern"], sort=False, dropna=False):
+    for (name, chunk, pattern), own in groups_of(rows, ["run", "chunk", "pattern"], dropna=False):
         late = own.loc[own["position"].ge(own["position"].max() / 2), "norm"]
         values = {title: number(value, 3) for title, value in
                   (("Mean norm", late.mean()), ("Least", late.min()), ("Most", late.max()))}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -100,7 +101,9 @@ def report(
     frame.attrs["reference"] = reference
     written: list[Path] = []
     tables: list[Table] = []
-    for module, source in [*((module, frame) for module in MODULES), (efficiency, folder / "bench")]:
+    parts: list[tuple[Any, pd.DataFrame | Path]] = [(module, frame) for module in MODULES]
+    parts.append((efficiency, folder / "bench"))
+    for module, source in parts:
         try:
             made = module.contents(source) if module.applies(source) else []
             mine = write(made, target)

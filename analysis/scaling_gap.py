@@ -23,6 +23,7 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, short_patterns, spread_patterns, with_loss_delta
 from ratplus.analysis.frame.reference import PARAMETERS, paper_rows
+from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.notebook import run
 
 NAME = "scaling_gap"
@@ -50,7 +51,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Models as rows, smallest first, patterns as columns; the gap in nats. With reference=paper also the paper's."""
     rows, names = table(frame), short_patterns(in_order(frame))
     lines = []
-    for (recurrence, name), part in rows.groupby(["recurrence", "run"], sort=False):
+    for (recurrence, name), part in groups_of(rows, ["recurrence", "run"]):
         line = {"Family": "RAT+" if recurrence else "attention", "Model": name}
         line["Parameters"] = _millions(part["parameters"].iloc[0])
         gaps = part.set_index("pattern")
@@ -63,7 +64,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         paper = [
             {"Family": "RAT+ (paper)", "Model": row.model, "Parameters": _millions(_parameters_of(row.model)),
              "Sparse (paper)": f"{row.value:.3f}"}
-            for row in paper_rows("gap").itertuples()
+            for row in rows_of(paper_rows("gap"))
         ]  # fmt: skip
         shown = pd.concat([shown, pd.DataFrame(paper)], ignore_index=True).fillna("—")
     return shown

@@ -25,6 +25,7 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, with_loss_delta
+from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.notebook import run
 from ratplus.pattern import Pattern
 
@@ -102,9 +103,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             "Rest": ["dense" if only == "sparse" else pattern for only, pattern in zip(rows["only"], rows["sparse"])],
             "Loss": [
                 f"**{row.status}**" if row.status != "done" else number(row.loss, 3, row.loss_stderr)
-                for row in rows.itertuples()
+                for row in rows_of(rows)
             ],
-            "Δ loss": [number(row.loss_delta, 3, row.loss_delta_stderr) for row in rows.itertuples()],
+            "Δ loss": [number(row.loss_delta, 3, row.loss_delta_stderr) for row in rows_of(rows)],
         }
     )
 
@@ -173,8 +174,9 @@ def _grid(rows: pd.DataFrame, key: tuple, metric: str) -> tuple[np.ndarray, np.n
         at = (layers if pd.isna(row.layer) else row.layer, heads if pd.isna(row.head) else row.head)
         values[at], asked[at] = getattr(row, metric), True
     # Rows and columns that the sweep has not asked for are left out: whole layers need no columns for heads.
-    keep_rows = asked.any(axis=1) if part["layer"].isna().all() else np.append([True] * layers, asked[layers].any())
-    keep_columns = asked.any(axis=0) if part["head"].isna().all() else np.append([True] * heads, asked[:, heads].any())
+    rows, columns = np.asarray(asked.any(axis=1)), np.asarray(asked.any(axis=0))
+    keep_rows = rows if part["layer"].isna().all() else np.append([True] * layers, asked[layers].any())
+    keep_columns = columns if part["head"].isna().all() else np.append([True] * heads, asked[:, heads].any())
     names = [*map(str, range(layers)), "all"], [*map(str, range(heads)), "all"]
     row_names = [name for name, keep in zip(names[0], keep_rows) if keep]
     column_names = [name for name, keep in zip(names[1], keep_columns) if keep]

@@ -51,7 +51,10 @@ class DilationAxis:
         """The x value of a pattern, on the axis's log scale."""
         if kind == "hybrid":
             return 2.0 ** self._places[self._hybrid_names[pattern]]
-        return 2.0 ** self._places["none"] if kind == "streaming" else float(dilation)
+        if kind == "streaming":
+            return 2.0 ** self._places["none"]
+        assert dilation is not None, pattern
+        return float(dilation)
 
     def positions(self, points: pd.DataFrame) -> list[float]:
         """The x value of each row's pattern."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cbook import STEP_LOOKUP_MAP
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 from matplotlib.transforms import Bbox
@@ -32,7 +34,7 @@ def place_labels(points: Mapping[Axes, Sequence[tuple[float, float, str]]], colo
         The texts that found no place; they are not written.
     """
     for figure in {axes.figure for axes in points}:
-        figure.draw_without_rendering()
+        cast(Figure, figure).draw_without_rendering()  # no subfigures here
     return [text for axes, own in points.items() for text in _place(axes, own, colour)]
 
 
@@ -42,7 +44,7 @@ def _place(axes: Axes, points: Sequence[tuple[float, float, str]], colour: str) 
     dots = axes.transData.transform([(x, y) for x, y, _ in points]) if points else []
     lines, boxes = _obstacles(axes, point)
     taken = np.array([*boxes, *(_square(dot, MARK_RADIUS * point) for dot in dots)]).reshape(-1, 4)
-    inside = axes.get_window_extent().extents
+    inside = np.asarray(axes.get_window_extent().extents)
     left_out = []
     for (x, y, text), dot in zip(points, dots):
         if not text:
@@ -53,7 +55,8 @@ def _place(axes: Axes, points: Sequence[tuple[float, float, str]], colour: str) 
         )  # fmt: skip
         size = label.get_window_extent()
         for far, centre in _places(dot, size.width, size.height, point):
-            box = np.array([*(centre - size.size / 2), *(centre + size.size / 2)])
+            half = np.array([size.width, size.height]) / 2
+            box = np.array([*(centre - half), *(centre + half)])
             if not _is_within(box, inside):
                 continue
             room = box + point * np.array([-1, -1, 1, 1])
@@ -122,11 +125,11 @@ def _is_within(box: np.ndarray, outer: np.ndarray) -> bool:
 
 def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """For each of the other boxes, whether the box overlaps it or touches it."""
-    return ((box[:2] <= others[:, 2:]) & (box[2:] >= others[:, :2])).all(axis=1)
+    return np.asarray(((box[:2] <= others[:, 2:]) & (box[2:] >= others[:, :2])).all(axis=1))
 
 
 def _crosses(lines: list[Path], box: np.ndarray) -> bool:
-    bounds = Bbox.from_extents(box)
+    bounds = Bbox.from_extents(*box)
     return any(line.intersects_bbox(bounds, filled=False) for line in lines)
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.colors
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ratplus.records.atomic import write_atomically
 
@@ -40,7 +41,7 @@ class Look:
     """Colour, line style and marker face of one model; `filled` alternates."""
 
     colour: str
-    line: str | tuple
+    line: Any  # a name or dashes, as matplotlib takes them
     filled: bool
 
     @property
@@ -77,7 +78,7 @@ def context() -> Generator[None]:
         yield
 
 
-def legend_below(figure: Figure, handles: list[Line2D], most: int = 2) -> None:
+def legend_below(figure: Figure, handles: Sequence[Artist], most: int = 2) -> None:
     """A legend under the panels, in `most` columns if they fit, else fewer; the figure grows by the legend's height.
 
     Call it last: it measures text. Labels too long for the figure's width are wrapped.
@@ -92,7 +93,7 @@ def legend_below(figure: Figure, handles: list[Line2D], most: int = 2) -> None:
         if columns == 2:
             for handle in handles:
                 # A letter takes about 0.06 in at the legend's size, and the handle beside the text 0.5 in.
-                handle.set_label(textwrap.fill(handle.get_label(), int((width_in - 0.5) / 0.06)))
+                handle.set_label(textwrap.fill(str(handle.get_label()), int((width_in - 0.5) / 0.06)))
     figure.set_figheight(height_in + legend.get_window_extent().height / figure.dpi)
 
 

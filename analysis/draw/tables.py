@@ -69,7 +69,7 @@ def to_markdown(table: Table) -> str:
     """
     lines = [[_escaped(cell) for cell in row] for row in (table.shown.columns, *table.rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(table.shown.shape[1])]
-    rule = ["-" * width if i < table.names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    rule: list[str] = ["-" * width if i < table.names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     lines.insert(1, rule)
     aligned = ["<" if i < table.names else ">" for i in range(len(widths))]
     texts = [

@@ -36,9 +36,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -119,7 +121,7 @@ def read_sweep(folder: Path | str) -> Sweep:
         row["parameters"] = (
             _parameters(look(folder / "pretrain" / stages["pretrain"])) if "pretrain" in stages else None
         )
-        record = state.record if state.status == "done" else {}
+        record: Mapping[str, Any] = state.record if state.status == "done" and state.record is not None else {}
         rows.append(row)
         results.append(_flatten(record.get("metrics") or {}))
         timings.append(_timing(record.get("timing") or {}))

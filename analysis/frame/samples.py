@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ratplus.records.record import RecordError, read_record
+from ratplus.records.record import Record, RecordError, read_record
 from ratplus.records.samples import SAMPLES_FILE, read_samples
 
 # These keys of a sample are no scores.
@@ -27,7 +27,7 @@ def scores(folder: Path) -> dict[str, pd.DataFrame]:
         return {}
     found: dict[str, list] = {}
     for sample in read_samples(folder):
-        task = sample.get("task")
+        task = str(sample.get("task"))
         for name, value in sample.items():
             if name in _FACTS or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
@@ -50,8 +50,8 @@ def same_items(first: Path, second: Path, metric: str) -> bool:
     Tasks that ask questions have a hash of their prompts in both records. The rows of held-out text are the same where
     data, context, seed and evaluation settings are.
     """
-    records = [_record(Path(folder)) for folder in (first, second)]
-    if None in records:
+    records = [record for folder in (first, second) if (record := _record(Path(folder))) is not None]
+    if len(records) < 2:
         return False
     hashes = [_prompts(record, metric) for record in records]
     if hashes[0] is not None or hashes[1] is not None:
@@ -60,14 +60,14 @@ def same_items(first: Path, second: Path, metric: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _record(folder: Path) -> dict | None:
+def _record(folder: Path) -> Record | None:
     try:
         return read_record(folder)
     except RecordError:
         return None
 
 
-def _prompts(record: dict, metric: str) -> str | None:
+def _prompts(record: Record, metric: str) -> str | None:
     """Hash of the prompts of a metric's task: the task with the longest name that the metric's name begins with."""
     tasks = record["provenance"].get("tasks") or {}
     named = [task for task in tasks if metric == task or metric.startswith(f"{task}_")]

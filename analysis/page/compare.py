@@ -10,6 +10,7 @@ import pandas as pd
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, progress, short_patterns
 from ratplus.analysis.frame.load import Sweep
+from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.frame.tasks import is_share, result_column
 from ratplus.analysis.page.page import MOST_ROWS, as_json, commits_of, figure_of, order_key, render, table_of
 from ratplus.records.atomic import write_atomically
@@ -106,9 +107,9 @@ def _rows(rows: pd.DataFrame) -> list[dict]:
     names = short_patterns(rows)
     one = rows.assign(model="", variant="", seed=0).drop_duplicates("pattern")
     ranks = {pattern: rank for rank, pattern in enumerate(in_order(one)["pattern"])}
-    units = {name: _unit(name, own) for name, own in rows.groupby("metric", sort=False)}
+    units = {name: _unit(name, own) for name, own in groups_of(rows, "metric")}
     found = []
-    for row in rows.itertuples():
+    for row in rows_of(rows):
         scale, digits, unit = units[row.metric]
         metric = row.metric.replace("_", " ") + (f" ({unit.strip()})" if unit else "")
         low, high = number(row.low * scale, digits), number(row.high * scale, digits)

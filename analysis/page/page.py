@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -18,10 +19,12 @@ from ratplus import __version__
 from ratplus.analysis.draw.tables import Table, number, plain_text
 from ratplus.analysis.frame.aggregate import RUN, in_order, progress, run_name, short_patterns, with_loss_delta
 from ratplus.analysis.frame.load import Sweep
+from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.records.atomic import write_atomically
 from ratplus.records.curve import CURVE_FILE, curve_rows
-from ratplus.records.record import flatten
+from ratplus.records.manifest import Entry
+from ratplus.records.record import Record, flatten
 
 PAGE_FILE = "index.html"
 # The page shows at most so many rows before "Show all rows", points of a learning curve, lines of problems, and results
@@ -37,7 +40,7 @@ def write_page(
     tables: Sequence[Table],
     headline: str,
     folder: Path,
-    reproduce: Callable[[dict], str] | None = None,
+    reproduce: Callable[[Entry], str] | None = None,
     titles: dict[str, str] | None = None,
 ) -> Path:
     """Write `<folder>/index.html`; returns its path.
@@ -104,7 +107,7 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     place = pd.Series(range(len(frame)), index=frame.index, name="place")
     cells = in_order(with_loss_delta(frame.assign(place=place)))
     names = short_patterns(cells)
-    columns = [{"title": "Model", "number": False}, {"title": "Pattern", "number": False}]
+    columns: list[dict[str, Any]] = [{"title": "Model", "number": False}, {"title": "Pattern", "number": False}]
     if cells["seed"].nunique() > 1:
         columns.append({"title": "Seed", "number": True, "of": "seed", "digits": 0, "scale": 1})
     for name in ["loss", "loss_delta", *_results(frame)]:
@@ -131,7 +134,7 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
         else:
             texts.append([{"text": status} for status in cells["status"]])
     rows = []
-    for index, cell in enumerate(cells.itertuples()):
+    for index, cell in enumerate(rows_of(cells)):
         words = "" if names[cell.pattern] == cell.pattern else cell.pattern
         rows.append(
             {"place": cell.place, "model": texts[0][index]["text"], "kind": cell.kind, "status": cell.status,
@@ -175,11 +178,11 @@ def _note(frame: pd.DataFrame) -> str:
 
 def _problems(frame: pd.DataFrame) -> list[dict]:
     wrong = in_order(frame[frame["status"].ne("done")])
-    groups = wrong.groupby([*RUN, "pattern", "status", "error"], sort=False)["seed"]
+    groups = groups_of(wrong, [*RUN, "pattern", "status", "error"])
     return [
         {"run": run_name(model, variant), "pattern": pattern, "status": status, "error": error,
-         "seeds": ", ".join(str(seed) for seed in seeds)}
-        for (model, variant, pattern, status, error), seeds in groups
+         "seeds": ", ".join(str(seed) for seed in own["seed"])}
+        for (model, variant, pattern, status, error), own in groups
     ]  # fmt: skip
 
 
@@ -283,7 +286,7 @@ def _text(value) -> str:
     return json.dumps(value) if isinstance(value, (list, dict, bool)) or value is None else str(value)
 
 
-def commits_of(records: list[dict | None]) -> list[str]:
+def commits_of(records: Sequence[Record | None]) -> list[str]:
     """Short names of the commits that the records come from, at most five, `+` where files had been changed."""
     found = {}
     for record in records:

@@ -76,8 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(path)
     elif arguments.report:
         from ratplus.analysis.efficiency import write_results
+        from ratplus.analysis.frame.bench_results import BenchResult
 
-        for path in write_results([result], Path(arguments.report)):
+        for path in write_results([cast(BenchResult, result)], Path(arguments.report)):
             print(path)
     return 0
 
