@@ -174,9 +174,9 @@ def _grid(rows: pd.DataFrame, key: tuple, metric: str) -> tuple[np.ndarray, np.n
         at = (layers if pd.isna(row.layer) else row.layer, heads if pd.isna(row.head) else row.head)
         values[at], asked[at] = getattr(row, metric), True
     # Rows and columns that the sweep has not asked for are left out: whole layers need no columns for heads.
-    rows, columns = np.asarray(asked.any(axis=1)), np.asarray(asked.any(axis=0))
-    keep_rows = rows if part["layer"].isna().all() else np.append([True] * layers, asked[layers].any())
-    keep_columns = columns if part["head"].isna().all() else np.append([True] * heads, asked[:, heads].any())
+    with_row, with_column = np.asarray(asked.any(axis=1)), np.asarray(asked.any(axis=0))
+    keep_rows = with_row if part["layer"].isna().all() else np.append([True] * layers, asked[layers].any())
+    keep_columns = with_column if part["head"].isna().all() else np.append([True] * heads, asked[:, heads].any())
     names = [*map(str, range(layers)), "all"], [*map(str, range(heads)), "all"]
     row_names = [name for name, keep in zip(names[0], keep_rows) if keep]
     column_names = [name for name, keep in zip(names[1], keep_columns) if keep]
