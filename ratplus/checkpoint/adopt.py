@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, is_hub_folder
-from ratplus.checkpoint.folder import config_text, map_weights
+from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, is_hub_folder, read_facts
+from ratplus.checkpoint.folder import config_text, map_weights, save_weights
 from ratplus.checkpoint.hub import map_hub
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
-from ratplus.checkpoint.tensor_file import write_safetensors
+from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
+from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
 from ratplus.records.atomic import new_file, write_atomically
@@ -29,6 +30,33 @@ def read_foreign(path: str | Path, d_head: int = 128, max_len: int = 4096) -> Ch
         return read_official(path, d_head, max_len)
     config, weights = map_hub(path)
     return Checkpoint(config, {name: float32(tensor) for name, tensor in weights.items()})
+
+
+def bring_in(found: Checkpoint, source: Path, folder: Path, force: bool = False) -> None:
+    """Write a foreign checkpoint as a model folder, one tensor at a time.
+
+    Args:
+        source: where it was read.
+        force: replace another model that lies there; without it, only the same one may be written again.
+
+    Raises:
+        CheckpointError: `folder` holds another model's files, or is a stage's of a sweep.
+    """
+    check_target(folder, source)
+    if not force and not _same_model(folder, found):
+        check_free(folder, (CONFIG_FILE, WEIGHTS_FILE), "another model")
+    save_weights(found.config, found.weights, folder)
+
+
+def _same_model(folder: Path, found: Checkpoint) -> bool:
+    if not is_model_folder(folder):
+        return False
+    try:
+        config, sha256 = read_facts(folder)
+    except CheckpointError:
+        return False
+    # The weights are read for their hash only where a folder of this shape is there already.
+    return config == found.config and sha256 == sha256_of(found.weights)
 
 
 def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Callable[[str], None] = print) -> int:

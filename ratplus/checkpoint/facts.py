@@ -9,6 +9,7 @@ from pathlib import Path
 from ratplus.checkpoint.hub_config import MODEL_TYPE, SHA256, config_of
 from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
+from ratplus.records.record import RECORD_FILE, RecordError, read_record
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -23,19 +24,34 @@ class CheckpointError(ValueError):
 
 
 def read_facts(folder: Path) -> tuple[ModelConfig, str]:
-    """(shape, SHA-256 of the weights) of a model folder.
+    """(shape, SHA-256 of the weights) of a model folder; a stage's must be the weights that its record tells of.
 
     Raises:
-        CheckpointError: no model folder, or a damaged one.
+        CheckpointError: no model folder, a damaged one, or a stage's whose weights somebody replaced.
     """
     path = Path(folder) / CONFIG_FILE
     try:
         stored = json.loads(path.read_text())
-        return ModelConfig(**stored["model"]), stored["sha256"]
+        config, sha256 = ModelConfig(**stored["model"]), stored["sha256"]
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); restore it or train again") from None
+    if sha256 != (_recorded(Path(folder)) or sha256):
+        raise CheckpointError(
+            f"{folder}: {WEIGHTS_FILE} and {CONFIG_FILE} are not those that this stage trained: its {RECORD_FILE} "
+            "tells of weights with another SHA-256"
+        )
+    return config, sha256
+
+
+def _recorded(folder: Path) -> str | None:
+    """SHA-256 of the weights in the record of a done stage; None without a record, or one of before the key."""
+    try:
+        record = read_record(folder)
+    except RecordError:  # a stage with such a record is done again before anything reads its weights
+        return None
+    return record.get("weights_sha256") if record is not None and record["status"] == "done" else None
 
 
 def is_hub_folder(folder: Path) -> bool:

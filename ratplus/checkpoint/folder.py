@@ -20,15 +20,19 @@ from ratplus.records.atomic import write_atomically
 
 def save(model: RATPlus, folder: str | Path) -> Path:
     """Write `model.safetensors`, then `config.json` with the weights' SHA-256; each file whole or not at all."""
-    return save_weights(model.config, model.state_dict(), folder)
+    save_weights(model.config, model.state_dict(), folder)
+    return Path(folder)
 
 
-def save_weights(config: ModelConfig, weights: Mapping[str, Tensor | Lazy], folder: str | Path) -> Path:
-    """`save` for weights that no model holds; a Lazy one is made when its turn comes."""
-    folder = Path(folder)
-    sha256 = write_safetensors(folder / WEIGHTS_FILE, weights)
-    write_atomically(folder / CONFIG_FILE, config_text(config, sha256))
-    return folder
+def save_weights(config: ModelConfig, weights: Mapping[str, Tensor | Lazy], folder: str | Path) -> str:
+    """`save` for weights that no model holds; a Lazy one is made when its turn comes.
+
+    Returns:
+        SHA-256 of `model.safetensors`, taken while it was written.
+    """
+    sha256 = write_safetensors(Path(folder) / WEIGHTS_FILE, weights)
+    write_atomically(Path(folder) / CONFIG_FILE, config_text(config, sha256))
+    return sha256
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> RATPlus:

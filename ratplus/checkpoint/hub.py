@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from torch import Tensor
@@ -12,31 +13,38 @@ from ratplus.checkpoint.folder import map_weights, shapes_of
 from ratplus.checkpoint.hub_config import SHA256, words_of
 from ratplus.checkpoint.official import check_numbers
 from ratplus.checkpoint.shards import SHARD_BYTES, map_shards, write_shards
+from ratplus.checkpoint.targets import check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import check_shapes, sha256_of
 from ratplus.config.model import ModelConfig
 from ratplus.records.atomic import write_atomically
 
 
-def export_hf(folder: str | Path, target: str | Path, shard_bytes: int = SHARD_BYTES) -> ModelConfig:
+def export_hf(
+    folder: str | Path, target: str | Path, shard_bytes: int = SHARD_BYTES, force: bool = False
+) -> ModelConfig:
     """Write a model folder as a Hugging Face-style one: weights, in shards if they are large, and a config.json.
 
     Args:
         shard_bytes: most bytes of weights in a file.
+        force: replace another model that lies there; without it, only an earlier export is replaced.
 
     Raises:
-        CheckpointError: no model folder, or `target` is one already.
+        CheckpointError: no model folder; `target` is one already, holds another model, or is a stage's folder.
     """
+    target = Path(target)
+    check_target(target, Path(folder))
     config, weights = map_weights(folder)
     _, sha256 = read_facts(Path(folder))
-    target = Path(target)
-    if _is_ours(target):
+    if is_model_folder(target) and not force:
         raise CheckpointError(
             f"{target}: is a ratplus model folder already; if the export went there, it would take the place of the "
-            "model folder itself; choose another target"
+            "model folder itself; choose another target, or replace it with --force"
         )
-    again = is_hub_folder(target)
-    if (target / CONFIG_FILE).exists() and not again:
-        raise CheckpointError(f"{target}: holds the {CONFIG_FILE} of another model; choose another target")
+    again = force or _is_export(target)
+    if os.path.lexists(target / CONFIG_FILE) and not again:
+        raise CheckpointError(
+            f"{target}: holds the {CONFIG_FILE} of another model; choose another target, or replace it with --force"
+        )
     # Of an earlier export: new weights under its config.json would look whole before they are.
     (target / CONFIG_FILE).unlink(missing_ok=True)
     write_shards(target, weights, shard_bytes, replace=again)
@@ -45,13 +53,12 @@ def export_hf(folder: str | Path, target: str | Path, shard_bytes: int = SHARD_B
     return config
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder is a model folder of our own; none, or a damaged one, is not."""
+def _is_export(folder: Path) -> bool:
+    """Whether a folder is an export that nobody has changed on purpose, which takes out the hash of the weights."""
     try:
-        words = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError):
+        return is_hub_folder(folder) and read_hub_facts(folder)[1] is not None
+    except CheckpointError:
         return False
-    return isinstance(words, dict) and {"model", "sha256"} <= words.keys()
 
 
 def map_hub(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -60,7 +67,7 @@ def map_hub(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     Raises:
         CheckpointError: no such folder, not whole, or other weights than it says.
     """
-    if _is_ours(folder):
+    if is_model_folder(folder):
         raise CheckpointError(f"{folder}: is a ratplus model folder already; name it with model.init_from=...")
     config, sha256 = read_hub_facts(folder)
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ratplus.checkpoint.facts import CheckpointError
 from ratplus.checkpoint.folder import map_weights, shapes_of
 from ratplus.checkpoint.foreign_tensors import map_foreign
+from ratplus.checkpoint.targets import check_file, check_target
 from ratplus.checkpoint.tensor_file import Lazy, check_shapes
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus, empty_model
@@ -227,12 +228,17 @@ def _check_tie(state: dict, where: str) -> None:
         raise CheckpointError(f"{where}: {HEAD} differs from {EMBED}; only tied embeddings are supported")
 
 
-def export_official(folder: str | Path, target: str | Path) -> ModelConfig:
+def export_official(folder: str | Path, target: str | Path, force: bool = False) -> ModelConfig:
     """Write a model folder's weights in the reference layout, float32 under "task"; they are mapped, not loaded.
 
+    Args:
+        force: replace a file of this name, unless it holds these very weights, which needs no force.
+
     Raises:
-        CheckpointError: no model folder, or a model that the layout has no place for.
+        CheckpointError: no model folder, a model that the layout has no place for, or `target` is somebody else's.
     """
+    target = Path(target)
+    check_target(target, Path(folder))
     config, weights = map_weights(folder)
     default = ModelConfig(config.vocab_size, config.layers, config.d_model, config.d_head)
     for key in ("kv_heads", "recurrence_chunk", "output_gate", "rope_base", "rope_scaling", "norm_eps"):
@@ -246,6 +252,25 @@ def export_official(folder: str | Path, target: str | Path) -> ModelConfig:
     names |= {"embed.weight": EMBED, "norm.weight": NORM}
     state = {names[name]: tensor for name, tensor in weights.items()}
     state[HEAD] = state[EMBED]
+    if not _holds(target, state):
+        check_file(target, force)
     with new_file(target) as file:
         torch.save({"task": state}, file)
     return config
+
+
+def _holds(path: Path, state: dict[str, Tensor]) -> bool:
+    """Whether a file is an export of exactly these weights, and holds nothing beside them that could be lost."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch raises half a dozen types for what is no such file
+        return False
+    if not isinstance(found, dict) or found.keys() != {"task"} or not isinstance(found["task"], dict):
+        return False
+    there = found["task"]
+    return there.keys() == state.keys() and all(
+        isinstance(there[name], Tensor) and there[name].dtype == tensor.dtype and torch.equal(there[name], tensor)
+        for name, tensor in state.items()
+    )

@@ -64,6 +64,7 @@ class Record(TypedDict):
         timing: wall times in seconds, memory in bytes, and what else differs from one machine to another.
         provenance: see `provenance`; {} where nobody said.
         error: None if done.
+        weights_sha256: of the model.safetensors that a training stage made; records of before the key have none.
         checksum: SHA-256 of all the other keys.
     """
 
@@ -77,6 +78,7 @@ class Record(TypedDict):
     timing: dict[str, Any]
     provenance: dict[str, Any]
     error: Failure | None
+    weights_sha256: NotRequired[str]
     checksum: NotRequired[str]
 
 
@@ -131,6 +133,7 @@ def make_record(
     timing: dict[str, Any],
     provenance: dict[str, Any],
     error: Failure | None = None,
+    weights_sha256: str | None = None,
 ) -> Record:
     """A record, as it will be read back.
 
@@ -150,6 +153,8 @@ def make_record(
         "provenance": scrub_tree(provenance),
         "error": _scrubbed_error(error),
     }
+    if weights_sha256 is not None:
+        record["weights_sha256"] = weights_sha256
     # Through text and back, so that the checksum is of what a reader will see.
     record = json.loads(json.dumps(record))
     record["checksum"] = _checksum(record)

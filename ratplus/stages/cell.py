@@ -132,7 +132,7 @@ class Cell:
         trained, _ = read_start(source)
         parameters = adopt(source, folder, self.model_config(), weights, self.around.say)
         found = {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}
-        return Result(found)
+        return Result(found, weights_sha256=weights)
 
     def _adapt(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         return self._train(self.load(self.plan.pretrain), stage, folder, log, lock)
@@ -141,7 +141,7 @@ class Cell:
         return self._train(self.load(self.plan.adapt), stage, folder, log, lock)
 
     def _train(self, model: RATPlus, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
-        from ratplus.checkpoint import save
+        from ratplus.checkpoint.folder import save_weights
         from ratplus.evaluation.metrics import metric
         from ratplus.training.run import train
         from ratplus.training.spec import Watch
@@ -151,7 +151,7 @@ class Cell:
 
         watch = Watch(log=log, progress=progress, before_saving=lock.check, say=self.around.say)
         outcome = train(model, self._training(stage), folder, watch, self._team)
-        save(outcome.model, folder)
+        weights = save_weights(outcome.model.config, outcome.model.state_dict(), folder)
         # Of the last step, over its labels.
         report = outcome.report
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
@@ -160,7 +160,7 @@ class Cell:
         one_sum = outcome.layouts[-1].get("micro_batches", 1) == 1
         if len(outcome.layouts) > 1 or self._team is not None or self.config.trainer.compile or not one_sum:
             timing["layouts"] = outcome.layouts
-        return Result(metrics, timing)
+        return Result(metrics, timing, weights_sha256=weights)
 
     def _evaluate(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         from ratplus.evaluation.suites import evaluate_suites

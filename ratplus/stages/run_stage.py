@@ -31,11 +31,13 @@ class Result:
         metrics: reproducible results by name.
         timing: what differs from one machine to another.
         facts: for the provenance.
+        weights_sha256: of the weights that a training stage wrote, as it wrote them; None if it wrote none.
     """
 
     metrics: dict[str, Metric]
     timing: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    weights_sha256: str | None = None
 
 
 # Does a stage's work in its folder: (stage, folder, log, lock) -> Result.
@@ -113,7 +115,10 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
     except Exception as error:
         publish({}, status="failed", metrics={}, timing={}, error=failure_of(error, stage.name, config, folder))
         raise
-    record = publish(result.facts, status="done", metrics=result.metrics, timing=result.timing, error=None)
+    record = publish(
+        result.facts, status="done", metrics=result.metrics, timing=result.timing, error=None,
+        weights_sha256=result.weights_sha256,
+    )  # fmt: skip
     _tidy(folder)
     return record
 

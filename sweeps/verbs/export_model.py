@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="model folder: of import, or a stage's of a sweep")
     parser.add_argument("target", help="file (official) or folder (hf) to write")
     parser.add_argument("--format", choices=("official", "hf"), default="official", help="default: official")
+    parser.add_argument("--force", action="store_true", help="replace another model or file that lies there")
     parser.add_argument("--shard-gb", type=float, metavar="GB", help="most gigabytes (1e9) in a file of hf (5)")
 
 
@@ -43,9 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "hf" and target.is_file():
         raise UsageError(f"{target}: is a file; --format hf writes a folder: name one")
     if arguments.format == "hf":
-        config = export_hf(arguments.folder, target, SHARD_BYTES if shard_gb is None else int(shard_gb * 1e9))
+        shard_bytes = SHARD_BYTES if shard_gb is None else int(shard_gb * 1e9)
+        config = export_hf(arguments.folder, target, shard_bytes, arguments.force)
     else:
-        config = export_official(arguments.folder, target)
+        config = export_official(arguments.folder, target, arguments.force)
     print(model_line(target, config))
     if arguments.format == "official" and config.d_head != 128:
         print(f"the layout does not store d_head: import it with --d-head {config.d_head}")

@@ -201,3 +201,22 @@ def test_a_planned_cell_has_its_ids_from_the_manifest_alone(place):
         assert {stage.name: stage.id for stage in planned_stages(config, entry["corpus"], vocab_size)} == entry[
             "stages"
         ]
+
+
+def test_a_child_stage_refuses_other_weights_than_its_parent_made(place, capsys):
+    words = [*WORDS, "model.init_from=given", "output=one", "pattern.dilation=8"]
+    assert ratplus("adapt", *words) == 0
+    for stage in ("pretrain", "adapt"):
+        record = json.loads((stage_folder("one", stage) / "record.json").read_text())
+        facts = json.loads((stage_folder("one", stage) / "config.json").read_text())
+        assert record["weights_sha256"] == facts["sha256"]
+    save(RATPlus(load(stage_folder("one", "adapt")).config), stage_folder("one", "adapt"))
+    capsys.readouterr()
+    assert ratplus("evaluate", *words) == 2
+    told = capsys.readouterr().err
+    assert "are not those that this stage trained" in told
+    assert f"delete {stage_folder('one', 'adapt')} to train it again" in told.replace("\n", "")
+    shutil.rmtree(stage_folder("one", "adapt"))
+    assert ratplus("evaluate", *words) == 0
+    assert ratplus("import", "given", str(stage_folder("one", "adapt"))) == 2
+    assert "lies in the folder of a stage of a sweep" in capsys.readouterr().err

@@ -44,7 +44,8 @@ def layer_shapes(d: int) -> dict:
 
 def bring_in(source, folder, d_head=16, max_len=512) -> Path:
     found = read_foreign(source, d_head, max_len)
-    return save_weights(found.config, found.weights, folder)
+    save_weights(found.config, found.weights, folder)
+    return folder
 
 
 @pytest.mark.parametrize("recurrence", [0, 1])
