@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTEN
 
 
 @contextmanager
-def dense_on(name: str | None) -> Iterator[None]:
+def dense_on(name: str | None) -> Generator[None]:
     """Within, torch's dense attention runs on this kernel alone; None leaves the choice to torch."""
     if name is None:
         yield

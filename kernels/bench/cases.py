@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -207,8 +208,9 @@ def _scan_cases(shapes: Shapes, d_model: int, length: int, batch: int, shape: st
         return
     del forward
     leaves = [x.detach().requires_grad_() for x in (logit, k, v)]
+    own_logit, own_k, own_v = leaves
     backward = Case("scan backward", shape, "-", 10 * size, 0)
-    backward.add("ours", lambda: _backward_of(gated_scan(*leaves, rope=(cos, sin))[:2], leaves))
+    backward.add("ours", lambda: _backward_of(gated_scan(own_logit, own_k, own_v, rope=(cos, sin))[:2], leaves))
     if with_peers:
         backward.add("paper (associative_scan)", lambda: _backward_of(scan(*leaves, cos, sin), leaves))
     yield backward
@@ -232,7 +234,9 @@ def _attention_cases(
     logit, q, k, v = gate_views(shapes, batch, length, d_model, 4)
     cos, sin = rope_tables(shapes, length)
     size, flops = q.numel() * q.element_size(), 4.0 * batch * d_model * visible_pairs(length, *pattern)
-    settings = (*pattern, length, shapes.device, on_gpu)
+    dilation, window, sinks = pattern
+    # Only dilated patterns have peers.
+    settings = (cast(int, dilation), window, sinks, length, shapes.device, on_gpu)
     paper = lru_cache(lambda: peers.PaperAttention(*settings))  # made when first asked for: its masks may not fit
     one_mask = lru_cache(lambda: peers.OneMaskAttention(*settings))
     dense = partial(F.scaled_dot_product_attention, is_causal=True)
@@ -277,11 +281,12 @@ def _attention_cases(
 
     if length in shapes.backward_lengths:
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        own_q, own_k, own_v = leaves
         backward = Case("attention backward", shape, label(pattern), 8 * size, 2.5 * flops)
         add_ours_and_dense(
             backward,
-            lambda: _backward_of((dilated_attention(*leaves, *pattern),), leaves),
-            lambda: _backward_of((dense(*leaves),), leaves),
+            lambda: _backward_of((dilated_attention(own_q, own_k, own_v, *pattern),), leaves),
+            lambda: _backward_of((dense(own_q, own_k, own_v),), leaves),
         )
         if with_peers:
             backward.add("paper (two FlexAttention passes)", lambda: _backward_of((paper()(*leaves),), leaves))
@@ -341,5 +346,5 @@ def graphed(run: Run) -> Run:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    graph.inputs = run  # keeps the captured tensors alive
+    cast(Any, graph).inputs = run  # keeps the captured tensors alive
     return graph.replay

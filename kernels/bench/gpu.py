@@ -20,6 +20,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -144,7 +145,7 @@ def _measure(group: Group, shapes: Shapes) -> list[tuple[float, str | None]]:
     return [(float("nan"), failure) if failure else (next(times).p50, None) for failure in found]
 
 
-def _short(value: object) -> str:
+def _short(value: Any) -> str:
     return " ".join(f"{name[0] if name != 'num_warps' else 'w'}{part}" for name, part in asdict(value).items())
 
 

@@ -74,6 +74,7 @@ class PaperAttention:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask) -> tuple[Tensor, Tensor]:
         out, extra = self.flex(q, k, v, block_mask=mask, return_aux=self.request)
+        assert extra.lse is not None  # it is what `request` asks for
         return out, extra.lse
 
 

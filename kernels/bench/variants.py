@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,6 +168,7 @@ def _attention_group(
         if not backward:
             return forward
         out, lse = forward()
+        assert pattern[0] is not None  # only dilated patterns have variants
         bounds = (length // pattern[0], pattern[1])
         return partial(attention.backward, torch.randn_like(out), q, k, v, *settings, out, lse, *bounds)
 
@@ -199,7 +201,7 @@ def _decode_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length
     )  # fmt: skip
 
 
-def fastest(measured: list[tuple[Group, list[float]]]) -> dict[str, tuple[object, float]]:
+def fastest(measured: list[tuple[Group, list[float]]]) -> dict[str, tuple[Any, float]]:
     """For each kernel (the value that loses least, its loss): milliseconds over the best of the shape, averaged.
 
     measured: each group with the milliseconds of its variants, in their order; not-a-number where one failed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -35,8 +36,28 @@ class _Entry:
     bytes_each: int  # of one sequence's cache
     max_batch: int
     largest: bool  # whether `batch` was asked for as the largest
-    cache: KVCache | None = None
-    loop: DecodeLoop | None = None
+    _held: tuple[KVCache, DecodeLoop] | None = None
+
+    @property
+    def cache(self) -> KVCache:
+        assert self._held is not None
+        return self._held[0]
+
+    @property
+    def loop(self) -> DecodeLoop:
+        assert self._held is not None
+        return self._held[1]
+
+    def hold(self, model: RATPlus, length: int) -> None:
+        """Make the cache, for so many tokens of each sequence, and the loop that decodes on it."""
+        cache = model.new_cache(self.batch, self.patterns, length)
+        for layer in cache.layers:  # zeros would draw less power than a cache in use
+            layer.keys.normal_()
+            layer.values.normal_()
+        self._held = cache, DecodeLoop.best(model, cache)
+
+    def drop(self) -> None:
+        self._held = None
 
 
 @dataclass
@@ -88,7 +109,7 @@ class Measuring:
                 for entry in group:
                     self._skip(entry.label, context, entry.batch, f"out of memory: {first_line(error)}")
             for entry in group:
-                entry.cache = entry.loop = None
+                entry.drop()
             if self.settings.device == "cuda":
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
@@ -101,7 +122,7 @@ class Measuring:
         for label, patterns in maps.items():
             one = self.model.new_cache(1, patterns, context + self.settings.new_tokens).bytes()
             most = self.free // one
-            size = min(int(_LARGEST * most), _MOST_SEQUENCES) if batch == "max" else batch
+            size = min(int(_LARGEST * most), _MOST_SEQUENCES) if batch == "max" else int(batch)
             if not 1 <= size <= max(1, int(_LARGEST * most)) or most < 1:
                 self._skip(label, context, batch, f"a cache takes {one / 1e9:.3g} GB a sequence; {most} fit")
                 continue
@@ -115,11 +136,7 @@ class Measuring:
     def _measure(self, group: list[_Entry], context: int) -> list[dict]:
         n, device = self.settings.new_tokens, self.settings.device
         for entry in group:
-            entry.cache = self.model.new_cache(entry.batch, entry.patterns, context + n)
-            for layer in entry.cache.layers:  # zeros would draw less power than a cache in use
-                layer.keys.normal_()
-                layer.values.normal_()
-            entry.loop = DecodeLoop.best(self.model, entry.cache)
+            entry.hold(self.model, context + n)
         token = {e.batch: torch.randint(self.model.config.vocab_size, (e.batch,), device=device) for e in group}
 
         def decode(entry: _Entry) -> Callable[[], object]:
@@ -134,7 +151,12 @@ class Measuring:
             prompt = torch.randint(self.model.config.vocab_size, (entry.batch, context), device=device)
             return lambda: self.model.prefill(prompt, entry.cache)
 
-        timing = {"device": device, "repeats": self.settings.repeats, "budget_s": self.settings.budget_s, "cold": False}
+        timing: dict[str, Any] = {
+            "device": device,
+            "repeats": self.settings.repeats,
+            "budget_s": self.settings.budget_s,
+            "cold": False,
+        }
         to_context = [lambda e=e: e.cache.rewind(context) for e in group]
         runs = [decode(e) for e in group]
         decoded = [times.over(n) for times in interleaved(runs, before=to_context, **timing)]
@@ -165,10 +187,10 @@ class Measuring:
                     entry.cache.rewind()
                     run()
 
-                names, refused = usable(once, list(BACKENDS))
+                working, refused = usable(once, list(BACKENDS))
+                names = [*working] or [None]
                 for name, reason in refused.items():
                     self._skip(f"{entry.label} on {name}", context, entry.batch, reason)
-                names = names or [None]
             candidates += [(entry, name, run) for name in names]
         if not candidates:
             return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ratplus.config.model import ModelConfig
 
@@ -51,7 +52,7 @@ class BenchSettings:
 
     def __post_init__(self):
         for option, values, least in (
-            ("--batch", [b for b in self.batches if b != "max"], 1), ("--context", self.contexts, 1),
+            ("--batch", [int(b) for b in self.batches if b != "max"], 1), ("--context", self.contexts, 1),
             ("--new-tokens", [self.new_tokens], 3), ("--repeats", [self.repeats], 1),
             ("--prefill-tokens", [self.prefill_tokens], 0),
             ("--threads", [] if self.threads is None else [self.threads], 1),
@@ -113,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
 
 def settings_of(arguments: argparse.Namespace, device: str) -> BenchSettings:
     """BenchSettings of parsed arguments; an option that isn't given keeps its default. Raises ValueError as it does."""
-    given = {
+    given: dict[str, Any] = {
         "patterns": tuple(split_labels(arguments.pattern)) if arguments.pattern else None,
         "batches": _numbers("--batch", arguments.batch, words=("max",)),
         "contexts": _numbers("--context", arguments.context),

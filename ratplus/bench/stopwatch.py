@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ class Stopwatch:
         self.clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         self.on = False
         self.laps: list[dict[str, float]] = []  # of each lap: part -> milliseconds
-        self._marks: list[tuple[str, object]] = []
+        self._marks: list[tuple[str, Any]] = []
 
     def mark(self, part: str) -> None:
         """From here on the time is this part's."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import lightning
 import numpy as np
@@ -136,7 +137,7 @@ def _bench(subjects: list[Subject], settings: BenchSettings, progress: Callable,
                     result["skipped"].append({"model": "all", "batch": batch, "context": context, "reason": reason})
                     continue
                 progress(f"context {context}, batch {batch}: {', '.join(s.name for s in subjects)}")
-                _measure(subjects, context, batch, settings, ceilings, Path(folder), result, progress)
+                _measure(subjects, context, int(batch), settings, ceilings, Path(folder), result, progress)
                 save(result)
     result["complete"] = True
     save(result)
@@ -207,12 +208,12 @@ class _Timed(TrainingModule):
         self.cpu_ends: list[float] = []
         self.peak: int | None = None
 
-    def training_step(self, batch, batch_index) -> None:
+    def training_step(self, batch, _batch_index) -> None:
         if batch[0] == self.peak_of:
             step = super().training_step
-            self.peak = peak_bytes(lambda: step(batch, batch_index), self.where)
+            self.peak = peak_bytes(lambda: step(batch, _batch_index), self.where)
         else:
-            super().training_step(batch, batch_index)
+            super().training_step(batch, _batch_index)
 
     def manual_backward(self, loss) -> None:
         super().manual_backward(loss)
@@ -222,7 +223,8 @@ class _Timed(TrainingModule):
 class _Ends(lightning.Callback):
     """Ends of steps; the stopwatch runs from the end of one to the end of the next."""
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        module = cast(_Timed, pl_module)
         if module.where == "cuda":
             torch.cuda.synchronize()
         module.ends.append(time.perf_counter())
@@ -267,6 +269,7 @@ def _turn(candidate: _Candidate, settings: BenchSettings) -> None:
     with quiet_lightning(), watched(model, watch):
         make_trainer(run, precision, [_Ends()]).fit(module, loader)
     if first:
+        assert module.peak is not None  # the step that measures it has run
         weights = sum(p.numel() for p in model.parameters())
         candidate.peak = _BYTES_OF_WEIGHT_AND_MOMENTS * weights + module.peak
     # Between the ends of two steps: reading the second one's data is in it.

@@ -57,10 +57,10 @@ class _Clock(lightning.Callback):
         self.ends: list[float] = []
         self.peak: int | None = None
 
-    def on_train_start(self, trainer, module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         self._note()
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._note()
         if self.cuda and len(self.ends) == _WARM + 1:
             torch.cuda.reset_peak_memory_stats()
@@ -101,7 +101,7 @@ def bench_trainer(
         ValueError: a device that isn't there, or a model that takes fewer tokens than the context.
     """
     check_device(settings.device)
-    batch, context = settings.batches[0], settings.contexts[0]
+    batch, context = int(settings.batches[0]), settings.contexts[0]
     for subject in subjects:
         if subject.config.max_len < context:
             raise ValueError(
@@ -140,7 +140,7 @@ def bench_trainer(
 
 def _recipe(subject: Subject, settings: BenchSettings) -> RecipeSection:
     arl = subject.config.recurrence
-    return RecipeSection(steps=_WARM + max(settings.repeats, _LEAST), batch=settings.batches[0], arl=arl)
+    return RecipeSection(steps=_WARM + max(settings.repeats, _LEAST), batch=int(settings.batches[0]), arl=arl)
 
 
 def _run(
@@ -195,7 +195,7 @@ def _figures(
     subject: Subject, trainer: TrainerSection, clock: _Clock, settings: BenchSettings, ceilings: Ceilings
 ) -> dict:
     config, recipe, times = subject.config, _recipe(subject, settings), Times.of(clock.timed_ms)
-    batch, context = settings.batches[0], settings.contexts[0]
+    batch, context = int(settings.batches[0]), settings.contexts[0]
     tokens, seconds = batch * context, times.p50 / 1e3
     passes = [recipe.arl_pattern, None] if recipe.arl else [None]
     flops = 3 * batch * sum(forward_flops(config, patterns, context) for patterns in passes)
