@@ -94,7 +94,9 @@ def _in_order(runs, before, **_):
 
 def _entry(measuring, label):
     patterns = PatternMap.from_label(label, 2, 2)
-    return bench_measure._Entry(label, patterns, 1, 1, 1, False, measuring.model.new_cache(1, patterns, 30))
+    made = bench_measure._Entry(label, patterns, 1, 1, 1, False)
+    made.hold(measuring.model, 30)
+    return made
 
 
 def test_ways_of_training(monkeypatch, tmp_path, capsys):
