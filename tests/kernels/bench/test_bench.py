@@ -13,7 +13,6 @@ from ratplus.kernels import dilated_attention, gated_scan
 from ratplus.kernels.attention.patterns import HeadPattern
 from ratplus.kernels.attention.reference import visible_mask
 from ratplus.kernels.bench import cases as bench_cases
-from ratplus.kernels.bench import gpu as bench_gpu
 from ratplus.kernels.bench import peers as bench_peers
 from ratplus.kernels.bench import run as bench
 from ratplus.kernels.bench import timing as bench_timing
@@ -101,20 +100,6 @@ def test_used_up_seconds_leave_the_rest_out_by_name(monkeypatch):
     assert left[0] == ("attention", "D4-W3-I2", "all")
     assert left[-1] == ("decode", "stream-W5-I1", "all")
     assert result["skipped"][-1]["reason"] == "the 2.5 s were used up"
-
-
-def test_the_script_writes_a_whole_file(tmp_path, capsys):
-    target = tmp_path / "new" / "kernels.json"
-    bench_gpu.main([str(target), "100"], replace(SMALL, peer_lengths=(), decode_batches=()))
-    check_rows(json.loads(target.read_text()))
-    assert [path.name for path in target.parent.iterdir()] == ["kernels.json"]
-    with pytest.raises(ValueError, match="SECONDS: got 'x'"):
-        bench_gpu.main([str(target), "x"])
-    with pytest.raises(ValueError, match="usage"):
-        bench_gpu.main([])
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no CUDA device; use --device cpu"):
-            bench_gpu.main([str(target)])
 
 
 def test_a_time_budget_cuts_repeats_and_candidates_take_turns():
