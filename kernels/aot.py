@@ -119,7 +119,7 @@ def compiled(kernel, constants: dict, dtype: torch.dtype = torch.bfloat16, sizes
 
 
 def measure(code) -> dict:
-    """Of a kernel: registers a thread, bytes of stack and shared memory, instructions, those that use tensor cores."""
+    """What a kernel takes: registers a thread, bytes of stack and shared memory, instructions, and tensor-core ones."""
     cubin, ptx = code.asm["cubin"], code.asm["ptx"]
     usage = _resource_usage(cubin)
     return {

@@ -34,7 +34,7 @@ class Times:
         return cls(p20, p50, p80, len(samples))
 
     def over(self, parts: int) -> "Times":
-        """Of one of `parts` equal parts of a call."""
+        """The times of one of `parts` equal parts of a call."""
         return Times(self.p20 / parts, self.p50 / parts, self.p80 / parts, self.repeats)
 
 

@@ -20,7 +20,8 @@ from ratplus.pattern import PatternMap
 from ratplus.records.lines import first_line
 
 DENSE = "D1"
-# Of the memory that is free: caches measured side by side, and the largest batch (the rest is for activations).
+# Shares of the free memory: what caches measured side by side may take, and what the largest batch may (the rest is for
+# activations).
 _SIDE_BY_SIDE, _LARGEST = 0.6, 0.85
 # More sequences than this at once say nothing new.
 _MOST_SEQUENCES = 4096
@@ -216,7 +217,7 @@ class Measuring:
         return found
 
     def _step_peak(self, entry: _Entry, context: int, token: torch.Tensor) -> int:
-        """Of a step that isn't a graph's replay: a graph took its memory when it was captured."""
+        """Peak memory of a step that is no replay of a graph: a graph took its memory when it was captured."""
         entry.cache.rewind(context)
         return peak_bytes(lambda: self.model.step(token, entry.cache), self.settings.device)
 

@@ -45,7 +45,7 @@ def export_hf(
         raise CheckpointError(
             f"{target}: holds the {CONFIG_FILE} of another model; choose another target, or replace it with --force"
         )
-    # Of an earlier export: new weights under its config.json would look whole before they are.
+    # An earlier export's config.json goes first: beside half-written new weights it would make the folder look whole.
     (target / CONFIG_FILE).unlink(missing_ok=True)
     write_shards(target, weights, shard_bytes, replace=again)
     words = words_of(config, sha256)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ratplus.config.check import check, check_least
 
-# Of the questions and their scoring; another version is another result, and has another id.
+# Versions of the questions and their scoring: another version gives another result, and so another id.
 CLOZE_VERSION = 2
 NIAH_VERSION = 1
 POSITIONS_VERSION = 1

@@ -8,7 +8,7 @@ from ratplus.config.check import check, check_least
 from ratplus.config.eval import NIAH_TASKS
 from ratplus.pattern import Pattern, build_map
 
-# Of the split's questions and rows; another version is another result, and has another id.
+# Version of the split's questions and rows: another version gives another result, and so another id.
 SFT_VERSION = 1
 
 

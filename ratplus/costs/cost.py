@@ -22,7 +22,7 @@ _RECURRENCE_FLOPS_PER_CHANNEL_STEP = 6
 _RECURRENCE_ELEMENTS_PER_CHANNEL_STEP = 5
 # The state stays float32 whatever the dtype of the model: rounding it every step drifts by percents.
 _STATE_BYTES_PER_ELEMENT = 4
-# Of keys, values and gate logits unless told otherwise: bfloat16.
+# Keys, values and gate logits count as bfloat16 unless the caller gives another size.
 BYTES_PER_ELEMENT = 2
 
 

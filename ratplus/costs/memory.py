@@ -14,11 +14,12 @@ from ratplus.costs.budget import block_matrices
 
 BYTES_PER_ELEMENT = {"float32": 4, "bf16": 2}
 _WIDE = 4
-# Of a block, in tensors of d_model channels a token. Float32 whatever the precision: both norms' inputs and outputs.
+# What a block keeps for its backward pass, counted in tensors of d_model channels a token. Inputs and outputs of both
+# norms are float32 whatever the precision.
 _WIDE_TENSORS = 4
-# In the precision of the products: rotated q, attention output and its gated copy, the gate, and casts.
+# These are in the precision of the products: rotated q, attention output and its gated copy, the gate, and casts.
 _NARROW_TENSORS = 6
-# Of the loss, in tensors of vocab_size channels a token, float32: logits, log-probabilities, and their gradients.
+# The loss keeps these float32 tensors of vocab_size channels a token: logits, log-probabilities, and their gradients.
 _LOGIT_TENSORS = 4
 # With activation checkpointing these peak alone: log-probabilities and two gradients; then, while blocks are computed
 # again, at least the log-probabilities may still be there.

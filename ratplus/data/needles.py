@@ -176,7 +176,7 @@ class Draft:
             raise ValueError(f"{where} needs {needed} tokens for its question and answer alone; give more{shorter}")
 
     def tokens(self, tokenizer, sentences: list[str], count: int) -> int:
-        """Of the prompt with so much haystack."""
+        """How many tokens the prompt has with the first `count` sentences as its haystack."""
         return len(tokenizer.encode(self._prompt(sentences, count)))
 
     def filled(self, tokenizer, sentences: list[str], length: int, new_tokens: int) -> Item:

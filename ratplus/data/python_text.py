@@ -20,7 +20,7 @@ from ratplus.data.corpus import CorpusError
 from ratplus.records.atomic import new_file
 
 ARCHIVE = "python_text.jsonl.gz"
-# Of UTF-8 text in all: an epoch of a minute or less on one GPU, and 7 MB to copy.
+# At most so much UTF-8 text is collected: an epoch takes a minute or less on one GPU, and the file has 7 MB.
 MOST_BYTES = 28_000_000
 _SUFFIXES = {".py", ".md", ".rst", ".txt"}
 # METADATA holds a package's README.

@@ -16,7 +16,7 @@ from ratplus.data.corpus import Corpus
 from ratplus.data.needles import sentences_for, training_draft
 from ratplus.data.sampling import IGNORE
 
-# Of the training text that needles are hidden in.
+# Needles are hidden in at most so much training text.
 _HAYSTACK_TOKENS = 1 << 20
 # Rows are kept for the next epoch as long as they fill no more than this (4 bytes each).
 _KEPT_TOKENS = 1 << 26

@@ -21,7 +21,7 @@ from ratplus.model.cache import KVCache
 from ratplus.pattern import PatternMap
 from ratplus.records.record import Metric
 
-# Of weights, keys and values in the counts, whatever the precision of training, so that cells compare.
+# The counts take weights, keys and values for bfloat16, whatever the precision of training, so that cells compare.
 _BYTES_PER_ELEMENT = 2
 
 

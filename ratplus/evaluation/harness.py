@@ -29,7 +29,7 @@ from ratplus.records.record import Metric
 if TYPE_CHECKING:
     from ratplus.evaluation.harness_model import Adapter
 
-# Of the standard errors that have no formula, such as perplexity's.
+# lm-eval draws so many samples for a standard error that has no formula, such as perplexity's.
 _BOOTSTRAP = 100
 
 

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Score:
-    """Of one continuation: sum of the log-probabilities of its tokens (nats), and whether each was the likeliest."""
+    """What a continuation got: the sum of its tokens' log-probabilities (nats), and whether each was the likeliest."""
 
     logprob: float
     greedy: bool
@@ -197,7 +197,7 @@ class Scorer:
         return found
 
     def _score(self, logits: Tensor, end: tuple, tokens: Tensor) -> Score:
-        """Of logits [len(end), vocab]; `tokens` is what to run again if they are NaN."""
+        """The score of logits [len(end), vocab]; `tokens` is what to run again if they are NaN."""
         check_logits(logits, self.model, tokens, self.patterns)
         logits = logits.float()
         target = torch.tensor(end, device=logits.device)[:, None]

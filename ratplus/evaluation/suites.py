@@ -25,7 +25,7 @@ from ratplus.records.record import Metric
 __all__ = ["BadLogits", "Evaluation", "evaluate_suites"]
 
 
-# Of the held-out text that needles are hidden in.
+# Needles are hidden in at most so much held-out text.
 _HAYSTACK_TOKENS = 1 << 20
 
 

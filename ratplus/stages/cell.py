@@ -152,7 +152,7 @@ class Cell:
         watch = Watch(log=log, progress=progress, before_saving=lock.check, say=self.around.say)
         outcome = train(model, self._training(stage), folder, watch, self._team)
         weights = save_weights(outcome.model.config, outcome.model.state_dict(), folder)
-        # Of the last step, over its labels.
+        # The report is that of the last step, and its losses are means over that step's labels.
         report = outcome.report
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}
         metrics["parameters"] = metric(sum(p.numel() for p in outcome.model.parameters()), None, 1)

@@ -111,7 +111,7 @@ def _finish(folder: Path, records: list[dict], settings: Settings, tokenizer: To
         shards = [r["splits"][split] for r in records if r["splits"][split]["tokens"]]
         if not shards:
             raise CorpusError(f"{folder}: {empty_split(split, settings.validation_fraction)}")
-        # Of the shards' hashes, not of the whole stream: hundreds of gigabytes would have to be read once more.
+        # This is a hash of the shards' hashes. One of the whole stream would read hundreds of gigabytes once more.
         whole = hashlib.sha256("".join(s["sha256"] for s in shards).encode()).hexdigest()
         totals = {key: sum(shard[key] for shard in shards) for key in ("tokens", "documents", "bytes")}
         splits[split] = {
