@@ -40,8 +40,9 @@ MOST_ROWS = 120
 ## Plain values
 
 A row of `kernels_table` is a `KernelRow` (`analysis/frame/bench_results.py`) with its device and two more columns:
-`dense_ratio` is its time over that of dense attention at the same shape (null where there is none), `limit_fraction` is
-`limit_ms` over `ms_p50` (1 is as fast as the ceilings allow). A row of `models_table` is a row of `ratplus bench model`
+`dense_ratio` is its time over that of dense attention at the same shape, of the fastest where several were timed, as
+`dense SDPA (cudnn)` and `dense SDPA (flash)` (null where there is none); `limit_fraction` is `limit_ms` over `ms_p50`
+(1 is as fast as the ceilings allow). A row of `models_table` is a row of `ratplus bench model`
 with its device, `prefill_limit_fraction` and `decode_limit_fraction`.
 """
 
@@ -54,8 +55,8 @@ def kernels_table(results: list[BenchResult]) -> pd.DataFrame:
         return rows
     dense = rows[rows["candidate"].str.startswith("dense SDPA")]
     # Long dense attention is timed with the dense pattern only, and stands for all patterns of its shape.
-    exact = dense.set_index(["device", "op", "shape", "pattern"])["ms_p50"].to_dict()
-    once = dense.drop_duplicates(["device", "op", "shape"]).set_index(["device", "op", "shape"])["ms_p50"].to_dict()
+    exact = dense.groupby(["device", "op", "shape", "pattern"])["ms_p50"].min().to_dict()
+    once = dense.groupby(["device", "op", "shape"])["ms_p50"].min().to_dict()
     baseline = [
         exact.get(key, once.get(key[:3])) for key in rows[["device", "op", "shape", "pattern"]].agg(tuple, axis=1)
     ]
@@ -148,10 +149,10 @@ def models_summary(rows: pd.DataFrame) -> pd.DataFrame:
 def kernels_caption(results: list[BenchResult]) -> str:
     """What the columns of `kernels_summary` mean."""
     return (
-        f"Operators on {_machines(results, 'kernels')}. ms: median. × dense: time over that of dense attention at the "
-        "same shape. Of limit: the time that the ceilings allow over the time taken. Copy, product: least bytes and "
-        "FLOPs by the time, over a large copy's and a large matrix product's rate in the same run. Peak: memory beyond "
-        "the inputs. B: sequences, T: tokens of each, d: channels of all heads."
+        f"Operators on {_machines(results, 'kernels')}. ms: median. × dense: time over that of the fastest dense "
+        "attention at the same shape. Of limit: the time that the ceilings allow over the time taken. Copy, product: "
+        "least bytes and FLOPs by the time, over a large copy's and a large matrix product's rate in the same run. "
+        "Peak: memory beyond the inputs. B: sequences, T: tokens of each, d: channels of all heads."
     )
 
 

@@ -25,8 +25,9 @@ MOST_ACROSS = 4
 def kernels_figure(rows: pd.DataFrame) -> Figure:
     """A panel for each operator at the shape with the most work: time against pattern, a marker for each candidate."""
     rows = rows[~rows["candidate"].isin(NOT_DRAWN)]
-    # One colour for what is the same thing in several operators, such as `paper (associative_scan)`.
-    short = rows["candidate"].str.replace(r"^(paper|dense SDPA)\b.*", r"\1", regex=True)
+    # One colour for what is the same thing in several operators, such as `paper (associative_scan)`; the kernel of
+    # dense attention in brackets stays, since two of them are not the same thing.
+    short = rows["candidate"].str.replace(r"^(?:(paper)\b.*|(dense SDPA(?: \(\w+\))?).*)", r"\1\2", regex=True)
     rows = rows.assign(candidate=short)
     ops = list(dict.fromkeys(rows["op"]))
     parts = {op: _largest(rows[rows["op"].eq(op)]) for op in ops}
@@ -52,7 +53,7 @@ def kernels_figure(rows: pd.DataFrame) -> Figure:
 def lengths_figure(rows: pd.DataFrame) -> Figure | None:
     """A panel for each operator that was timed at several lengths: our time against length, a line for each pattern.
 
-    At the largest d_model; None if there is no such operator.
+    At the largest d_model, beside the fastest dense attention; None if there is no such operator.
     """
     rows = rows.join(rows["shape"].str.extract(r"B(?P<B>\d+) T(?P<T>\d+) d(?P<d>\d+)").astype("float64"))
     rows = rows[rows["pattern"].ne("-") & rows["d"].eq(rows["d"].max())]
@@ -62,7 +63,7 @@ def lengths_figure(rows: pd.DataFrame) -> Figure | None:
             points = part[part["candidate"].eq(OURS)].groupby("B").size()
             part = part[part["B"].eq(points.index[points.eq(points.max())].max())]
         mine = part[part["candidate"].eq(OURS) & part["pattern"].ne(DENSE)]
-        dense = part[part["candidate"].str.startswith("dense SDPA")].drop_duplicates("T")
+        dense = part[part["candidate"].str.startswith("dense SDPA")].sort_values("ms_p50").drop_duplicates("T")
         if mine["T"].nunique() > 1:
             parts[op] = (mine, dense)
     if not parts:

@@ -54,13 +54,14 @@ def main(words: list[str], shapes: Shapes | None = None) -> None:
     if "variants" in arguments.phases:
         _variants(shapes, ceilings, folder / "variants.json", deadline)
     if "goals" in arguments.phases or "table" in arguments.phases:
-        _operators(shapes, folder / "kernels.json", deadline, table="table" in arguments.phases)
+        _operators(shapes, ceilings, folder / "kernels.json", deadline, table="table" in arguments.phases)
     if "peers" in arguments.phases:
         only = replace(
             shapes, peers_only=True, d_models=shapes.d_models[:1], peer_lengths=shapes.peer_lengths[:1],
             decode_batches=(), repeats=10,
         )  # fmt: skip
-        result = bench_ops(only, seconds=_left(deadline), on_row=_row, save=_saver(folder / "peers.json"))
+        save = _saver(folder / "peers.json")
+        result = bench_ops(only, seconds=_left(deadline), ceilings=ceilings, on_row=_row, save=save)
         _left_out(result["skipped"])
     return None
 
@@ -185,16 +186,19 @@ def _compile(shapes: Shapes, part: int, parts: int) -> None:
 # ---- goals, table --------------------------------------------------------------------------------------------------
 
 
-def _operators(shapes: Shapes, target: Path, deadline: float | None, table: bool) -> None:
+def _operators(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None, table: bool) -> None:
     plain = replace(shapes, peer_lengths=(), repeats=10, budget_s=0.15)
-    telling = bench_ops(plain, seconds=_left(deadline), only=concerns_goals, on_row=_row, save=_saver(target))
+    # One measurement of the ceilings for both parts: on a device that is warm, a second one comes out lower.
+    telling = bench_ops(
+        plain, seconds=_left(deadline), ceilings=ceilings, only=concerns_goals, on_row=_row, save=_saver(target)
+    )
     for goal in GOALS:
         _say(goal.line(telling["rows"]))
     if not table:
         return
     everything = replace(plain, d_models=plain.d_models[:1], decode_batches=(*plain.decode_batches, 4096))
     result = bench_ops(
-        everything, seconds=_left(deadline), only=lambda plan: not concerns_goals(plan), on_row=_row,
+        everything, seconds=_left(deadline), ceilings=ceilings, only=lambda plan: not concerns_goals(plan), on_row=_row,
         save=lambda rest: _saver(target)({**rest, **_both(telling, rest)}),
     )  # fmt: skip
     _left_out(result["skipped"])

@@ -18,6 +18,7 @@ def bench_ops(
     *,
     threads: int | None = None,
     seconds: float | None = None,
+    ceilings: Ceilings | None = None,
     only: Callable[[Plan], bool] = lambda plan: True,
     progress: Callable[[str], None] = lambda text: None,
     on_row: Callable[[dict], None] = lambda row: None,
@@ -28,6 +29,7 @@ def bench_ops(
     Args:
         threads: PyTorch threads while measuring (None: as they are).
         seconds: no case is begun after so many; those left out are listed under `skipped`.
+        ceilings: those that a part of the same run measured already (None: measured here).
         only: which plans are measured.
         progress: told each case before it is measured.
         on_row: given each row, and each entry of `skipped`, when it is known.
@@ -48,16 +50,17 @@ def bench_ops(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        return _bench(shapes, seconds, only, progress, on_row, save)
+        ceilings = ceilings or measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
+        return _bench(shapes, ceilings, seconds, only, progress, on_row, save)
     finally:
         torch.set_num_threads(before)
 
 
 def _bench(
-    shapes: Shapes, seconds: float | None, only: Callable, progress: Callable, on_row: Callable, save: Callable
-) -> dict:
+    shapes: Shapes, ceilings: Ceilings, seconds: float | None, only: Callable, progress: Callable, on_row: Callable,
+    save: Callable,
+) -> dict:  # fmt: skip
     started = time.monotonic()
-    ceilings = measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
     result = {
         "benchmark": "kernels",
         "complete": False,

@@ -83,6 +83,24 @@ def test_ratio_is_to_dense_attention_of_the_same_shape_wherever_it_was_timed():
     assert rows.loc[("scan forward", "B1 T4096 d64", "-", "ours"), "limit_fraction"] == 0.25
 
 
+def test_ratio_is_to_the_fastest_of_several_dense_kernels_in_whatever_order_they_stand():
+    result = kernels()
+    for row in list(result["rows"]):
+        if row["candidate"] == "dense SDPA":
+            row["candidate"] = "dense SDPA (flash)"
+            quick = kernel_row(row["op"], row["shape"], row["pattern"], "dense SDPA (cudnn)", row["ms_p50"] / 2)
+            result["rows"].append(quick)
+    for rows in (result["rows"], result["rows"][::-1]):
+        table = kernels_table([result | {"rows": rows}])
+        ours = table[table["candidate"].eq("ours")].set_index(["op", "shape", "pattern"])["dense_ratio"]
+        assert ours["attention forward", "B1 T4096 d64", "D4"] == 1.0
+        assert ours["attention forward", "B1 T16384 d64", "D64"] == 0.5  # timed once, with the dense pattern
+        line = next(line for line in lengths_figure(table).axes[0].lines if line.get_marker() == "x")
+        assert list(line.get_ydata()) == [32.0, 128.0]
+        labels = {text.get_text() for text in kernels_figure(table).legends[0].get_texts()}
+        assert {"dense SDPA (cudnn)", "dense SDPA (flash)"} <= labels
+
+
 def test_files_of_a_folder(tmp_path):
     (tmp_path / "k.json").write_text(json.dumps(kernels()))
     (tmp_path / "m.json").write_text(json.dumps(models()))

@@ -103,6 +103,9 @@ def test_goals_table_and_peers_at_a_small_size(monkeypatch, tmp_path, capsys):
     shown = {(row["op"], row["pattern"], row["candidate"]) for row in saved["rows"]}
     assert {("scan forward", "-", "ours"), ("decode", "D4", "ours"), ("attention forward", "D4", DENSE)} <= shown
     assert not any("paper" in row["candidate"] for row in saved["rows"])
+    # One measurement of the ceilings holds for both parts.
+    ceiling = pytest.approx(saved["ceilings"]["copy_gb_s"], rel=1e-6)
+    assert all(row["gb_s"] / row["bandwidth_fraction"] == ceiling for row in saved["rows"])
 
     gpu.main([str(tmp_path), "--phases", "goals,table", "--seconds", "0"], SHAPES)
     assert "left out for want of time: " in capsys.readouterr().out
