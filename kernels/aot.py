@@ -10,7 +10,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 import triton
@@ -27,6 +27,7 @@ from ratplus.kernels.decode import fused_kernels as decode_kernels
 from ratplus.kernels.scan import fused as scan
 from ratplus.kernels.scan import fused_backward as scan_backward
 from ratplus.kernels.scan import fused_forward as scan_forward
+from ratplus.kernels.triton_support import D_HEADS, DTYPES, unsupported_kind
 
 TARGET = GPUTarget("cuda", 90, 32)
 HEADS = 32  # of the paper's 7.6B model; decides how many heads a program of the recurrence takes
@@ -46,52 +47,73 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp
 GROUPED_TYPES = TYPES | dict.fromkeys(("dk", "dv"), "*fp32")
 
 
-def configurations() -> Iterator[tuple[str, int, object, dict]]:
-    """(name, d_head, kernel, constants and launch options) of everything that ships, bf16, d_head 64 and 128."""
-    for d_head in (64, 128):
-        forward, backward = (scan.constants(kind, HEADS, d_head) for kind in ("forward", "backward"))
-        yield "scan forward", d_head, scan_forward.forward_kernel, forward | {"ROPE": True}
-        yield "scan forward, no rotation", d_head, scan_forward.forward_kernel, forward | {"ROPE": False}
-        summary = scan.constants("forward summary", HEADS, d_head)
-        yield "scan forward, summary of a split", d_head, scan_forward.forward_summary_kernel, summary
-        yield "scan backward", d_head, scan_backward.backward_kernel, backward | {"ROPE": True}
-        yield "scan backward, no rotation", d_head, scan_backward.backward_kernel, backward | {"ROPE": False}
-        summary = scan.constants("backward summary", HEADS, d_head) | {"ROPE": True}
-        yield "scan backward, summary of a split", d_head, scan_backward.backward_summary_kernel, summary
+def shipped() -> list[tuple[torch.dtype, int]]:
+    """Every (dtype, d_head) that the kernels take: the others are refused with the limit."""
+    return [(dtype, d_head) for dtype in DTYPES for d_head in D_HEADS if unsupported_kind(d_head, dtype) is None]
 
-        sizes = {
-            kind: attention.tiles(kind, d_head, torch.bfloat16).constants(d_head, 1)
-            for kind in ("forward", "forward, long list", "dq", "dkv")
-        }
-        for kind in ("forward", "forward, long list"):
-            yield f"attention {kind}", d_head, attention_forward.forward_kernel, sizes[kind]
-        yield "attention dQ", d_head, attention_backward.dq_kernel, sizes["dq"] | {"OWN": False}
-        yield "attention dQ, and own dK, dV", d_head, attention_backward.dq_kernel, sizes["dq"] | {"OWN": True}
-        yield "attention dKV, band", d_head, attention_backward.dkv_band_kernel, sizes["dkv"]
-        far = attention_backward.dkv_far_kernel
-        yield "attention dKV, far list", d_head, far, sizes["dkv"] | {"SPLIT": False}
-        yield "attention dKV, far list, split", d_head, far, sizes["dkv"] | {"SPLIT": True}
-        combine = {"D": d_head, "BN": sizes["dkv"]["BN"], "GROUP": 1, "num_warps": attention.COMBINE_WARPS}
-        yield "attention dKV, combine", d_head, attention_backward.dkv_combine_kernel, combine
-        if d_head == 64:  # two are enough: only addresses, and the type of dK and dV, differ from the kernels above
-            shared = {kind: constants | {"GROUP": 4} for kind, constants in sizes.items()}
-            yield "attention forward, 4 heads a key", d_head, attention_forward.forward_kernel, shared["forward"]
-            yield "attention dKV, far list, 4 heads a key", d_head, far, shared["dkv"] | {"SPLIT": True}
 
-        step = {"D": d_head, "ROPE": True, **decode.constants(1)}
-        kernel = decode_kernels.step_kernel
-        yield "decode", d_head, kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": False}
-        yield "decode, split", d_head, kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
-        yield "decode, per-head slots", d_head, kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
-        yield "decode, no recurrence", d_head, kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
-        for group in (4, HEADS):  # grouped-query and multi-query attention
-            constants = {"D": d_head, "ROPE": True, **decode.constants(group)}
-            constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
-            yield f"decode, split, {group} heads a key", d_head, decode_group.group_step_kernel, constants
-        yield "decode, combine", d_head, decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}
+def configurations(
+    dtype: torch.dtype = torch.bfloat16, d_heads: tuple[int, ...] = (64, 128), every_group: bool = False
+) -> Iterator[tuple[str, int, object, dict]]:
+    """(name, d_head, kernel, constants and launch options) of everything that ships for these tensors.
+
+    every_group: also each attention kernel with 4 query heads a key. Without it two of them, of d_head 64, stand for
+        the rest: only addresses, and the type of dK and dV, differ from the kernels above them.
+    """
+    for d_head in d_heads:
+        yield from ((name, d_head, *rest) for name, *rest in _scan(d_head))
+        yield from ((name, d_head, *rest) for name, *rest in _attention(dtype, d_head, 1))
+        if every_group or d_head == 64:
+            for name, *rest in _attention(dtype, d_head, 4):
+                if every_group or name in ("attention forward", "attention dKV, far list, split"):
+                    yield f"{name}, 4 heads a key", d_head, *rest
+        yield from ((name, d_head, *rest) for name, *rest in _decode(d_head))
     for reverse in (False, True):
         name = "scan carry" + (", reversed" if reverse else "")
         yield name, 0, scan_forward.carry_kernel, {"REVERSE": reverse, "BLOCK": scan.CARRY_BLOCK, "num_warps": 1}
+
+
+def _scan(d_head: int) -> Iterator[tuple[str, object, dict]]:
+    forward, backward = (scan.constants(kind, HEADS, d_head) for kind in ("forward", "backward"))
+    yield "scan forward", scan_forward.forward_kernel, forward | {"ROPE": True}
+    yield "scan forward, no rotation", scan_forward.forward_kernel, forward | {"ROPE": False}
+    summary = scan.constants("forward summary", HEADS, d_head)
+    yield "scan forward, summary of a split", scan_forward.forward_summary_kernel, summary
+    yield "scan backward", scan_backward.backward_kernel, backward | {"ROPE": True}
+    yield "scan backward, no rotation", scan_backward.backward_kernel, backward | {"ROPE": False}
+    summary = scan.constants("backward summary", HEADS, d_head) | {"ROPE": True}
+    yield "scan backward, summary of a split", scan_backward.backward_summary_kernel, summary
+
+
+def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[str, object, dict]]:
+    sizes = {
+        kind: attention.tiles(kind, d_head, dtype).constants(d_head, group)
+        for kind in ("forward", "forward, long list", "dq", "dkv")
+    }
+    for kind in ("forward", "forward, long list"):
+        yield f"attention {kind}", attention_forward.forward_kernel, sizes[kind]
+    yield "attention dQ", attention_backward.dq_kernel, sizes["dq"] | {"OWN": False}
+    yield "attention dQ, and own dK, dV", attention_backward.dq_kernel, sizes["dq"] | {"OWN": True}
+    yield "attention dKV, band", attention_backward.dkv_band_kernel, sizes["dkv"]
+    far = attention_backward.dkv_far_kernel
+    yield "attention dKV, far list", far, sizes["dkv"] | {"SPLIT": False}
+    yield "attention dKV, far list, split", far, sizes["dkv"] | {"SPLIT": True}
+    combine = {"D": d_head, "BN": sizes["dkv"]["BN"], "GROUP": group, "num_warps": attention.COMBINE_WARPS}
+    yield "attention dKV, combine", attention_backward.dkv_combine_kernel, combine
+
+
+def _decode(d_head: int) -> Iterator[tuple[str, object, dict]]:
+    step = {"D": d_head, "ROPE": True, **decode.constants(1)}
+    kernel = decode_kernels.step_kernel
+    yield "decode", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": False}
+    yield "decode, split", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
+    yield "decode, per-head slots", kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
+    yield "decode, no recurrence", kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
+    for group in (4, HEADS):  # grouped-query and multi-query attention
+        constants = {"D": d_head, "ROPE": True, **decode.constants(group)}
+        constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
+        yield f"decode, split, {group} heads a key", decode_group.group_step_kernel, constants
+    yield "decode, combine", decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}
 
 
 def compiled(kernel, constants: dict, dtype: torch.dtype = torch.bfloat16, sizes_are_one: bool = False):
@@ -150,19 +172,26 @@ def _is_stride(name: str) -> bool:
     return name.endswith(("_b", "_h", "_t"))
 
 
-def report() -> list[dict]:
-    """`measure` of every shipped configuration, with kernel and d_head (0: independent of it)."""
+def report(
+    dtype: torch.dtype = torch.bfloat16,
+    d_heads: tuple[int, ...] = (64, 128),
+    every_group: bool = False,
+    only: Collection[str] | None = None,
+) -> list[dict]:
+    """`measure` of `configurations`, with kernel, d_head (0: independent of it) and dtype. only: names (None: all)."""
     _refuse_the_interpreter()
     return [
-        {"kernel": name, "d_head": d_head, **measure(compiled(kernel, constants))}
-        for name, d_head, kernel, constants in configurations()
+        {"kernel": name, "d_head": d_head, "dtype": str(dtype).removeprefix("torch."), **measured}
+        for name, d_head, kernel, constants in configurations(dtype, d_heads, every_group)
+        if only is None or name in only
+        for measured in [measure(compiled(kernel, constants, dtype))]
     ]
 
 
 def compile_for_sizes_of_one() -> int:
     """Compiles every kernel for one sequence with one head (of 64: types don't depend on it); how many."""
     _refuse_the_interpreter()
-    chosen = [(kernel, constants) for _, d_head, kernel, constants in configurations() if d_head != 128]
+    chosen = [(kernel, constants) for _, _, kernel, constants in configurations(d_heads=(64,))]
     for kernel, constants in chosen:
         compiled(kernel, constants, sizes_are_one=True)
     return len(chosen)

@@ -17,15 +17,22 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def unsupported(d_head: int, *tensors: Tensor) -> str | None:
-    """Why the Triton kernels can't take these tensors, or None."""
+def unsupported_kind(d_head: int, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels can't take tensors of that head size and dtype, on whatever device, or None."""
     if d_head not in D_HEADS:
         return f"d_head is {d_head}; the Triton kernels take {', '.join(map(str, D_HEADS))}"
+    if dtype not in DTYPES:
+        return f"the dtype is {dtype}; the Triton kernels take float32, float16 and bfloat16"
+    if dtype == torch.float32 and d_head > MAX_FLOAT32_HEAD:
+        return f"d_head is {d_head} in float32; the Triton kernels take float32 up to {MAX_FLOAT32_HEAD}"
+    return None
+
+
+def unsupported(d_head: int, *tensors: Tensor) -> str | None:
+    """Why the Triton kernels can't take these tensors, or None."""
     for x in tensors:
-        if x.dtype not in DTYPES:
-            return f"the dtype is {x.dtype}; the Triton kernels take float32, float16 and bfloat16"
-        if x.dtype == torch.float32 and d_head > MAX_FLOAT32_HEAD:
-            return f"d_head is {d_head} in float32; the Triton kernels take float32 up to {MAX_FLOAT32_HEAD}"
+        if (reason := unsupported_kind(d_head, x.dtype)) is not None:
+            return reason
         if x.device.type != "cuda" and not interpreted():
             return f"the device is {x.device}; the Triton kernels need CUDA (or TRITON_INTERPRET=1 on the CPU)"
     return None
