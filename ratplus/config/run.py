@@ -22,6 +22,9 @@ class RunSection:
     large states want 1800 and more. Allowed: ≥ 0."""
     log_every: int = 10
     """Steps between two points of the learning curve. Ten keep files small and curves smooth. Allowed: ≥ 1."""
+    nonfinite_steps: int = 3
+    """Training steps in a row whose loss or gradient norm is not finite (NaN or infinite) before the stage fails. A
+    few, since no such run was ever seen to recover, while a single overflow may pass. Allowed: ≥ 1."""
     save_diff: bool = False
     """Whether the diff of a checkout with uncommitted changes is kept as provenance/<sha256>.diff. False, since a diff
     may hold what nobody meant to share."""
@@ -30,7 +33,7 @@ class RunSection:
         allowed = ("auto", "cpu", "cuda")
         check(self.accelerator in allowed, "run.accelerator", self.accelerator, f"allowed: {', '.join(allowed)}")
         check(self.threads is None or self.threads >= 1, "run.threads", self.threads, "it must be ≥ 1 or null")
-        check_least(self, "run", checkpoint_seconds=0, log_every=1)
+        check_least(self, "run", checkpoint_seconds=0, log_every=1, nonfinite_steps=1)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import socket
@@ -206,6 +207,19 @@ def read_record(folder: Path) -> Record | None:
             f"config hashes to {expected}; it comes from another config: move it away and run again"
         )
     return record
+
+
+def unfit_metric(record: Record) -> str:
+    """`train_loss=nan`, where a done stage's record holds a loss that is not finite; empty where all is well.
+
+    A loss over no items (count 0) is none, and counts as well.
+    """
+    if record["status"] != "done":
+        return ""
+    for name, metric in record["metrics"].items():
+        if "loss" in name and metric["count"] and not math.isfinite(metric["value"]):
+            return f"{name}={metric['value']}"
+    return ""
 
 
 def provenance(save_diff_in: Path | None = None, **facts) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ratplus.records.lines import last_line
 from ratplus.records.lock import is_locked
-from ratplus.records.record import STAGES, Record, RecordError, read_record
+from ratplus.records.record import STAGES, Record, RecordError, read_record, unfit_metric
 
 # Most telling first: the status of a cell is that of its most telling stage.
 STATUSES = ("done", "running", "damaged", "failed", "missing")
@@ -16,7 +16,10 @@ STATUSES = ("done", "running", "damaged", "failed", "missing")
 
 @dataclass(frozen=True)
 class State:
-    """`status` is one of STATUSES; `error` one line, empty unless damaged or failed; `record` if done or failed."""
+    """`status` is one of STATUSES; `error` one line, empty unless damaged or failed; `record` if done or failed.
+
+    Earlier versions called a stage done whose loss is NaN. Such a record counts as failed, whatever it says.
+    """
 
     status: str
     stage: str = ""
@@ -32,12 +35,15 @@ def stage_state(folder: Path) -> State:
     except RecordError as error:
         # The file's place in the sweep is enough: a table should not tell where its author works.
         return State("damaged", stage, last_line(str(error)).replace(f"{folder.parents[1]}/", ""))
-    if record is not None and record["status"] == "done":
+    unfit = "" if record is None else unfit_metric(record)
+    if record is not None and record["status"] == "done" and not unfit:
         return State("done", stage, record=record)
     if is_locked(folder):
         return State("running", stage)
     if record is None:
         return State("missing", stage)
+    if unfit:
+        return State("failed", stage, f"{unfit}: training had diverged; running it again says at which step", record)
     error = record.get("error") or {}
     kind, text = error.get("type") or "unknown error", last_line(str(error.get("message") or ""))
     # A message that ends in somebody's traceback names the type itself.

@@ -14,7 +14,16 @@ from ratplus.config.cell import Config
 from ratplus.records.atomic import remove_temporaries
 from ratplus.records.curve import StageLog
 from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
-from ratplus.records.record import ForeignRecord, Metric, Record, RecordError, provenance, read_record, write_record
+from ratplus.records.record import (
+    ForeignRecord,
+    Metric,
+    Record,
+    RecordError,
+    provenance,
+    read_record,
+    unfit_metric,
+    write_record,
+)
 from ratplus.stages.failures import failure_of
 from ratplus.stages.peak_memory import peak_memory, reset_gpu_peak
 from ratplus.stages.plan import Stage
@@ -82,6 +91,9 @@ def _finished(folder: Path, say: Callable[[str], None]) -> Record | None:
         raise
     except RecordError as error:
         say(f"{error}; doing this stage again")
+        return None
+    if record is not None and (unfit := unfit_metric(record)):
+        say(f"{folder}: the record is of training that diverged ({unfit}); doing this stage again")
         return None
     return record if record is not None and record["status"] == "done" else None
 

@@ -18,6 +18,10 @@ class LayoutError(ValueError):
     """What `trainer` asks for is not there (ranks, a compiler), or ranks cannot share the work; one line."""
 
 
+class Diverged(RuntimeError):
+    """Losses or gradient norms are not finite any more; one line with the step, and what to try."""
+
+
 class PeerFailed(RuntimeError):
     """Another rank failed or vanished. `failure` has the "type", "message" and "traceback" of the first that did."""
 

@@ -26,6 +26,7 @@ from ratplus.config.run import RunSection
 from ratplus.config.train import RecipeSection
 from ratplus.model import RATPlus
 from ratplus.training.blocks import equipped
+from ratplus.training.divergence import DivergenceWatch
 from ratplus.training.errors import Interrupted
 from ratplus.training.ranks import micro_batches
 from ratplus.training.spec import Layout, Outcome, Rows, Run, Shares, Watch
@@ -74,6 +75,7 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
 
     Raises:
         CheckpointError: the training state is damaged, of another stage, or of a run that reads other data.
+        Diverged: losses or gradient norms were not finite for `run.nonfinite_steps` steps, or at the end.
         LayoutError: the team's ranks cannot share the micro-batches.
         Interrupted: after SIGTERM or SIGINT, with the state saved.
         PeerFailed: another rank of the team failed.
@@ -84,6 +86,10 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
     reads = what_it_reads(recipe, run.rows, run.purpose)
     state = load_state(folder, run.stage_id, reads)
     first = 0
+    if state is not None and not all(math.isfinite(v) for k, v in state["report"].items() if k.endswith("loss")):
+        # Earlier versions saved such states. Nothing comes of them any more.
+        watch.say(f"{run.purpose} {run.stage_id}: its training state has a loss that is not finite; starting again")
+        state = None
     if state is not None:
         model.load_state_dict(state.pop("model"))
         first = state["step"]
@@ -97,6 +103,9 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
     if watch.log is not None:
         watch.log.start(first)
     last: dict = {} if state is None else state["report"]
+    divergence = DivergenceWatch(
+        recipe, run.purpose, run.run.nonfinite_steps, run.run.log_every, run.precision, last.get("loss", math.nan)
+    )
 
     def on_step(step: int, report: dict) -> None:
         last.update(report)
@@ -106,8 +115,11 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
             watch.log.write(done, {"tokens": done * recipe.batch * run.rows.context, **values})
         if watch.progress is not None:
             watch.progress(done, recipe.steps, report)
+        divergence.step(done, report)
 
     def save(done: int, whole: dict) -> None:
+        if divergence.bad:  # the state before it is still good
+            return
         watch.before_saving()
         report = {k: float(v) for k, v in last.items()}
         save_state(folder, run.stage_id, done, {**whole, "report": report, "reads": reads, "layouts": layouts})

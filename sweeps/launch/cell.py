@@ -80,7 +80,7 @@ def _exit_code(work: Callable[[], None], print_line: Callable[[str], None]) -> i
     from ratplus.data.corpus import CorpusError
     from ratplus.records.record import RecordError
     from ratplus.records.secrets import scrub
-    from ratplus.training.errors import Interrupted, LayoutError
+    from ratplus.training.errors import Diverged, Interrupted, LayoutError
 
     try:
         work()
@@ -90,8 +90,8 @@ def _exit_code(work: Callable[[], None], print_line: Callable[[str], None]) -> i
     except (CheckpointError, CorpusError, LayoutError, RecordError) as error:
         print_line(scrub(f"{type(error).__name__}: {error}"))
         return EXIT_USAGE
-    except OSError as error:
-        # The disk is at fault rather than the code, and the record has the traceback.
+    except (Diverged, OSError) as error:
+        # The numbers or the disk are at fault rather than the code, and the record has the traceback.
         print_line(scrub(f"{type(error).__name__}: {error}"))
         return EXIT_FAILED
     except Exception as error:

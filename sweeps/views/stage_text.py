@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ratplus.records.manifest import Entry, read_manifest
-from ratplus.records.record import STAGES, Record, RecordError, read_record
+from ratplus.records.record import STAGES, Record, RecordError, read_record, unfit_metric
 from ratplus.sweeps.define.find_stage import find_stage
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.reproduce import command, differences
@@ -33,7 +33,7 @@ def print_stage(wanted: str, folder: str | None, as_json: bool = False) -> None:
 
 def _lines(sweep: Path, stage: str, stage_id: str, record: Record | None, cells: list[Entry]) -> list[str]:
     lines = [
-        f"{stage} {stage_id}: {record['status'] if record else 'missing'}",
+        f"{stage} {stage_id}: {_status(record)}",
         f"  folder  {sweep / stage / stage_id}",
     ]
     if record and record["parent"]:
@@ -47,6 +47,13 @@ def _lines(sweep: Path, stage: str, stage_id: str, record: Record | None, cells:
     if record:
         lines += _outcome(record)
     return lines + _reproduce(stage, stage_id, record, cells[0])
+
+
+def _status(record: Record | None) -> str:
+    if record is None:
+        return "missing"
+    unfit = unfit_metric(record)
+    return f"failed ({unfit}: training had diverged)" if unfit else record["status"]
 
 
 def _outcome(record: Record) -> list[str]:

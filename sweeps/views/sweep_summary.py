@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.manifest import read_manifest
-from ratplus.records.record import Record, RecordError, read_record
+from ratplus.records.record import Record, RecordError, read_record, unfit_metric
 from ratplus.sweeps.launch.progress import LOGS
 from ratplus.sweeps.views.text_table import columns
 
@@ -57,7 +57,7 @@ def done(folder: Path) -> Record | None:
         record = read_record(folder)
     except RecordError:
         return None
-    return record if record is not None and record["status"] == "done" else None
+    return record if record is not None and record["status"] == "done" and not unfit_metric(record) else None
 
 
 def all_done(folder: Path) -> bool:

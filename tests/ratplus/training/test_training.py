@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.checkpoint.facts import CheckpointError
+from ratplus.checkpoint.folder import save_weights
 from ratplus.config.cell import Config
 from ratplus.config.data import DataSection, RecallSection
 from ratplus.config.eval import EvalSection
@@ -22,6 +23,7 @@ from ratplus.config.train import RecipeSection, TrainSection
 from ratplus.data.batches import Batches
 from ratplus.data.corpus import open_corpus, write_corpus
 from ratplus.records.curve import StageLog
+from ratplus.records.record import read_record, write_record
 from ratplus.stages.cell import Cell
 from ratplus.stages.failures import memory_advice
 from ratplus.stages.run_stage import Surroundings
@@ -381,7 +383,6 @@ def test_what_changes_a_result_changes_the_id(config, tmp_path):
 
 def test_failure_is_recorded_then_retried(config, tmp_path, monkeypatch):
     from ratplus.evaluation import suites
-    from ratplus.records.record import read_record
 
     def broken(*_):
         raise RuntimeError("first line\nlast line")
@@ -484,7 +485,10 @@ def test_nan_model_fails_its_evaluation(config, tmp_path):
     folder = cell.plan.adapt.folder(tmp_path / "sweep")
     model = checkpoint.load(folder)
     model.norm.weight.data[0] = float("nan")
-    checkpoint.save(model, folder)
+    record = read_record(folder)
+    weights = save_weights(model.config, model.state_dict(), folder)
+    parts = {key: record[key] for key in ("stage", "config", "parent", "status", "metrics", "timing", "provenance")}
+    write_record(folder, **parts, weights_sha256=weights)
     with pytest.raises(ValueError, match="logits are NaN or infinite"):
         cell.run()
 
