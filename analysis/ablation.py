@@ -172,9 +172,7 @@ def figure(frame: pd.DataFrame) -> Figure:
                    markerfacecolor=looks[n].face, label=n)
             for n in lines
         ]  # fmt: skip
-        if left_out:
-            handles.append(Line2D([], [], linestyle="none", label=left_out))
-        style.legend_below(drawing, handles, most=3 if len(panels) > 1 else 2)
+        style.legend_below(drawing, handles, most=3 if len(panels) > 1 else 2, left_out=left_out)
     return drawing
 
 

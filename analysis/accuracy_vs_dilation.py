@@ -31,12 +31,14 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import (
     RUN,
+    error_source,
     first_runs,
     in_order,
     over_seeds,
     progress,
     run_name,
     short_patterns,
+    unfinished,
     with_loss_delta,
 )
 from ratplus.analysis.frame.load import METRICS
@@ -102,22 +104,19 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 def caption(frame: pd.DataFrame) -> str:
     """What the columns of `summary` mean, for the line above the table."""
-    seeds = frame.groupby([*RUN, "pattern"]).size().max()
-    spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
     contexts = " or ".join(str(context) for context in sorted(frame["context"].unique()))
     return (
-        f"Held-out loss (nats per token) and accuracy by inference pattern; ± is the standard error {spread}. "
-        "Δ loss: difference to the dense pattern of the same model. KV entries: cache entries a head before the "
-        f"step at position {contexts}, mean over layers and heads. FLOPs: attention FLOPs relative to dense."
+        "Held-out loss (nats per token) and accuracy by inference pattern; ± is the standard error "
+        f"{error_source(frame)}. Δ loss: difference to the dense pattern of the same model. KV entries: cache entries "
+        f"a head before the step at position {contexts}, mean over layers and heads. FLOPs: attention FLOPs relative "
+        "to dense."
     )
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
     """Lines under the table: patterns whose label has no room in it, cells without a result and what went wrong."""
     lines = [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
-    if frame["status"].eq("done").all():
-        return lines
-    lines.append(f"{progress(frame)}.")
+    lines += unfinished(frame)
     wrong = in_order(frame[frame["error"].ne("")])
     alike = list(groups_of(wrong, [*RUN, "pattern", "status", "error"]))
     for (model, variant, pattern, status, error), own in alike[:MOST_ERRORS]:
@@ -176,9 +175,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         grid[-1].set_xlabel(axis.title)
         drawing.align_ylabels(grid)
         handles = _legend(rows, looks, shapes, axis, [metric for metric, _, _ in panels])
-        if left_out:
-            handles.append(Line2D([], [], linestyle="none", label=left_out))
-        style.legend_below(drawing, handles)
+        style.legend_below(drawing, handles, left_out=left_out)
     return drawing
 
 

@@ -124,9 +124,7 @@ def figure(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> Figure:
             Line2D([], [], color=looks[pattern].colour, linestyle=looks[pattern].line, label=names[pattern])
             for pattern in patterns
         ]
-        if left_out:
-            handles.append(Line2D([], [], linestyle="none", label=left_out))
-        style.legend_below(drawing, handles, most=6)
+        style.legend_below(drawing, handles, most=6, left_out=left_out)
     return drawing
 
 

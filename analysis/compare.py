@@ -261,9 +261,7 @@ def figure(rows: pd.DataFrame, first: str, second: str) -> Figure:
         names = short_patterns(rows)
         for label, short in axis.hybrids.items():
             handles.append(Line2D([], [], linestyle="none", label=f"{short}: {names[label]}"))
-        if left_out:
-            handles.append(Line2D([], [], linestyle="none", label=left_out))
-        style.legend_below(drawing, handles)
+        style.legend_below(drawing, handles, left_out=left_out)
     return drawing
 
 

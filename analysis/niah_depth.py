@@ -22,12 +22,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
-from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, over_seeds, progress, short_patterns
+from ratplus.analysis.frame.aggregate import error_source, first_runs, in_order, over_seeds, short_patterns, unfinished
 from ratplus.analysis.notebook import run
 
 NAME = "niah_depth"
@@ -162,7 +161,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         bar.set_label("Accuracy (%)" if len(tasks) == 1 else f"Accuracy (%), mean of {len(tasks)} tasks")
         bar.outline.set_linewidth(0.6)
         if left_out:
-            style.legend_below(drawing, [Line2D([], [], linestyle="none", label=left_out)])
+            style.legend_below(drawing, [], left_out=left_out)
     return drawing
 
 
@@ -208,13 +207,11 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     if not applies(frame):
         raise ValueError("niah_depth: no finished cell has NIAH accuracies by depth")
     shown = summary(frame)
-    seeds = frame.groupby([*RUN, "pattern"]).size().max()
-    spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
     caption = (
         "Needle in a haystack (NIAH): accuracy in percent by pattern and by the needle's depth, from the haystack's "
-        f"start (0 %) to its end; ± is the standard error {spread}. Tasks that ask for one needle."
+        f"start (0 %) to its end; ± is the standard error {error_source(frame)}. Tasks that ask for one needle."
     )
-    notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
+    notes = unfinished(frame)
     names = 3 if "Task" in shown else 2
     made = Table(NAME, table(frame), shown, caption, notes, names=names, grouped=True)
     return [made, Picture(NAME, figure(frame))]

@@ -158,9 +158,7 @@ def figure(frame: pd.DataFrame) -> Figure:
                    markerfacecolor=looks[n].face, label=n)
             for n in names
         ]  # fmt: skip
-        if left_out:
-            handles.append(Line2D([], [], linestyle="none", label=left_out))
-        style.legend_below(drawing, handles)
+        style.legend_below(drawing, handles, left_out=left_out)
         place_labels(points)
     return drawing
 

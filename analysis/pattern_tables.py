@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ratplus.analysis.draw.tables import Table, number
-from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, progress, short_patterns, with_delta
+from ratplus.analysis.frame.aggregate import error_source, in_order, over_seeds, short_patterns, unfinished, with_delta
 from ratplus.analysis.frame.reference import paper_rows
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import SUITES, ResultColumn, by_suite, is_share, niah_groups
@@ -197,9 +197,7 @@ def _with_paper(shown: pd.DataFrame, suite: str) -> pd.DataFrame:
 # %%
 def caption(frame: pd.DataFrame, suite: str, shown: pd.DataFrame) -> str:
     """What the columns of `shown`, the suite's `summary`, mean."""
-    seeds = frame.groupby([*RUN, "pattern"]).size().max()
-    spread = f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
-    text = f"{SUITES[suite]} by inference pattern; ± is the standard error {spread}."
+    text = f"{SUITES[suite]} by inference pattern; ± is the standard error {error_source(frame)}."
     text += " Bold: the best sparse pattern of each model. ↓: lower is better."
     if any(name.startswith("Δ") for name in shown):
         text += " Δ: difference to the dense pattern of the same model."
@@ -229,7 +227,7 @@ def contents(frame: pd.DataFrame) -> list[Table]:
         last = [name for name in rest if name.startswith(("Average", "All", "Δ"))]
         rest = [name for name in rest if name not in last]
         pages = [rest[i : i + MOST_TASKS] for i in range(0, len(rest), MOST_TASKS)] or [[]]
-        notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
+        notes = unfinished(frame)
         notes += [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
         text = caption(frame, suite, shown)
         for page, titles in enumerate(pages, start=1):

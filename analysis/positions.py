@@ -34,9 +34,9 @@ from ratplus.analysis.frame.aggregate import (
     first_runs,
     in_order,
     over_seeds,
-    progress,
     short_patterns,
     spread_patterns,
+    unfinished,
 )
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.notebook import run
@@ -193,7 +193,7 @@ def figure(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> Figure:
         for axes, pattern in zip(grid[0], patterns):
             axes.set_title(names[pattern])
         drawing.align_ylabels(grid[:, 0])
-        style.legend_below(drawing, _legend(rows, looks, lines, left_out), most=4)
+        style.legend_below(drawing, _legend(rows, looks, lines), most=4, left_out=left_out)
     return drawing
 
 
@@ -219,7 +219,7 @@ def _panel(axes, rows: pd.DataFrame, measure: str, scale: float, looks: dict, li
     axes.set_xlabel("Distance (tokens)" if over else "Position (tokens)")
 
 
-def _legend(rows: pd.DataFrame, looks: dict, lines: dict, left_out: str) -> list[Line2D]:
+def _legend(rows: pd.DataFrame, looks: dict, lines: dict) -> list[Line2D]:
     handles = [
         Line2D([], [], color=look.colour, marker="o", markersize=2.5, markerfacecolor=look.face, label=name)
         for name, look in looks.items()
@@ -229,8 +229,6 @@ def _legend(rows: pd.DataFrame, looks: dict, lines: dict, left_out: str) -> list
     if (rows["trained"] < rows["context"]).any():
         trained = " or ".join(f"{length:g}" for length in sorted(rows["trained"].unique()))
         handles.append(Line2D([], [], color="0.4", linewidth=0.8, linestyle=(0, (1, 1.6)), label=f"trained: {trained}"))
-    if left_out:
-        handles.append(Line2D([], [], linestyle="none", label=left_out))
     return handles
 
 
@@ -264,8 +262,7 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     rows = table(frame)
     if rows.empty:
         raise ValueError("positions: no finished cell was evaluated by position")
-    notes = [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
-    made = Table(NAME, rows, summary(frame, rows), caption(rows), notes, names=2, grouped=True)
+    made = Table(NAME, rows, summary(frame, rows), caption(rows), unfinished(frame), names=2, grouped=True)
     return [made, Picture(NAME, figure(frame, rows))]
 
 

@@ -158,9 +158,7 @@ def figure(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> Figure:
             Line2D([], [], color=looks[i].colour, linestyle=looks[i].line, label=f"layer {i}")
             for i in range(0, most, every)
         ]
-        if left_out:
-            handles.append(Line2D([], [], linestyle="none", label=left_out))
-        style.legend_below(drawing, handles, most=6)
+        style.legend_below(drawing, handles, most=6, left_out=left_out)
     return drawing
 
 
@@ -239,9 +237,8 @@ def schemes_figure(rows: pd.DataFrame) -> Figure:
             axes.set_ylabel("‖recurrent value‖")
         axes.set_xlabel("Position (tokens)")
         handles = [Line2D([], [], color=look.colour, linestyle=look.line, label=text) for text, look in looks.items()]
-        if len(kept) < len(names):
-            handles.append(Line2D([], [], linestyle="none", label=f"{len(kept)} of {len(names)} models; all: see CSV"))
-        style.legend_below(drawing, handles)
+        left_out = f"{len(kept)} of {len(names)} models; all: see CSV" if len(kept) < len(names) else ""
+        style.legend_below(drawing, handles, left_out=left_out)
     return drawing
 
 

@@ -132,9 +132,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         ]  # fmt: skip
         if frame.attrs.get("reference") == "paper":
             handles.append(Line2D([], [], color="black", linestyle=":", marker="*", label="RAT+ (paper)"))
-        if left_out:
-            handles.append(Line2D([], [], linestyle="none", label=left_out))
-        style.legend_below(drawing, handles, most=6)
+        style.legend_below(drawing, handles, most=6, left_out=left_out)
     return drawing
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
@@ -159,7 +158,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         bar.set_label("Δ loss to dense (nats)" if metric == "loss_delta" else "Loss (nats)")
         bar.outline.set_linewidth(0.6)
         if left_out:
-            style.legend_below(drawing, [Line2D([], [], linestyle="none", label=left_out)])
+            style.legend_below(drawing, [], left_out=left_out)
     return drawing
 
 

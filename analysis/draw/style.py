@@ -18,6 +18,7 @@ import matplotlib
 import matplotlib.colors
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ratplus.records.atomic import write_atomically
 
@@ -78,11 +79,14 @@ def context() -> Generator[None]:
         yield
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], most: int = 2) -> None:
+def legend_below(figure: Figure, handles: Sequence[Artist], most: int = 2, left_out: str = "") -> None:
     """A legend under the panels, in `most` columns if they fit, else fewer; the figure grows by the legend's height.
 
-    Call it last: it measures text. Labels too long for the figure's width are wrapped.
+    Call it last: it measures text. Labels too long for the figure's width are wrapped. `left_out` is a last entry
+    without a handle: what the figure had no room for.
     """
+    if left_out:
+        handles = [*handles, Line2D([], [], linestyle="none", label=left_out)]
     width_in, height_in = figure.get_size_inches()
     for columns in range(most, 0, -1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -151,6 +151,17 @@ def progress(frame: pd.DataFrame) -> str:
     return f"{counts.get('done', 0)} of {len(frame)} cells finished" + (f" ({rest})" if rest else "")
 
 
+def unfinished(frame: pd.DataFrame) -> list[str]:
+    """The line under a table that says how many cells have a result; none where all have."""
+    return [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
+
+
+def error_source(frame: pd.DataFrame) -> str:
+    """What the standard errors of `over_seeds` are of, for a caption."""
+    seeds = frame.groupby(GROUP).size().max()
+    return f"over {seeds} seeds (of the evaluation where one has finished)" if seeds > 1 else "of the evaluation"
+
+
 def short_patterns(rows: pd.DataFrame, longest: int = 28) -> dict[str, str]:
     """{pattern label: the same or, if it is longer than `longest`, the name of its config group}, all different.
 

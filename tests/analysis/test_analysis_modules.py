@@ -115,7 +115,7 @@ def test_opens_and_runs_as_a_notebook(everything, name, monkeypatch):
     monkeypatch.setattr(runner, "in_notebook", lambda: True)
     monkeypatch.setattr(runner, "display_files", shown.extend)
     # Drawn, but not rendered to files: that takes most of the time, and `reported` has done it.
-    monkeypatch.setattr(style, "save", lambda figure, stem: [stem.with_suffix(".png")])
+    monkeypatch.setattr(style, "save", lambda figure, stem: [stem.with_suffix(end) for end in (".png", ".pdf")])
     space = {"__name__": "__main__"}
     for cell in notebook.cells:
         if cell.cell_type == "code":

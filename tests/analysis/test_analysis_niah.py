@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ratplus.analysis import niah_depth
+from ratplus.analysis import report as reports
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern
 
@@ -63,10 +64,9 @@ def test_where_no_needle_was_asked_for(sweep):
         niah_depth.contents(frame)
 
 
-def test_the_report_shows_it(sweep, tmp_path):
-    from ratplus.analysis.report import report
-
+def test_the_report_shows_it(sweep, monkeypatch):
+    monkeypatch.setattr(reports, "MODULES", [niah_depth])
     sweep.add("ratplus_tiny", Pattern(), sweep.results(1.7, 0.9) | results("niah_single_1", (1.0,) * 5))
-    paths = report(sweep.write())
+    paths = reports.report(sweep.write())
     assert {f"niah_depth.{end}" for end in ("md", "tex", "csv", "png", "pdf")} <= {path.name for path in paths}
     assert "Needles by depth (NIAH)" in paths[-1].read_text()

@@ -223,7 +223,8 @@ def test_gates_of_another_format_are_left_out_with_a_line(everything, sweep, cap
     assert "format 9" in caplog.text
 
 
-def test_schemes_of_the_recurrence_are_told_apart(sweep):
+def test_schemes_of_the_recurrence_are_told_apart(sweep, monkeypatch):
+    monkeypatch.setattr(reports, "MODULES", [recurrence])
     for chunk in (None, 16):
         for seed in (0, 1):
             for pattern in (Pattern(), Pattern(64)):

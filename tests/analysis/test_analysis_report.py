@@ -10,10 +10,9 @@ from ratplus.analysis.report import headline, report
 from ratplus.pattern import Pattern
 
 
-def test_report_writes_what_applies(demo):
-    paths = report(demo)
-    assert {path.name for path in paths} >= {"accuracy_vs_dilation.csv", "accuracy_vs_dilation.pdf"}
-    assert all(path.parent == demo / "report" and path.exists() for path in paths)
+def test_report_writes_what_applies(everything, reported):
+    assert {path.name for path in reported} >= {"accuracy_vs_dilation.csv", "accuracy_vs_dilation.pdf"}
+    assert all(path.parent == everything / "report" and path.exists() for path in reported)
 
 
 def test_headline_of_the_demo(demo):
