@@ -8,11 +8,13 @@ W&B's own local files.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ratplus.config.run import LoggerSection
 from ratplus.records.lock import FolderLock
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.define.mistakes import UsageError
@@ -28,7 +30,8 @@ def sync(
     """Send what W&B lacks of a sweep folder, and print what was sent.
 
     Args:
-        entity, project: where to; None takes the sweep's own (`logger.entity`, `logger.project`).
+        entity, project: where to; None takes the account's own and `ratplus`. What the folder says of this
+            (`logger.entity`, `logger.project`) is only told: somebody else may have written it.
         dry_run: only list what would be sent.
         offline: write offline runs below `<folder>/wandb` instead.
         checkpoints: also send each trained model as an artifact.
@@ -38,9 +41,9 @@ def sync(
         RecordError: no sweep folder.
         UsageError: no key, no network, or a server that refuses; what was sent until then is kept.
     """
-    logger = _logger(folder)
-    project = project or logger.get("project") or "ratplus"
-    entity = entity or logger.get("entity")
+    if not offline:
+        _tell_other_place(folder, entity, project)
+    project = project or LoggerSection().project
     if not dry_run:
         _fresh_report(folder)
     runs, problems = sweep_runs(folder, True if checkpoints else None)
@@ -63,9 +66,18 @@ def sync(
             print(publish(folder, entity, project, report, server))
 
 
-def _logger(folder: Path) -> dict:
+def _tell_other_place(folder: Path, entity: str | None, project: str | None) -> None:
+    """Say with which options the runs would go where the sweep was made to send them, if that is elsewhere."""
     cells = read_manifest(folder)["cells"]
-    return cells[-1]["run"]["logger"] if cells else {}
+    logger = cells[-1]["run"].get("logger", {}) if cells else {}
+    default = LoggerSection()
+    words = [
+        f"--{key} {shlex.quote(str(logger[key]))}"
+        for key, given in (("entity", entity), ("project", project))
+        if given is None and logger.get(key) not in (None, getattr(default, key))
+    ]
+    if words:
+        print(f"{folder} was made to send to another place; to send there, add {' '.join(words)}", file=sys.stderr)
 
 
 def _fresh_report(folder: Path) -> None:

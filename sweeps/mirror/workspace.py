@@ -7,15 +7,16 @@ which no account is needed; with one, the workspace is made on the server.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.mirror.runs import BY_DILATION, RunSpec
 from ratplus.sweeps.mirror.server import Server, reason_of
+from ratplus.sweeps.mirror.write import library
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -62,9 +63,14 @@ def publish(folder: Path, entity: str | None, project: str, report: RunSpec | No
 
 
 def _updated(url: str, wanted: Workspace) -> Workspace:
-    """Give the workspace at `url` the content of `wanted`; if it was deleted there, return `wanted` for a new one."""
+    """Give the workspace at `url` the content of `wanted`; if it was deleted there, return `wanted` for a new one.
+
+    The address comes from the folder's ledger, so one of another project is not followed.
+    """
     from wandb_workspaces.workspaces import Workspace
 
+    if urlsplit(url).path != f"/{wanted.entity}/{wanted.project}":
+        return wanted
     try:
         there = Workspace.from_url(url)
     except ValueError as error:
@@ -89,7 +95,7 @@ def _definition(workspace: Workspace) -> dict:
 
 def build(folder: Path, entity: str, project: str, report: RunSpec | None) -> Workspace:
     """Build the workspace of a sweep. It shows the runs of that sweep alone, in sections from training to savings."""
-    os.environ.setdefault("WANDB_SILENT", "true")
+    library()  # before its sister package imports it
     try:
         from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace
     except ImportError:

@@ -22,13 +22,22 @@ MARKER_FILE = "ratplus.json"
 _START_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 _FINISH_SECONDS_WITH_MODELS = 1800.0
+# Stands in for the path of the current folder's settings file: an empty one.
+_NO_SETTINGS = property(lambda _settings: os.devnull)
 
 
 def library():
-    """Import wandb, with the variable that keeps it silent."""
+    """Import wandb, silent, and deaf to the settings file of the current folder.
+
+    W&B reads `wandb/settings` below the current folder too, which may name the server that the key is sent to, a proxy
+    or headers. The current folder may be a sweep that somebody sent, so only the environment and the user's own
+    settings file count.
+    """
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    if wandb.Settings.__dict__.get("settings_workspace") is not _NO_SETTINGS:
+        wandb.Settings.settings_workspace = _NO_SETTINGS
     return wandb
 
 

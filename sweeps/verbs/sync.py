@@ -11,8 +11,8 @@ EXAMPLES = ["ratplus sync outputs/demo --entity my-team", "ratplus sync outputs/
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="sweep folder, such as outputs/demo")
-    parser.add_argument("--entity", help="W&B user or team (default: the sweep's logger.entity, else your own)")
-    parser.add_argument("--project", help="W&B project (default: the sweep's logger.project)")
+    parser.add_argument("--entity", help="W&B user or team (default: your own)")
+    parser.add_argument("--project", help="W&B project (default: ratplus)")
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent; needs no account")
     parser.add_argument("--offline", action="store_true", help="write offline runs to FOLDER/wandb instead")
     parser.add_argument("--checkpoints", action="store_true", help="also send each trained model as an artifact")
