@@ -19,7 +19,6 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -36,6 +35,7 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.notebook import run
+from ratplus.records.reading import read_json
 
 NAME = "recurrence"
 GATES_FILE = "gates.json"
@@ -59,7 +59,7 @@ def gates_of(frame: pd.DataFrame) -> dict[str, dict]:
     for cell in frame.loc[frame["status"].eq("done"), "cell"]:
         path = Path(frame.attrs["folder"]) / "evaluate" / cell / GATES_FILE
         try:
-            gates = json.loads(path.read_text(encoding="utf-8"))
+            gates = read_json(path, follow=False)
             if gates["format"] != FORMAT:
                 raise ValueError(f"format {gates['format']!r}")
         except FileNotFoundError:

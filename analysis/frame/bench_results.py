@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, TypedDict
+
+from ratplus.records.reading import read_json
 
 BENCHMARKS = ("kernels", "model")
 
@@ -123,7 +124,7 @@ def read_results(path: Path | str) -> list[BenchResult]:
 def _read(path: Path) -> BenchResult | None:
     """None for a JSON file that holds something else."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path, follow=False)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file or folder; `ratplus bench ... --json {path}` writes it") from None
     except (OSError, ValueError) as error:

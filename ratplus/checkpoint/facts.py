@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from ratplus.checkpoint.hub_config import MODEL_TYPE, SHA256, config_of
 from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
+from ratplus.records.reading import read_json
 from ratplus.records.record import RECORD_FILE, RecordError, read_record
 
 FORMAT = 1
@@ -31,7 +31,7 @@ def read_facts(folder: Path) -> tuple[ModelConfig, str]:
     """
     path = Path(folder) / CONFIG_FILE
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
         config, sha256 = ModelConfig(**stored["model"]), stored["sha256"]
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)") from None
@@ -57,7 +57,7 @@ def _recorded(folder: Path) -> str | None:
 def is_hub_folder(folder: Path) -> bool:
     """Whether a folder is one in the style of the Hugging Face hub, such as `ratplus export --format hf` writes."""
     try:
-        words = json.loads((Path(folder) / CONFIG_FILE).read_text())
+        words = read_json(Path(folder) / CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(words, dict) and words.get("model_type") == MODEL_TYPE
@@ -71,7 +71,7 @@ def read_hub_facts(folder: Path) -> tuple[ModelConfig, str | None]:
     """
     path = Path(folder) / CONFIG_FILE
     try:
-        words = json.loads(path.read_text())
+        words = read_json(path)
         if words.get("model_type") != MODEL_TYPE:
             raise CheckpointError(f"{path}: model_type is {words.get('model_type')!r}, not {MODEL_TYPE!r}")
         return config_of(words), words.get(SHA256)

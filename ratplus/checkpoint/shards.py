@@ -12,6 +12,7 @@ from ratplus.checkpoint.facts import WEIGHTS_FILE, CheckpointError
 from ratplus.checkpoint.foreign_tensors import map_foreign
 from ratplus.checkpoint.tensor_file import Lazy, size_of, write_safetensors
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # the hub's own limit
@@ -99,7 +100,7 @@ def map_shards(folder: Path) -> dict[str, Tensor]:
 def _read_index(path: Path) -> dict[str, str]:
     """{tensor: name of the file that holds it}."""
     try:
-        holds = json.loads(path.read_text())["weight_map"]
+        holds = read_json(path)["weight_map"]
         for name, shard in holds.items():
             # A file beside the index, nowhere else.
             if Path(shard).name != shard or not shard.endswith(".safetensors"):

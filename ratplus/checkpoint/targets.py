@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError
+from ratplus.records.reading import read_json
 from ratplus.records.record import RECORD_FILE, STAGES
 
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -17,7 +17,7 @@ _ID = re.compile(r"[0-9a-f]{12}")
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder is a model folder of our own; none, or a damaged one, is not."""
     try:
-        words = json.loads((folder / CONFIG_FILE).read_text())
+        words = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(words, dict) and {"model", "sha256"} <= words.keys()
@@ -28,7 +28,7 @@ def is_stage_folder(folder: Path) -> bool:
     if folder.parent.name in STAGES and _ID.fullmatch(folder.name):
         return True
     try:
-        record = json.loads((folder / RECORD_FILE).read_text())
+        record = read_json(folder / RECORD_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and {"stage", "checksum"} <= record.keys()

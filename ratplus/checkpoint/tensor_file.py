@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ratplus.checkpoint.facts import CheckpointError
 from ratplus.records.atomic import new_file
+from ratplus.records.reading import parse_json
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
@@ -109,7 +110,7 @@ def _read_header(path: Path) -> tuple[dict[str, _Place], bytes]:
             if length > min(size, _LONGEST_HEADER):
                 raise ValueError("header longer than the file")
             text = file.read(length)
-            header = json.loads(text)
+            header = parse_json(text)
         header.pop("__metadata__", None)
         places = {}
         for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

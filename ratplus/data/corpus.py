@@ -19,7 +19,9 @@ import numpy as np
 
 from ratplus.data.stream import ShardedStream, join
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from ratplus.pattern import is_whole
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import read_json
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -80,9 +82,7 @@ class Corpus:
             raise CorpusError(
                 f"{self.folder}: the tokenizer of these streams is not known; name its file with data.tokenizer=..."
             )
-        path = self.folder / facts["file"]
-        if not path.is_file():
-            raise CorpusError(f"{path}: the tokenizer's file is missing; {_REDO}")
+        path = _below(self.folder, facts["file"])
         tokenizer = load_tokenizer(path, facts["eos_id"])
         if tokenizer.facts.get("sha256") != facts["sha256"]:
             raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {_REDO}")
@@ -178,10 +178,10 @@ def read_manifest(folder: Path) -> dict:
     """
     path = Path(folder) / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         manifest["source"], manifest["tokenizer"]["vocab_size"], DTYPES[manifest["dtype"]]
-        for split in SPLITS:
-            manifest["splits"][split]["sha256"]
+        if problem := _misshapen(manifest):
+            raise TypeError(problem)
     except FileNotFoundError:
         raise CorpusError(f"{folder}: no corpus here ({MANIFEST_FILE} is missing); run `ratplus prepare`") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -189,10 +189,47 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def open_corpus(folder: str | Path) -> Corpus:
+def _misshapen(manifest: dict) -> str:
+    """What in a manifest is not as `write_manifest` has it; empty if all is."""
+    facts = manifest["tokenizer"]
+    if not (_is_count(facts["vocab_size"]) and facts["vocab_size"] <= 1 << 32 and _is_count(facts["eos_id"])):
+        return "tokenizer: vocab_size and eos_id are no ids of 32 bits"
+    if not isinstance(facts["name"], str) or not isinstance(facts.get("file", ""), str):
+        return "tokenizer: name and file are no texts"
+    for split in SPLITS:
+        facts = manifest["splits"][split]
+        for part in [*facts.get("shards", [facts]), {"file": "", "bytes": 0, "tokens": 0, "sha256": facts["sha256"]}]:
+            texts, counts = (part["file"], part["sha256"]), (part["bytes"], part["tokens"], part.get("first", 0))
+            if not all(isinstance(text, str) for text in texts) or not all(map(_is_count, counts)):
+                return f"splits.{split}: file and sha256 are texts, bytes and tokens whole numbers"
+    return ""
+
+
+def _is_count(value: object) -> bool:
+    return is_whole(value) and value >= 0
+
+
+def _below(folder: Path, name: str, elsewhere: bool = False) -> Path:
+    """A file that a manifest names. A stranger's may name any file of this machine, which we would then read.
+
+    Raises:
+        CorpusError: it lies elsewhere, also by a link, or is no plain file.
+    """
+    path = folder / name
+    if not elsewhere and not path.resolve().is_relative_to(folder.resolve()):
+        raise CorpusError(f"{path}: lies outside the corpus folder; put the file itself there")
+    if not path.is_file():
+        raise CorpusError(f"{path}: file is missing; {_REDO}")
+    return path
+
+
+def open_corpus(folder: str | Path, elsewhere: bool = False) -> Corpus:
     """Open a corpus and check it against its manifest: sizes, SHA-256, and that every id is in the vocabulary.
 
     Big files are hashed only when they changed since they were last found whole.
+
+    Args:
+        elsewhere: whether its token files may lie outside of it, as those of `data=bin` do.
 
     Raises:
         CorpusError: a file is missing, truncated or altered, or holds an id outside the vocabulary.
@@ -204,18 +241,17 @@ def open_corpus(folder: str | Path) -> Corpus:
     streams = {}
     for split in SPLITS:
         facts = manifest["splits"][split]
-        parts = [_open_part(folder, part, dtype, vocab, verified) for part in facts.get("shards", [facts])]
+        parts = [
+            _open_part(part, _below(folder, part["file"], elsewhere), dtype, vocab, verified)
+            for part in facts.get("shards", [facts])
+        ]
         streams[split] = join(parts)
     verified.save()
     return Corpus(folder, manifest, streams["train"], streams["validation"])
 
 
-def _open_part(folder: Path, facts: dict, dtype: str, vocab: int, verified: Verified) -> np.ndarray:
-    path = folder / facts["file"]
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise CorpusError(f"{path}: token file is missing; {_REDO}") from None
+def _open_part(facts: dict, path: Path, dtype: str, vocab: int, verified: Verified) -> np.ndarray:
+    size = path.stat().st_size
     if size != facts["bytes"]:
         raise CorpusError(f"{path}: holds {size} bytes, the manifest says {facts['bytes']}: truncated? {_REDO}")
     stream = np.memmap(path, dtype=dtype, mode="r")
@@ -234,7 +270,7 @@ class Verified:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         try:
-            found = json.loads((self.folder / VERIFIED_FILE).read_text())
+            found = read_json(self.folder / VERIFIED_FILE)
         except (OSError, ValueError):
             found = {}
         self._found = found if isinstance(found, dict) else {}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ratplus.config.data import DataSection
 from ratplus.data.bare import check_bare, write_bare
-from ratplus.data.corpus import MANIFEST_FILE, CorpusError, read_manifest, write_corpus
+from ratplus.data.corpus import MANIFEST_FILE, Corpus, CorpusError, open_corpus, read_manifest, write_corpus
 from ratplus.data.prepare.inputs import TEXT_SUFFIXES, Input, list_inputs
 from ratplus.data.prepare.shards import Settings, write_shards
 from ratplus.data.python_text import ARCHIVE, collect
@@ -99,6 +99,32 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
     return write_corpus(
         folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
     )
+
+
+def corpus_of(data: DataSection) -> Corpus:
+    """The opened corpus of a data section, made first if need be; errors as of `prepare` and `open_corpus`."""
+    return open_corpus(prepare(data), elsewhere=data.source == "bin")
+
+
+def made_corpus(data: DataSection, identity: dict) -> Corpus:
+    """The corpus of a data section if it has been made here, opened without a look at what it was made of.
+
+    For folders that somebody else may have written: what they name is neither read, nor tokenized, nor downloaded.
+
+    Args:
+        identity: `Corpus.identity` that it must have.
+
+    Raises:
+        CorpusError: there is none, a damaged one, or another.
+    """
+    folder = corpus_folder(data)
+    what = f"data.source={data.source}" + (f" data.path={data.path}" if data.path else "")
+    if not (folder / MANIFEST_FILE).exists():
+        raise CorpusError(f"{folder}: no corpus here; make it with `ratplus prepare`, if you trust where {what} leads")
+    corpus = open_corpus(folder, elsewhere=data.source == "bin")
+    if corpus.identity != identity:
+        raise CorpusError(f"{folder}: not the corpus that the sweep was run with ({what})")
+    return corpus
 
 
 def _as_files(data: DataSection) -> DataSection:

@@ -7,13 +7,13 @@ tokenizer's file, so that streams of different tokenizers never pass for each ot
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
 from ratplus.records.lines import first_line
+from ratplus.records.reading import read_json
 
 # What tokenizer files call the end of a text, most specific first.
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
@@ -205,7 +205,7 @@ def _eos_id(path: Path, vocabulary: dict[str, int], eos: str | int | None) -> in
 
 def _said_eos(path: Path) -> str | None:
     try:
-        said = json.loads((path.parent / "tokenizer_config.json").read_text())["eos_token"]
+        said = read_json(path.parent / "tokenizer_config.json")["eos_token"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return said.get("content") if isinstance(said, dict) else said

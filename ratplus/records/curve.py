@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import open_own, read_text
 
 CURVE_FILE = "curve.csv"
 
@@ -17,9 +18,8 @@ def curve_rows(path: Path) -> list[dict[str, int | float]]:
     A row that a crash cut short is left out; of one that repeats a step the last writing counts.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            head, *lines = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError):
+        head, *lines = list(csv.reader(read_text(path, follow=False).splitlines())) or [[]]
+    except (OSError, ValueError, csv.Error):
         return []
     rows: dict[int, dict] = {}
     for line in lines:
@@ -73,7 +73,7 @@ class StageLog:
         header = not self._columns
         if header:
             self._columns = ["step", *values]
-        with self.path.open("a", newline="") as file:
+        with open_own(self.path, append=True) as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             if header:
                 writer.writeheader()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -17,12 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import read_json
 
 LOCK_FILE = "lock.json"
 BEAT_SECONDS = 2.0
 LEASE_SECONDS = 30.0
 SILENT_SECONDS = 600.0
 _UNREADABLE = "unreadable"
+_TOKEN = re.compile(r"\w{1,64}")
 
 
 class LockLost(RuntimeError):
@@ -66,7 +69,9 @@ class FolderLock:
                 break
             if self.on_wait and not told:
                 known = "pid" in holder
-                self.on_wait(f"process {holder['pid']} on {holder['host']}" if known else f"damaged lock {self.path}")
+                self.on_wait(
+                    f"process {holder['pid']} on {holder.get('host')}" if known else f"damaged lock {self.path}"
+                )
                 told = True
             time.sleep(0.2)
         self._thread = threading.Thread(target=self._keep_beating, name="ratplus-lock", daemon=True)
@@ -167,11 +172,21 @@ def is_locked(folder: Path) -> bool:
 
 
 def _read(path: Path) -> dict | None:
+    """The holder that a lock file names; None for no file, and for one that no FolderLock wrote."""
     try:
-        holder = json.loads(path.read_text())
-        return holder if isinstance(holder, dict) else None
+        holder = read_json(path, follow=False)
     except (OSError, ValueError):
         return None
+    # The token becomes part of a file's name, and the number is asked of the system.
+    whole = (
+        isinstance(holder, dict)
+        and isinstance(holder.get("token"), str)
+        and _TOKEN.fullmatch(holder["token"])
+        and isinstance(holder.get("host", ""), str)
+        and isinstance(holder.get("pid", 1), int)
+        and 0 < holder.get("pid", 1) < 1 << 31
+    )
+    return holder if whole else None
 
 
 def _gone(holder: dict) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ratplus.records.record import RecordError
+from ratplus.records.reading import read_json, refuse_links
+from ratplus.records.record import STAGES, RecordError, is_id
 
 FORMAT = 1
 MANIFEST_FILE = "sweep.json"
@@ -54,14 +54,17 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a sweep folder.
 
     Raises:
-        RecordError: no sweep folder; the file is damaged, of another format, or one of its cells lacks a key.
+        RecordError: no sweep folder; the file is damaged, of another format, or one of its cells lacks a key or is
+            misshapen.
+        LinkError: something in the folder is a link.
     """
     folder = Path(folder)
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder; give the output folder of a sweep, such as outputs/demo")
+    refuse_links(folder, (*STAGES, "logs"))
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, follow=False)
     except FileNotFoundError:
         raise RecordError(f"{folder}: holds no {MANIFEST_FILE}, so it is not the output folder of a sweep") from None
     except (OSError, ValueError) as error:
@@ -77,4 +80,37 @@ def read_manifest(folder: Path) -> Manifest:
             )
         for key in sorted(Entry.__required_keys__ - cell.keys()):
             raise RecordError(f"{path}: cell number {number} lacks the key {key!r}; run the sweep again")
+        if problem := _misshapen(cell):
+            raise RecordError(f"{path}: cell number {number} is not understood ({problem}); run the sweep again")
+    if not isinstance(manifest.get("name", ""), str):
+        raise RecordError(f"{path}: damaged (its name is no text); run the sweep again, finished cells are kept")
     return manifest
+
+
+def _misshapen(cell: dict) -> str:
+    """What in a cell is not as `Entry` has it; empty if all is. Ids become names of folders, so they are nothing else.
+
+    A cell of which `sweep.json` lacks a key is told by its own line.
+    """
+    kinds = {
+        "model": str, "pattern": dict, "label": str, "seed": int, "stages": dict, "axes": dict, "swept": list,
+        "config": dict, "corpus": dict, "run": dict,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(cell[key], kind):
+            return f"{key} is a {type(cell[key]).__name__}"
+    if not isinstance(cell.get("pattern_name", ""), str):
+        return "pattern_name is no text"
+    if unknown := cell["stages"].keys() - set(STAGES):
+        return f"stage {min(unknown)!r}"
+    if missing := {"pretrain", "evaluate"} - cell["stages"].keys():
+        return f"it has no stage {min(missing)}"
+    ids = {"id": cell["id"]} | {f"stages.{stage}": value for stage, value in cell["stages"].items()}
+    for name, value in ids.items():
+        if not is_id(value):
+            return f"{name} is {str(value)[:40]!r}, not an id of 12 hex digits"
+    for outer, names in (("config", ("model", "data", "train")), ("run", ("logger",))):
+        for name in names:
+            if not isinstance(cell[outer].get(name, {}), dict):
+                return f"{outer}.{name} is a {type(cell[outer][name]).__name__}"
+    return ""

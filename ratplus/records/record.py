@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import parse_json, read_text
 from ratplus.records.secrets import safe_environment, scrub, scrub_tree, scrub_words
 
 FORMAT = 1
@@ -110,6 +112,11 @@ def stage_id(stage: str, config: dict, parent: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def is_id(value: object) -> bool:
+    """Whether something is the id of a stage, and so the name of a folder and of nothing else."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{12}", value) is not None
+
+
 def _checksum(record: Record) -> str:
     body = {k: v for k, v in record.items() if k != "checksum"}
     # Metrics may be NaN in principle, so this text is only hashed, never parsed.
@@ -186,20 +193,23 @@ def read_record(folder: Path) -> Record | None:
     """
     path = Path(folder) / RECORD_FILE
     try:
-        text = path.read_text()
+        text = read_text(path, follow=False)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: cannot be read ({error})") from None
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         stored = record["checksum"]
+        record["format"]
     except (ValueError, KeyError, TypeError):
         raise RecordError(f"{path}: not a whole record (truncated or edited); delete it and run again") from None
     if record.get("format") != FORMAT:
         raise RecordError(f"{path}: record format {record.get('format')!r}; this version reads format {FORMAT}")
     if stored != _checksum(record):
         raise RecordError(f"{path}: checksum differs, so it was altered or damaged; delete it and run again")
+    if problem := _misshapen(record):
+        raise RecordError(f"{path}: not a record ({problem}); delete it and run again")
     expected = stage_id(record["stage"], record["config"], record["parent"])
     if not record["id"] == expected == path.parent.name:
         raise ForeignRecord(
@@ -219,6 +229,40 @@ def unfit_metric(record: Record) -> str:
     for name, metric in record["metrics"].items():
         if "loss" in name and metric["count"] and not math.isfinite(metric["value"]):
             return f"{name}={metric['value']}"
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value of JSON is a number that a float can hold: integers there have as many digits as they like."""
+    return isinstance(value, (int, float)) and (isinstance(value, float) or abs(value) < 1 << 63)
+
+
+def _misshapen(record: dict) -> str:
+    """What is not as `Record` has it, so that no reader need expect anything else; empty if all is."""
+    kinds = {
+        "id": str, "stage": str, "status": str, "parent": (str, type(None)), "config": dict, "metrics": dict,
+        "timing": dict, "provenance": dict, "error": (dict, type(None)),
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key), kind):
+            return f"{key} is a {type(record.get(key)).__name__}"
+    if record["stage"] not in STAGES or record["status"] not in ("done", "failed"):
+        return f"stage {record['stage']!r}, status {record['status']!r}"
+    for name, metric in record["metrics"].items():
+        facts = metric if isinstance(metric, dict) else {}
+        if not _is_number(facts.get("value")) or not _is_number(facts.get("count")):
+            return f"the metric {name!r} lacks a value or a count"
+        if facts.get("stderr") is not None and not _is_number(facts["stderr"]):
+            return f"the metric {name!r} has a standard error that is no number"
+    if not _is_number(record["timing"].get("seconds", 0.0)):
+        return "timing.seconds is no number"
+    if not isinstance(record["provenance"].get("git") or {}, dict):
+        return "provenance.git is no object"
+    error = record["error"]
+    if error is not None:
+        texts = [error.get("type", ""), error.get("message", ""), *(error.get("traceback") or [])]
+        if not all(isinstance(text, str) for text in texts):
+            return "error holds what is no text"
     return ""
 
 

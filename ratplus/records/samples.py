@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import parse_json, read_text
 
 SAMPLES_FILE = "samples.jsonl"
+_MOST_BYTES = 4 << 30
 
 
 def write_samples(folder: Path, samples: list[dict]) -> Path:
@@ -29,7 +31,7 @@ def read_samples(folder: Path) -> list[dict]:
     """
     path = Path(folder) / SAMPLES_FILE
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [parse_json(line) for line in read_text(path, follow=False, most=_MOST_BYTES).splitlines()]
     except ValueError:
         raise ValueError(f"{path}: damaged; delete the folder and evaluate again") from None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -20,10 +21,17 @@ MASK = "***"
 # Whole parts of a name: `logger.api_key` is one, `data.recall.keys` and `tokenizer` are none.
 _SECRET_PARTS = {
     "key", "apikey", "token", "secret", "secrets", "password", "passwd", "passphrase", "pwd", "pass", "credential",
-    "credentials", "auth", "authorization", "cookie", "bearer",
+    "credentials", "cred", "creds", "auth", "authorization", "cookie", "bearer", "sig", "sas",
 }  # fmt: skip
+# Ends of a part that several words were written together in: PGPASSWORD, GITHUBTOKEN. Only of a name in capitals, an
+# environment variable, may the word be an everyday one.
+_SECRET_ENDS = ("password", "passwd", "passphrase", "apikey", "accesskey", "secretkey", "authtoken")
+_SECRET_ENDS_IN_CAPITALS = ("PASS", "PASSWORD", "PASSWD", "TOKEN", "SECRET", "CREDS", "CREDENTIALS")
+_NO_SECRETS = ("BYPASS", "COMPASS")
 # A shorter value of an environment variable is a word of ordinary text rather than a secret.
 _SHORTEST = 6
+# A value of this length is in no text by chance.
+_LONG = 12
 
 # Environment variables that change what a run does or say where it ran; everything else is nobody's business.
 _ENVIRONMENT = re.compile(
@@ -38,21 +46,37 @@ _ENVIRONMENT = re.compile(
 _NAME = r"(?<![\w.])(?<![\w.]-)[A-Za-z_][\w.\-]{0,80}"
 _VALUE = r"\"[^\"]*\"|'[^']*'|[^\s,;&\"')}\]]+"
 _ASSIGNED = re.compile(rf"(?P<name>{_NAME})(?P<sign>[\"']?\s*(?:=|:)\s*)(?P<value>{_VALUE})")
-_URL = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.\-]{0,20}://)[^/\s@\"'<>]+@")
+# `user:password@` up to the last @, since passwords hold / and @ too, unless `host:port/` comes first; or `token@`.
+_PASSWORD = r"[^\s/@:\"'<>]{0,128}:(?!\d{1,5}(?:/|\s|$))(?P<password>[^\s\"'<>]{1,256})"
+_URL = re.compile(rf"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.\-]{{0,20}}://)(?:{_PASSWORD}|[^/\s@\"'<>]{{1,256}})@")
+_URL_PASSWORD = re.compile(rf"://{_PASSWORD}@")
 _NO_NAMES = ("Error", "Exception", "Warning")  # "KeyError: 'loss'"
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/\-]{8,}=*", re.IGNORECASE)
 _SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w\-]{16,}|\bsk-[\w\-]{20,}"
     r"|\bxox[abeprs]-[\w\-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bwandb_v\d_\w{20,}|\bpypi-[\w\-]{20,}"
-    r"|\beyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]{8,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?<![\w\-])eyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]{8,}"
+    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"
 )
 
 
 def looks_secret(name: str) -> bool:
     """True for a name whose value should not be written: WANDB_API_KEY, --hf-token, logger.apiKey."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return any(part.lower() in _SECRET_PARTS for part in re.split(r"[^A-Za-z0-9]+", spaced))
+    return any(
+        part.lower() in _SECRET_PARTS
+        or part.lower().endswith(_SECRET_ENDS)
+        or (part.endswith(_SECRET_ENDS_IN_CAPITALS) and part not in _NO_SECRETS)
+        for part in re.split(r"[^A-Za-z0-9]+", spaced)
+    )
+
+
+def secret_variable_in(text: str) -> str | None:
+    """The environment variable with a secret-looking name whose value a text is, or holds if the value is long."""
+    for name, value in _secret_variables():
+        if text == value or (len(value) >= _LONG and value in text):
+            return name
+    return None
 
 
 def scrub(text: str) -> str:
@@ -149,16 +173,23 @@ def guard_output() -> None:
 def _secret_values() -> tuple[str, ...]:
     """Values of secret-looking environment variables, longest first, so that a part never hides the whole."""
     found = set()
+    for _name, part in _secret_variables():
+        found |= {part, quote(part, safe=""), repr(part)[1:-1]}
+    return tuple(sorted(found, key=lambda part: (-len(part), part)))
+
+
+def _secret_variables() -> Iterator[tuple[str, str]]:
+    """(name, value) of the environment's secrets; of a value of several lines also each long line."""
     for name, value in os.environ.items():
         if name == "PWD":
             continue  # the shell's working directory
         if not looks_secret(name) or name.upper().endswith(("_SOCK", "_FILE", "_PATH", "_DIR")):
-            continue  # where a secret lies is no secret
-        lines = value.splitlines() if "\n" in value else []
-        for part in (value.strip(), *(line.strip() for line in lines if len(line.strip()) >= 16)):
-            if len(part) >= _SHORTEST:
-                found |= {part, quote(part, safe=""), repr(part)[1:-1]}
-    return tuple(sorted(found, key=lambda part: (-len(part), part)))
+            # Where a secret lies is no secret. An address may hold one: DATABASE_URL, http_proxy.
+            parts = [found["password"] for found in _URL_PASSWORD.finditer(value)] if "://" in value else []
+        else:
+            lines = value.splitlines() if "\n" in value else []
+            parts = [value.strip(), *(line.strip() for line in lines if len(line.strip()) >= 16)]
+        yield from ((name, part) for part in parts if len(part) >= _SHORTEST)
 
 
 @lru_cache(maxsize=4)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratplus.config.cell import Config
-from ratplus.data.corpus import Corpus, open_corpus
-from ratplus.data.sources import prepare
+from ratplus.data.corpus import Corpus
+from ratplus.data.sources import corpus_of
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.lock import FolderLock
 from ratplus.stages.peak_memory import gpu_peak
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 class Cell:
     """A cell, one point of a sweep: `Cell(config, surroundings).run("evaluate")` makes sure of its stages."""
 
-    def __init__(self, config: Config, around: Surroundings):
+    def __init__(self, config: Config, around: Surroundings, corpus: Corpus | None = None):
+        """The corpus is prepared unless it is given."""
         self.config, self.around = config, around
-        self.corpus: Corpus = open_corpus(prepare(config.data))
+        self.corpus: Corpus = corpus_of(config.data) if corpus is None else corpus
         self.plan = plan(config, self.corpus.identity, self.corpus.vocab_size)
         self._team: Team | None = None  # of several ranks, while rank 0 runs the stages
 

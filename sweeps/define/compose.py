@@ -22,6 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ratplus import conf
 from ratplus.config.cell import Config
+from ratplus.records.record import flatten
+from ratplus.records.secrets import secret_variable_in
 from ratplus.sweeps.define import grid
 from ratplus.sweeps.define.hydra_errors import hydra_line, omegaconf_line
 from ratplus.sweeps.define.mistakes import UsageError
@@ -148,6 +150,8 @@ class _Composer:
             plain = cast("dict", OmegaConf.to_container(cfg, resolve=True))
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(hydra_line(error)) from None
+        for key, value in flatten(plain).items():
+            _refuse_secret(key, value)
         return typed(plain), dict(chosen)
 
     def _chosen(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
@@ -224,9 +228,14 @@ _typed: dict[tuple[str, str], object] = {}
 def typed(plain: dict) -> Config:
     """Validate plain values (nested dicts); returns them as a Config.
 
+    The values may stand in a folder that somebody else wrote, so nothing in them is resolved.
+
     Raises:
         UsageError: unknown key, wrong type, or impossible value.
     """
+    if "${" in repr(plain):
+        key, value = next((k, v) for k, v in flatten(plain).items() if "${" in repr((k, v)))
+        raise UsageError(f"{key}: got {value!r}; ${{...}} is resolved in config files and overrides alone")
     try:
         sections = {name: _section(name, plain.get(name, {})) for name in _SECTIONS}
         others = {name: value for name, value in plain.items() if name not in _SECTIONS}
@@ -246,6 +255,18 @@ def _section(name: str, plain):
         schema = OmegaConf.create({name: OmegaConf.structured(_SECTIONS[name])})
         _typed[key] = OmegaConf.to_object(cast(DictConfig, OmegaConf.merge(schema, {name: plain}))[name])
     return copy.deepcopy(_typed[key])
+
+
+def _refuse_secret(key: str, value) -> None:
+    """Refuse a value that a config took from the environment and that would then stand in records, tables and W&B."""
+    if isinstance(value, (list, tuple, dict)):
+        for item in flatten(value).values() if isinstance(value, dict) else value:
+            _refuse_secret(key, item)
+    elif isinstance(value, str) and (name := secret_variable_in(value)) is not None:
+        raise UsageError(
+            f"{key}: holds the value of the environment variable {name}, a secret by its name; configs are written to "
+            "records, tables and W&B, so libraries must take it from the environment themselves"
+        )
 
 
 def _refuse_odd_axes(axes: set[str]) -> None:

@@ -12,7 +12,7 @@ from ratplus.sweeps.define.mistakes import UsageError
 
 # The keys of the `sweep` section, each with what it is (docs/reference/keys.md is made of these lines too).
 KEYS = {
-    "name": "Name of the sweep, and of its folder below outputs/. Allowed: any text.",
+    "name": "Name of the sweep, and of its folder below outputs/. Allowed: a text without /.",
     "grid": "Every combination of these values. Allowed: a mapping {key: value or values}.",
     "zip": "Pairs instead of combinations: first values with first, second with second. "
     "Allowed: a mapping {key: values}, all equally long.",

@@ -12,17 +12,19 @@ from functools import lru_cache
 from pathlib import Path
 
 from ratplus.config.cell import Config
-from ratplus.data.corpus import Corpus, open_corpus
+from ratplus.data.corpus import Corpus
 from ratplus.data.recall import RecallTask
-from ratplus.data.sources import prepare
+from ratplus.data.sources import corpus_of
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock
 from ratplus.records.manifest import FORMAT, MANIFEST_FILE, Entry, read_manifest
+from ratplus.records.reading import refuse_links
 from ratplus.records.record import STAGES, ForeignRecord, RecordError, flatten, read_record
 from ratplus.stages.plan import Plan, plan
 from ratplus.sweeps.define.compose import NATURAL_AXES, RUNTIME, Composed
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.launch.progress import LOGS
 
 
 def sweep_folder(composed: list[Composed]) -> Path:
@@ -35,8 +37,12 @@ def sweep_folder(composed: list[Composed]) -> Path:
     folders = {cell.config.output for cell in composed}
     if len(folders) > 1:
         raise UsageError("output: one sweep has one folder; give a single value")
+    if config.output:
+        return Path(config.output)
     name = (config.sweep or {}).get("name") or "adhoc"
-    return Path(config.output) if config.output else Path("outputs") / name
+    if not isinstance(name, str) or not name.isprintable() or name in (".", "..") or "/" in name or "\\" in name:
+        raise UsageError(f"sweep.name: got {name!r}; it names a folder of outputs/, so it is one plain word without /")
+    return Path("outputs") / name
 
 
 def plan_cells(composed: list[Composed]) -> list[Entry]:
@@ -55,7 +61,7 @@ def plan_cells(composed: list[Composed]) -> list[Entry]:
         data, context = cell.config.data, cell.config.train.context
         key = repr({k: v for k, v in asdict(data).items() if k != "recall"})
         if key not in corpora:
-            corpora[key] = open_corpus(prepare(data))
+            corpora[key] = corpus_of(data)
         corpus = corpora[key]
         for split, stream in (("train", corpus.train), ("validation", corpus.validation)):
             if len(stream) <= context:
@@ -161,6 +167,7 @@ def add_cells(folder: Path, name: str, entries: list[Entry]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder, (*STAGES, LOGS))
         with FolderLock(folder):
             old = check_cells(folder, entries)
             remove_temporaries(folder)

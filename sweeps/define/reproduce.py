@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
@@ -48,6 +49,10 @@ def _command_or_reason(entry: Entry) -> str:
 def overrides(entry: Entry) -> list[str]:
     """List the Hydra overrides that compose to the config of a manifest entry."""
     wanted = {k: v for k, v in flatten(entry["config"]).items() if k not in _IGNORED}
+    for key, value in wanted.items():
+        # The config may be somebody else's text: it chooses keys of cells, no settings of Hydra, and nothing resolves.
+        if re.fullmatch(r"[a-z][\w.-]*", key) is None or key.startswith("hydra") or "${" in repr(value):
+            raise UsageError(f"sweep.json: {key}={value!r} is no setting of a cell")
     words = _first_words(wanted)
     there = _flat(words)
     # A key that this version doesn't know is left in: composing then says which one.
@@ -68,7 +73,10 @@ def differences(entry: Entry) -> list[str]:
 def _first_words(wanted: dict) -> list[str]:
     """Choose the groups that come closest: a shipped model of that name, and the source of the data."""
     words = []
-    for word in (f"model={wanted['model.name']}", f"data={wanted['data.source']}"):
+    for group, name in (("model", str(wanted["model.name"])), ("data", str(wanted["data.source"]))):
+        word = f"{group}={name}"
+        if re.fullmatch(r"[\w-]+", name) is None:
+            continue
         # A model of the user's own does not compose by its name; then all of its keys are named.
         if _composes((*words, word, *_required(wanted))):
             words.append(word)

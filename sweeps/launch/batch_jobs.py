@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.lines import last_line
+from ratplus.records.reading import read_json
 
 JOBS_FILE = "jobs.json"
 FORMAT = 1
@@ -47,13 +48,17 @@ def read_jobs(folder: Path) -> list[SubmissionRow]:
     """
     path = Path(folder) / JOBS_FILE
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, follow=False)
         if content["format"] != FORMAT:
             raise JobsUnknown(f"{path}: format {content['format']!r}; this version reads {FORMAT}")
+        for row in content["submissions"]:
+            texts = [row["id"], row["cluster"], *row["jobs"], *row["jobs"].values()]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a submission holds what is no text")
         return content["submissions"]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobsUnknown(f"{path}: damaged ({error}); delete it if no job of it is queued or running") from None
 
 

@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import open_own
 from ratplus.records.record import provenance, write_record
 from ratplus.records.status import stage_state
 from ratplus.stages.failures import describe_failure, memory_advice
@@ -48,11 +50,11 @@ class Child:
         base = Path(job["folder"]) / LOGS / job["id"]
         self._file, self.progress, self.log = (base.with_suffix(s) for s in (".job.json", ".progress.json", ".log"))
         base.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps(job | {"progress": str(self.progress)}))
+        write_atomically(self._file, json.dumps(job | {"progress": str(self.progress)}))
         self.progress.unlink(missing_ok=True)
         threads = str(job["threads"])
         inherited = {k: v for k, v in os.environ.items() if not _BATCH_VARIABLES.match(k)}
-        with self.log.open("a") as output:
+        with open_own(self.log, append=True) as output:
             # The record of a failure quotes what is printed from here on.
             self._log_start = output.tell()
             self.process = subprocess.Popen(

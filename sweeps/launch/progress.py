@@ -7,6 +7,9 @@ import os
 import time
 from pathlib import Path
 
+from ratplus.pattern import is_whole
+from ratplus.records.reading import open_own, read_json
+
 # The folder of a sweep folder that holds job files, progress files and what workers print.
 LOGS = "logs"
 
@@ -32,7 +35,8 @@ class ProgressFile:
         # The file is worth no fsync; the rename only keeps a reader from seeing half a line.
         temporary = self.path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(message | loss))
+            with open_own(temporary, append=False) as file:
+                file.write(json.dumps(message | loss))
             os.replace(temporary, self.path)
         except OSError:
             pass  # a full disk must not stop the work whose progress this is
@@ -45,7 +49,8 @@ class ProgressFile:
 def read_progress(path: Path) -> dict:
     """What a worker last wrote of its progress: stage, done, total, ...; empty before its first step."""
     try:
-        progress = json.loads(path.read_text())
-        return progress if isinstance(progress, dict) else {}
-    except (OSError, ValueError):
+        progress = read_json(path, follow=False)
+        whole = isinstance(progress["stage"], str) and all(is_whole(progress[key]) for key in ("done", "total"))
+        return progress if whole else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+from ratplus.records.reading import read_json
 from ratplus.records.secrets import guard_output
 from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
 from ratplus.sweeps.launch.progress import ProgressFile
@@ -16,7 +16,7 @@ from ratplus.sweeps.launch.progress import ProgressFile
 def main(job_file: str) -> int:
     # SLURM sends its warning to every process of a job; only the parent acts on it, and passes it on as SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    job = json.loads(Path(job_file).read_text())
+    job = read_json(job_file, follow=False)
     sys.argv = job["command"]  # so that records hold what the user ran, not how this process was started
     parent = os.getppid()
     file = ProgressFile(Path(job["progress"]))

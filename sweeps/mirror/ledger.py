@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.lock import FolderLock
+from ratplus.records.reading import read_json
 from ratplus.sweeps.mirror.runs import RunSpec
 
 LEDGER_FILE = "wandb-synced.json"
@@ -35,7 +36,7 @@ def read_ledger(folder: Path) -> dict:
     path = folder / LEDGER_FILE
     empty = {"format": FORMAT, "targets": {}, "workspaces": {}}
     try:
-        ledger = json.loads(path.read_text())
+        ledger = read_json(path, follow=False)
         assert ledger["format"] == FORMAT
         assert all(isinstance(runs, dict) for runs in ledger["targets"].values())
         made = {target: _workspace_url(target, place) for target, place in ledger["workspaces"].items()}

@@ -131,8 +131,13 @@ def add_result(run: RunSpec, folder: Path, record: Record | None, checkpoints: b
     run.summary = scrub_tree(run.summary)
     run.config["provenance"] = scrub_tree(record["provenance"])
     if checkpoints and record["status"] == "done" and run.job_type != "evaluate":
-        run.files = [folder / name for name in MODEL_FILES if (folder / name).exists()]
+        run.files = [folder / name for name in MODEL_FILES if _is_plain(folder / name)]
     return run
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file may be sent: one of the folder, and not a link to another file of this machine."""
+    return path.is_file() and not path.is_symlink()
 
 
 _SUMMARY_FACTS = ("dilation", "window", "sinks", "kv_entries", "kv_bytes", "kv_ratio", "attention_flops_ratio")
@@ -201,7 +206,7 @@ def report_run(folder: Path, runs: list[RunSpec]) -> RunSpec | None:
     Its id follows from the sweep's name and first cell, so it stays when cells are added.
     """
     manifest = read_manifest(folder)
-    files = [*sorted(folder.glob("report/*.csv")), *sorted(folder.glob("report/*.png"))]
+    files = [p for kind in ("csv", "png") for p in sorted(folder.glob(f"report/*.{kind}")) if _is_plain(p)]
     if not files or not manifest["cells"]:
         return None
     text = canonical_json(["report", manifest["name"], manifest["cells"][0]["id"]])

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import read_json
 from ratplus.sweeps.mirror.runs import MODEL_FILES, RunSpec
 
 # This file lies beside each whole offline run, and says which RunSpec the run holds.
@@ -157,7 +158,7 @@ def offline_checksums(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.glob(f"wandb/offline-run-*/{MARKER_FILE}")):
         try:
-            marker = json.loads(path.read_text())
+            marker = read_json(path, follow=False)
             found[marker["id"]] = marker["checksum"]
         except (OSError, ValueError, KeyError, TypeError):
             continue

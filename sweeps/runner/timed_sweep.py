@@ -117,15 +117,14 @@ def measure(cells: list[Composed]) -> list[StepTime]:
     import torch
 
     from ratplus.data.batches import Batches
-    from ratplus.data.corpus import open_corpus
-    from ratplus.data.sources import prepare
+    from ratplus.data.sources import corpus_of
     from ratplus.model import empty_model
     from ratplus.training.run import train
     from ratplus.training.spec import Run, Watch
 
     found = []
     for of_one in _by_pretraining(cells).values():
-        config, corpus = of_one[0].config, open_corpus(prepare(of_one[0].config.data))
+        config, corpus = of_one[0].config, corpus_of(of_one[0].config.data)
         torch.set_num_threads(config.run.threads or threads_per_cell(config.launcher))
         batches = Batches.of(config, corpus)
         recipe = replace(config.train.pretrain, steps=WARM + TIMED)

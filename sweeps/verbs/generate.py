@@ -129,8 +129,9 @@ def _load(request: Request):
 
 def _find_stage_model(request: Request):
     """The folder that holds the model of a stage of a sweep, and the tokenizer of that sweep's corpus."""
-    from ratplus.data.corpus import open_corpus
-    from ratplus.data.sources import prepare
+    from ratplus.data.corpus import CorpusError
+    from ratplus.data.sources import made_corpus
+    from ratplus.data.tokenizer import ByteTokenizer, load_tokenizer
     from ratplus.records.manifest import read_manifest
     from ratplus.sweeps.define.compose import typed
     from ratplus.sweeps.define.find_stage import find_stage
@@ -145,7 +146,16 @@ def _find_stage_model(request: Request):
     folder = sweep / stage / stage_id
     if not (folder / "config.json").exists():
         raise UsageError(f"model={request.model}: {folder} has no trained model yet; `ratplus status {sweep}` says why")
-    return folder, open_corpus(prepare(typed(cell_config(cell)).data)).tokenizer()
+    if "tokenizer" in request.given:
+        return folder, load_tokenizer(request.tokenizer)
+    if cell["corpus"].get("tokenizer") == ByteTokenizer.name:
+        return folder, ByteTokenizer()
+    try:
+        return folder, made_corpus(typed(cell_config(cell)).data, cell["corpus"]).tokenizer()
+    except CorpusError as error:
+        raise UsageError(
+            f"model={request.model}: its tokenizer stands with its corpus: {error}; or give tokenizer="
+        ) from None
 
 
 def _pattern(name: str, config):

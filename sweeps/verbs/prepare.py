@@ -25,13 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         CorpusError, TokenizerError, UsageError: one line that says what to do.
     """
-    from ratplus.data.corpus import open_corpus
-    from ratplus.data.sources import prepare
+    from ratplus.data.sources import corpus_of
     from ratplus.sweeps.define.compose import compose_one
 
     data = compose_one(arguments.overrides, arguments.config_dir).config.data
     started = time.monotonic()
-    corpus = open_corpus(prepare(data))
+    corpus = corpus_of(data)
     tokenizer = corpus.manifest["tokenizer"]
     print(
         f"{corpus.folder}: {tokenizer['name']}, {tokenizer['vocab_size']:,} ids, end of text {tokenizer['eos_id']}, "

@@ -53,8 +53,10 @@ def measure_sweep_gates(folder: Path) -> list[Path]:
 
     Raises:
         RecordError: the folder is no sweep folder.
+        CorpusError: the corpus of a cell is not made here: the folder may be somebody else's.
         UsageError: the data or the model of a cell has changed or is gone.
     """
+    from ratplus.data.sources import made_corpus
     from ratplus.evaluation.gates import GATES_FILE, measure_gates, write_gates
     from ratplus.records.status import stage_state
     from ratplus.stages.cell import Cell
@@ -68,7 +70,8 @@ def measure_sweep_gates(folder: Path) -> list[Path]:
         recurrence = entry["config"]["model"].get("recurrence", True)
         if not recurrence or (own / GATES_FILE).exists() or stage_state(own).status != "done":
             continue
-        cell = Cell(typed(cell_config(entry)), Surroundings(Path(folder)))
+        config = typed(cell_config(entry))
+        cell = Cell(config, Surroundings(Path(folder)), made_corpus(config.data, entry["corpus"]))
         trained = cell.plan.trained
         if trained.id != entry["stages"].get(trained.name):
             raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -11,6 +10,7 @@ from typing import BinaryIO
 from ratplus.data.corpus import CorpusError
 from ratplus.data.prepare.inputs import Input
 from ratplus.records.lines import first_line
+from ratplus.records.reading import parse_json
 
 # Characters of text that are tokenized at once; a longer document is a batch of its own.
 BATCH_CHARACTERS = 1 << 20
@@ -83,7 +83,7 @@ def _jsonl(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[tu
             continue
         where = f"{source.name}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:  # of JSON and of UTF-8
             raise CorpusError(f"{where}: not JSON ({first_line(error)})") from None
         if not isinstance(row, dict):

@@ -25,6 +25,7 @@ from ratplus.data.prepare.inputs import Input
 from ratplus.data.prepare.progress import Progress
 from ratplus.data.tokenizer import Tokenizer, load_tokenizer
 from ratplus.records.atomic import new_file, write_atomically
+from ratplus.records.reading import read_json
 
 FOLDER = "shards"
 
@@ -137,7 +138,7 @@ def _record_path(job: Job) -> Path:
 def kept(job: Job) -> dict | None:
     """The record of a shard that is whole and still of this input; None to do it again."""
     try:
-        record = json.loads(_record_path(job).read_text())
+        record = read_json(_record_path(job))
         if record["name"] != job.source.name:
             return None
         if record["stamp"] != job.source.stamp() and record["sha256"] != job.source.sha256():

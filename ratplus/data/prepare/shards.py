@@ -21,6 +21,7 @@ from ratplus.data.prepare.shard_work import FOLDER, Job, Settings, kept, work
 from ratplus.data.tokenizer import Tokenizer
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock
+from ratplus.records.reading import read_json
 
 __all__ = ["Settings", "write_shards"]
 
@@ -82,7 +83,7 @@ def _agree(folder: Path, inputs: list[Input], settings: Settings, tokenizer: Tok
     plan = {"settings": asdict(settings), "tokenizer": tokenizer.facts, "files": [item.name for item in inputs]}
     path = folder / PLAN_FILE
     try:
-        begun = json.loads(path.read_text())
+        begun = read_json(path)
     except (FileNotFoundError, ValueError):
         write_atomically(path, json.dumps(plan, indent=1) + "\n")
         return

@@ -40,7 +40,7 @@ def test_round_trip_and_split(corpus):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "train.bin").unlink(), "train.bin: token file is missing"),
+        (lambda f: (f / "train.bin").unlink(), "train.bin: file is missing"),
         (lambda f: (f / "train.bin").write_bytes((f / "train.bin").read_bytes()[:-7]), "truncated"),
         (lambda f: flip(f / "validation.bin"), "SHA-256 differs"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged"),

@@ -27,7 +27,7 @@ from ratplus.data.corpus import CorpusError, held_out, open_corpus
 from ratplus.data.prepare import progress, shards
 from ratplus.data.prepare.inputs import Input
 from ratplus.data.sampling import IGNORE, ordered_rows, random_rows
-from ratplus.data.sources import corpus_folder, prepare
+from ratplus.data.sources import corpus_folder, corpus_of, prepare
 from ratplus.data.stream import ShardedStream
 from ratplus.data.tokenizer import TokenizerError
 
@@ -332,7 +332,7 @@ def test_vocabularies_beyond_uint16(section, tmp_path):
     stream.tofile(tmp_path / "train.bin")
     data = DataSection(source="bin", path=str(tmp_path / "train.bin"), root=str(tmp_path / "data"), tokenizer=None,
                        vocab_size=100_000, eos_id=0)  # fmt: skip
-    corpus = open_corpus(prepare(data))
+    corpus = corpus_of(data)
     assert corpus.manifest["dtype"] == "uint32"
     np.testing.assert_array_equal(corpus.train[:100], stream[:100])
 
@@ -384,7 +384,7 @@ def bare(tmp_path, count=6000, vocab=400, **changes) -> DataSection:
 
 def test_a_bare_stream_is_used_in_place(tmp_path, bpe):
     data = bare(tmp_path)
-    corpus = open_corpus(prepare(data))
+    corpus = corpus_of(data)
     stream = np.fromfile(data.path, "<u2")
     np.testing.assert_array_equal(corpus.train[:], stream[:4500])
     np.testing.assert_array_equal(corpus.validation[:], stream[4500:])
@@ -395,7 +395,7 @@ def test_a_bare_stream_is_used_in_place(tmp_path, bpe):
 
     stream[:700].tofile(tmp_path / "val.bin")
     apart = replace(data, validation_path=str(tmp_path / "val.bin"), tokenizer=str(bpe), vocab_size=None, eos_id=None)
-    both = open_corpus(prepare(apart))
+    both = corpus_of(apart)
     assert (len(both.train), len(both.validation)) == (6000, 700)
     assert both.tokenizer().vocab_size == 400
     assert prepare(apart) == both.folder

@@ -19,7 +19,8 @@ KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"
         ("WANDB_API_KEY", True), ("HF_TOKEN", True), ("MY_SECRET", True), ("DB_PASSWORD", True), ("apiKey", True),
         ("--hf-token", True), ("logger.api_key", True), ("AWS_SECRET_ACCESS_KEY", True),
         ("data.recall.keys", False), ("tokenizer", False), ("TOKENIZERS_PARALLELISM", False), ("train.tokens", False),
-        ("monkey", False), ("SLURM_JOB_ID", False),
+        ("PGPASSWORD", True), ("SSHPASS", True), ("GITHUBTOKEN", True), ("MYSITE_SAS", True), ("MY_SITE_CREDS", True),
+        ("monkey", False), ("SLURM_JOB_ID", False), ("BYPASS", False), ("compass", False), ("detokenize", False),
     ],
 )  # fmt: skip
 def test_names(name, secret):
@@ -33,6 +34,9 @@ def test_names(name, secret):
         ("clone https://user:pw@host.org/x.git failed", "clone https://***@host.org/x.git failed"),
         ("clone https://ghp_0123456789abcdefghij0123@host/x", "clone https://***@host/x"),
         ("GET /run?api_key=abc123&page=2", "GET /run?api_key=***&page=2"),
+        ("https://x.blob/a?sv=1&sig=Ab%2Fcd&se=2 failed", "https://x.blob/a?sv=1&sig=***&se=2 failed"),
+        ("postgres://me:p/w@x@db.org/d failed", "postgres://***@db.org/d failed"),
+        ("http://me:p/w@proxy:8080 failed", "http://***@proxy:8080 failed"),
         ("password=hunter2, retry", "password=***, retry"),
         ("{'api_key': 'abc', 'lr': 1}", "{'api_key': ***, 'lr': 1}"),
         ("Authorization: Bearer abcdef123456", "Authorization: Bearer ***"),
@@ -59,6 +63,7 @@ def test_what_goes(text, clean, monkeypatch):
         "https://api.wandb.ai/graphql: no answer",
         "file:///work/x.py:17: ValueError",
         "user@host.org",
+        "http://host:8080/mail/me@x.org: no answer",
         "pattern.dilation: got 0; it must be ≥ 1",
     ],
 )
@@ -165,3 +170,31 @@ def test_code_version_names_the_diff(tmp_path, monkeypatch):
         assert len(list((tmp_path / "sweep" / "provenance").iterdir())) == 1
     finally:
         code_version.cache_clear()
+
+
+def test_the_password_of_an_address_is_known_alone_too(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgres://me:correct-horse@db.org/d")
+    assert scrub("login with correct-horse failed") == "login with *** failed"
+
+
+HOSTILE = {
+    "tokens": lambda n: "eyJ-" * n, "assignments": lambda n: "a=" * n, "spaces": lambda n: ("a" + " " * 50) * (n // 10),
+    "one name": lambda n: "token" + " " * n * 4, "begin": lambda n: "-----BEGIN A" * n, "schemes": lambda n: "a://" * n,
+    "end": lambda n: "-----BEGIN PRIVATE KEY-----" + "-----END A" * n, "colons": lambda n: "http://" + "a:" * n,
+    "addresses": lambda n: "a://b:" * n, "quotes": lambda n: "token='" * n, "tabs": lambda n: "token:" + "\t\n" * n,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_masking_takes_time_in_proportion_to_the_length(kind):
+    """Four times the length takes four times as long, and would take sixteen times as long if it were its square."""
+
+    def seconds(count: int) -> float:
+        text, times = HOSTILE[kind](count), []
+        for _ in range(3):
+            begun = time.process_time()
+            scrub(text)
+            times.append(time.process_time() - begun)
+        return min(times)
+
+    assert seconds(16_000) < 10 * seconds(4_000) + 0.05
