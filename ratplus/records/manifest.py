@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder; give the output folder of a sweep, such as outputs/demo")
-    refuse_links(folder, (*STAGES, "logs"))
+    check_links(folder)
     try:
         manifest = read_json(path, follow=False)
     except FileNotFoundError:
@@ -85,6 +85,11 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(manifest.get("name", ""), str):
         raise RecordError(f"{path}: damaged (its name is no text); run the sweep again, finished cells are kept")
     return manifest
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a sweep folder in which a folder, a stage or a log is a link; raises LinkError."""
+    refuse_links(folder, (*STAGES, "logs"))
 
 
 def _misshapen(cell: dict) -> str:

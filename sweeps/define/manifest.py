@@ -18,13 +18,11 @@ from ratplus.data.sources import corpus_of
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock
-from ratplus.records.manifest import FORMAT, MANIFEST_FILE, Entry, read_manifest
-from ratplus.records.reading import refuse_links
+from ratplus.records.manifest import FORMAT, MANIFEST_FILE, Entry, check_links, read_manifest
 from ratplus.records.record import STAGES, ForeignRecord, RecordError, flatten, read_record
 from ratplus.stages.plan import Plan, plan
 from ratplus.sweeps.define.compose import NATURAL_AXES, RUNTIME, Composed
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.progress import LOGS
 
 
 def sweep_folder(composed: list[Composed]) -> Path:
@@ -167,7 +165,7 @@ def add_cells(folder: Path, name: str, entries: list[Entry]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_links(folder, (*STAGES, LOGS))
+        check_links(folder)
         with FolderLock(folder):
             old = check_cells(folder, entries)
             remove_temporaries(folder)
