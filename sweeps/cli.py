@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from importlib import import_module
 from typing import cast
@@ -35,6 +36,9 @@ EXIT_BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; exits with 0, 1 (a cell failed), 2 (a mistake) or 128 + signal."""
+    # The console script imports nothing from the working folder. Neither may what it starts (workers, ranks, tokenizing
+    # processes, jobs): a script of the user's there may be called queue.py.
+    os.environ["PYTHONSAFEPATH"] = "1"
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())

@@ -153,7 +153,7 @@ def _short(value: Any) -> str:
 def _compile_side_by_side(d_head: int) -> None:
     """Fill Triton's cache on disk with every variant: one process would compile for minutes."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "ratplus.kernels.bench.gpu", "-", "--d-head", str(d_head)]
+    command = [sys.executable, "-P", "-m", "ratplus.kernels.bench.gpu", "-", "--d-head", str(d_head)]
     workers = [
         subprocess.Popen([*command, "--compile", f"{n}/{COMPILERS}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for n in range(COMPILERS)

@@ -64,7 +64,7 @@ def measure(folder: Path) -> dict:
     Raises:
         RuntimeError: the report failed.
     """
-    command = [sys.executable, "-m", "ratplus.sweeps.bench.generated_sweep", str(folder)]
+    command = [sys.executable, "-P", "-m", "ratplus.sweeps.bench.generated_sweep", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"bench report: the report of {folder} failed:\n{done.stderr[-3000:]}")

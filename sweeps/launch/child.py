@@ -53,14 +53,17 @@ class Child:
         write_atomically(self._file, json.dumps(job | {"progress": str(self.progress)}))
         self.progress.unlink(missing_ok=True)
         threads = str(job["threads"])
+        # The flag -P does not reach what the worker starts, such as the other ranks of its training; the variable does.
+        own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"}
         inherited = {k: v for k, v in os.environ.items() if not _BATCH_VARIABLES.match(k)}
         with open_own(self.log, append=True) as output:
             # The record of a failure quotes what is printed from here on.
             self._log_start = output.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ratplus.sweeps.launch.worker", str(self._file)],
+                # -P: nothing is imported from the working folder, which `python -m` would search first.
+                [sys.executable, "-P", "-m", "ratplus.sweeps.launch.worker", str(self._file)],
                 stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=job["cwd"],
-                env=inherited | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | (environment or {}),
+                env=inherited | own | (environment or {}),
                 # Ctrl-C reaches the parent alone, which passes it on once.
                 start_new_session=True,
             )  # fmt: skip

@@ -6,9 +6,10 @@ Ray places the tasks and counts CPUs and GPUs; which task comes next is the pool
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 from ratplus.config.run import LauncherSection
@@ -66,8 +67,11 @@ def ray_cluster(launcher: LauncherSection):
     except ImportError:
         raise UsageError("launcher=ray: Ray is not installed; pip install 'ratplus[ray]'") from None
     try:
-        ray.init(address=launcher.address or "local", include_dashboard=False, log_to_driver=False,
-                 configure_logging=False)  # fmt: skip
+        # Ray puts the current folder before all others on the path of its workers, so that is one without modules. A
+        # task goes to the user's folder itself (run_job).
+        with tempfile.TemporaryDirectory() as empty, chdir(empty):
+            ray.init(address=launcher.address or "local", include_dashboard=False, log_to_driver=False,
+                     configure_logging=False)  # fmt: skip
     except Exception as error:
         raise UsageError(f"launcher.address: {launcher.address or 'a local cluster'}: {first_line(error)}") from None
     try:

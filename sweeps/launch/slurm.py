@@ -9,6 +9,8 @@ idempotent and locked); if its own failed, the cell does not try again.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -138,9 +140,13 @@ def _executor(folder: Path, launcher: LauncherSection, after: set[str]):
     import submitit
 
     logs = (folder / LOGS / "slurm").resolve()
+    # -P: a job starts in the folder of the user, and must import nothing from it.
+    python = f"{shlex.quote(sys.executable)} -P"
     try:
-        executor = submitit.AutoExecutor(logs, cluster=launcher.cluster, slurm_max_num_timeout=launcher.requeues,
-                                         local_max_num_timeout=launcher.requeues)  # fmt: skip
+        executor = submitit.AutoExecutor(
+            logs, cluster=launcher.cluster, slurm_max_num_timeout=launcher.requeues, slurm_python=python,
+            local_max_num_timeout=launcher.requeues, local_python=python,
+        )  # fmt: skip
         cpus = launcher.cpus or 1
         executor.update_parameters(
             name=f"ratplus-{folder.name}",

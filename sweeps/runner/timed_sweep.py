@@ -211,6 +211,7 @@ def _measured(overrides: list[str], deadline: float) -> list[StepTime]:
         path = Path(scratch) / "times.json"
         words = [
             sys.executable,
+            "-P",
             "-m",
             "ratplus.sweeps.runner.timed_sweep",
             *overrides,
@@ -232,7 +233,7 @@ def _measured(overrides: list[str], deadline: float) -> list[StepTime]:
 def _ratplus(words: list[str], until: float) -> int:
     """Exit code of `ratplus <words>`, which is told to save and stop at `until`."""
     start = "import sys; from ratplus.sweeps.cli import main; sys.argv[0] = 'ratplus'; main()"
-    process = subprocess.Popen([sys.executable, "-c", start, *words])
+    process = subprocess.Popen([sys.executable, "-P", "-c", start, *words])
     try:
         return process.wait(max(until - time.monotonic(), 0))
     except subprocess.TimeoutExpired:

@@ -104,7 +104,7 @@ def test_one_failed_cell_does_not_stop_the_rest(place):
     assert "1 done, 1 failed" in done.stdout
     status = ratplus_here(place, "status", "out")
     assert status.returncode == 1
-    assert "BadLogits: the model's logits are NaN or infinite" in " ".join(status.stdout.split())
+    assert "Diverged: training diverged: loss or gradient norm is not finite" in " ".join(status.stdout.split())
     table = (place / "out" / "report" / "accuracy_vs_dilation.md").read_text()
     assert "failed" in table.lower()
     failed = [r for r in records(place / "out").values() if r["status"] == "failed"]

@@ -293,6 +293,57 @@ def test_a_worker_is_no_rank_of_the_job_around_it(job, monkeypatch):
     assert [w for w in words if w.startswith(b"SLURM")] == [b"SLURM_JOB_ID=77"]
 
 
+def test_a_worker_imports_nothing_from_the_working_folder(job, place):
+    """Nor do processes that it starts: a script there may be called like a module."""
+    (place / "queue.py").write_text('print("the script of the user ran")')
+    child = Child(job)
+    environment, command = (Path(f"/proc/{child.process.pid}/{name}") for name in ("environ", "cmdline"))
+    wait_for(lambda: b"ratplus.sweeps.launch.worker" in command.read_bytes())
+    assert command.read_bytes().split(b"\0")[1:3] == [b"-P", b"-m"]
+    assert b"PYTHONSAFEPATH=1" in environment.read_bytes().split(b"\0")
+    child.process.wait()
+    assert child.finish() == 0, child.log.read_text()
+    assert "the script of the user ran" not in child.log.read_text()
+
+
+def test_spawned_ranks_import_nothing_from_the_working_folder(place):
+    """`ratplus` sets what multiprocessing hands on; its bootstrap is `python -c`, which searches the working folder."""
+    (place / "queue.py").write_text('print("the script of the user ran")')
+    script = place / "elsewhere" / "start.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from ratplus.sweeps import cli\n"
+        "def rank():\n    import queue\n    print(queue.__file__, flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n        cli.main(['--version'])\n    except SystemExit:\n        pass\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=rank)\n"
+        "    process.start(); process.join(); sys.exit(process.exitcode)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    done = subprocess.run([sys.executable, script], cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the script of the user ran" not in done.stdout
+    assert str(place) not in done.stdout
+
+
+def test_ray_starts_away_from_the_working_folder(place, monkeypatch):
+    """Ray searches the folder in which it is started before all others; this stands in for Ray itself."""
+    from ratplus.config.run import LauncherSection
+    from ratplus.sweeps.launch.ray import ray_cluster
+
+    monkeypatch.chdir(place)
+    seen = []
+    pretended = SimpleNamespace(
+        init=lambda **_: seen.append(sorted(os.listdir("."))), cluster_resources=lambda: {"CPU": 4.0},
+        remote=lambda **_: lambda function: function, shutdown=lambda: None,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", pretended)
+    with ray_cluster(LauncherSection(kind="ray", workers=2)) as (at_once, _):
+        assert (at_once, Path.cwd()) == (2, place)
+    assert seen == [[]]
+
+
 # ---- SLURM ---------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +394,7 @@ def test_slurm_submits_two_arrays_and_leaves(place, cluster):
             assert f"#SBATCH {line}\n" in script, line
         assert "\nmodule load cuda\n" in script
         assert "srun --unbuffered" in script
+        assert f" {shlex.quote(sys.executable)} -P -u -m submitit.core._submit " in script
         assert "--cpus-per-task 8" in script
     assert "#SBATCH --array=0-1%2\n" in first
     assert "dependency" not in first
@@ -570,7 +622,7 @@ def test_ray_end_to_end(place):
     cells = read_manifest(place / "out")["cells"]
     states = [cell_state(place / "out", cell["stages"]) for cell in cells]
     assert sorted(state.status for state in states) == ["done", "failed"]
-    assert any("BadLogits" in state.error for state in states)
+    assert any("training diverged" in state.error for state in states)
 
 
 @pytest.mark.slow
@@ -582,7 +634,7 @@ def test_a_failed_cell_is_tried_again_or_left(place):
         assert done.returncode == 1
         lines = done.stderr.strip().splitlines()
         assert "1 of 2 cells failed; `ratplus status out` says why" in lines[-1]
-        assert "BadLogits: the model's logits are NaN or infinite" in lines[-2]
+        assert "Diverged: training diverged: loss or gradient norm is not finite since step 2" in lines[-2]
         (failed,) = (c for c in json.loads(ratplus(place, "status", "out", "--json").stdout)["cells"] if c["error"])
         attempts.append(failed["attempt"])
     assert attempts == [1, 1, 2]

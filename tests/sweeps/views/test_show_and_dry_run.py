@@ -90,7 +90,7 @@ def test_show_prints_a_failure(capsys):
     assert ratplus("show", failed["id"]) == 0
     text = capsys.readouterr().out
     assert "failed" in text.splitlines()[0]
-    assert "BadLogits: the model's logits are NaN" in text
+    assert "Diverged: training diverged" in text
     assert "Traceback" in text
 
 
