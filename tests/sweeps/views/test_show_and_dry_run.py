@@ -87,7 +87,7 @@ def test_show_prints_a_record(capsys):
 
 def test_show_prints_a_failure(capsys):
     (failed,) = cells("outputs/failing").values()
-    assert ratplus("show", failed["id"]) == 0
+    assert ratplus("show", failed["stages"]["adapt"]) == 0
     text = capsys.readouterr().out
     assert "failed" in text.splitlines()[0]
     assert "Diverged: training diverged" in text
