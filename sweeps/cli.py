@@ -7,8 +7,10 @@ import difflib
 import os
 import sys
 from importlib import import_module
-from typing import cast
+from typing import NoReturn, cast
 
+from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.exits import EXIT_MISTAKE, leave
 from ratplus.sweeps.verbs import Verb
 
 # Verb -> its module in ratplus.sweeps.verbs, in the order of `ratplus --help`.
@@ -29,43 +31,31 @@ VERBS = {
     "import": "import_model",
     "export": "export_model",
 }
-EXIT_MISTAKE = 2
-EXIT_CTRL_C = 130
-EXIT_BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console script; exits with 0, 1 (a cell failed), 2 (a mistake) or 128 + signal."""
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Entry point of the console script; ends the process with one of the exit codes of `ratplus.sweeps.exits`."""
     # The console script imports nothing from the working folder. Neither may what it starts (workers, ranks, tokenizing
     # processes, jobs): a script of the user's there may be called queue.py.
     os.environ["PYTHONSAFEPATH"] = "1"
-    words = sys.argv[1:] if argv is None else argv
+    leave(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
-        sys.exit(0 if words else EXIT_MISTAKE)
+        return 0 if words else EXIT_MISTAKE
     if words[0] == "--version":
         from ratplus import __version__
 
         print(f"ratplus {__version__}")
-        sys.exit(0)
+        return 0
     name, rest = words[0], words[1:]
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(VERBS)}"
-        _fail(f"{name}: no such command; {hint}")
-    arguments = parser_of(name).parse_intermixed_args(rest)
-    try:
-        code = verb_module(name).run(arguments)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_CTRL_C)
-    except BrokenPipeError:
-        sys.exit(EXIT_BROKEN_PIPE)
-    except ValueError as error:
-        # Every mistake that a user can mend is raised as a ValueError with a message of one line.
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
-    sys.exit(code)
+        raise UsageError(f"{name}: no such command; {hint}")
+    return verb_module(name).run(parser_of(name).parse_intermixed_args(rest))
 
 
 def verb_module(name: str) -> Verb:
@@ -91,10 +81,3 @@ def _usage() -> str:
     lines = ["usage: ratplus <command> [overrides]", ""]
     lines += [f"  {name:<9} {verb_module(name).HELP}" for name in VERBS]
     return "\n".join([*lines, "", "ratplus <command> --help shows an example of each."])
-
-
-def _fail(line: str) -> None:
-    from ratplus.records.secrets import scrub
-
-    print(f"ratplus: error: {scrub(' '.join(line.split()))}", file=sys.stderr)
-    sys.exit(EXIT_MISTAKE)

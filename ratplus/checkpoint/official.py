@@ -94,6 +94,10 @@ def read_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4
     own, recurrence = _translate(state, layers, where)
     config = _shape(state, layers, recurrence, d_head, max_len, where)
     check_shapes({name: lazy.shape for name, lazy in own.items()}, shapes_of(config), where)
+    if empty := next((key for key, tensor in state.items() if tensor.is_meta), None):
+        raise CheckpointError(
+            f"{where}: {empty} is a tensor without values (device meta); save the model after loading it"
+        )
     _check_tie(state, where)
     return Checkpoint(config, own)
 

@@ -86,7 +86,9 @@ class HuggingFaceTokenizer(_FileTokenizer):
         tokenizers = _library("tokenizers", path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and panics with a BaseException
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise TokenizerError(f"{path}: not a Hugging Face tokenizer.json ({first_line(error)})") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -99,14 +101,19 @@ class HuggingFaceTokenizer(_FileTokenizer):
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, without end-of-text."""
-        return [
-            np.asarray(e.ids, dtype=np.int64)
-            for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        try:
+            encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:
+            raise _cannot(self.file, "encode a text", error) from None
+        return [np.asarray(e.ids, dtype=np.int64) for e in encoded]
 
     def decode(self, ids) -> str:
         """Text of ids; special tokens and ids outside the vocabulary are left out."""
-        return self._tokenizer.decode([int(i) for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=True)
+        own = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        try:
+            return self._tokenizer.decode(own, skip_special_tokens=True)
+        except BaseException as error:
+            raise _cannot(self.file, "decode ids", error) from None
 
 
 class SentencePieceTokenizer(_FileTokenizer):
@@ -127,11 +134,19 @@ class SentencePieceTokenizer(_FileTokenizer):
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, without end-of-text."""
-        return [np.asarray(ids, dtype=np.int64) for ids in self._processor.encode(texts, num_threads=1)]
+        try:
+            encoded = self._processor.encode(texts, num_threads=1)
+        except Exception as error:
+            raise _cannot(self.file, "encode a text", error) from None
+        return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
     def decode(self, ids) -> str:
         """Text of ids; end-of-text and ids outside the vocabulary are left out."""
-        return self._processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size and i != self.eos_id])
+        own = [int(i) for i in ids if 0 <= i < self.vocab_size and i != self.eos_id]
+        try:
+            return self._processor.decode(own)
+        except Exception as error:
+            raise _cannot(self.file, "decode ids", error) from None
 
 
 Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
@@ -187,6 +202,13 @@ def _library(name: str, path: Path):
         ) from None
 
 
+def _cannot(path: Path, what: str, error: BaseException) -> BaseException:
+    """What to raise for an error that a tokenizer's library met at work, which may be a panic of Rust's."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+        return error
+    return TokenizerError(f"data.tokenizer={path}: it loads, but cannot {what} ({first_line(error)})")
+
+
 def _eos_id(path: Path, vocabulary: dict[str, int], eos: str | int | None) -> int:
     """Id of the token that ends a text: what is asked for, else what the files say, else a well-known name."""
     if isinstance(eos, int):
@@ -208,4 +230,5 @@ def _said_eos(path: Path) -> str | None:
         said = read_json(path.parent / "tokenizer_config.json")["eos_token"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return said.get("content") if isinstance(said, dict) else said
+    said = said.get("content") if isinstance(said, dict) else said
+    return said if isinstance(said, str) else None  # some files hold a list of ids; then the well-known names decide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -152,8 +153,8 @@ def _check(model, tokens, lengths, max_new_tokens, temperature, top_p, prefill_c
         raise ValueError(f"tokens: id {int(outside[0])} is outside the model's vocabulary of {vocab}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens: got {max_new_tokens}; it must be ≥ 0")
-    if temperature < 0:
-        raise ValueError(f"temperature: got {temperature}; it must be ≥ 0 (0 is greedy)")
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature: got {temperature}; it must be a finite number ≥ 0 (0 is greedy)")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p: got {top_p}; it must be in (0, 1]")
     if prefill_chunk is not None and prefill_chunk < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 MOST_CHARACTERS = 200
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's text, cut to MOST_CHARACTERS; its class's name where it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:MOST_CHARACTERS]
 

@@ -25,8 +25,10 @@ from ratplus.config.cell import Config
 from ratplus.records.record import flatten
 from ratplus.records.secrets import secret_variable_in
 from ratplus.sweeps.define import grid
-from ratplus.sweeps.define.hydra_errors import hydra_line, omegaconf_line
+from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line, omegaconf_line
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.define.open_keys import open_keys, open_line, refuse_open
+from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -69,7 +71,8 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
         UsageError: any mistake in any cell.
     """
     with hydra_session(config_dir) as extra:
-        composer = _Composer(extra)
+        composer = _Composer(extra, config_dir)
+        overrides = [expand_home(word) for word in overrides]
         parsed = composer.parse(overrides)
         fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
         swept = [o for o in parsed if o.is_sweep_override()]
@@ -79,9 +82,7 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
         # A choice or an axis replaces the group; a single value of a key is applied on top of every cell.
         decided = {key for key in given if "." not in key} | {key.partition(".")[0] for key in own_axes}
         axes = set(own_axes)
-        choices = [
-            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept
-        ]  # fmt: skip
+        choices = [_values(o) for o in swept]
         cells: dict[str, Composed] = {}
         specs: dict[tuple, dict] = {}
         dropped = 0
@@ -89,7 +90,8 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
             line = [*fixed, *combination]
             about_sweep = tuple(o for o in line if re.match(r"[+~]*(experiment|sweep)\b", o))
             if about_sweep not in specs:
-                specs[about_sweep] = (composer.compose(list(about_sweep))[0].sweep or {}) if sweep else {}
+                # Other words may give what these files leave open, so nothing is missing yet.
+                specs[about_sweep] = (composer.compose(list(about_sweep), whole=False)[0].sweep or {}) if sweep else {}
             spec = specs[about_sweep]
             for point in grid.expand(spec, decided, given):
                 axes |= {o.partition("=")[0] for o in point}
@@ -115,7 +117,8 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
         UsageError: a mistake, or an override that asks for several values.
     """
     with hydra_session(config_dir) as extra:
-        composer = _Composer(extra)
+        composer = _Composer(extra, config_dir)
+        overrides = [expand_home(word) for word in overrides]
         several = [o.input_line for o in composer.parse(overrides) if o.is_sweep_override()]
         if several:
             raise UsageError(f"{several[0]}: several values; add -m to run them all, or use `ratplus sweep`")
@@ -129,15 +132,20 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
 class _Composer:
     """Composes with Hydra, which takes 0.1 s each time; so what the cells of a sweep share is composed only once."""
 
-    def __init__(self, extra: list[str]):
+    def __init__(self, extra: list[str], config_dir: str | None):
         self.extra = extra  # overrides of every composition, such as the search path
+        self._config_dir = config_dir
         self._loader = GlobalHydra.instance().config_loader()
         # What was composed of our own files alone is kept for the next call in this process, until one of them changes.
         self._composed: dict[tuple, tuple[dict, dict]] = {} if extra else _composed_of_shipped(_shipped_files())
         self._groups: dict[str, bool] = {}
 
-    def compose(self, overrides: list[str]) -> tuple[Config, dict[str, str]]:
-        """Compose one cell; returns its typed config, and the chosen name of each config group."""
+    def compose(self, overrides: list[str], whole: bool = True) -> tuple[Config, dict[str, str]]:
+        """Compose one cell; returns its typed config, and the chosen name of each config group.
+
+        Args:
+            whole: refuse a value that a file leaves open (`???`) and no word gives.
+        """
         # Plain `key=value` words change values of a composed config; everything else chooses what it is composed of.
         values = [o for o in self.parse(overrides) if o.type == OverrideType.CHANGE and not self._is_group(o)]
         lines = {o.input_line for o in values}
@@ -148,10 +156,18 @@ class _Composer:
             for o in values:
                 OmegaConf.update(cfg, o.key_or_group, o.value())
             plain = cast("dict", OmegaConf.to_container(cfg, resolve=True))
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:  # the YAML reader and Hydra let pass whatever a file of the user's makes them raise
+            if line := config_file_line(error, self._config_dir, chosen_by):
+                raise UsageError(line) from None
+            if not isinstance(error, (HydraException, OmegaConfBaseException)):
+                raise
             raise UsageError(hydra_line(error)) from None
         for key, value in flatten(plain).items():
             _refuse_secret(key, value)
+        if whole:
+            refuse_open(plain)
+            self._refuse_unset(chosen, {_plain_key(o.get_key_element()) for o in self.parse(overrides)})
+        _expand_homes(plain)
         return typed(plain), dict(chosen)
 
     def _chosen(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
@@ -188,14 +204,26 @@ class _Composer:
         return self._composed[words]
 
     def parse(self, overrides: list[str]):
+        parser = OverridesParser.create(config_loader=self._loader)
         try:
-            parsed = OverridesParser.create(config_loader=self._loader).parse_overrides(overrides)
+            parsed = parser.parse_overrides(overrides)
         except HydraException as error:
+            refuse_words(overrides, parser)
             raise UsageError(hydra_line(error)) from None
         for override in parsed:
+            key = override.key_or_group
+            if re.match(r"hydra\b", key) and key != "hydra.searchpath":
+                raise UsageError(
+                    f"{override.input_line}: {key} has no effect, since ratplus composes with Hydra but does not run "
+                    "under it; output= names the folder of a sweep, launcher= how it runs"
+                )
             if override.is_delete():
                 raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
         return parsed
+
+    def _refuse_unset(self, chosen: dict[str, str], given: set[str]) -> None:
+        if self._config_dir is not None and (unset := open_keys(self._config_dir, chosen) - given):
+            raise UsageError(open_line(min(unset)))
 
     def _is_group(self, override) -> bool:
         """True if an override chooses a config group or sets a key of Hydra's own."""
@@ -267,6 +295,27 @@ def _refuse_secret(key: str, value) -> None:
             f"{key}: holds the value of the environment variable {name}, a secret by its name; configs are written to "
             "records, tables and W&B, so libraries must take it from the environment themselves"
         )
+
+
+def _values(override) -> list[str]:
+    """The words of an override with several values, one a value."""
+    try:
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    except HydraException:
+        raise UsageError(
+            f"{override.input_line}: its values cannot be listed; allowed: a,b,c, choice(a,b), range(start,stop,step), "
+            "and glob(*) of a config group"
+        ) from None
+
+
+def _expand_homes(plain: dict) -> None:
+    for key in PATH_KEYS:
+        *parents, name = key.split(".")
+        section = plain
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(section.get(name), str):
+            section[name] = home_of(key, section[name])
 
 
 def _refuse_odd_axes(axes: set[str]) -> None:

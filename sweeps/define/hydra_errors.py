@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import asdict, fields
+from pathlib import Path
 
+import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 from ratplus.config.cell import Config
@@ -45,6 +47,48 @@ def omegaconf_line(error: OmegaConfBaseException) -> str:
     if found := re.match(r"Value '(.*)' is not a valid bool", first):
         return f"{key}: got {found[1]!r}; it must be true or false"
     return f"{key}: {first}" if key else first
+
+
+def config_file_line(error: Exception, config_dir: str | None, words: tuple[str, ...]) -> str | None:
+    """Say in one line which file of the user's config folder made Hydra fail; None where the error has another cause.
+
+    Args:
+        config_dir: the user's folder; None without one.
+        words: the overrides that chose what was composed.
+    """
+    if isinstance(error, yaml.YAMLError):
+        return _yaml_line(error)
+    foreign = isinstance(
+        error, (UnicodeDecodeError, RecursionError, AttributeError, TypeError, AssertionError, OSError)
+    )
+    if config_dir is None or not (foreign or "Merge error" in str(error) or "must be a dict" in str(error)):
+        return None
+    chosen = [word.lstrip("+").replace("=", "/") + ".yaml" for word in words]
+    found = sorted(Path(config_dir).rglob("*.yaml"), key=lambda p: (not str(p).endswith(tuple(chosen)), str(p)))
+    for path in found:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as fault:
+            return f"{path}: not UTF-8 text (byte {fault.start}: {fault.reason}); save it as UTF-8"
+        except yaml.YAMLError as fault:
+            return _yaml_line(fault, path)
+        except RecursionError:
+            return f"{path}: nested too deep for YAML to read"
+        except OSError as fault:
+            return f"{path}: cannot be read ({fault.strerror})"
+        if content is not None and not isinstance(content, dict):
+            return f"{path}: holds a {type(content).__name__}; a config file is a mapping, lines of `key: value`"
+    return None
+
+
+def _yaml_line(error: yaml.YAMLError, path: Path | None = None) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    name = path or (mark.name if mark else getattr(error, "name", "a config file"))
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    if "\\t" in problem:
+        problem = "a tab, where YAML takes only spaces"
+    return f"{name}{place}: not YAML ({' '.join(problem.split())})"
 
 
 def _unknown_key(key: str) -> str:

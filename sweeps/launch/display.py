@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ratplus.sweeps.launch.console import PipeConsole
 from ratplus.sweeps.launch.pool import Running
 from ratplus.sweeps.launch.work import WorkItem
 
@@ -43,7 +44,7 @@ class SweepDisplay:
         self._printed_at = self.started
         self._live = sys.stderr.isatty()
         self._bars: dict[int, TaskID] = {}
-        self.console = Console(stderr=True, highlight=False, soft_wrap=not self._live)
+        self.console = PipeConsole(stderr=True, highlight=False, soft_wrap=not self._live)
 
     def __enter__(self) -> SweepDisplay:
         if self._live:

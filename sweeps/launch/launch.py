@@ -129,11 +129,10 @@ def _conclude(cells: list[WorkItem], folder: Path, retry: str, endings: dict[str
 
 def _run_single(entry: Entry, folder: Path, last: str) -> int:
     """Exit code of a single cell, run in this process."""
-    from rich.console import Console
-
+    from ratplus.sweeps.launch.console import PipeConsole
     from ratplus.sweeps.launch.display import progress_bars
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = PipeConsole(stderr=True, highlight=False, soft_wrap=True)
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     file = ProgressFile(folder / LOGS / f"{entry['stages'][last]}.progress.json")
     with progress_bars(console) as bars:

@@ -9,12 +9,13 @@ from collections import Counter
 from io import StringIO
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ratplus.sweeps.launch.cell import EXIT_FAILED
+from ratplus.sweeps.launch.console import PipeConsole
 from ratplus.sweeps.views.sweep_view import CELL_STATUSES, SweepView, summary
 
 _MARKS = {"failed": "FAILED", "damaged": "DAMAGED", "missing": "–"}
@@ -29,7 +30,7 @@ _PLAIN_WIDTH = 160
 
 
 def print_status(view: SweepView) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    console = PipeConsole(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     for part in _parts(view):
         console.print(part, soft_wrap=isinstance(part, Text))
 
@@ -50,7 +51,7 @@ def watch(folder: Path, seconds: float) -> int:
     if sys.stdout.isatty():
         from rich.live import Live
 
-        with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
+        with Live(console=PipeConsole(), auto_refresh=False, vertical_overflow="ellipsis") as live:
             while True:
                 view = SweepView(folder)
                 live.update(Group(*_parts(view)), refresh=True)
@@ -61,7 +62,7 @@ def watch(folder: Path, seconds: float) -> int:
     while True:
         view = SweepView(folder)
         text = StringIO()
-        console = Console(file=text, highlight=False, width=_PLAIN_WIDTH)
+        console = PipeConsole(file=text, highlight=False, width=_PLAIN_WIDTH)
         for part in _parts(view):
             console.print(part, soft_wrap=isinstance(part, Text))
         if text.getvalue() != before:

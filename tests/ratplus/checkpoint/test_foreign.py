@@ -293,6 +293,12 @@ def golden_width(state: dict) -> int:
     return state["backbone.ln.weight"].shape[0]
 
 
+def test_a_checkpoint_without_values(golden):
+    state = {key: tensor.to("meta") for key, tensor in official(golden).items()}
+    with pytest.raises(CheckpointError, match=r"is a tensor without values \(device meta\)"):
+        load_official(state, 16)
+
+
 def test_wrong_dtypes_and_shapes(golden):
     ints = {k: v.int() for k, v in official(golden).items()}
     with pytest.raises(CheckpointError, match="is int32; weights are float32, bfloat16 or float16"):

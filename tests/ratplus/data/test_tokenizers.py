@@ -93,3 +93,47 @@ def test_missing_library_names_the_extra(files, monkeypatch, kind, library):
 
 def test_bytes_need_nothing():
     assert ByteTokenizer().facts == {"name": "bytes", "vocab_size": 257, "eos_id": 256}
+
+
+@pytest.mark.parametrize("said", [[1, 2], {"content": [3]}, 7, True, None])
+def test_an_odd_end_of_text_leaves_it_to_the_well_known_names(tmp_path, said):
+    path = train_bpe(tmp_path / "tokenizer.json")
+    usual = load_tokenizer(path).eos_id
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": said}))
+    assert load_tokenizer(path).eos_id == usual
+
+
+def test_a_tokenizer_that_loads_but_cannot_encode(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"a": 0, "</s>": 1}, "unk_token": "[UNK]"}
+    path.write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None, "model": model,
+    }))  # fmt: skip
+    with pytest.raises(
+        TokenizerError, match=r"^data.tokenizer=.*tokenizer.json: it loads, but cannot encode a text \("
+    ):
+        load_tokenizer(path).encode("a b")
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(Panic("odd"), TokenizerError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_panic_of_the_library_is_one_line_and_ctrl_c_is_none(files, raised, expected):
+    class Broken:
+        def encode_batch_fast(self, *_args, **_kwargs):
+            raise raised
+
+        def decode(self, *_args, **_kwargs):
+            raise raised
+
+    tokenizer = load_tokenizer(files["huggingface"])
+    tokenizer._tokenizer = Broken()
+    with pytest.raises(expected):
+        tokenizer.encode("a")
+    with pytest.raises(expected):
+        tokenizer.decode([1])

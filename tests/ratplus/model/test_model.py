@@ -157,6 +157,8 @@ def test_generation_may_fill_the_models_length():
         ({"tokens": [[]]}, "every prompt needs"),
         ({"tokens": [[99]]}, "id 99 is outside the model's vocabulary of 23"),
         ({"temperature": -1}, "temperature: got -1"),
+        ({"temperature": float("nan")}, "temperature: got nan; it must be a finite number"),
+        ({"temperature": float("inf")}, "temperature: got inf"),
         ({"top_p": 0}, "top_p: got 0"),
         ({"max_new_tokens": -1}, "max_new_tokens: got -1"),
         ({"max_new_tokens": 100}, "longer than the model's max_len=64"),

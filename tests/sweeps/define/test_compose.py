@@ -1,5 +1,6 @@
 """From overrides to cells, and one clear line for each mistake."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -228,7 +229,7 @@ def test_own_config_folder(tmp_path):
         ("model.layers=many", r"model.layers: got 'many'; it must be a whole number"),
         ("model=ratplus_huge", r"model=ratplus_huge: no such choice; available: attention_150m,"),
         ("pattern=sparse", r"pattern=sparse: no such choice; available: dense, dilated,"),
-        ("experiment=foo", r"experiment=foo: no such choice; available: demo, paper_1b, paper_3b,"),
+        ("experiment=foo", r"experiment=foo: no such choice; available: demo, "),
         ("data=text", r"data.path: got None; data=text needs path="),
         ("data.validation_fraction=1", r"data.validation_fraction: got 1"),
         ("data.recall.pairs=99", r"data.recall.pairs: got 99; every pair needs a key"),
@@ -245,13 +246,101 @@ def test_own_config_folder(tmp_path):
         ("trainer.compile=2.5", r"trainer.compile: got '2.5'; it must be true or false"),
         ("seed=-1", r"seed: got -1"),
         ("seed=a", r"seed: got 'a'; it must be a whole number"),
-        ("pattern.dilation=[1,", r"no viable alternative|mismatched input|extraneous"),
+        ("pattern.dilation=[1,", r"pattern.dilation=\[1,: brackets, quotes or commas are not in order; quoted"),
+        ("hydra.run.dir=x", r"hydra.run.dir=x: hydra.run.dir has no effect, .*; output= names the folder"),
+        ("pattern.dilation=???", r"pattern.dilation: must be given"),
     ],
 )
 def test_one_line_for_each_mistake(override, message):
     with pytest.raises(UsageError, match=message) as caught:
         compose_cells([override])
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["output=a=b", "output=a#b", "output=a(1)", "output=实验", "data.eos=<|endoftext|>",
+                                  "output=a b;c", "output=it's \"so\"", "output=a=\\"])  # fmt: skip
+def test_a_word_that_needs_quotes_is_shown_as_it_must_be_typed(word):
+    """The form that the message gives is taken, and means the text that was typed."""
+    with pytest.raises(UsageError) as caught:
+        compose_one([word])
+    assert str(caught.value).startswith(f"{word}: ")
+    assert "Lexer" not in str(caught.value)
+    cell = compose_one(shlex.split(str(caught.value).partition("as it stands: ")[2]))
+    key, _, value = word.partition("=")
+    assert (cell.config.output if key == "output" else cell.config.data.eos) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("", "got an empty word"),
+        ("pattern.dilation", "not an override; give key=value"),
+        ("seed = 1", r"'seed = 1': no spaces around =; type seed=1 \(.*quoted"),
+        ("实验=1", "the key holds '实'"),
+        ("output=a(1)", "the value holds .*|Unknown function 'a'"),
+        ("seed=range(a)", r"seed=range\(a\): "),
+    ],
+)
+def test_a_word_that_is_no_override(word, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        compose_cells(["train.pretrain.steps=3", word])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_values_that_cannot_be_listed():
+    with pytest.raises(
+        UsageError, match=r"^train.pretrain.lr=interval\(0.001,0.01\): its values cannot be listed; allo"
+    ):
+        compose_cells(["train.pretrain.lr=interval(0.001,0.01)"])
+
+
+def test_the_home_folder_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for word in ("output=~/a", 'output="~/a"'):
+        assert compose_one([word]).config.output == str(tmp_path / "a")
+    assert compose_one(["data=text", "data.path=~/b"]).config.data.path == str(tmp_path / "b")
+    with pytest.raises(UsageError, match="output: got '~nobody-of-this-name/a'; there is no home folder"):
+        compose_one(["output=~nobody-of-this-name/a"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"dilation:\t4\n\twindow: 2\n", r"mine.yaml, line \d, column \d+: not YAML \("),
+        (b"dilation: 4\ndilation: 5\n", r"mine.yaml, line 2, column 1: not YAML \(found duplicate key dilation\)"),
+        (b"dilation: 4 # caf\xe9\n", r"mine.yaml: not UTF-8 text \(byte 17: "),
+        (b"- dilation: 4\n", "mine.yaml: holds a list; a config file is a mapping"),
+        (b"4\n", "mine.yaml: holds a int; a config file is a mapping"),
+        (b"dilation: \x01\n", "mine.yaml: not YAML "),
+        (b"dilation: [4\n", r"mine.yaml, line \d, column \d: not YAML"),
+        (b"dilation: " + b"[" * 5000 + b"]" * 5000, "mine.yaml: nested too deep"),
+        (b"dilation: ???\n", r"^pattern.dilation: must be given, since .* add pattern.dilation="),
+    ],
+)
+def test_a_damaged_file_of_the_users(tmp_path, content, message):
+    (tmp_path / "pattern").mkdir()
+    (tmp_path / "pattern" / "mine.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        compose_cells(["pattern=mine"], str(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_value_that_a_file_leaves_open_may_come_from_anywhere(tmp_path):
+    for name, content in {
+        "pattern/must": "dilation: ???\nwindow: 0\n",
+        "experiment/gives": "# @package _global_\npattern: {dilation: 8}\n",
+        "experiment/asks": "# @package _global_\ntrain:\n  pretrain:\n    steps: ???\n",
+        "sweep/grid": "name: x\ngrid: {pattern.dilation: [2, 4]}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(content)
+    folder = str(tmp_path)
+    assert compose_one(["pattern=must", "pattern.dilation=4"], folder).config.pattern.dilation == 4
+    assert compose_one(["pattern=must", "experiment=gives"], folder).config.pattern.dilation == 8
+    assert len(compose_cells(["pattern=must", "pattern.dilation=1,2"], folder)) == 2
+    assert len(compose_cells(["experiment=asks", "train.pretrain.steps=3"], folder)) == 1
+    with pytest.raises(UsageError, match="train.pretrain.steps: must be given"):
+        compose_cells(["experiment=asks"], folder)
 
 
 def test_a_typo_in_a_users_file(tmp_path):

@@ -1,11 +1,18 @@
 """The table of verbs: each is one file that owns its help line, its examples and its options."""
 
+import io
+import os
 import shlex
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from ratplus import __version__
 from ratplus.sweeps import cli, verbs
+from ratplus.sweeps.launch.console import PipeConsole
 
 
 def test_each_verb_is_a_file_and_each_file_a_verb():
@@ -48,6 +55,9 @@ def test_the_list_of_commands_names_every_verb(capsys):
         (OSError("no room"), 2, "ratplus: error: input or output: no room\n"),
         (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(), 141, ""),
+        (MemoryError(), 2, "ratplus: error: not enough memory on this machine (an allocation was refused)\n"),
+        (ModuleNotFoundError("No module named 'x'"), 2, "ratplus: error: No module named 'x'; a package that ratplus "
+         "needs is missing or damaged: install ratplus again\n"),
     ],
 )  # fmt: skip
 def test_what_a_verb_raises_becomes_an_exit_code_and_at_most_one_line(raised, code, line, monkeypatch, capsys):
@@ -59,3 +69,69 @@ def test_what_a_verb_raises_becomes_an_exit_code_and_at_most_one_line(raised, co
         cli.main(["status", "folder"])
     assert ended.value.code == code
     assert capsys.readouterr().err == line
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("odd\nthing"), Panic("odd"), KeyError("odd")])
+def test_a_fault_of_ours_is_one_line_with_a_trace_in_a_file(raised, monkeypatch, capsys, tmp_path):
+    def run(_arguments):
+        raise raised
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cli.verb_module("status"), "run", run)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", "folder"])
+    assert ended.value.code == 70
+    said = capsys.readouterr().err
+    (trace,) = tmp_path.iterdir()
+    assert said.count("\n") == 1
+    assert f"a fault of ratplus {__version__}, not of your input ({type(raised).__name__}" in said
+    assert f"the full trace is in {trace}; " in said
+    assert "Traceback (most recent call last)" in trace.read_text()
+    assert "in run\n    raise raised" in trace.read_text()
+
+
+def test_a_fault_whose_trace_finds_no_place_is_shown_whole(monkeypatch, capsys, tmp_path):
+    def run(_arguments):
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    monkeypatch.setattr(cli.verb_module("status"), "run", run)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", "folder"])
+    assert ended.value.code == 70
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shell", "codes"),
+    [
+        ("{} --help | :", (0, 141)),
+        ("{} --version >&-", (0,)),
+        ("{} --version >/dev/full", (2,)),
+        ("{} --version >&- 2>&- <&-", (0,)),
+        ("{} nothing 2>/dev/full", (2,)),
+        ("{} nothing-×-实 2>/dev/null", (2,)),
+    ],
+)
+def test_streams_that_nobody_reads(shell, codes):
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONIOENCODING="ascii", LC_ALL="C")
+    line = shell.format(Path(sys.executable).with_name("ratplus"))
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode in codes
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_table_whose_reader_left_is_no_failed_cell():
+    class Left(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        PipeConsole(file=Left()).print("a table")
