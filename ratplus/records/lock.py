@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ratplus.records.atomic import write_atomically
+from ratplus.records.atomic import tell_lost, unsupported, write_atomically
 from ratplus.records.reading import read_json
 
 LOCK_FILE = "lock.json"
@@ -117,8 +117,26 @@ class FolderLock:
             return True
         except FileExistsError:
             return False
+        except OSError as error:
+            if not unsupported(error):
+                raise
+            return self._create_without_links()
         finally:
             own.unlink(missing_ok=True)
+
+    def _create_without_links(self) -> bool:
+        """Create the lock where there are no hard links; a waiter may see it half written, and waits for its beat."""
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        with open(handle, "w") as file:
+            file.write(self._content())
+        tell_lost(
+            "hard links", self.path.parent, "the lock is a file created exclusively, which two hosts can both "
+            "succeed in where the mount does not pass that on: run a sweep there from one host at a time",
+        )  # fmt: skip
+        return True
 
     def _take_over(self, stale: str) -> bool:
         """Replace a dead holder's lock. A claim named after its token lets only one waiter do so."""

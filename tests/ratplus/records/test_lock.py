@@ -1,5 +1,6 @@
 """The folder lock: one worker at a time, dead holders are replaced, live ones never."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+import ratplus.records.atomic as atomic_module
 import ratplus.records.lock as lock_module
 from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
 
@@ -147,3 +149,33 @@ def test_many_waiters_on_a_dead_lock(tmp_path, monkeypatch):
         t.join()
     assert len(most) == 4
     assert max(most) == 1
+
+
+def test_a_file_system_that_lacks_hard_links_chmod_and_fsync(tmp_path, monkeypatch, capsys):
+    """Lock, files and takeover work all the same, and what is lost is said once for each operation."""
+
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(atomic_module, "_told", set())
+    for name in ("link", "chmod", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    for _ in range(2):
+        test_only_one_at_a_time(tmp_path)
+        with FolderLock(tmp_path) as lock:
+            lock.check()
+            atomic_module.write_atomically(tmp_path / "a", "text")
+        assert (tmp_path / "a").read_text() == "text"
+        (tmp_path / "a").unlink()
+    told = capsys.readouterr().err
+    assert [told.count(f"this file system has no {name}; ") for name in ("hard links", "chmod", "fsync")] == [1, 1, 1]
+
+
+def test_a_refusal_that_is_no_missing_operation_is_none(tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_module.write_atomically(tmp_path / "a", "text")
+    assert list(tmp_path.iterdir()) == []
