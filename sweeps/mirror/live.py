@@ -10,6 +10,7 @@ A mirror never decides anything and never breaks a stage: if W&B fails, it says 
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ _failed = False
 
 def make_mirror(stage, folder: Path, config: Config) -> OfflineMirror | LiveMirror | None:
     """Make the mirror of a stage (ratplus.stages.plan.Stage); None if W&B can't start."""
-    if _failed:
+    if _failed or _switched_off():
         return None
     try:
         logger = config.logger
@@ -113,6 +114,8 @@ class LiveMirror:
 
 def mirror_report(folder: Path, logger: LoggerSection) -> None:
     """Send the tables and figures that a report has written, as a run of their own."""
+    if _switched_off():
+        return
     try:
         from ratplus.sweeps.mirror.ledger import remember
         from ratplus.sweeps.mirror.server import find_server
@@ -131,12 +134,30 @@ def mirror_report(folder: Path, logger: LoggerSection) -> None:
 
 def warn_without_key(folder: Path) -> None:
     """Say before a sweep starts, rather than in each worker's log, that W&B cannot show it live."""
+    if _switched_off():
+        return
     from ratplus.sweeps.mirror.server import check_key
 
     try:
         check_key()
     except ValueError as error:
         _give_up(error, folder)
+
+
+def _switched_off() -> bool:
+    """Whether the user's environment says that W&B is not wanted; told once in this process."""
+    global _failed
+    mode, off = os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_DISABLED", "")
+    if mode.strip().lower() == "disabled":
+        said = f"WANDB_MODE={mode}"
+    elif off.strip().lower() in ("true", "1", "yes", "on", "t", "y"):
+        said = f"WANDB_DISABLED={off}"
+    else:
+        return False
+    if not _failed:
+        print(f"W&B mirror is off ({said}); records and curves are not affected", file=sys.stderr, flush=True)
+    _failed = True
+    return True
 
 
 def _give_up(error: Exception, sweep: Path) -> None:

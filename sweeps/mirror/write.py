@@ -42,6 +42,19 @@ def library():
     return wandb
 
 
+def _keep_logs_off_the_terminal(folder: Path) -> None:
+    """Give W&B a place for its own files where its usual ones cannot be written, as with a read-only home.
+
+    Otherwise its helper process writes its debug log to the terminal.
+    """
+    for name, usual in (("WANDB_CACHE_DIR", "~/.cache/wandb"), ("WANDB_DATA_DIR", "~/.local/share/wandb")):
+        place = Path(os.environ.get(name) or os.path.expanduser(usual))
+        existing = next(part for part in (place, *place.parents) if part.exists())
+        # To root, whom no mode stops, /proc looks writable and is not.
+        if not (existing.is_dir() and os.access(existing, os.W_OK)) or existing == Path("/proc"):
+            os.environ[name] = str((folder / "wandb").resolve())
+
+
 def start_run(
     spec: RunSpec,
     mode: str,
@@ -59,8 +72,9 @@ def start_run(
         resume: as `wandb.init` takes it.
         models: whether the run will send a model as an artifact.
     """
-    wandb = library()
     folder.mkdir(parents=True, exist_ok=True)
+    _keep_logs_off_the_terminal(folder)
+    wandb = library()
     patience = _FINISH_SECONDS_WITH_MODELS if models else _FINISH_SECONDS
     settings = wandb.Settings(
         silent=True, console="off", program="ratplus", init_timeout=_START_SECONDS, finish_timeout=patience,

@@ -384,3 +384,16 @@ def test_without_logger_wandb_is_never_imported(swept, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "wandb was imported" not in done.stderr
     assert not (tmp_path / "out" / "wandb").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_a_mirror_that_the_environment_switches_off_says_so_once(tmp_path, monkeypatch, capsys, name, value):
+    from ratplus.config.cell import Config
+    from ratplus.sweeps.mirror import live
+
+    monkeypatch.setattr(live, "_failed", False)
+    monkeypatch.setenv(name, value)
+    assert live.make_mirror(None, tmp_path, Config()) is None
+    live.mirror_report(tmp_path, Config().logger)
+    assert capsys.readouterr().err == f"W&B mirror is off ({name}={value}); records and curves are not affected\n"
+    assert list(tmp_path.iterdir()) == []

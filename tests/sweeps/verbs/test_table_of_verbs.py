@@ -135,3 +135,16 @@ def test_a_table_whose_reader_left_is_no_failed_cell():
 
     with pytest.raises(BrokenPipeError):
         PipeConsole(file=Left()).print("a table")
+
+
+def test_a_notebooks_backend_does_not_decide_whether_figures_are_drawn():
+    code = """
+import contextlib, sys
+from ratplus.sweeps import cli
+with contextlib.suppress(SystemExit):
+    cli.main(["--version"])
+import ratplus.analysis.draw.style
+"""
+    environment = dict(os.environ, MPLBACKEND="module://no_such_backend.at_all", MATPLOTLIBRC="/no/such/file")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
