@@ -67,7 +67,7 @@ def configurations(
             for name, *rest in _attention(dtype, d_head, 4):
                 if every_group or name in ("attention forward", "attention dKV, far list, split"):
                     yield f"{name}, 4 heads a key", d_head, *rest
-        yield from ((name, d_head, *rest) for name, *rest in _decode(d_head))
+        yield from ((name, d_head, *rest) for name, *rest in _decode(dtype, d_head))
     for reverse in (False, True):
         name = "scan carry" + (", reversed" if reverse else "")
         yield name, 0, scan_forward.carry_kernel, {"REVERSE": reverse, "BLOCK": scan.CARRY_BLOCK, "num_warps": 1}
@@ -87,7 +87,7 @@ def _scan(d_head: int) -> Iterator[tuple[str, object, dict]]:
 
 def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[str, object, dict]]:
     sizes = {
-        kind: attention.tiles(kind, d_head, dtype).constants(d_head, group)
+        kind: attention.tiles(kind, d_head, dtype, group).constants(d_head, group)
         for kind in ("forward", "forward, long list", "dq", "dkv")
     }
     for kind in ("forward", "forward, long list"):
@@ -102,15 +102,15 @@ def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[st
     yield "attention dKV, combine", attention_backward.dkv_combine_kernel, combine
 
 
-def _decode(d_head: int) -> Iterator[tuple[str, object, dict]]:
-    step = {"D": d_head, "ROPE": True, **decode.constants(1)}
+def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:
+    step = {"D": d_head, "ROPE": True, **decode.constants(1, dtype)}
     kernel = decode_kernels.step_kernel
     yield "decode", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": False}
     yield "decode, split", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
     yield "decode, per-head slots", kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
     yield "decode, no recurrence", kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
     for group in (4, HEADS):  # grouped-query and multi-query attention
-        constants = {"D": d_head, "ROPE": True, **decode.constants(group)}
+        constants = {"D": d_head, "ROPE": True, **decode.constants(group, dtype)}
         constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
         yield f"decode, split, {group} heads a key", decode_group.group_step_kernel, constants
     yield "decode, combine", decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}

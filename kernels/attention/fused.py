@@ -53,6 +53,9 @@ TILES = {
     ("dkv", 64): Tiles(64, 64, 4, 2),
     ("dkv", 128): Tiles(32, 64, 4, 3),
 }
+# Of those, where query heads share keys: dK and dV are written in float32, and the tiles above would spill 260 to 310
+# bytes a thread. Not measured.
+GROUPED_TILES = {("dq", 128): Tiles(64, 64, 8, 2), ("dkv", 128): Tiles(32, 64, 8, 3)}
 # A far list of more entries is long: its products take longer than reading q, k, v and writing the output, and larger
 # tiles pay.
 LONG_LIST = 2048
@@ -63,15 +66,16 @@ def forward_kind(longest_far: int) -> str:
     return "forward, long list" if longest_far > LONG_LIST else "forward"
 
 
-def tiles(kind: str, d_head: int, dtype: torch.dtype) -> Tiles:
-    """Tile sizes of a kind that TILES names."""
+def tiles(kind: str, d_head: int, dtype: torch.dtype, group: int) -> Tiles:
+    """Tile sizes of a kind that TILES names, with `group` query heads a head of keys."""
     if interpreted():
         return Tiles(32, 16, 1, 1)  # few elements, but several tiles in the tests' sequences
     if dtype == torch.float32:  # no tensor cores: what the registers hold decides
-        return Tiles(32, 32, 4, 2) if d_head <= 64 else Tiles(16, 16, 8, 1)
+        return Tiles(32, 16, 4, 2) if d_head <= 64 else Tiles(16, 16, 8, 1)
     if d_head == 256:
-        return Tiles(32, 32, 4, 2)
-    return TILES[table_key(kind, d_head)]
+        return Tiles(32, 32, 8, 2)  # with 4 warps the backward pass spills registers
+    key = table_key(kind, d_head)
+    return GROUPED_TILES[key] if group > 1 and key in GROUPED_TILES else TILES[key]
 
 
 def table_key(kind: str, d_head: int) -> tuple[str, int]:
@@ -96,7 +100,7 @@ def forward(
     q, k, v = (unit_stride(x) for x in (q, k, v))
     out = q.new_empty(batch, length, heads, d_head)
     lse = q.new_empty(batch, heads, length, dtype=torch.float32)
-    size = tiles(forward_kind(longest_far), d_head, q.dtype)
+    size = tiles(forward_kind(longest_far), d_head, q.dtype, heads // k.shape[1])
     grid = (-(-length // size.BM) * batch * heads,)
     forward_kernel[grid](
         q, k, v, dilation, window, sinks, out, lse, length, heads, d_head**-0.5,
@@ -136,12 +140,12 @@ def backward(
     dq, dk, dv = (q.new_empty(batch, length, heads, d_head, dtype=dtype) for dtype in (q.dtype, parts, parts))
     rows, scale, strides = batch * heads, d_head**-0.5, _strides(q, k, v)
 
-    size = tiles("dq", d_head, q.dtype)
+    size = tiles("dq", d_head, q.dtype, group)
     dq_kernel[(-(-length // size.BM) * rows,)](
         q, k, v, dilation, window, sinks, out, d_out, lse, delta, dq, dk, dv, length, heads, scale,
         *strides, OWN=widest_window == 0, **size.constants(d_head, group),
     )  # fmt: skip
-    size = tiles("dkv", d_head, q.dtype)
+    size = tiles("dkv", d_head, q.dtype, group)
     if widest_window > 0:
         dkv_band_kernel[(-(-length // size.BN) * rows,)](
             q, k, v, window, d_out, lse, delta, dk, dv, length, heads, scale, *strides, **size.constants(d_head, group)

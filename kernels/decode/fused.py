@@ -33,8 +33,16 @@ class Walk:
     fill: int
 
 
-# For a query head with keys of its own, and for several that share keys.
-WALKS = {"single": Walk(32, 2, 2, 528), "group": Walk(64, 4, 3, 264)}
+# For a query head with keys of its own, and for several that share keys. Products of float32 use no tensor cores:
+# tiles larger than this spill registers.
+WALKS = {"single": Walk(32, 2, 2, 528), "group": Walk(64, 4, 3, 264), "group, float32": Walk(16, 4, 2, 264)}
+
+
+def walk_kind(group: int, dtype: torch.dtype) -> str:
+    """The entry of WALKS for `group` query heads a key head and caches of that dtype."""
+    if group == 1:
+        return "single"
+    return "group, float32" if dtype == torch.float32 else "group"
 
 
 def choose_splits(kind: str, batch: int, heads: int, slots: int) -> int:
@@ -46,9 +54,9 @@ def choose_splits(kind: str, batch: int, heads: int, slots: int) -> int:
     return max(1, min(WALKS[kind].fill // (batch * heads), slots // MIN_SLOTS))
 
 
-def constants(group: int) -> dict:
-    """What the step's kernel is compiled for, with `group` query heads to a key head."""
-    walk = WALKS["single" if group == 1 else "group"]
+def constants(group: int, dtype: torch.dtype) -> dict:
+    """What the step's kernel is compiled for, with `group` query heads to a key head and caches of that dtype."""
+    walk = WALKS[walk_kind(group, dtype)]
     options = {"BN": walk.slots, "num_warps": walk.num_warps}
     if interpreted():
         options = {"BN": 16, "num_warps": 1}
@@ -85,7 +93,7 @@ def step(
     out = torch.empty(batch, queries, d_head, dtype=q.dtype, device=q.device)
     group = queries // heads
     if splits is None:
-        splits = choose_splits("single" if group == 1 else "group", batch, heads, slots // heads)
+        splits = choose_splits(walk_kind(group, keys.dtype), batch, heads, slots // heads)
     part_acc = part_max = part_sum = out
     if splits > 1:
         part_acc = out.new_empty(batch, queries, splits, d_head, dtype=torch.float32)
@@ -96,7 +104,7 @@ def step(
         dilation, window, sinks, positions if offsets is None else offsets, cos if rope else q, sin if rope else q,
         out, part_acc, part_max, part_sum, slots, slots // heads, heads, splits, d_head**-0.5,
         *(stride for x in (q, k, v, logit) for stride in x.stride()[:2]),
-        D=d_head, GATED=gated, ROPE=rope, EQUAL=offsets is None, SPLIT=splits > 1, **constants(group),
+        D=d_head, GATED=gated, ROPE=rope, EQUAL=offsets is None, SPLIT=splits > 1, **constants(group, keys.dtype),
     )  # fmt: skip
     if splits > 1:
         combine_kernel[(batch * queries,)](part_acc, part_max, part_sum, out, splits, D=d_head, num_warps=1)

@@ -29,7 +29,14 @@ ALLOWED_STACK = {
     ("attention dQ, and own dK, dV", "bfloat16", 128): {"pinned": 8, "oldest": 24},
     ("attention dKV, far list", "bfloat16", 128): {"pinned": 56, "oldest": 64},
     ("attention dKV, far list, split", "bfloat16", 128): {"pinned": 0, "oldest": 64},
+    # Not measured: ptxas stops at 128 registers here, which leave room for two programs on a multiprocessor. Without a
+    # pipeline it spills nothing, and every load would be waited for.
+    ("attention dQ", "bfloat16", 256): {"pinned": 8, "oldest": 0},
+    ("attention dQ, 4 heads a key", "bfloat16", 256): {"pinned": 8, "oldest": 0},
 }
+ALLOWED_STACK |= {(name, "float16", d_head): bound for (name, _, d_head), bound in ALLOWED_STACK.items()}
+# float16 compiles to other registers than bfloat16.
+ALLOWED_STACK["attention dQ, and own dK, dV", "float16", 128] = {"pinned": 16, "oldest": 24}
 # The kernels with the most code of each kind.
 QUICK = {
     "pinned": [
