@@ -18,11 +18,12 @@ from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import open_own
-from ratplus.records.record import provenance, write_record
+from ratplus.records.record import RECORD_FILE, provenance, write_record
 from ratplus.records.status import stage_state
 from ratplus.stages.failures import describe_failure, memory_advice
 from ratplus.sweeps.define.compose import typed
 from ratplus.sweeps.define.manifest import planned_stages
+from ratplus.sweeps.launch.cell import EXIT_FAILED
 from ratplus.sweeps.launch.progress import LOGS
 from ratplus.sweeps.launch.work import Job
 
@@ -47,8 +48,10 @@ class Child:
 
     def __init__(self, job: Job, environment: dict[str, str] | None = None):
         self.job = job
+        self._records = Records(job)
         base = Path(job["folder"]) / LOGS / job["id"]
         self._file, self.progress, self.log = (base.with_suffix(s) for s in (".job.json", ".progress.json", ".log"))
+        self._unfinished = False
         base.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._file, json.dumps(job | {"progress": str(self.progress)}))
         self.progress.unlink(missing_ok=True)
@@ -94,14 +97,28 @@ class Child:
             return True
 
     def finish(self) -> int:
-        """Tidy up after the worker's end, and record it if the worker was killed; returns the exit code."""
+        """Tidy up after the worker's end, and record a failure that left no record; returns the exit code.
+
+        A worker that ends well without having done its stages has failed as well: EXIT_FAILED is returned for it.
+        """
         code = self.process.returncode
         if code < 0:
             self._end_group()
-            if code not in STOPPED:
-                record_death(self.job, signal.Signals(-code).name, self.ending(), self._last_lines())
+        if code == 0 and not self._records.done():
+            code = self.process.returncode = EXIT_FAILED
+            self._unfinished = True
+        if code not in (0, *STOPPED) and not self._records.changed():
+            kind = signal.Signals(-code).name if code < 0 else "WorkerEnded"
+            record_death(self.job, kind, self._how_it_died(code), self._last_lines())
         self._clean()
         return code
+
+    def _how_it_died(self, code: int) -> str:
+        if code < 0:
+            return self.ending()
+        said = f"; it printed last: {self.ending()}" if self._last_lines() else ""
+        ended = "exit code 0, before its work was done" if self._unfinished else f"exit code {code}"
+        return f"the worker ended with {ended} and left no record{said}"
 
     def ending(self) -> str:
         """How the worker ended: empty if well, else the last line that it printed."""
@@ -116,12 +133,7 @@ class Child:
 
     def _last_lines(self) -> list[str]:
         """The last lines that this worker printed, at most 50; the file may begin with those of earlier attempts."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(self._log_start, self.log.stat().st_size - 20_000))
-                return file.read().decode(errors="replace").strip().splitlines()[-50:]
-        except OSError:
-            return []
+        return tail(self.log, self._log_start)
 
     def _end_group(self) -> None:
         """End what the worker started too, such as the other ranks of its training."""
@@ -133,8 +145,49 @@ class Child:
             path.unlink(missing_ok=True)
 
 
+def folder_log(job: Job) -> Path:
+    """The file that gets what a job's worker prints."""
+    return Path(job["folder"]) / LOGS / f"{job['id']}.log"
+
+
+def tail(path: Path, start: int = 0) -> list[str]:
+    """The last lines of a file behind the byte `start`, at most 50; none of a file that is not there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(start, path.stat().st_size - 20_000))
+            return file.read().decode(errors="replace").strip().splitlines()[-50:]
+    except OSError:
+        return []
+
+
+class Records:
+    """The records of a job's stages, as they are when this is made: did anybody write one since?"""
+
+    def __init__(self, job: Job):
+        self._folders = [Path(job["folder"]) / stage / identity for stage, identity in job["stages"].items()]
+        self._last = Path(job["folder"]) / job["last"] / job["stages"][job["last"]]
+        self._before = self._stamps()
+
+    def _stamps(self) -> list[tuple[int, int] | None]:
+        return [_stamp(folder / RECORD_FILE) for folder in self._folders]
+
+    def changed(self) -> bool:
+        return self._stamps() != self._before
+
+    def done(self) -> bool:
+        return stage_state(self._last).status == "done"
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
 def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
-    """Write the record that a killed process could not, for the first stage of its cell that isn't done.
+    """Write the record that a process could not, for the first stage of its cell that isn't done.
 
     The caller works in the folder that the job's relative paths are meant from. The corpus is not opened: the job has
     the ids of the stages. Nothing is recorded where this version of the code, or changed weights of `model.init_from`,
@@ -153,6 +206,8 @@ def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
             target = stage.folder(Path(job["folder"]))
             if stage_state(target).status != "done":
                 break
+            if stage.name == job["last"]:
+                return
         advice = memory_advice(kind, message, stage.name, config)
         message = f"{message}; {advice}" if advice else message
         write_record(

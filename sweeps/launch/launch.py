@@ -174,12 +174,17 @@ def _submit_jobs(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last
     if not config.launcher.wait:
         return Ended(0, complete=False)
     _wait_for_jobs(submission, todo, folder)
-    return Ended(_conclude(cells, folder, config.retry, {}))
+    code = _conclude(cells, folder, config.retry, {})
+    left = sum(item.state(folder).status != "done" for item in cells)
+    if code == 0 and left:
+        print(f"{left} of {len(cells)} cells are not done; `ratplus status {folder}` tells of each", file=sys.stderr)
+    return Ended(EXIT_FAILED if left else code)
 
 
 def _wait_for_jobs(submission, todo: list[WorkItem], folder: Path) -> None:
     """Wait until none of the items has a batch job that is queued or running; print how many have when that changes."""
     from ratplus.sweeps.launch.batch_jobs import JobsUnknown, live_jobs
+    from ratplus.sweeps.launch.lost_jobs import record_lost_jobs
 
     printed = None
     while True:
@@ -193,6 +198,7 @@ def _wait_for_jobs(submission, todo: list[WorkItem], folder: Path) -> None:
             continue
         left = [live[item.id][1] for item in todo if item.id in live]
         if not left:
+            record_lost_jobs(folder, live)
             return
         line = f"{left.count('running')} jobs running, {left.count('queued')} queued"
         if line != printed:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ratplus.config.run import LauncherSection
 from ratplus.records.lines import first_line
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.child import SAVE_SECONDS, Child
+from ratplus.sweeps.launch.child import SAVE_SECONDS, Child, Records, folder_log, record_death, tail
 from ratplus.sweeps.launch.progress import LOGS, read_progress
 from ratplus.sweeps.launch.work import Job, WorkItem, threads_per_cell
 
@@ -26,8 +26,10 @@ class RayRun:
     def __init__(self, ray, remote, item: WorkItem, slot: int, folder: Path, threads: int):
         self.item, self.slot = item, slot
         self._ray = ray
+        self._job = item.job(folder, threads)
+        self._records = Records(self._job)
         self._progress_file = folder / LOGS / f"{item.id}.progress.json"
-        self._ref = remote.remote(item.job(folder, threads))
+        self._ref = remote.remote(self._job)
         self._text = ""
 
     def poll(self) -> int | None:
@@ -38,6 +40,9 @@ class RayRun:
             code, self._text = self._ray.get(self._ref)
         except self._ray.exceptions.RayError as error:  # the node, or Ray's own worker there, has gone
             code, self._text = 1, f"{type(error).__name__}: {first_line(error)}"
+            if not self._records.changed():
+                lines = tail(folder_log(self._job))
+                record_death(self._job, type(error).__name__, f"Ray's task was lost: {first_line(error)}", lines)
         return code
 
     def ending(self) -> str:

@@ -15,6 +15,7 @@ from ratplus.records.manifest import Entry, read_manifest
 from ratplus.records.record import STAGES
 from ratplus.records.status import State, cell_state, stage_state
 from ratplus.sweeps.launch.batch_jobs import JobsUnknown, live_jobs
+from ratplus.sweeps.launch.lost_jobs import record_lost_jobs
 from ratplus.sweeps.launch.progress import LOGS, read_progress
 
 # The statuses of a cell, in the order in which they are counted. A stage (ratplus.records.status) is never queued.
@@ -53,6 +54,7 @@ class SweepView:
         manifest = read_manifest(self.folder)["cells"]
         try:
             jobs = live_jobs(self.folder)
+            record_lost_jobs(self.folder, jobs)
         except JobsUnknown as error:
             jobs = {}
             self.notes.append(f"queued jobs are not known: {error}")

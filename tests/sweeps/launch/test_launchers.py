@@ -240,6 +240,56 @@ def test_a_killed_worker_is_recorded_each_time(job):
     assert [p.suffix for p in (Path(job["folder"]) / "logs").iterdir()] == [".log"]
 
 
+@pytest.mark.parametrize("code", [1, 0, 77])
+def test_a_worker_that_ends_before_its_record_is_recorded(job, place, monkeypatch, code):
+    """As on a node with a broken library: it ends by itself, before our code could say anything."""
+    (place / "node").mkdir()
+    (place / "node" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'ratplus.sweeps.launch.worker' in sys.orig_argv:\n"
+        f"    print('ImportError: libexample.so.1: cannot open', flush=True)\n    os._exit({code})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(place / "node"))
+    for attempt in (1, 2):
+        child = Child(job)
+        child.process.wait()
+        assert child.finish() == (code or 1)
+        assert child.ending() == "ImportError: libexample.so.1: cannot open"
+        (folder,) = (Path(job["folder"]) / "pretrain").iterdir()
+        error = read_record(folder)["error"]
+        assert error["type"] == "WorkerEnded"
+        assert error["message"].startswith(f"the worker ended with exit code {code}")
+        assert "left no record; it printed last: ImportError: libexample.so.1" in error["message"]
+        assert (error["attempt"], error["traceback"]) == (attempt, ["ImportError: libexample.so.1: cannot open"])
+        assert error["host"]
+    assert cell_state(Path(job["folder"]), job["stages"]).status == "failed"
+
+
+def test_a_worker_s_own_record_is_left_as_it_is(job):
+    job["config"]["train"]["pretrain"]["lr"] = 1.0  # another id than was planned, so the worker refuses
+    child = Child(job)
+    child.process.wait()
+    assert child.finish() == 2
+    assert not list(Path(job["folder"]).glob("*/*/record.json"))
+
+
+def test_ray_s_lost_task_is_recorded(job, monkeypatch):
+    from ratplus.sweeps.launch.ray import RayRun
+
+    class Lost(Exception):
+        pass
+
+    def get(_ref):
+        raise Lost("the worker died: out of memory\nmore")
+
+    ray = SimpleNamespace(wait=lambda refs, timeout: (refs, []), get=get, exceptions=SimpleNamespace(RayError=Lost))
+    item = SimpleNamespace(id=job["id"], job=lambda folder, threads: job)
+    run = RayRun(ray, SimpleNamespace(remote=lambda job: "ref"), item, 0, Path(job["folder"]), 1)
+    assert run.poll() == 1
+    (folder,) = (Path(job["folder"]) / "pretrain").iterdir()
+    assert read_record(folder)["error"]["message"] == "Ray's task was lost: the worker died: out of memory"
+
+
 def test_worker_and_parent_agree_on_the_ids_and_the_corpus_is_opened_once(job, monkeypatch):
     """The worker opens it to train; the parent that records a death has the ids with the job."""
     from ratplus.stages import cell as stages_cell
@@ -429,6 +479,42 @@ def test_slurm_submits_two_arrays_and_leaves(place, cluster):
     assert refused.returncode == 2
     assert "cannot tell which jobs are queued already: squeue: slurm_load_jobs error" in refused.stderr
     assert len(list(cluster.glob("*.sh"))) == 4
+
+
+def test_a_job_that_ends_without_a_record_is_recorded_by_the_next_status(place, cluster):
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM]
+    assert ratplus_here(place, *words).returncode == 0
+    (cluster / "queue").write_text("1001 RUNNING\n1002_0 PENDING\n1002_1 PENDING\n")
+    assert json.loads(ratplus_here(place, "status", "out", "--json").stdout)["counts"] == {"queued": 2}
+    assert not list((place / "out").glob("*/*/record.json"))
+    # The pretraining ends on a broken node, and nothing of ours ran there; a cell is left out on purpose.
+    logs = place / "out" / "logs" / "slurm"
+    (logs / "1001_0_log.err").write_text("slurmstepd: error: execve(): python: No such file or directory\n")
+    (logs / "1002_0_log.out").write_text("not started: its pretraining failed\n")
+    (cluster / "queue").write_text("1002_1 PENDING\n")
+    done = ratplus_here(place, "status", "out", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["counts"] == {"queued": 1, "failed": 1}
+    (error,) = (cell["error"] for cell in told["cells"] if cell["error"])
+    assert error.startswith("JobEnded: batch job 1001 ended and left no record; it printed last: slurmstepd: error")
+    (record,) = (place / "out").glob("*/*/record.json")
+    assert record.parts[-3] == "pretrain"
+    before = record.read_bytes()
+    ratplus_here(place, "status", "out")
+    assert record.read_bytes() == before  # once
+    # `retry=failed` finds it, and the next death is told as the next one.
+    assert "submitted" in ratplus_here(place, *words, "retry=failed").stdout
+    found = json.loads(record.read_text())
+    assert (found["error"]["attempt"], found["error"]["traceback"][-1][:10]) == (1, "slurmstepd")
+
+
+def test_waiting_for_jobs_that_leave_nothing_ends_in_failure(place, cluster):
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.wait=true"]
+    done = ratplus_here(place, *words)  # the queue is empty at once
+    assert done.returncode == 1
+    assert "2 of 2 cells failed" in done.stderr
+    assert "batch job 1001 ended and left no record; it printed nothing" in done.stderr
 
 
 def test_arrays_are_no_longer_than_the_cluster_allows(place, cluster, monkeypatch):
