@@ -79,6 +79,10 @@ class DataSection:
     Bytes need no file. Allowed: bytes, a path, null."""
     eos: Any = None
     """Token, or its id, that ends a text. Null takes what the tokenizer's file says. Allowed: a token, ≥ 0, null."""
+    lossy: float = 0.001
+    """Largest share of characters that may not come back when the tokenizer's ids are decoded (a sample is looked at);
+    more is refused. A thousandth, since rare symbols are no loss that a model would notice, while a tokenizer without
+    byte fallback may drop whole scripts. Allowed: 0 to 1."""
     split: str = "hash"
     """What is held out: hash (documents, by a hash of their text) or file (the last validation_files files). By hash,
     so that a document is held out whichever file it lies in. Allowed: hash, file."""
@@ -118,6 +122,7 @@ class DataSection:
             self.validation_fraction,
             "it must be between 0 and 1",
         )
+        check(0 <= self.lossy <= 1, "data.lossy", self.lossy, "it must be from 0 to 1")
         check(self.split in ("hash", "file"), "data.split", self.split, "allowed: hash, file")
         eos = self.eos
         is_id = is_whole(eos) and eos >= 0

@@ -92,7 +92,7 @@ def _text(path: Path) -> str | None:
     try:
         if not _FEWEST_BYTES <= path.stat().st_size <= _MOST_BYTES_OF_FILE:
             return None
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark is no text
     except (OSError, UnicodeDecodeError):
         return None
     if "\0" in text or max(map(len, text.splitlines())) > _LONGEST_LINE:

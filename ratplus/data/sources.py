@@ -9,7 +9,7 @@ import platform
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ratplus.data.corpus import MANIFEST_FILE, Corpus, CorpusError, open_corpus,
 from ratplus.data.prepare.inputs import TEXT_SUFFIXES, Input, list_inputs
 from ratplus.data.prepare.shards import Settings, write_shards
 from ratplus.data.python_text import ARCHIVE, collect
+from ratplus.data.round_trip import RoundTrip, check_loss
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from ratplus.records.atomic import write_atomically
 
@@ -84,8 +85,9 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
         if not made:
             assert tokenizer is not None
             source = {"name": "pydocs", "python": platform.python_version()}
+            documents = _watched(pydocs(), tokenizer, data, say)
             write_corpus(
-                folder, pydocs(), source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
+                folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
             )
         return folder
     files = text_files(Path(data.given_path))
@@ -95,7 +97,7 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
             raise _changed(data, folder)
         return folder
     assert tokenizer is not None
-    documents = _read_documents(files, data.validation_fraction)
+    documents = _watched(_read_documents(files, data.validation_fraction), tokenizer, data, say)
     return write_corpus(
         folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
     )
@@ -183,7 +185,7 @@ def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer | None,
     source = {"name": data.source}
     if data.source == "hub":
         source |= {"data_set": data.path, "commit": inputs[0].path.partition("@")[2].partition("/")[0]}
-    return write_shards(folder, inputs, settings, tokenizer, data.workers, source, say)
+    return write_shards(folder, inputs, settings, tokenizer, data.workers, source, say, data.lossy)
 
 
 def _same_files(data: DataSection, folder: Path, inputs: list[Input]) -> None:
@@ -252,7 +254,7 @@ def _read_documents(files: list[tuple[str, Path]], validation_fraction: float) -
     few = len(files) < 10 / validation_fraction
     for name, path in files:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
         except UnicodeDecodeError as error:
             raise CorpusError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
         except OSError as error:
@@ -263,6 +265,22 @@ def _read_documents(files: list[tuple[str, Path]], validation_fraction: float) -
             piece = text[index * size : (index + 1) * size]
             if piece:
                 yield f"{name}#{index}", piece
+
+
+def _watched(
+    documents: Iterable[tuple[str, str]], tokenizer: Tokenizer, data: DataSection, say: Callable[[str], None] | None
+) -> Iterator[tuple[str, str]]:
+    """The same documents; when they have ended, what the tokenizer loses of them is told, or refused.
+
+    Raises:
+        CorpusError: more than `data.lossy` is lost; whoever reads to the end has not written anything by then.
+    """
+    sample = RoundTrip()
+    for name, text in documents:
+        sample.look(tokenizer, text)
+        yield name, text
+    if said := check_loss(sample, tokenizer, data.lossy):
+        (say or _to_stderr)(said)
 
 
 def _sha256(path: Path) -> str:

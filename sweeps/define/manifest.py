@@ -99,7 +99,16 @@ def science(entry: Entry) -> dict:
     """The values that decide a cell's result beside its pattern and seed, flat: `{"train.pretrain.lr": 4e-3, ...}`."""
     # The manifests of older versions lack keys that came later, which had the value of today's default.
     flat = _defaults() | flatten({**entry["config"], "corpus": entry["corpus"]})
-    for key in ("seed", "eval.batch", "data.root", "data.path", "data.source", "data.workers", "model.name"):
+    for key in (
+        "seed",
+        "eval.batch",
+        "data.root",
+        "data.path",
+        "data.source",
+        "data.workers",
+        "data.lossy",
+        "model.name",
+    ):
         flat.pop(key, None)
     # Active recurrence learning follows the model unless it is set by hand.
     if flat["train.pretrain.arl"] == flat["model.recurrence"]:

@@ -107,7 +107,8 @@ def _text(source: Input, raw: BinaryIO, _column, separator: str | None) -> Itera
     lines, characters = [], 0
     for number, line in enumerate(_unpacked(source, raw), start=1):
         try:
-            line = line.decode("utf-8")
+            # A byte-order mark at the file's start is no text.
+            line = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise CorpusError(f"{source.name}, line {number}: not UTF-8 text ({error.reason})") from None
         between = separator is not None and line.rstrip("\r\n") == separator

@@ -23,6 +23,7 @@ from ratplus.data.corpus import DTYPES, SPLITS, CorpusError, check_ids, dtype_of
 from ratplus.data.prepare.documents import batches
 from ratplus.data.prepare.inputs import Input
 from ratplus.data.prepare.progress import Progress
+from ratplus.data.round_trip import RoundTrip
 from ratplus.data.tokenizer import Tokenizer, load_tokenizer
 from ratplus.records.atomic import new_file, write_atomically
 from ratplus.records.reading import read_json
@@ -168,8 +169,10 @@ def tokenize(job: Job, report: Callable[[int, int, int], None]) -> dict:
     stamp, sha256 = source.stamp(), source.sha256()
     with ExitStack() as stack:
         shards = {split: _Shard(path, stack) for split, path in _paths(job).items()}
+        sample = RoundTrip()
         for texts, done in batches(source, settings.column, settings.separator):
             for text, ids in zip(texts, tokenizer.encode_batch(texts)):
+                sample.look(tokenizer, text)
                 check_ids(ids, vocab, source.name)
                 validation = job.validation
                 if validation is None:
@@ -183,6 +186,7 @@ def tokenize(job: Job, report: Callable[[int, int, int], None]) -> dict:
         if not facts[split]["tokens"]:
             path.unlink()  # an empty file cannot be mapped into memory
     record = {"index": job.index, "name": source.name, "stamp": stamp, "sha256": sha256, "splits": facts}
+    record["round_trip"] = sample.facts()
     write_atomically(_record_path(job), json.dumps(record, indent=1) + "\n")
     report(job.index, source.bytes, sum(f["tokens"] for f in facts.values()))
     return record

@@ -18,6 +18,7 @@ from ratplus.data.corpus import MANIFEST_FILE, SPLITS, CorpusError, Verified, dt
 from ratplus.data.prepare.inputs import Input
 from ratplus.data.prepare.progress import Progress
 from ratplus.data.prepare.shard_work import FOLDER, Job, Settings, kept, work
+from ratplus.data.round_trip import check_loss, merged
 from ratplus.data.tokenizer import Tokenizer
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock
@@ -30,7 +31,7 @@ PLAN_FILE = "preparing.json"
 
 def write_shards(
     folder: Path, inputs: list[Input], settings: Settings, tokenizer: Tokenizer, workers: int,
-    source: dict, say: Callable[[str], None] = print,
+    source: dict, say: Callable[[str], None] = print, lossy: float = 1.0,
 ) -> Path:  # fmt: skip
     """Tokenize inputs into a corpus folder, or finish what an interrupted call began there.
 
@@ -38,6 +39,7 @@ def write_shards(
         inputs: in the order of the streams.
         tokenizer: as `load_tokenizer` returns it; workers read its file again.
         source: what the manifest says of where the text comes from; `files` is added.
+        lossy: `data.lossy`. Shards of a corpus that is refused for it are kept, so that a higher limit costs nothing.
 
     Raises:
         CorpusError: too little room on the disk, a damaged input, another preparation begun in this folder, or a split
@@ -75,6 +77,9 @@ def write_shards(
         finally:
             progress.close()
         lock.check()
+        whole = merged(records[i].get("round_trip", {}) for i in range(len(jobs)))
+        if said := check_loss(whole, tokenizer, lossy):
+            say(f"{folder}: {said}")
         return _finish(folder, [records[i] for i in range(len(jobs))], settings, tokenizer, source)
 
 
