@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TYPED := $(VENV)/typing/ratplus
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
-.PHONY: setup demo test test-all programs lint links format docs gpu-check gpu-bench gpu-ladder clean
+.PHONY: setup demo test test-all programs lint audit links format docs gpu-check gpu-bench gpu-ladder clean
 
 setup: $(STAMP)
 
@@ -65,6 +65,13 @@ lint: setup links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check --error-on-warning
+
+# Known holes in the versions that constraints.txt pins, asked of PyPI's and OSV's lists; needs the network.
+AUDIT := .venv-audit
+audit:
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/pip install --disable-pip-version-check -q "pip-audit==2.9.0"; }
+	$(AUDIT)/bin/pip-audit --no-deps --disable-pip -r constraints.txt
 
 # The package as it is installed, as links into this checkout: what type checkers and editors follow, since they do not
 # read that pyproject.toml maps ratplus.kernels to kernels/ (CONTRIBUTING.md).

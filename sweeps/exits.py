@@ -73,10 +73,11 @@ def _our_fault(error: BaseException) -> int:
 
 
 def _say(line: str) -> None:
+    from ratplus.records.lines import plain
     from ratplus.records.secrets import scrub
 
     try:
-        print(scrub(" ".join(line.split())), file=sys.stderr, flush=True)
+        print(plain(scrub(" ".join(line.split()))), file=sys.stderr, flush=True)
     except OSError:  # nobody reads it, or there is no room: the exit code is all that is left to tell
         _to_nowhere("stderr")
 

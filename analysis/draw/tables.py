@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-_SPECIAL = re.compile(r"[\\|*<>`]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+# A bracket is special where it would make an image or a link: the former is loaded from wherever it points to.
+_SPECIAL = re.compile(r"[\\|*<>`]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _BOLD = re.compile(r"\*\*(.+)\*\*")
 
 
@@ -58,8 +59,19 @@ def plain_text(cell: str) -> tuple[str, bool]:
 
 
 def to_csv(table: Table) -> str:
-    """Comma-separated `data`, one header line; null is empty, infinite is `inf`, numbers keep all their digits."""
-    return table.data.to_csv(index=False, lineterminator="\n")
+    """Comma-separated `data`, one header line; null is empty, infinite is `inf`, numbers keep all their digits.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    data = table.data.rename(columns=_no_formula)
+    for place, kind in enumerate(data.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            data.isetitem(place, data.iloc[:, place].map(_no_formula))
+    return data.to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value):
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def to_markdown(table: Table) -> str:

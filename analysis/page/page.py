@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import shlex
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -239,12 +240,13 @@ def _details(sweep: Sweep, configs: list, provenances: list, reproduce: Callable
             if not (values[place] is None or math.isnan(values[place]))
         ]  # fmt: skip
         results += [(name, f"{v[place]:.4g}") for name, v in times if not math.isnan(v[place])]
+        show = ["ratplus", "show"]
         cells.append(
             {
                 "title": f"{run_name(cell['model'], cell['variant'])} · {cell['pattern']} · seed {cell['seed']}",
                 "status": cell["status"], "error": cell["error"], "results": results, "stages": stages,
                 "config": configs[place], "provenance": [p for p in provenances[place] if p[0] in _PROVENANCE],
-                "command": reproduce(entry) if reproduce else f"ratplus show {cell['cell']} {sweep.folder}",
+                "command": reproduce(entry) if reproduce else shlex.join([*show, cell["cell"], str(sweep.folder)]),
             }
         )  # fmt: skip
     return {

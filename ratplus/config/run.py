@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -135,6 +136,15 @@ class LauncherSection:
             default = f.default_factory() if callable(f.default_factory) else f.default
             check(f.name in own or getattr(self, f.name) == default, f"launcher.{f.name}", getattr(self, f.name),
                    f"launcher={self.kind} has no such key; allowed: {', '.join(sorted(own - {'kind'}))}")  # fmt: skip
+        # Each becomes a line of the job script, so one with a line break would become two, and the second a command.
+        lines = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint", "address")}
+        for key, value in self.sbatch.items():
+            check(re.fullmatch(r"[A-Za-z][\w-]*", str(key)) is not None, "launcher.sbatch", key,
+                   "an option of sbatch has letters, digits, - and _")  # fmt: skip
+            lines[f"sbatch.{key}"] = value
+        for key, value in lines.items():
+            check(value is None or str(value).isprintable(), f"launcher.{key}", value,
+                   "control characters and line breaks are not allowed")  # fmt: skip
         if self.kind == "slurm":
             check(self.grace_seconds < self.minutes * 60, "launcher.grace_seconds", self.grace_seconds,
                    f"it must be less than launcher.minutes={self.minutes}")  # fmt: skip

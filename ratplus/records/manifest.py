@@ -82,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise RecordError(f"{path}: cell number {number} lacks the key {key!r}; run the sweep again")
         if problem := _misshapen(cell):
             raise RecordError(f"{path}: cell number {number} is not understood ({problem}); run the sweep again")
-    if not isinstance(manifest.get("name", ""), str):
+    if not isinstance(manifest.get("name", ""), str) or not manifest.get("name", "").isprintable():
         raise RecordError(f"{path}: damaged (its name is no text); run the sweep again, finished cells are kept")
     return manifest
 
@@ -106,6 +106,11 @@ def _misshapen(cell: dict) -> str:
             return f"{key} is a {type(cell[key]).__name__}"
     if not isinstance(cell.get("pattern_name", ""), str):
         return "pattern_name is no text"
+    for key in ("model", "label", "pattern_name"):
+        if not str(cell.get(key, "")).isprintable():
+            return f"{key} holds control characters"
+    if not all(isinstance(key, str) and f"{key}{value}".isprintable() for key, value in cell["axes"].items()):
+        return "axes hold control characters"
     if unknown := cell["stages"].keys() - set(STAGES):
         return f"stage {min(unknown)!r}"
     if missing := {"pretrain", "evaluate"} - cell["stages"].keys():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -97,7 +98,7 @@ class Team:
         """Order the others to train along, and do so; `meet()` must be called inside."""
         if self._store is None:
             assert self.start is not None  # where ranks are started from outside, there is a store by now
-            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            store = _store_of_this_machine()
             self._store = store
             for rank in range(1, self.place.world):
                 self.children.append(self.start(Place(rank, self.place.world, rank, port=store.port)))
@@ -200,6 +201,8 @@ class Team:
                     f"only {self.store.add(ready, 0)} of {self.place.world} ranks came up within {_MEET_SECONDS:.0f} s"
                 )
             time.sleep(_POLL_SECONDS)
+        if not self.place.external:
+            _meet_on_loopback()
         dist.init_process_group(
             # Numbers to agree on travel between CPUs, so that no step has to wait for the GPU.
             "cpu:gloo,cuda:nccl" if self.cuda else "gloo",
@@ -335,3 +338,22 @@ class _Environment(ClusterEnvironment):
 
     def node_rank(self) -> int:
         return self.place.node
+
+
+def _store_of_this_machine() -> dist.TCPStore:
+    """A store that ranks of other machines cannot reach: by itself it listens everywhere, and asks for no key."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        port = listener.getsockname()[1]
+        # The store closes the descriptor that it is given.
+        return dist.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=os.dup(listener.fileno())
+        )
+
+
+def _meet_on_loopback() -> None:
+    """Let ranks of one machine connect through its loopback interface, unless the user has named another."""
+    if Path("/sys/class/net/lo").exists():
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")

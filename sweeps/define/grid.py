@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict
 from itertools import product
@@ -10,6 +11,8 @@ from ratplus.config.cell import Config
 from ratplus.pattern import is_whole
 from ratplus.sweeps.define.mistakes import UsageError
 
+# More cells than anybody runs: a slip of a digit would otherwise fill the memory before it is told.
+MOST_CELLS = 100_000
 # The keys of the `sweep` section, each with what it is (docs/reference/keys.md is made of these lines too).
 KEYS = {
     "name": "Name of the sweep, and of its folder below outputs/. Allowed: a text without /.",
@@ -48,6 +51,9 @@ def expand(spec: dict, decided: set[str], given: set[str]) -> list[list[str]]:
         return {k: v for k, v in mapping.items() if k.partition(".")[0] not in decided and k not in given}
 
     def combinations(mapping, where: str) -> list[list[str]]:
+        values = kept(mapping, where).values()
+        if math.prod(len(v) if isinstance(v, list) else 1 for v in values) > MOST_CELLS:
+            raise UsageError(f"{where}: asks for more than {MOST_CELLS:,} cells")
         lists = [[f"{k}={override_value(v)}" for v in (vs if isinstance(vs, list) else [vs])] for k, vs in
                  kept(mapping, where).items()]  # fmt: skip
         return [list(c) for c in product(*lists)]
@@ -61,6 +67,10 @@ def expand(spec: dict, decided: set[str], given: set[str]) -> list[list[str]]:
         [p for i, point in enumerate(points) for p in combinations(point, f"sweep.points[{i}]")],
         combinations({"seed": _seeds(spec["seeds"])}, "sweep.seeds") if spec.get("seeds") is not None else [[]],
     ]
+    if math.prod(map(len, choices)) > MOST_CELLS:
+        raise UsageError(
+            f"sweep: asks for {math.prod(map(len, choices)):,} cells; at most {MOST_CELLS:,} are made at once"
+        )
     return [[word for part in combination for word in part] for combination in product(*choices)]
 
 
@@ -78,11 +88,11 @@ def _paired(mapping: dict) -> list[list[str]]:
 
 
 def _seeds(seeds) -> list[int]:
-    if is_whole(seeds) and seeds >= 1:
+    if is_whole(seeds) and 1 <= seeds <= MOST_CELLS:
         return list(range(seeds))
     if isinstance(seeds, list) and seeds:
         return seeds
-    raise UsageError(f"sweep.seeds: got {seeds!r}; give how many (≥ 1) or a list of seeds")
+    raise UsageError(f"sweep.seeds: got {seeds!r}; give how many (1 to {MOST_CELLS}) or a list of seeds")
 
 
 def excluded(rules, config: Config, chosen: dict[str, str]) -> bool:

@@ -36,6 +36,9 @@ def sweep_folder(composed: list[Composed]) -> Path:
     if len(folders) > 1:
         raise UsageError("output: one sweep has one folder; give a single value")
     if config.output:
+        # The name stands in job scripts and in the lines of a terminal.
+        if not config.output.isprintable():
+            raise UsageError(f"output: got {config.output!r}; a folder's name has no control characters or line breaks")
         return Path(config.output)
     name = (config.sweep or {}).get("name") or "adhoc"
     if not isinstance(name, str) or not name.isprintable() or name in (".", "..") or "/" in name or "\\" in name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from contextlib import contextmanager
@@ -118,9 +119,10 @@ def _conclude(cells: list[WorkItem], folder: Path, retry: str, endings: dict[str
     if len(failed) > _MOST_ERRORS:
         print(f"  ... and {len(failed) - _MOST_ERRORS} more", file=sys.stderr)
     if failed:
+        status = shlex.join(["ratplus", "status", str(folder)])
         again = "with retry=all or retry=failed tries them again" if retry == "none" else "retries them"
         print(
-            f"{len(failed)} of {len(cells)} cells failed; `ratplus status {folder}` says why, logs are in "
+            f"{len(failed)} of {len(cells)} cells failed; `{status}` says why, logs are in "
             f"{folder / LOGS}; running the same command again {again}",
             file=sys.stderr,
         )
@@ -170,7 +172,8 @@ def _submit_jobs(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last
     )
     if submission.arrays and config.launcher.cluster == "slurm":
         print(f"watch: squeue -j {','.join(submission.arrays)}; stop: scancel {' '.join(submission.arrays)}")
-    print(f"progress: ratplus status {folder} --watch; then the table: ratplus report {folder}", flush=True)
+    place = shlex.quote(str(folder))
+    print(f"progress: ratplus status {place} --watch; then the table: ratplus report {place}", flush=True)
     if not config.launcher.wait:
         return Ended(0, complete=False)
     _wait_for_jobs(submission, todo, folder)

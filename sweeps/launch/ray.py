@@ -72,11 +72,13 @@ def ray_cluster(launcher: LauncherSection):
     except ImportError:
         raise UsageError("launcher=ray: Ray is not installed; pip install 'ratplus[ray]'") from None
     try:
+        # A cluster of this machine alone need not be reached from others.
+        own = {} if launcher.address else {"_node_ip_address": "127.0.0.1"}
         # Ray puts the current folder before all others on the path of its workers, so that is one without modules. A
         # task goes to the user's folder itself (run_job).
         with tempfile.TemporaryDirectory() as empty, chdir(empty):
             ray.init(address=launcher.address or "local", include_dashboard=False, log_to_driver=False,
-                     configure_logging=False)  # fmt: skip
+                     configure_logging=False, **own)  # fmt: skip
     except Exception as error:
         raise UsageError(f"launcher.address: {launcher.address or 'a local cluster'}: {first_line(error)}") from None
     try:

@@ -11,6 +11,7 @@ A mirror never decides anything and never breaks a stage: if W&B fails, it says 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -169,7 +170,7 @@ def _give_up(error: Exception, sweep: Path) -> None:
     reason = scrub(" ".join(str(error).split("\n", 1)[0].split())) or type(error).__name__
     print(
         f"W&B mirror is off from here on ({reason}); records and curves are not affected, and "
-        f"`ratplus sync {sweep}` can send them later",
+        f"`ratplus sync {shlex.quote(str(sweep))}` can send them later",
         file=sys.stderr,
         flush=True,
     )

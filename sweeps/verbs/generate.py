@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ def _find_stage_model(request: Request):
         stage_id = cell["stages"][stage]
     folder = sweep / stage / stage_id
     if not (folder / "config.json").exists():
-        raise UsageError(f"model={request.model}: {folder} has no trained model yet; `ratplus status {sweep}` says why")
+        status = shlex.join(["ratplus", "status", str(sweep)])
+        raise UsageError(f"model={request.model}: {folder} has no trained model yet; `{status}` says why")
     if "tokenizer" in request.given:
         return folder, load_tokenizer(request.tokenizer)
     if cell["corpus"].get("tokenizer") == ByteTokenizer.name:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
+from ratplus.pattern import is_whole
+from ratplus.records.lines import plain
 from ratplus.records.manifest import Entry, read_manifest
 from ratplus.records.record import STAGES, Record, RecordError, read_record, unfit_metric
 from ratplus.sweeps.define.find_stage import find_stage
@@ -28,7 +31,7 @@ def print_stage(wanted: str, folder: str | None, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(record, indent=1))
         return
-    print("\n".join(_lines(sweep, stage, stage_id, record, cells)))
+    print(plain("\n".join(_lines(sweep, stage, stage_id, record, cells))))
 
 
 def _lines(sweep: Path, stage: str, stage_id: str, record: Record | None, cells: list[Entry]) -> list[str]:
@@ -87,13 +90,14 @@ def _reproduce(stage: str, stage_id: str, record: Record | None, cell: Entry) ->
     made_by = record["provenance"] if record else {}
     git = made_by.get("git") or {}
     if git:
-        lines.append(f"  git checkout {git['commit']}")
+        lines.append(f"  git checkout {shlex.quote(' '.join(str(git.get('commit')).split()))}")
     if git.get("dirty"):
         lines.append(f"  # the checkout had uncommitted changes (diff {git.get('diff_sha256', 'not recorded')})")
     if cell["config"]["data"]["source"] == "pydocs":
         lines.append(f"  # data=pydocs is the text of Python {made_by.get('python', 'of that machine')}")
-    lines.append(f"  {command(cell, stage, f'outputs/again-{stage_id}', made_by.get('threads'))}")
+    threads = made_by.get("threads")
     try:
+        lines.append(f"  {command(cell, stage, f'outputs/again-{stage_id}', threads if is_whole(threads) else None)}")
         changed = differences(cell)
     except UsageError as error:
         lines.append(f"  # this version of ratplus can't compose it ({error}); use the commit above")

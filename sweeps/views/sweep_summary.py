@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ratplus.records.curve import CURVE_FILE, curve_rows
+from ratplus.records.lines import plain
 from ratplus.records.manifest import read_manifest
+from ratplus.records.reading import read_bytes
 from ratplus.records.record import Record, RecordError, read_record, unfit_metric
 from ratplus.sweeps.launch.progress import LOGS
 from ratplus.sweeps.views.text_table import columns
@@ -37,8 +39,15 @@ def summary(folder: Path) -> list[str]:
     for stage_id in (stage_id for cell in cells for stage_id in cell["stages"].values()):
         path = folder / LOGS / f"{stage_id}.log"
         if path.exists() and not any(done(folder / stage / stage_id) for stage in ("pretrain", "evaluate")):
-            words.append(f"{path.name}: {' | '.join(path.read_text(errors='replace').splitlines()[-3:])[-300:]}")
+            words.append(plain(f"{path.name}: {' | '.join(_last_lines(path))[-300:]}"))
     return [columns(rows) for rows in (results, runs) if rows] + list(dict.fromkeys(words))
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        return read_bytes(path, follow=False).decode(errors="replace").splitlines()[-3:]
+    except (OSError, ValueError) as error:
+        return [str(error)]
 
 
 def _shown(metrics: dict) -> dict[str, str]:

@@ -14,8 +14,12 @@ from ratplus.records.reading import parse_json
 
 # Characters of text that are tokenized at once; a longer document is a batch of its own.
 BATCH_CHARACTERS = 1 << 20
+# Bytes of zstd that are unpacked at once, to at most some 20,000 times as many.
+_CHUNK = 1 << 12
 # A longer document of a text file is cut at a line's end: nobody can say what else one file of gigabytes would be.
 LONGEST_TEXT = 4 << 20
+# A longer line is refused: it is in memory several times over.
+LONGEST_LINE = 64 << 20
 
 
 def batches(source: Input, column: str, separator: str | None) -> Iterator[tuple[list[str], int]]:
@@ -126,9 +130,26 @@ _READERS = {"parquet": _parquet, "jsonl": _jsonl, "text": _text}
 
 def _unpacked(source: Input, raw: BinaryIO) -> Iterable[bytes]:
     """The lines of a file, as bytes."""
-    if source.packed == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    return _unzstd(source, raw) if source.packed == ".zst" else raw
+    if source.packed == ".zst":
+        return _unzstd(source, raw)
+    return _bounded(source, gzip.GzipFile(fileobj=raw) if source.packed == ".gz" else raw)
+
+
+def _bounded(source: Input, file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
+    """Lines of a file, of which a compressed one of kilobytes can hold one of terabytes."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise _too_long(source, number)
+        yield line
+
+
+def _too_long(source: Input, number: int) -> CorpusError:
+    return CorpusError(
+        f"{source.name}, line {number}: longer than {LONGEST_LINE >> 20} MiB, the most that is read as one line; is it "
+        "text, a document a line? Cut it into lines"
+    )
 
 
 def _unzstd(source: Input, raw: BinaryIO) -> Iterator[bytes]:
@@ -139,18 +160,26 @@ def _unzstd(source: Input, raw: BinaryIO) -> Iterator[bytes]:
         raise CorpusError(
             f"{source.name}: needs the package zstandard; install the extra: pip install 'ratplus[hub]'"
         ) from None
-    frame, rest = None, b""
+    frame, pieces, size, number = None, [], 0, 0  # pieces of the line that has not ended yet
     try:
-        while chunk := raw.read(1 << 17):
+        while chunk := raw.read(_CHUNK):
             while chunk:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                rest += frame.decompress(chunk)
+                first, *others = frame.decompress(chunk).split(b"\n")
                 chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-            *lines, rest = rest.split(b"\n")
-            yield from (line + b"\n" for line in lines)
+                pieces.append(first)
+                size += len(first)
+                for line in others:
+                    number += 1
+                    if size > LONGEST_LINE:
+                        raise _too_long(source, number)
+                    yield b"".join(pieces) + b"\n"
+                    pieces, size = [line], len(line)
+                if size > LONGEST_LINE:
+                    raise _too_long(source, number + 1)
     except zstandard.ZstdError as error:
         raise CorpusError(f"{source.name}: damaged compressed file ({first_line(error)})") from None
     if frame is not None:
         raise CorpusError(f"{source.name}: truncated compressed file")
-    if rest:
-        yield rest
+    if size:
+        yield b"".join(pieces)

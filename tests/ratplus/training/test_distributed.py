@@ -446,3 +446,13 @@ def test_only_stages_that_train_must_share_their_rows(text, tmp_path, monkeypatc
         cell.run()
     cell.config.model.init_from = "weights"
     assert cell.run() == {"last": "evaluate"}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="asks Linux which sockets listen")
+def test_the_store_of_one_machine_is_on_loopback():
+    from ratplus.training.team import _store_of_this_machine
+
+    store = _store_of_this_machine()
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    listening = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{store.port:04X}")]
+    assert [address.partition(":")[0] for address in listening] == ["0100007F"]
