@@ -61,13 +61,14 @@ def configurations(
         the rest: only addresses, and the type of dK and dV, differ from the kernels above them.
     """
     for d_head in d_heads:
-        yield from ((name, d_head, *rest) for name, *rest in _scan(d_head))
-        yield from ((name, d_head, *rest) for name, *rest in _attention(dtype, d_head, 1))
+        for name, kernel, constants in (*_scan(d_head), *_attention(dtype, d_head, 1)):
+            yield name, d_head, kernel, constants
         if every_group or d_head == 64:
-            for name, *rest in _attention(dtype, d_head, 4):
+            for name, kernel, constants in _attention(dtype, d_head, 4):
                 if every_group or name in ("attention forward", "attention dKV, far list, split"):
-                    yield f"{name}, 4 heads a key", d_head, *rest
-        yield from ((name, d_head, *rest) for name, *rest in _decode(dtype, d_head))
+                    yield f"{name}, 4 heads a key", d_head, kernel, constants
+        for name, kernel, constants in _decode(dtype, d_head):
+            yield name, d_head, kernel, constants
     for reverse in (False, True):
         name = "scan carry" + (", reversed" if reverse else "")
         yield name, 0, scan_forward.carry_kernel, {"REVERSE": reverse, "BLOCK": scan.CARRY_BLOCK, "num_warps": 1}

@@ -102,8 +102,9 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 (for good)
     for stream in (sys.stdout, sys.stderr):
         # A terminal of ASCII shows `\u00d7` for what it has no sign for; a file name that is no text is shown as well.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        reconfigure = getattr(stream, "reconfigure", None)
+        if callable(reconfigure):
+            reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:

@@ -23,7 +23,8 @@ MARKER_FILE = "ratplus.json"
 _START_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 _FINISH_SECONDS_WITH_MODELS = 1800.0
-# Stands in for the path of the current folder's settings file: an empty one.
+_FOLDERS_FILE = "settings_workspace"  # W&B's name of the path of the current folder's settings file
+# Stands in for that path: an empty file.
 _NO_SETTINGS = property(lambda _settings: os.devnull)
 
 
@@ -37,8 +38,8 @@ def library():
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    if wandb.Settings.__dict__.get("settings_workspace") is not _NO_SETTINGS:
-        wandb.Settings.settings_workspace = _NO_SETTINGS
+    if wandb.Settings.__dict__.get(_FOLDERS_FILE) is not _NO_SETTINGS:
+        setattr(wandb.Settings, _FOLDERS_FILE, _NO_SETTINGS)
     return wandb
 
 
