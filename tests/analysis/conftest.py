@@ -103,7 +103,7 @@ class SweepFolder:
             return
         if state == "running":
             folder.mkdir(parents=True)
-            (folder / "lock.json").write_text("{}")
+            (folder / "lock.json").write_text(json.dumps({"token": "a", "host": "another machine", "pid": 1}))
             return
         write_record(
             folder,
@@ -197,7 +197,7 @@ class SweepFolder:
                             gates.write_text(json.dumps(made_up_gates()))
 
     def add_failures(self) -> None:
-        """A finished pair, and a cell for each way not to finish."""
+        """A finished pair, a cell that diverged, and a cell for each way not to finish."""
         self.add("ratplus_tiny", Pattern(1), self.results(1.67, 0.9))
         self.add("ratplus_tiny", Pattern(2), self.results(1.68, 0.8))
         self.add("ratplus_tiny", Pattern(4), self.results(math.nan, 0.8))

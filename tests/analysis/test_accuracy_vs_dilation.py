@@ -131,7 +131,24 @@ def test_a_diverged_seed_is_not_averaged_away(sweep):
         sweep.add("ratplus_tiny", Pattern(4), sweep.results(loss), seed=seed)
     sweep.add("ratplus_tiny", Pattern(8), sweep.results(float("inf")))
     text = markdown_of(sweep.write())
-    assert [row[3] for row in rows_of(text)] == ["1.600", "NaN", "∞"]
+    # A cell that diverged is a failed one: it is counted and named, and has no loss.
+    assert [row[2:4] for row in rows_of(text)] == [
+        ["2", "1.600"],
+        ["1 of 2", "1.700 ± 0.006"],
+        ["0 of 1", "**failed**"],
+    ]
+    assert "ratplus_tiny D4 (seed 1) failed: loss=nan" in text
+    assert "3 of 5 cells finished (2 failed)." in text
+
+
+def test_a_finished_seed_without_a_number_leaves_the_mean_without_one(sweep):
+    for seed, recall in enumerate((0.5, float("nan"))):
+        sweep.add("ratplus_tiny", Pattern(1), sweep.results(1.6, 0.9), seed=seed)
+        sweep.add("ratplus_tiny", Pattern(4), sweep.results(1.7, recall), seed=seed)
+    rows = rows_of(markdown_of(sweep.write()))
+    assert [row[2] for row in rows] == ["2", "2"]
+    assert [row[3] for row in rows] == ["1.600", "1.700"]
+    assert [row[-3] for row in rows] == ["90.0", "—"]
 
 
 def test_delta_needs_the_dense_cell_of_the_same_model_seed_and_variant(sweep):

@@ -90,10 +90,11 @@ def test_failures_are_shown_and_their_text_is_harmless(sweep):
     assert "&lt;/script&gt;&lt;b&gt;boom&lt;/b&gt; &amp; 50%" in text
     cells = data_of(text)["cells"]
     assert "\\u003c/script" in text
-    assert [cell["status"] for cell in cells] == ["done", "done", "done", "failed", "running", "missing", "damaged"]
+    assert [cell["status"] for cell in cells] == ["done", "done", "failed", "failed", "running", "missing", "damaged"]
+    assert cells[2]["error"].startswith("loss=nan: training had diverged")
     assert cells[3]["error"].endswith("</script><b>boom</b> & 50%")
     section = text.partition('id="problems"')[2].partition("</section>")[0]
-    assert section.count('class="bad"') == 4
+    assert section.count('class="bad"') == 5
 
 
 @pytest.mark.parametrize("kind", ["one cell", "nothing finished", "not a number", "infinite", "seeds", "older format"])
