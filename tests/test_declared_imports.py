@@ -18,6 +18,7 @@ PACKAGES = {
 }  # fmt: skip
 # Declared for a reason that no import shows.
 UNSEEN = {
+    "ipython",  # taken from the running notebook, which brings it
     "triton",  # imported by name where it is asked for, and by torch
     "pyarrow", "zstandard", "tokenizers", "sentencepiece",  # imported by a name that stands in a table
     "jieba", "fuzzywuzzy", "rouge", "nltk", "wonderwords",  # imported by lm-eval's tasks

@@ -298,7 +298,7 @@ def test_worker_and_parent_agree_on_the_ids_and_the_corpus_is_opened_once(job, m
     opened, lines, folder = [], [], Path(job["folder"])
     for module in (stages_cell, manifest):
         monkeypatch.setattr(
-            module, "open_corpus", lambda path, original=module.open_corpus: opened.append(path) or original(path)
+            module, "corpus_of", lambda data, original=module.corpus_of: opened.append(data) or original(data)
         )
 
     def run(stages: dict) -> int:
