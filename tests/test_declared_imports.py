@@ -14,7 +14,7 @@ FOLDERS = ("ratplus", "kernels", "sweeps", "analysis")
 # Import name -> package, where they differ.
 PACKAGES = {
     "hydra": "hydra-core", "wandb_graphql": "wandb", "mpl_toolkits": "matplotlib", "google": "protobuf",
-    "xdist": "pytest-xdist",
+    "xdist": "pytest-xdist", "yaml": "pyyaml",
 }  # fmt: skip
 # Declared for a reason that no import shows.
 UNSEEN = {

@@ -115,7 +115,7 @@ def test_zip_pairs_values(tmp_path):
 def test_seeds_as_a_list(tmp_path):
     assert [c.config.seed for c in own_sweep(tmp_path, "seeds: [3, 7]\n")()] == [3, 7]
     for wrong in ("0", "many", "[]"):
-        with pytest.raises(UsageError, match=r"sweep.seeds: got .*; give how many \(≥ 1\) or a list of seeds"):
+        with pytest.raises(UsageError, match=r"sweep.seeds: got .*; give how many \(1 to 100000\) or a list of seeds"):
             own_sweep(tmp_path, f"seeds: {wrong}\n")()
 
 

@@ -57,7 +57,7 @@ def test_gates_are_measured_once_and_reported(place, capsys):
 def test_a_cell_with_another_id_takes_the_place_of_the_old_one(place, capsys):
     """An id changes where a version counts something else as science; the two must not look like two seeds."""
     entries = plan_cells(compose_cells([*TINY, "model=ratplus_nano", "pattern.dilation=4,8"]))
-    older = [entry | {"id": f"old-{entry['id']}"} for entry in entries]
+    older = [entry | {"id": entry["id"][::-1]} for entry in entries]
     add_cells(place / "aged", "aged", older)
     add_cells(place / "aged", "aged", entries[:1])
     assert {cell["id"] for cell in read_manifest(place / "aged")["cells"]} == {entries[0]["id"], older[1]["id"]}

@@ -91,7 +91,6 @@ def test_show_prints_a_failure(capsys):
     text = capsys.readouterr().out
     assert "failed" in text.splitlines()[0]
     assert "Diverged: training diverged" in text
-    assert "Traceback" in text
 
 
 def test_the_command_that_show_prints_reproduces_the_record(capsys, place):
