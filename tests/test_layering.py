@@ -86,7 +86,7 @@ def room(module: str) -> str:
     if candidate in OPERATORS:
         return "ratplus.kernels"
     is_folder = candidate in modules() and modules()[candidate].name == "__init__.py"
-    return candidate if is_folder or candidate == "ratplus.pattern" else ".".join(parts[:inside])
+    return candidate if is_folder else ".".join(parts[:inside])
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
@@ -159,8 +159,8 @@ def test_the_order_of_the_design(lower, upper):
     assert ORDER.index(lower) < ORDER.index(upper)
 
 
-def test_the_root_of_ratplus_holds_the_pattern_alone():
-    assert {path.name for path in (ROOT / "ratplus").glob("*.py")} == {"__init__.py", "pattern.py"}
+def test_the_root_of_ratplus_holds_folders_alone():
+    assert {path.name for path in (ROOT / "ratplus").glob("*.py")} == {"__init__.py"}
 
 
 def test_no_folder_is_crowded():

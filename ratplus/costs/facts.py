@@ -55,7 +55,8 @@ def _facts(
     patterns = PatternMap.from_dict(json.loads(plain), layers, heads)
     spent = cost(patterns, context, d_head, recurrence=recurrence, kv_heads=kv_heads)
     first = patterns[0][0]
-    numbers = first.to_dict() if patterns.is_uniform else dict.fromkeys(("dilation", "window", "sinks"))
+    plain_first = first.to_dict() if patterns.is_uniform else {}
+    numbers = {name: plain_first.get(name) for name in ("dilation", "window", "sinks")}
     return PatternFacts(patterns.label, _kind(patterns), **numbers, cost=spent)
 
 
