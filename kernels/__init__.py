@@ -1,4 +1,4 @@
-"""The operators: gated recurrence, dilated attention and one-token decoding.
+"""The operators: gated recurrence, dilated attention, attention to selected blocks, and one-token decoding.
 
 Each operator has a folder with `reference.py` (the readable truth), `eager.py` (the fast PyTorch path), `fused.py` (the
 Triton kernels) and an `__init__.py` that dispatches. Torch is imported when an operator is first asked for, Triton when
@@ -8,12 +8,18 @@ a fused one first runs.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["decode_attention", "dilated_attention", "gated_scan"]
+__all__ = ["block_attention", "decode_attention", "dilated_attention", "gated_scan"]
 
-_HOMES = {"gated_scan": "scan", "dilated_attention": "attention", "decode_attention": "decode"}
+_HOMES = {
+    "block_attention": "blocks",
+    "decode_attention": "decode",
+    "dilated_attention": "attention",
+    "gated_scan": "scan",
+}
 
 if TYPE_CHECKING:
     from ratplus.kernels.attention import dilated_attention
+    from ratplus.kernels.blocks import block_attention
     from ratplus.kernels.decode import decode_attention
     from ratplus.kernels.scan import gated_scan
 

@@ -44,9 +44,9 @@ def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int
     Raises ValueError that names the setting, what was given and what is allowed.
     """
     columns = (
-        _per_head("dilation", -1 if dilation is None else dilation, heads),
-        _per_head("window", window, heads),
-        _per_head("sinks", sinks, heads),
+        per_head("dilation", -1 if dilation is None else dilation, heads),
+        per_head("window", window, heads),
+        per_head("sinks", sinks, heads),
     )
     patterns = [HeadPattern(*row) for row in zip(*columns, strict=True)]
     for pattern in set(patterns):
@@ -57,7 +57,8 @@ def head_patterns(dilation: Setting, window: Setting, sinks: Setting, heads: int
     return patterns
 
 
-def _per_head(name: str, value: Setting, heads: int) -> list[int]:
+def per_head(name: str, value: Setting, heads: int) -> list[int]:
+    """A setting as one int for each of `heads` heads. Raises ValueError for anything else."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.dtype == torch.bool:
             raise ValueError(f"{name} is a tensor of {value.dtype}; it must hold integers (int32)")
@@ -84,13 +85,14 @@ def pattern_tensors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The settings as contiguous int32 [heads] tensors on `device`; those that are there already aren't read."""
     return (
-        _tensor(-1 if dilation is None else dilation, heads, device),
-        _tensor(window, heads, device),
-        _tensor(sinks, heads, device),
+        int_tensor(-1 if dilation is None else dilation, heads, device),
+        int_tensor(window, heads, device),
+        int_tensor(sinks, heads, device),
     )
 
 
-def _tensor(value: Setting, heads: int, device: torch.device) -> Tensor:
+def int_tensor(value: Setting, heads: int, device: torch.device) -> Tensor:
+    """A setting as a contiguous int32 [heads] tensor on `device`; one that is there already isn't read."""
     if isinstance(value, int):
         return torch.full((heads,), value, dtype=torch.int32, device=device)
     return torch.as_tensor(value, dtype=torch.int32, device=device).contiguous()

@@ -1,0 +1,204 @@
+"""Attention over a static pattern and selected blocks in PyTorch: cost follows the keys that are read, not T x T.
+
+What a query sees falls into two parts that never share a key: its own block and the static pattern (`tiles.py`, in
+tiles of queries), and the past blocks that it chose (`pairs.py`, block by block). Each part gives an output and a
+log-sum-exp, from which one softmax over both follows exactly.
+
+The forward pass returns the blocks that were chosen; the backward pass takes them, and chooses nothing.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ratplus.kernels.attention.patterns import HeadPattern
+from ratplus.kernels.blocks.pairs import Pairs
+from ratplus.kernels.blocks.selection import blocks_of_forward
+from ratplus.kernels.blocks.settings import Blocks, HeadSetting, group_settings, head_settings
+from ratplus.kernels.blocks.tiles import TileGradient, TileKeys, TilePlan
+
+Part = tuple[HeadSetting, int, Tensor | slice, Tensor | slice, Tensor | slice]
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, top: Tensor, start: Tensor,
+    metadata: Tensor | None, blocks: Blocks, slots: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """q [B, H, T, d] of positions start[b] + 0 .. T - 1, k, v [B, H_kv, S, d]; int32 [H_kv] settings.
+
+    Returns out [B, H, T, d], lse [B, H, T] float32 and ids int32 [B, H_kv, T, slots].
+    """
+    batch, heads, length, d_head = q.shape
+    ids = blocks_of_forward(q, k, metadata, start, top, blocks, slots)
+    out = q.new_empty(batch, length, heads, d_head).transpose(1, 2)
+    lse = q.new_empty(batch, heads, length, dtype=_dtype(q))
+    settings = head_settings(dilation, window, sinks, top, k.shape[1], blocks)
+    for setting, begin, rows, of_keys, of_queries in _parts(settings, start, heads // k.shape[1], q.device):
+        args = q[rows][:, of_queries], k[rows][:, of_keys], v[rows][:, of_keys], ids[rows][:, of_keys]
+        some_out, some_lse = _forward(*args, setting, blocks, begin)
+        _put(out, rows, of_queries, some_out)
+        _put(lse, rows, of_queries, some_lse)
+    return out, lse, ids
+
+
+def backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, top: Tensor,
+    start: Tensor, out: Tensor, lse: Tensor, ids: Tensor, blocks: Blocks,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, each stored [B, T, H, d], under the choice `ids` of the forward pass."""
+    gradients = [torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (q, k, v)]
+    dq, dk, dv = (x.transpose(1, 2) for x in gradients)
+    settings = head_settings(dilation, window, sinks, top, k.shape[1], blocks)
+    delta = (d_out.to(lse.dtype) * out.to(lse.dtype)).sum(dim=-1)
+    for setting, begin, rows, of_keys, of_queries in _parts(settings, start, q.shape[1] // k.shape[1], q.device):
+        of_q = [x[rows][:, of_queries] for x in (d_out, q, lse, delta)]
+        of_k = [x[rows][:, of_keys] for x in (k, v, ids)]
+        values = _backward(*of_q, *of_k, setting, blocks, begin)
+        for target, heads, value in zip((dq, dk, dv), (of_queries, of_keys, of_keys), values, strict=True):
+            _put(target, rows, heads, value)
+    return dq, dk, dv
+
+
+def _parts(settings: list[HeadSetting], start: Tensor, group: int, device: torch.device) -> Iterator[Part]:
+    """(setting, first position, sequences, key heads, query heads) of what is computed together."""
+    starts = start.tolist()
+    for begin in dict.fromkeys(starts):
+        found = [b for b, own in enumerate(starts) if own == begin]
+        rows = slice(None) if len(found) == len(starts) else torch.tensor(found, device=device)
+        groups = group_settings(settings)
+        for setting, heads in groups.items():
+            if len(groups) == 1:
+                yield setting, begin, rows, slice(None), slice(None)
+                continue
+            of_keys = torch.tensor(heads, device=device)
+            of_queries = (of_keys[:, None] * group + torch.arange(group, device=device)).flatten()
+            yield setting, begin, rows, of_keys, of_queries
+
+
+def _put(target: Tensor, rows: Tensor | slice, heads: Tensor | slice, value: Tensor) -> None:
+    if isinstance(rows, Tensor) and isinstance(heads, Tensor):
+        target[rows[:, None], heads] = value.to(target.dtype)
+    else:
+        target[rows, heads] = value.to(target.dtype)
+
+
+def _dtype(q: Tensor) -> torch.dtype:
+    """The dtype that products accumulate in."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, H, ...] -> [B * H, ...], contiguous."""
+    return x.flatten(0, 1).to(dtype).contiguous()
+
+
+def _as_pattern(setting: HeadSetting, end: int, blocks: Blocks) -> HeadSetting:
+    """A dense setting as a window over everything, which needs no blocks."""
+    return HeadSetting(HeadPattern(-1, end - 1, 0), 0) if setting.is_dense(end, blocks) else setting
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, setting: HeadSetting, blocks: Blocks, start: int
+) -> tuple[Tensor, Tensor]:
+    """One setting for all heads, one first position for all sequences: out [B, H, T, d] and lse [B, H, T]."""
+    batch, heads, length, d_head = q.shape
+    group, dtype, end = heads // k.shape[1], _dtype(q), start + length
+    setting = _as_pattern(setting, end, blocks)
+    plan = TilePlan(setting, blocks, start, length, q.device)
+    q_rows, k_rows, v_rows = (_rows(x, dtype) for x in (q, k[:, :, :end], v[:, :, :end]))
+    q_rows = q_rows.unflatten(0, (-1, group))  # [N, G, T, d]
+    past = _rows(_past(ids, setting), torch.int32)  # [N, T, slots]
+    out, lse = torch.empty_like(q_rows), q_rows.new_empty(*q_rows.shape[:3])
+    chunk = plan.row_chunk(group)
+    for first in range(0, q_rows.shape[0], chunk):
+        part = slice(first, first + chunk)
+        keys, values = TileKeys(plan, k_rows[part]), TileKeys(plan, v_rows[part])
+        for tile in plan.tiles:
+            queries = tile.local(start)
+            block = (q_rows[part, :, queries] * d_head**-0.5).flatten(1, 2)
+            scores = torch.bmm(block, keys.seen(tile).transpose(1, 2)).unflatten(1, (group, -1))
+            scores.masked_fill_(plan.hidden(tile, past[part, queries]).unsqueeze(1), float("-inf"))
+            # A query sees itself at least, here or in a pair only if a past block: never none.
+            lse[part, :, queries] = torch.logsumexp(scores, dim=-1)
+            mixed = torch.bmm(torch.softmax(scores, dim=-1).flatten(1, 2), values.seen(tile))
+            out[part, :, queries] = mixed.unflatten(1, (group, -1))
+    if past.shape[2]:
+        for n in range(q_rows.shape[0]):
+            _add_pairs(out[n], lse[n], q_rows[n], k_rows[n], v_rows[n], Pairs(past[n], blocks, group))
+    return out.view(q.shape), lse.view(batch, heads, length)
+
+
+def _past(ids: Tensor, setting: HeadSetting) -> Tensor:
+    """The past blocks among ids [B, H, T, slots]: all but slot 0, which holds a query's own block."""
+    return ids[..., 1 : max(1, setting.top)]
+
+
+def _add_pairs(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> None:
+    """Takes the pairs into out [G, T, d] and lse [G, T], which hold the rest, in place."""
+    if not pairs.count:
+        return
+    some_out, some_lse = pairs.attend(pairs.rows(q), k, v)
+    of_pairs = pairs.by_query(some_lse)
+    total = torch.logaddexp(lse, of_pairs.logsumexp(dim=-1))
+    out *= (lse - total).exp_().unsqueeze(-1)
+    pairs.add_to_queries(out, some_out, (of_pairs - total.unsqueeze(-1)).exp_())
+    lse.copy_(total)
+
+
+def _backward(
+    d_out: Tensor, q: Tensor, lse: Tensor, delta: Tensor, k: Tensor, v: Tensor, ids: Tensor, setting: HeadSetting,
+    blocks: Blocks, start: int,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of q, k, v. Scores are computed anew, tile by tile and block by block; nothing T x T is kept."""
+    _, heads, length, d_head = q.shape
+    group, dtype, end, scale = heads // k.shape[1], _dtype(q), start + length, d_head**-0.5
+    setting = _as_pattern(setting, end, blocks)
+    plan = TilePlan(setting, blocks, start, length, q.device)
+    q_rows, g_rows, lse_rows, delta_rows = (
+        _rows(x, dtype).unflatten(0, (-1, group)) for x in (q * scale, d_out, lse, delta)
+    )
+    k_rows, v_rows = _rows(k, dtype), _rows(v, dtype)
+    past = _rows(_past(ids, setting), torch.int32)
+    dq, dk, dv = torch.empty_like(q_rows), torch.zeros_like(k_rows), torch.zeros_like(v_rows)
+    chunk = plan.row_chunk(group)
+    for first in range(0, q_rows.shape[0], chunk):
+        part = slice(first, first + chunk)
+        keys, values = TileKeys(plan, k_rows[part, :end]), TileKeys(plan, v_rows[part, :end])
+        k_grad, v_grad = TileGradient(plan, dk[part]), TileGradient(plan, dv[part])
+        for tile in plan.tiles:
+            queries = tile.local(start)
+            q_tile, g_tile = (x[part, :, queries].flatten(1, 2).contiguous() for x in (q_rows, g_rows))
+            key, value = keys.seen(tile), values.seen(tile)
+            scores = torch.bmm(q_tile, key.transpose(1, 2)).unflatten(1, (group, -1))
+            scores.masked_fill_(plan.hidden(tile, past[part, queries]).unsqueeze(1), float("-inf"))
+            weights = (scores - lse_rows[part, :, queries, None]).exp_().flatten(1, 2)
+            v_grad.add_(weights, g_tile, tile)
+            ahead = torch.bmm(g_tile, value.transpose(1, 2))
+            d_scores = weights * (ahead - delta_rows[part, :, queries].reshape(-1, q_tile.shape[1], 1))
+            dq[part, :, queries] = torch.bmm(d_scores, key).unflatten(1, (group, -1))
+            k_grad.add_(d_scores, q_tile, tile)
+        k_grad.finish()
+        v_grad.finish()
+    if past.shape[2]:
+        for n in range(q_rows.shape[0]):
+            of_queries = (q_rows[n], g_rows[n], lse_rows[n], delta_rows[n])
+            _add_gradients_of_pairs(
+                *of_queries, k_rows[n], v_rows[n], dq[n], dk[n], dv[n], Pairs(past[n], blocks, group)
+            )
+    return [(dq * scale).view(q.shape), dk.view(k.shape), dv.view(v.shape)]
+
+
+def _add_gradients_of_pairs(
+    q: Tensor, d_out: Tensor, lse: Tensor, delta: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
+    pairs: Pairs,
+) -> None:  # fmt: skip
+    """Adds what the pairs of one row give to dq [G, T, d] and dk, dv [S, d]."""
+    if not pairs.count:
+        return
+    q_rows, g_rows, lse_rows, delta_rows = (pairs.rows(x) for x in (q, d_out, lse[..., None], delta[..., None]))
+    weights = pairs.products(q_rows, k).sub_(lse_rows).exp_()
+    pairs.add_to_keys(dv, weights, g_rows)
+    d_scores = pairs.products(g_rows, v).sub_(delta_rows).mul_(weights)
+    pairs.add_to_keys(dk, d_scores, q_rows)
+    pairs.add_to_queries(dq, pairs.mix(d_scores, k))

@@ -1,0 +1,133 @@
+"""Which blocks a query reads: its own, block 0 if forced, and the best of the complete blocks before its own.
+
+Equal scores go to the block of lower index. Scores become integers of the same order, with the block's index below
+them, so that no two are equal and `topk`, which breaks ties as it likes, has none to break.
+"""
+
+import torch
+from torch import Tensor
+
+from ratplus.kernels.blocks.metadata import summarise
+from ratplus.kernels.blocks.settings import Blocks
+
+ABSENT = -1
+SCORES_LIMIT = 1 << 22  # scores that are held at a time: queries are cut to stay below
+_LOW = 0xFFFFFFFF  # the lower 32 bits
+_NEVER = torch.iinfo(torch.int64).min  # below the integer of any score
+
+
+def select_blocks(
+    q: Tensor,
+    metadata: Tensor,
+    start: Tensor | int,
+    top: Tensor,
+    blocks: Blocks,
+    slots: int,
+    heads: Tensor | None = None,
+) -> Tensor:
+    """The blocks that each query reads, int32 [B, H_kv, T, slots]; ABSENT (-1) where there are fewer.
+
+    q: [B, H, T, d], the queries of positions start .. start + T - 1 (start: an int, or int64 [B]).
+    metadata: [B, H_kv, n, parts, d] of blocks 0 .. n - 1, n at least the number of complete blocks before any of these
+        queries' own; what stands behind is not read. top: int32 [H_kv], blocks a query reads, at most `slots`; 0: none.
+    heads: [H_kv], which key heads these are, for random scores (None: 0, 1, 2, ...).
+
+    Slot 0 holds the query's own block, slot 1 block 0 if it is forced (ABSENT where that is the own one), the others
+    the best of the rest, best first. Runs without gradients and without waiting for the device.
+    """
+    with torch.no_grad():
+        batch, kv_heads, count = metadata.shape[:3]
+        length = q.shape[2]
+        if heads is None:
+            heads = torch.arange(kv_heads, device=q.device)
+        rows = max(1, SCORES_LIMIT // max(1, batch * kv_heads * count))
+        start = start if isinstance(start, int) else start[:, None]
+        parts = []
+        for begin in range(0, length, rows):
+            t = begin + torch.arange(min(rows, length - begin), device=q.device)
+            positions = (t + start).expand(batch, -1)
+            scores = score_blocks(q[:, :, begin : begin + rows], metadata, positions, blocks, heads)
+            parts.append(choose(scores, positions, top, blocks, slots))
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def score_blocks(q: Tensor, metadata: Tensor, positions: Tensor, blocks: Blocks, heads: Tensor) -> Tensor:
+    """Scores [B, H_kv, T, n] of all blocks, summed over the queries that share a key head."""
+    if blocks.score == "random":
+        index = torch.arange(metadata.shape[2], device=q.device)
+        return random_scores(blocks.seed, heads[:, None, None], positions[:, None, :, None], index)
+    dtype = torch.promote_types(metadata.dtype, torch.float32)
+    q = q.to(dtype).unflatten(1, (metadata.shape[1], -1))
+    if blocks.score == "mean":
+        return q.sum(dim=2) @ metadata.squeeze(3).to(dtype).transpose(-1, -2)
+    # max(q min, q max) is q max where q is positive and q min where it is negative: one product of twice the width.
+    q = torch.cat((q.clamp(max=0).sum(dim=2), q.clamp(min=0).sum(dim=2)), dim=-1)
+    return q @ metadata.flatten(-2).to(dtype).transpose(-1, -2)
+
+
+def random_scores(seed: int, head: Tensor | int, position: Tensor, block: Tensor) -> Tensor:
+    """Whole numbers in [0, 2^24) as float32, that look independent for different (seed, head, position, block).
+
+    A function of these four alone (all at least 0): the same for every prefix, batch and device. The last three
+    broadcast.
+    """
+    x = ((seed * 0x9E3779B1 & _LOW) + head * 0x85EBCA77 + position * 0xC2B2AE3D + block * 0x27D4EB2F) & _LOW
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = x ^ (x >> shift)
+        x = (x * factor) & _LOW
+    x = x ^ (x >> 16)
+    return (x >> 8).to(torch.float32)
+
+
+def choose(scores: Tensor, positions: Tensor, top: Tensor, blocks: Blocks, slots: int) -> Tensor:
+    """`select_blocks` from scores [B, H_kv, T, n] and positions [B, T]."""
+    count = scores.shape[-1]
+    own = (positions // blocks.span)[:, None, :, None]
+    index = torch.arange(count, device=scores.device)
+    rival = index < own
+    forced = [own.expand(*scores.shape[:3], 1)]
+    if blocks.first:
+        rival = rival & (index > 0)
+        forced.append(torch.where(own > 0, 0, ABSENT).expand(*scores.shape[:3], 1))
+    free = slots - len(forced)
+    best = min(free, count)
+    chosen = [x.to(torch.int32) for x in forced]
+    if best > 0:
+        chosen.append(_best(scores, rival, best))
+    ids = torch.cat(chosen, dim=-1)
+    ids = torch.nn.functional.pad(ids, (0, slots - ids.shape[-1]), value=ABSENT)[..., :slots]
+    allowed = torch.arange(slots, device=scores.device) < top[:, None]
+    return ids.masked_fill_(~allowed[:, None, :], ABSENT)
+
+
+def _best(scores: Tensor, rival: Tensor, count: int) -> Tensor:
+    """int32 [..., count]: indices of the largest scores among `rival`, largest first, ABSENT where there are fewer."""
+    if scores.dtype == torch.float64:
+        ranked = scores.masked_fill(~rival, float("-inf")).sort(dim=-1, descending=True, stable=True)
+        index = ranked.indices[..., :count].masked_fill(ranked.values[..., :count] == float("-inf"), ABSENT)
+        return index.to(torch.int32)
+    keys = order_keys(scores).masked_fill_(~rival, _NEVER)
+    return indices_of(keys.topk(count, dim=-1).values)
+
+
+def order_keys(scores: Tensor) -> Tensor:
+    """int64 [..., n], ordered like float32 scores [..., n] with ties broken towards the lower index."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0: -0.0 and 0.0 are equal scores
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    index = torch.arange(scores.shape[-1], device=scores.device)
+    return (ordered.to(torch.int64) << 32) | (_LOW - index)
+
+
+def indices_of(keys: Tensor) -> Tensor:
+    """int32: the indices in integers of `order_keys`, ABSENT for those that stand for nothing."""
+    return torch.where(keys == _NEVER, ABSENT, _LOW - (keys & _LOW)).to(torch.int32)
+
+
+def blocks_of_forward(
+    q: Tensor, k: Tensor, metadata: Tensor | None, start: Tensor | int, top: Tensor, blocks: Blocks, slots: int,
+    heads: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`select_blocks`, with the metadata made from the keys where none is given."""
+    with torch.no_grad():
+        metadata = summarise(k, blocks) if metadata is None else metadata
+        return select_blocks(q, metadata, start, top, blocks, slots, heads)
