@@ -8,10 +8,11 @@ a fused one first runs.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__all__ = ["block_attention", "decode_attention", "dilated_attention", "gated_scan"]
+__all__ = ["block_attention", "block_decode_attention", "decode_attention", "dilated_attention", "gated_scan"]
 
 _HOMES = {
     "block_attention": "blocks",
+    "block_decode_attention": "block_decode",
     "decode_attention": "decode",
     "dilated_attention": "attention",
     "gated_scan": "scan",
@@ -19,6 +20,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from ratplus.kernels.attention import dilated_attention
+    from ratplus.kernels.block_decode import block_decode_attention
     from ratplus.kernels.blocks import block_attention
     from ratplus.kernels.decode import decode_attention
     from ratplus.kernels.scan import gated_scan

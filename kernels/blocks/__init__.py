@@ -18,16 +18,18 @@ __all__ = ["block_attention", "block_metadata"]
 @overload
 def block_attention(
     q: Tensor, k: Tensor, v: Tensor, dilation: Setting, window: Setting, sinks: Setting, *, top: Setting, block: int,
-    score: str = "mean", first: bool = True, stride: int = 1, seed: int = 0, start: int | Tensor | None = None,
-    metadata: Tensor | None = None, slots: int | None = None, return_blocks: Literal[False] = False,
+    score: str = "mean", first: bool = True, stride: int = 1, seed: int = 0, heads: Tensor | None = None,
+    start: int | Tensor | None = None, metadata: Tensor | None = None, slots: int | None = None,
+    return_blocks: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def block_attention(
     q: Tensor, k: Tensor, v: Tensor, dilation: Setting, window: Setting, sinks: Setting, *, top: Setting, block: int,
-    score: str = "mean", first: bool = True, stride: int = 1, seed: int = 0, start: int | Tensor | None = None,
-    metadata: Tensor | None = None, slots: int | None = None, return_blocks: Literal[True],
+    score: str = "mean", first: bool = True, stride: int = 1, seed: int = 0, heads: Tensor | None = None,
+    start: int | Tensor | None = None, metadata: Tensor | None = None, slots: int | None = None,
+    return_blocks: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def block_attention(
     first: bool = True,
     stride: int = 1,
     seed: int = 0,
+    heads: Tensor | None = None,
     start: int | Tensor | None = None,
     metadata: Tensor | None = None,
     slots: int | None = None,
@@ -67,6 +70,8 @@ def block_attention(
     block, stride: keys of a block, and how far apart they lie (see `Blocks`).
     score: `mean`: sum of q times the block's mean key. `bounds`: sum over channels of max(q * smallest, q * largest).
         `random`: a number drawn from seed, key head, position and block. float32 (float64 for float64).
+    seed, heads: of random scores: see `layer_seed` of selection.py; heads int64 [H_kv], which key heads of the layer
+        these are (None: 0, 1, 2, ...).
     metadata: of `block_metadata`, for all blocks that are complete before the last query's own (more may follow);
         None: made from k.
     slots: the largest `top`; needed where `top` is a tensor that the host can't read without waiting.
@@ -78,10 +83,11 @@ def block_attention(
     """
     blocks = Blocks(block, score, first, stride, seed)
     _check(q, k, v, blocks, start, metadata)
-    batch, heads = k.shape[:2]
+    batch, count = k.shape[:2]
     chosen = implementation("block_attention", q.shape[3], q)
+    chosen = "eager" if chosen == "fused" else chosen  # the Triton kernels come next
     if not on_device(dilation, window, sinks, top):
-        settings = head_settings(dilation, window, sinks, top, heads, blocks)
+        settings = head_settings(dilation, window, sinks, top, count, blocks)
         slots = max(setting.top for setting in settings) if slots is None else slots
         if slots < max(setting.top for setting in settings):
             raise ValueError(
@@ -91,13 +97,14 @@ def block_attention(
         raise ValueError("block_attention: give slots, the largest top, where top is a tensor on a device")
     if not isinstance(start, Tensor):
         start = torch.full((batch,), start or 0, dtype=torch.int64, device=q.device)
+    heads = torch.arange(count, device=q.device) if heads is None else heads
     if chosen == "reference":
-        settings = head_settings(dilation, window, sinks, top, heads, blocks)
-        out, _, ids = block_attention_reference(q, k, v, settings, blocks, start.tolist(), slots)
+        settings = head_settings(dilation, window, sinks, top, count, blocks)
+        out, _, ids = block_attention_reference(q, k, v, settings, blocks, heads.tolist(), start.tolist(), slots)
         return (out, ids) if return_blocks else out
-    tensors = *pattern_tensors(dilation, window, sinks, heads, q.device), int_tensor(top, heads, q.device)
+    tensors = *pattern_tensors(dilation, window, sinks, count, q.device), int_tensor(top, count, q.device)
     out, _, ids = block_attention_op(
-        q, k, v, *tensors, start, metadata, block, score, first, stride, seed, slots, chosen
+        q, k, v, *tensors, heads, start, metadata, block, score, first, stride, seed, slots, chosen
     )  # fmt: skip
     return (out, ids) if return_blocks else out
 

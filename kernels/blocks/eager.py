@@ -22,19 +22,19 @@ Part = tuple[HeadSetting, int, Tensor | slice, Tensor | slice, Tensor | slice]
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, top: Tensor, start: Tensor,
-    metadata: Tensor | None, blocks: Blocks, slots: int,
+    q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, top: Tensor, heads: Tensor,
+    start: Tensor, metadata: Tensor | None, blocks: Blocks, slots: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """q [B, H, T, d] of positions start[b] + 0 .. T - 1, k, v [B, H_kv, S, d]; int32 [H_kv] settings.
 
     Returns out [B, H, T, d], lse [B, H, T] float32 and ids int32 [B, H_kv, T, slots].
     """
-    batch, heads, length, d_head = q.shape
-    ids = blocks_of_forward(q, k, metadata, start, top, blocks, slots)
-    out = q.new_empty(batch, length, heads, d_head).transpose(1, 2)
-    lse = q.new_empty(batch, heads, length, dtype=_dtype(q))
+    batch, count, length, d_head = q.shape
+    ids = blocks_of_forward(q, k, metadata, start, top, blocks, slots, heads)
+    out = q.new_empty(batch, length, count, d_head).transpose(1, 2)
+    lse = q.new_empty(batch, count, length, dtype=_dtype(q))
     settings = head_settings(dilation, window, sinks, top, k.shape[1], blocks)
-    for setting, begin, rows, of_keys, of_queries in _parts(settings, start, heads // k.shape[1], q.device):
+    for setting, begin, rows, of_keys, of_queries in _parts(settings, start, count // k.shape[1], q.device):
         args = q[rows][:, of_queries], k[rows][:, of_keys], v[rows][:, of_keys], ids[rows][:, of_keys]
         some_out, some_lse = _forward(*args, setting, blocks, begin)
         _put(out, rows, of_queries, some_out)

@@ -27,6 +27,7 @@ def block_attention_op(
     window: Tensor,
     sinks: Tensor,
     top: Tensor,
+    heads: Tensor,
     start: Tensor,
     metadata: Tensor | None,
     block: int,
@@ -39,7 +40,7 @@ def block_attention_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out [B, H, T, d], lse [B, H, T] float32, ids int32 [B, H_kv, T, slots]."""
     blocks = Blocks(block, score, first, stride, seed)
-    return _home(implementation).forward(q, k, v, dilation, window, sinks, top, start, metadata, blocks, slots)
+    return _home(implementation).forward(q, k, v, dilation, window, sinks, top, heads, start, metadata, blocks, slots)
 
 
 @torch.library.custom_op("ratplus::block_attention_backward", mutates_args=())
@@ -73,7 +74,25 @@ def _time_major(like: Tensor) -> Tensor:
 
 
 @block_attention_op.register_fake
-def _(q, k, v, dilation, window, sinks, top, start, metadata, block, score, first, stride, seed, slots, implementation):
+def _(
+    q,
+    k,
+    v,
+    dilation,
+    window,
+    sinks,
+    top,
+    heads,
+    start,
+    metadata,
+    block,
+    score,
+    first,
+    stride,
+    seed,
+    slots,
+    implementation,
+):
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     ids = q.new_empty(q.shape[0], k.shape[1], q.shape[2], slots, dtype=torch.int32)
     return _time_major(q), q.new_empty(q.shape[:3], dtype=lse_dtype), ids
@@ -85,14 +104,14 @@ def _(d_out, q, k, v, *rest):
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, dilation, window, sinks, top, start, _, *ctx.blocks, _seed, _slots, ctx.implementation = inputs
+    q, k, v, dilation, window, sinks, top, _, start, _, *ctx.blocks, _seed, _slots, ctx.implementation = inputs
     out, lse, ids = output
     ctx.save_for_backward(q, k, v, dilation, window, sinks, top, start, out, lse, ids)
 
 
 def _backward(ctx, d_out, _d_lse, _d_ids):
     gradients = block_attention_backward_op(d_out, *ctx.saved_tensors, *ctx.blocks, ctx.implementation)
-    return *gradients, *(None,) * 13
+    return *gradients, *(None,) * 14
 
 
 block_attention_op.register_autograd(_backward, setup_context=_setup_context)

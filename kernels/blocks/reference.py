@@ -47,21 +47,28 @@ def visible_mask(chosen: list[list[int]], setting: HeadSetting, blocks: Blocks, 
 
 
 def block_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, settings: list[HeadSetting], blocks: Blocks, starts: list[int], slots: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    settings: list[HeadSetting],
+    blocks: Blocks,
+    heads: list[int],
+    starts: list[int],
+    slots: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q [B, H, T, d], k, v [B, H_kv, S, d]; a setting a key head, a first position a sequence.
+    """q [B, H, T, d], k, v [B, H_kv, S, d]; a setting and an index a key head, a first position a sequence.
 
     Returns out in q's dtype, log-sum-exp [B, H, T] and the blocks int32 [B, H_kv, T, slots].
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    batch, heads, length, d_head = q.shape
-    group = heads // k.shape[1]
+    batch, _, length, d_head = q.shape
+    group = q.shape[1] // k.shape[1]
     ids = torch.full((batch, k.shape[1], length, slots), ABSENT, dtype=torch.int32, device=q.device)
     masks = []
     for b, start in enumerate(starts):
         for h, setting in enumerate(settings):
             queries, keys = q[b, h * group : (h + 1) * group], k[b, h]
-            scores = block_scores(queries.detach().to(dtype), keys.detach().to(dtype), blocks, h, start)
+            scores = block_scores(queries.detach().to(dtype), keys.detach().to(dtype), blocks, heads[h], start)
             chosen = [chosen_blocks(row, start + i, setting.top, blocks) for i, row in enumerate(scores)]
             for t, found in enumerate(chosen):
                 # Slot 1 belongs to block 0 where that is forced: a query in block 0 leaves it empty.

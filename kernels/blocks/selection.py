@@ -4,6 +4,8 @@ Equal scores go to the block of lower index. Scores become integers of the same 
 them, so that no two are equal and `topk`, which breaks ties as it likes, has none to break.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,17 +68,27 @@ def score_blocks(q: Tensor, metadata: Tensor, positions: Tensor, blocks: Blocks,
 
 
 def random_scores(seed: int, head: Tensor | int, position: Tensor, block: Tensor) -> Tensor:
-    """Whole numbers in [0, 2^24) as float32, that look independent for different (seed, head, position, block).
+    """float32 in [0, 1), multiples of 2^-24, that look independent for different (seed, head, position, block).
 
     A function of these four alone (all at least 0): the same for every prefix, batch and device. The last three
-    broadcast.
+    broadcast. `layer_seed` gives layers of a model seeds of their own.
     """
-    x = ((seed * 0x9E3779B1 & _LOW) + head * 0x85EBCA77 + position * 0xC2B2AE3D + block * 0x27D4EB2F) & _LOW
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = x ^ (x >> shift)
-        x = (x * factor) & _LOW
-    x = x ^ (x >> 16)
-    return (x >> 8).to(torch.float32)
+    state = _mix(_mix(_mix(seed, head), position), block)
+    return (state >> 8).to(torch.float32) * 2.0**-24
+
+
+def layer_seed(seed: int, layer: int) -> int:
+    """The seed that `random_scores` is given in a layer, so that layers of one seed draw differently."""
+    return int(_mix(_mix(0, seed), layer))
+
+
+def _mix(state: Any, number: Any) -> Any:
+    """A hash of two whole numbers below 2^32, or of tensors of them."""
+    x = (state + number + 0x9E3779B9) & _LOW  # keeps zeros apart: 2^32 divided by the golden ratio
+    # The finalizer "lowbias32" of Chris Wellons' search for integer hashes (public domain).
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)
 
 
 def choose(scores: Tensor, positions: Tensor, top: Tensor, blocks: Blocks, slots: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from helpers import gradients, projections
@@ -10,7 +11,7 @@ from ratplus.kernels import block_attention, dilated_attention
 from ratplus.kernels.bench.timing import peak_bytes
 from ratplus.kernels.blocks import block_metadata
 from ratplus.kernels.blocks.reference import block_attention_reference, block_scores, visible_mask
-from ratplus.kernels.blocks.selection import ABSENT, choose, order_keys, random_scores
+from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, order_keys, random_scores
 from ratplus.kernels.blocks.settings import Blocks, head_settings
 
 ALL = 1000
@@ -39,7 +40,7 @@ def _check(length, static=(None, 0, 0), *, top, block, heads=2, group=1, start=0
     settings = head_settings(*static, top, heads, blocks)
     starts = start.tolist() if isinstance(start, torch.Tensor) else [start] * 2
     slots = max(setting.top for setting in settings)
-    expected, _, chosen = block_attention_reference(q, k, v, settings, blocks, starts, slots)
+    expected, _, chosen = block_attention_reference(q, k, v, settings, blocks, list(range(heads)), starts, slots)
     out, ids = block_attention(q, k, v, *static, top=top, block=block, start=start, return_blocks=True, **choice)
     assert torch.equal(ids, chosen)
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
@@ -173,12 +174,24 @@ def test_random_scores_are_a_function_of_place():
     assert torch.equal(random_scores(3, 1, t[70:90], b[:5]), scores[70:90, :5])
     for other in (random_scores(4, 1, t, b), random_scores(3, 2, t, b)):
         assert (other == scores).float().mean() < 1e-3
-    assert 0 <= scores.min() < 1e-2 * 2**24
-    assert 0.99 * 2**24 < scores.max() < 2**24
-    assert abs(scores.mean() / 2**24 - 0.5) < 0.01
+    assert 0 <= scores.min() < 0.01
+    assert 0.99 < scores.max() < 1
+    assert abs(scores.mean() - 0.5) < 0.01
     # Neighbours, in time or among blocks, are not alike.
     for x, y in ((scores[1:], scores[:-1]), (scores[:, 1:], scores[:, :-1])):
         assert abs(torch.corrcoef(torch.stack((x.flatten(), y.flatten())))[0, 1]) < 0.03
+
+
+def test_random_scores_are_those_of_patterns():
+    """A pattern's definition, in NumPy, draws what the operators draw."""
+    from ratplus.pattern.selection import random_scores as defined
+
+    heads, t, b = np.arange(3), np.arange(20), np.arange(9)
+    for seed, layer in ((0, 0), (7, 2)):
+        ours = random_scores(
+            layer_seed(seed, layer), torch.tensor(heads)[:, None, None], torch.tensor(t)[:, None], torch.tensor(b)
+        )
+        assert np.array_equal(ours.numpy(), defined(seed, layer, heads, t, 9))
 
 
 def test_half_precision_scores_and_accumulates_in_float32():

@@ -1,0 +1,165 @@
+"""One decoding step over selected blocks in PyTorch: reads the blocks that are chosen, not the cache."""
+
+import torch
+from torch import Tensor
+
+from ratplus.kernels.blocks.metadata import summarise
+from ratplus.kernels.blocks.selection import ABSENT, select_blocks
+from ratplus.kernels.blocks.settings import Blocks, HeadSetting, group_settings
+from ratplus.kernels.scan.reference import rotate
+
+Pair = tuple[Tensor, Tensor]
+
+# Keys that are gathered at a time, in bytes: they should still lie in the processor's cache when they are multiplied.
+GATHERED_BYTES = 1 << 21
+
+
+def block_decode_eager(
+    q: Tensor, k: Tensor, v: Tensor, logit: Tensor | None, keys: Tensor, values: Tensor, metadata: Tensor,
+    state: Pair | None, positions: Tensor, settings: list[HeadSetting], blocks: Blocks, heads: Tensor, slots: int,
+    rope: Pair | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See `block_decode_attention`: out [B, H, d] and ids int32 [B, H_kv, slots]."""
+    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    if state is not None and logit is not None:
+        take = torch.sigmoid(logit.to(state[0].dtype).neg())
+        for held, new in zip(state, (k, v)):
+            held.lerp_(new.to(held.dtype), take)
+        k, v = state
+    q, k = q.to(dtype), k.to(dtype)
+    if rope is not None:
+        cos, sin = (table[positions].unsqueeze(1).to(dtype) for table in rope)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q = q.to(keys.dtype).to(dtype)
+    rows = torch.arange(q.shape[0], device=q.device)
+    keys[rows, :, positions], values[rows, :, positions] = k.to(keys.dtype), v.to(values.dtype)
+    longest = int(positions.max())
+    complete_blocks(keys, metadata, positions, blocks)
+    top = torch.tensor([setting.top for setting in settings], device=q.device)
+    rivals = metadata[:, :, : longest // blocks.span]
+    ids = select_blocks(q.unsqueeze(2), rivals, positions, top, blocks, slots, heads).squeeze(2)
+
+    q = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, H_kv, G, d]
+    out = torch.empty_like(q)
+    for setting, found in group_settings(settings).items():
+        part = slice(found[0], found[-1] + 1) if found[-1] - found[0] + 1 == len(found) else found
+        chosen = ids[:, part, : setting.top]
+        out[:, part] = _attend(q[:, part], keys[:, part], values[:, part], chosen, positions, longest, setting, blocks)
+    return out.flatten(1, 2), ids
+
+
+def complete_blocks(keys: Tensor, metadata: Tensor, positions: Tensor, blocks: Blocks) -> None:
+    """Writes the metadata of the blocks that the tokens at `positions` have completed."""
+    own = positions // blocks.span
+    done = (positions + 1) % blocks.span == 0
+    for b in done.nonzero().flatten().tolist():
+        block = int(own[b])
+        metadata[b, :, block] = summarise(keys[b, :, block * blocks.span : (block + 1) * blocks.span], blocks)[:, 0]
+
+
+def _attend(
+    q: Tensor, keys: Tensor, values: Tensor, chosen: Tensor, positions: Tensor, longest: int, setting: HeadSetting,
+    blocks: Blocks,
+) -> Tensor:  # fmt: skip
+    """Heads of one setting: q [B, H', G, d] scaled, keys, values [B, H', S, d], chosen [B, H', top]; as q."""
+    past = chosen[..., 1:].long()  # slot 0 is the own block
+    whole = blocks.stride == 1
+    # Key by key: the own block and the static pattern, and past blocks too where their keys lie apart.
+    tokens, seen = near_tokens(positions, longest, setting, blocks)
+    tokens = tokens.unsqueeze(1).expand(-1, q.shape[1], -1)
+    seen = seen.unsqueeze(1) & ~_covered(tokens, past, blocks)
+    if not whole and past.shape[2]:
+        within = torch.arange(blocks.block, device=q.device) * blocks.stride + blocks.stride - 1
+        more = (past.unsqueeze(3) * blocks.span + within).flatten(2)
+        seen = torch.cat((seen, more >= 0), dim=2)
+        tokens = torch.cat((tokens, more.clamp(min=0)), dim=2)
+        past = past[..., :0]
+    hidden = torch.cat(((past == ABSENT).repeat_interleave(blocks.block, dim=2), ~seen), dim=2).flatten(0, 1)
+    key_rows, value_rows = (_Rows(x, past.clamp(min=0) * blocks.span, blocks.block, tokens) for x in (keys, values))
+    q = q.flatten(0, 1)
+    out = torch.empty_like(q)
+    width = (past.shape[2] * blocks.block + tokens.shape[2]) * q.shape[2] * q.element_size()
+    chunk = max(1, GATHERED_BYTES // width) if q.device.type == "cpu" else q.shape[0]
+    for first in range(0, q.shape[0], chunk):
+        part = slice(first, first + chunk)
+        split = past.shape[2] * blocks.block
+        scores = torch.cat([torch.bmm(q[part], x.transpose(1, 2)) for x in key_rows.read(part, q.dtype)], dim=2)
+        scores.masked_fill_(hidden[part].unsqueeze(1), float("-inf"))
+        weights = torch.softmax(scores, dim=-1)
+        of_blocks, of_tokens = value_rows.read(part, q.dtype)
+        out[part] = torch.baddbmm(torch.bmm(weights[..., split:], of_tokens), weights[..., :split], of_blocks)
+    return out.view(*keys.shape[:2], *out.shape[1:])
+
+
+def near_tokens(positions: Tensor, longest: int, setting: HeadSetting, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Tokens [B, n] of the own block and the static pattern, and whether each counts: no key counts twice.
+
+    All heads alike: whether a past block that a head chose holds a token is not asked here.
+    """
+    pattern, device = setting.pattern, positions.device
+    now = positions.unsqueeze(1)
+    tokens, counts = [], []
+
+    def add(token: Tensor, seen: Tensor) -> None:
+        tokens.append(token.expand(now.shape[0], -1))
+        counts.append((seen & (token >= 0) & (token <= now)).expand(now.shape[0], -1))
+
+    def own(token: Tensor) -> Tensor:
+        return (token >= first) & ((token + 1) % blocks.stride == 0)
+
+    first = now - now % blocks.span if setting.top else now + 1
+    if setting.top:
+        offset = torch.arange(blocks.stride - 1, blocks.span, blocks.stride, device=device)
+        add(first + offset, torch.ones_like(offset, dtype=torch.bool))
+    recent = now - torch.arange(min(pattern.window, longest) + 1, device=device)
+    add(recent, ~own(recent))
+    left = now - pattern.window  # tokens before it have left the window
+    if pattern.sinks:
+        sink = torch.arange(min(pattern.sinks, longest + 1), device=device).unsqueeze(0)
+        add(sink, (sink < left) & ~own(sink))
+    if pattern.dilation >= 1:
+        step = pattern.dilation
+        kept = torch.arange(step - 1, max(step, longest + 1), step, device=device).unsqueeze(0)
+        add(kept, (kept < left) & (kept >= pattern.sinks) & ~own(kept))
+    token, count = torch.cat(tokens, dim=1), torch.cat(counts, dim=1)
+    return torch.where(count, token, 0), count
+
+
+def _covered(tokens: Tensor, past: Tensor, blocks: Blocks) -> Tensor:
+    """[B, H', n] bool: which tokens [B, H', n] a chosen past block [B, H', slots] holds."""
+    reach = int(tokens.max()) // blocks.span + 1
+    chosen = torch.zeros(*past.shape[:2], reach + 1, dtype=torch.bool, device=past.device)
+    # A block behind all tokens covers none of them, and neither does one that is ABSENT.
+    chosen.scatter_(2, past.where((past >= 0) & (past < reach), reach), True)
+    return chosen.gather(2, tokens // blocks.span) & ((tokens + 1) % blocks.stride == 0)
+
+
+class _Rows:
+    """Reads chosen tokens of a cache [B, H', S, d], whose tokens are `d` numbers side by side.
+
+    firsts: [B, H', slots], first tokens of runs of `run` tokens. tokens: [B, H', n], single tokens.
+    """
+
+    def __init__(self, cache: Tensor, firsts: Tensor, run: int, tokens: Tensor):
+        batch, heads, _, d = cache.shape
+        self.run, self.d = run, d
+        starts = (
+            torch.arange(batch, device=cache.device)[:, None] * cache.stride(0)
+            + torch.arange(heads, device=cache.device) * cache.stride(1)
+        ) // d
+        count = 1 + sum((size - 1) * stride for size, stride in zip(cache.shape[:3], cache.stride()[:3])) // d
+        offset = cache.storage_offset()
+        self.single = cache.as_strided((count, d), (d, 1), offset)
+        # Rows that overlap: the run that begins at each token.
+        self.runs = cache.as_strided((max(1, count - run + 1), run * d), (d, 1), offset) if count >= run else None
+        self.firsts = (firsts + starts[..., None]).flatten(0, 1)
+        self.tokens = (tokens + starts[..., None]).flatten(0, 1)
+
+    def read(self, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Runs [n, slots * run, d] and tokens [n, n_tokens, d] of rows `part`."""
+        firsts, tokens = self.firsts[part], self.tokens[part]
+        single = self.single.index_select(0, tokens.flatten()).view(*tokens.shape, self.d)
+        if not firsts.shape[1] or self.runs is None:
+            return single[:, :0].to(dtype), single.to(dtype)
+        runs = self.runs.index_select(0, firsts.flatten()).view(firsts.shape[0], -1, self.d)
+        return runs.to(dtype), single.to(dtype)
