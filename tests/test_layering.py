@@ -26,7 +26,10 @@ ORDER = (
     "ratplus.sweeps.bench", "ratplus.sweeps.runner", "ratplus.sweeps.verbs", "ratplus.sweeps",
 )  # fmt: skip
 # One room with the files beside them, which choose among them and serve them.
-OPERATORS = ("ratplus.kernels.scan", "ratplus.kernels.attention", "ratplus.kernels.decode")
+OPERATORS = (
+    "ratplus.kernels.scan", "ratplus.kernels.attention", "ratplus.kernels.decode", "ratplus.kernels.blocks",
+    "ratplus.kernels.block_decode",
+)  # fmt: skip
 MOST_FILES = 15
 # Folder -> other people's packages that it must never import.
 FORBIDDEN = {
