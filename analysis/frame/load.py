@@ -141,8 +141,8 @@ def _describe(cell: Entry) -> dict:
     """What is known of a cell before it has run."""
     model = cell["config"]["model"]
     context = int(cell["config"]["train"]["context"])
-    heads = int(model["d_model"]) // int(model["d_head"])
     facts = pattern_facts(cell["pattern"], model, context)
+    layers = int(model["layers"])
     return {
         "cell": str(cell["id"]),
         "model": str(cell["model"]),
@@ -150,9 +150,9 @@ def _describe(cell: Entry) -> dict:
         "variant": ", ".join(f"{key}={_plain(value)}" for key, value in sorted((cell.get("axes") or {}).items())),
         "pattern_name": str(cell.get("pattern_name") or ""),
         "seed": cell.get("seed"),
-        "layers": int(model["layers"]),
-        "heads": heads,
-        "kv_heads": int(model.get("kv_heads") or heads),
+        "layers": layers,
+        "heads": facts.cost.heads // layers,
+        "kv_heads": facts.cost.kv_heads // layers,
         "rope": _rope(model),
         "context": context,
         "pattern": facts.pattern,

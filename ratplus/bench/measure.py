@@ -228,11 +228,14 @@ class Measuring:
             entry.patterns, context, config.d_head, recurrence=config.recurrence, bytes_per_element=self.item,
             kv_heads=config.kv_heads,
         )  # fmt: skip
-        weights, embedding = self.parameters * self.item, config.vocab_size * config.d_model
-        steps = 2 * self.parameters * batch + decode_flops(entry.patterns, context, config.d_head) * batch
+        embedding = config.vocab_size * config.d_model
+        # An embedding that is not the output head too is looked up, not multiplied with or read whole.
+        used = self.parameters - (0 if config.tied else embedding)
+        weights = used * self.item
+        steps = 2 * used * batch + decode_flops(entry.patterns, context, config.d_head) * batch
         # The state is read and written.
         decode_bytes = weights + batch * (spent.kv_bytes + 2 * spent.state_bytes)
-        prompt = 2 * (self.parameters - embedding) * batch * context + 2 * embedding * batch
+        prompt = 2 * (used - embedding) * batch * context + 2 * embedding * batch
         prompt += attention_flops(entry.patterns, context, config.d_head) * batch
         return {
             "model": self.name, "parameters": self.parameters, "recurrence": config.recurrence,

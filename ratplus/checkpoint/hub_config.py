@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
-from ratplus.config.model import ModelConfig
+from ratplus.config.model import ROPE_SCALINGS, ModelConfig
 
 MODEL_TYPE = "ratplus"
 SHA256 = "weights_sha256"  # of our own model.safetensors with the same weights
@@ -19,22 +19,27 @@ _ROPE = {"rope_scaling": "rope_type", "rope_factor": "factor", "rope_original": 
 # Which our keys do not hold, or hold in another form: a config.json may not say other than the model is.
 _FOLLOWS = ("hidden_act", "tie_word_embeddings", "num_attention_heads", "intermediate_size")
 _OWN = "ratplus_"  # before what has no word of the hub's own
+# Written only where they are not as in every model of before these keys, so that those are exported as ever.
+_YOUNG = (
+    "query_heads", "ffn", "ffn_size", "qkv_bias", "out_bias", "qk_norm", "gate_bias", "tied", "rope_low", "rope_high",
+)  # fmt: skip
+_DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 
 
 def words_of(config: ModelConfig, sha256: str) -> dict:
     """What config.json says of a model."""
     plain = asdict(config)
     scaling = {theirs: plain[ours] for ours, theirs in _ROPE.items() if plain[ours] is not None}
-    told = {*_KEYS, *_ROPE, "ffn_mult", "kv_heads"}
+    told = {*_KEYS, *_ROPE, "ffn_mult", "kv_heads"} | {key for key in _YOUNG if plain[key] == _DEFAULTS[key]}
     return {theirs: plain[ours] for ours, theirs in _KEYS.items()} | {
         "architectures": ["RATPlus"],
         "model_type": MODEL_TYPE,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.key_heads,
-        "intermediate_size": config.ffn_mult * config.d_model,
-        "hidden_act": "gelu",
+        "intermediate_size": config.ffn_width,
+        "hidden_act": "silu" if config.ffn == "swiglu" else config.ffn,
         "rope_scaling": None if config.rope_scaling == "none" else scaling,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
         "torch_dtype": "float32",
         SHA256: sha256,
         **{f"{_OWN}{key}": value for key, value in plain.items() if key not in told},
@@ -52,16 +57,15 @@ def config_of(words: dict) -> ModelConfig:
     plain |= {key.removeprefix(_OWN): value for key, value in words.items() if key.startswith(_OWN)}
     if words.get("rope_parameters") is not None:
         raise ValueError("rope_parameters is not read; give rope_theta and rope_scaling")
-    config = ModelConfig(**plain, **_rope_of(words.get("rope_scaling")), ffn_mult=_ffn_mult(words))
+    plain |= _rope_of(words.get("rope_scaling"))
+    if "ffn_size" not in plain:
+        plain["ffn_mult"] = words["intermediate_size"] // words["hidden_size"]
+    config = ModelConfig(**plain)
     ours = words_of(config, "")
     for word in _FOLLOWS:
         if words.get(word, ours[word]) != ours[word]:
             raise ValueError(f"{word} is {words[word]!r}, where this model has {ours[word]!r}")
     return config
-
-
-def _ffn_mult(words: dict) -> int:
-    return words["intermediate_size"] // words["hidden_size"]
 
 
 def _rope_of(scaling: dict | None) -> dict:
@@ -70,7 +74,9 @@ def _rope_of(scaling: dict | None) -> dict:
         return {}
     ours = {theirs: key for key, theirs in _ROPE.items()}
     unknown = sorted(scaling.keys() - ours.keys())
-    if unknown or scaling.get("rope_type") not in ("linear", "yarn"):
+    if unknown or scaling.get("rope_type") not in ROPE_SCALINGS[1:]:
         what = f"has {unknown[0]}" if unknown else f"is of rope_type {scaling.get('rope_type')!r}"
-        raise ValueError(f"rope_scaling {what}; known are rope_type linear or yarn, {', '.join(list(ours)[1:])}")
+        raise ValueError(
+            f"rope_scaling {what}; known are rope_type {', '.join(ROPE_SCALINGS[1:])}; {', '.join(list(ours)[1:])}"
+        )
     return {ours[theirs]: value for theirs, value in scaling.items()}

@@ -245,7 +245,10 @@ def export_official(folder: str | Path, target: str | Path, force: bool = False)
     check_target(target, Path(folder))
     config, weights = map_weights(folder)
     default = ModelConfig(config.vocab_size, config.layers, config.d_model, config.d_head)
-    for key in ("kv_heads", "recurrence_chunk", "output_gate", "rope_base", "rope_scaling", "norm_eps"):
+    for key in (
+        "kv_heads", "recurrence_chunk", "output_gate", "rope_base", "rope_scaling", "norm_eps", "query_heads", "ffn",
+        "ffn_size", "qkv_bias", "out_bias", "qk_norm", "gate_bias", "tied",
+    ):  # fmt: skip
         if getattr(config, key) != getattr(default, key):
             raise CheckpointError(
                 f"{folder}: the reference layout has no place for model.{key}={getattr(config, key)} "

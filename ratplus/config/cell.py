@@ -106,7 +106,7 @@ class Config:
         for key, value in lengths.items():
             check(value is None or value <= context, f"eval.{key}", value, f"it must be ≤ train.context={context}")
         self.eval.positions.check(context)
-        patterns = self.pattern.build(self.model.layers, self.model.d_model // self.model.d_head)
+        patterns = self.pattern.build(self.model.layers, self.model.heads)
         patterns.per_kv_head(self.model.kv_heads)
         most_sinks = max(p.sinks for row in patterns for p in row)
         check(
@@ -118,4 +118,4 @@ class Config:
 
     @property
     def patterns(self) -> PatternMap:
-        return self.pattern.build(self.model.layers, self.model.d_model // self.model.d_head)
+        return self.pattern.build(self.model.layers, self.model.heads)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ratplus.config.check import check
 from ratplus.pattern import is_whole
 
+ROPE_SCALINGS = ("none", "linear", "yarn", "llama3")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -17,24 +19,35 @@ class ModelConfig:
         vocab_size: number of token ids.
         layers: number of blocks (mixer + FFN).
         d_model: width of the residual stream.
-        d_head: channels per head; d_model // d_head heads.
+        d_head: channels per head.
+        query_heads: heads of queries. None: d_model // d_head of them (which, if given, becomes None).
         kv_heads: heads of keys and values, each shared by heads // kv_heads query heads side by side: grouped-query
             attention (arXiv 2305.13245), multi-query with 1. None: as many as heads (which, if given, becomes None).
         recurrence: gated recurrence on keys and values; False is the attention-only baseline.
         recurrence_chunk: the recurrence starts anew at every position that this divides (RAT, arXiv 2507.04416); None
             lets it run over the whole sequence.
         output_gate: multiply the attention output by sigmoid(W_o x) before the output projection.
+        ffn: gelu, down(gelu(up(x))), or swiglu, down(silu(gate(x)) * up(x)) (arXiv 2002.05202).
         ffn_mult: FFN width as a multiple of d_model.
+        ffn_size: FFN width where it is no multiple of d_model; None: ffn_mult * d_model.
+        qkv_bias: a bias on queries, keys and values, as in Qwen2.
+        out_bias: a bias on the output projection.
+        qk_norm: an RMSNorm over the channels of each head of queries and keys, before recurrence and RoPE, as in Qwen3.
+        gate_bias: value at which a learned bias of each channel's forget gate starts; None: the gate has no bias.
+        tied: whether the output head is the embedding; False gives it a matrix of its own.
         rope_base: base of the rotary frequencies.
-        rope_scaling: of positions beyond those that the model was trained for: none, linear (arXiv 2306.15595) or yarn
-            (arXiv 2309.00071).
+        rope_scaling: of positions beyond those that the model was trained for: none, linear (arXiv 2306.15595), yarn
+            (arXiv 2309.00071) or llama3 (that of Llama 3.1: slow channels take the factor, fast ones do not).
         rope_factor: how many times as long the context is to be; 1 with none.
-        rope_original: context that the model was trained for, which yarn must know; None with the others.
+        rope_original: context that the model was trained for, which yarn and llama3 must know; None with the others.
+        rope_low, rope_high: of llama3 alone: channels of fewer turns than rope_low within rope_original take all of
+            the factor, those of more than rope_high none of it.
         norm_eps: epsilon of every RMSNorm.
         max_len: longest sequence that the model accepts.
 
     Raises:
-        ValueError: d_model not divisible by d_head, heads not by kv_heads, odd d_head, or a value out of range.
+        ValueError: d_model not divisible by d_head without query_heads, heads not by kv_heads, odd d_head, a setting
+            that another one leaves without effect, or a value out of range.
     """
 
     vocab_size: int
@@ -52,32 +65,66 @@ class ModelConfig:
     rope_scaling: str = "none"
     rope_factor: float = 1.0
     rope_original: int | None = None
+    query_heads: int | None = None
+    ffn: str = "gelu"
+    ffn_size: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    gate_bias: float | None = None
+    tied: bool = True
+    rope_low: float | None = None
+    rope_high: float | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "layers", "d_model", "d_head", "ffn_mult", "max_len"):
             value = getattr(self, name)
             check(is_whole(value) and value >= 1, f"model.{name}", value, "it must be a whole number ≥ 1")
+        for name in ("recurrence", "output_gate", "qkv_bias", "out_bias", "qk_norm", "tied"):
+            check(isinstance(getattr(self, name), bool), f"model.{name}", getattr(self, name), "allowed: true, false")
         check(self.d_head % 2 == 0, "model.d_head", self.d_head, "it must be even (RoPE turns pairs of channels)")
-        check(
-            self.d_model % self.d_head == 0,
-            "model.d_model",
-            self.d_model,
-            f"it must be a multiple of model.d_head={self.d_head}",
-        )
+        check_query_heads(self.query_heads, self.d_model, self.d_head)
+        check_ffn(self.ffn, self.ffn_size, self.ffn_mult)
         check(self.rope_base > 0, "model.rope_base", self.rope_base, "it must be > 0")
         check_rope(self.rope_scaling, self.rope_factor, self.rope_original, self.rope_base)
+        check_llama3(self.rope_scaling, self.rope_low, self.rope_high)
         check(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "it must be > 0")
         chunk = self.recurrence_chunk
         allowed = "it must be ≥ 1, or null" if self.recurrence else "only a model with recurrence has one; use null"
         fits = chunk is None or (self.recurrence and is_whole(chunk) and chunk >= 1)
         check(fits, "model.recurrence_chunk", chunk, allowed)
+        bias = self.gate_bias
+        allowed = (
+            "it must be a number, or null" if self.recurrence else "only a model with recurrence has one; use null"
+        )
+        check(bias is None or (self.recurrence and math.isfinite(bias)), "model.gate_bias", bias, allowed)
         check_kv_heads(self.kv_heads, self.heads)
-        if self.kv_heads == self.heads:  # one way to write it, so that equal shapes are equal
+        self._write_one_way()
+
+    def _write_one_way(self) -> None:
+        """Every shape has one way to write it, so that equal shapes are equal."""
+        if self.query_heads is not None and self.query_heads * self.d_head == self.d_model:
+            object.__setattr__(self, "query_heads", None)
+        if self.kv_heads == self.heads:
             object.__setattr__(self, "kv_heads", None)
+        if self.ffn_size is not None and self.ffn_size % self.d_model == 0:
+            object.__setattr__(self, "ffn_mult", self.ffn_size // self.d_model)
+            object.__setattr__(self, "ffn_size", None)
 
     @property
     def heads(self) -> int:
-        return self.d_model // self.d_head
+        """Heads of queries: query_heads, as a number."""
+        return self.query_heads or self.d_model // self.d_head
+
+    @property
+    def query_width(self) -> int:
+        """Channels of all heads of queries together: d_model, unless query_heads says otherwise."""
+        return self.heads * self.d_head
+
+    @property
+    def ffn_width(self) -> int:
+        """Channels within the FFN: ffn_size or ffn_mult * d_model."""
+        return self.ffn_size or self.ffn_mult * self.d_model
 
     @property
     def key_heads(self) -> int:
@@ -92,18 +139,51 @@ class ModelConfig:
 
 def check_rope(scaling: str, factor: float, original: int | None, base: float) -> None:
     """Raises ValueError unless the rotary settings make sense together: none that would be ignored is let through."""
-    check(scaling in ("none", "linear", "yarn"), "model.rope_scaling", scaling, "allowed: none, linear, yarn")
+    check(scaling in ROPE_SCALINGS, "model.rope_scaling", scaling, f"allowed: {', '.join(ROPE_SCALINGS)}")
     if scaling == "none":
-        check(factor == 1, "model.rope_factor", factor, "model.rope_scaling=none has no factor; choose linear or yarn")
+        check(factor == 1, "model.rope_factor", factor,
+              "model.rope_scaling=none has no factor; choose linear, yarn or llama3")  # fmt: skip
     else:
         allowed = f"it must be > 1: with model.rope_scaling={scaling}, so many times as long is the context to be"
         check(1 < factor < math.inf, "model.rope_factor", factor, allowed)
-    if scaling == "yarn":
+    if scaling in ("yarn", "llama3"):
         check(is_whole(original) and original >= 1, "model.rope_original", original,
-              "model.rope_scaling=yarn needs the context that the model was trained for")  # fmt: skip
-        check(base > 1, "model.rope_base", base, "with model.rope_scaling=yarn it must be > 1")
+              f"model.rope_scaling={scaling} needs the context that the model was trained for")  # fmt: skip
+        check(base > 1, "model.rope_base", base, f"with model.rope_scaling={scaling} it must be > 1")
     else:
-        check(original is None, "model.rope_original", original, "only model.rope_scaling=yarn reads it; use null")
+        check(original is None, "model.rope_original", original,
+              "only model.rope_scaling=yarn and llama3 read it; use null")  # fmt: skip
+
+
+def check_llama3(scaling: str, low: float | None, high: float | None) -> None:
+    """Raises ValueError unless llama3 has both of its borders, the lower one first, and no other scaling has any."""
+    for name, value in (("rope_low", low), ("rope_high", high)):
+        if scaling == "llama3":
+            check(value is not None and 0 < value < math.inf, f"model.{name}", value,
+                  "model.rope_scaling=llama3 needs it, > 0 (Llama 3.1: rope_low=1, rope_high=4)")  # fmt: skip
+        else:
+            check(value is None, f"model.{name}", value, "only model.rope_scaling=llama3 reads it; use null")
+    if low is not None and high is not None:
+        check(low < high, "model.rope_high", high, f"it must be > model.rope_low={low}")
+
+
+def check_query_heads(query_heads: int | None, d_model: int, d_head: int) -> None:
+    """Raises ValueError unless there is a whole number of heads."""
+    if query_heads is None:
+        check(d_model % d_head == 0, "model.d_model", d_model,
+              f"it must be a multiple of model.d_head={d_head}, or model.query_heads must tell the heads")  # fmt: skip
+    else:
+        check(is_whole(query_heads) and query_heads >= 1, "model.query_heads", query_heads,
+              "it must be a whole number ≥ 1, or null for d_model / d_head heads")  # fmt: skip
+
+
+def check_ffn(ffn: str, size: int | None, mult: int) -> None:
+    """Raises ValueError for an unknown FFN, or a width that is told twice."""
+    check(ffn in ("gelu", "swiglu"), "model.ffn", ffn, "allowed: gelu, swiglu")
+    if size is not None:
+        check(is_whole(size) and size >= 1, "model.ffn_size", size, "it must be a whole number ≥ 1, or null")
+        check(mult == ModelConfig.ffn_mult, "model.ffn_mult", mult,
+              f"model.ffn_size={size} tells the width already; leave one of the two at its default")  # fmt: skip
 
 
 def check_kv_heads(kv_heads: int | None, heads: int) -> None:
@@ -112,9 +192,8 @@ def check_kv_heads(kv_heads: int | None, heads: int) -> None:
     if kv_heads is not None and not divides:
         allowed = [n for n in range(1, heads + 1) if heads % n == 0]
         told = ", ".join(map(str, allowed))
-        check(
-            False, "model.kv_heads", kv_heads, f"it must divide the {heads} heads (d_model / d_head): {told}, or null"
-        )
+        check(False, "model.kv_heads", kv_heads,
+              f"it must divide the {heads} heads (query_heads, or d_model / d_head): {told}, or null")  # fmt: skip
 
 
 @dataclass
@@ -127,10 +206,14 @@ class ModelSection:
     """Blocks, each a mixer and an FFN. Four is the least in which hybrids of layers have something to choose from.
     Allowed: ≥ 1."""
     d_model: int = 128
-    """Width of the residual stream, in channels; a multiple of d_head. 128 trains on a CPU. Allowed: ≥ 1."""
+    """Width of the residual stream, in channels; a multiple of d_head unless query_heads is given. 128 trains on a CPU.
+    Allowed: ≥ 1."""
     d_head: int = 32
     """Channels of each head; there are d_model / d_head heads. Even, since RoPE turns pairs of channels. 32 gives a
     d_model of 128 four heads (the paper's large models: 128). Allowed: ≥ 1."""
+    query_heads: int | None = None
+    """Heads of queries, where they are not d_model / d_head (Qwen3-0.6B: 16 heads of 128 at a d_model of 1,024). Null
+    is d_model / d_head, as in the paper. Allowed: ≥ 1, null."""
     recurrence: bool = True
     """Whether keys and values pass the gated recurrence; false is the attention-only baseline. True, since RAT+ is what
     this tool is for."""
@@ -145,17 +228,42 @@ class ModelSection:
     so."""
     ffn_mult: int = 4
     """Width of the FFN, as a multiple of d_model. As in the paper. Allowed: ≥ 1."""
+    ffn: str = "gelu"
+    """Feed-forward: gelu, down(gelu(up(x))), or swiglu, down(silu(gate(x)) · up(x)) (arXiv 2002.05202), whose third
+    matrix a Llama-family model has. GELU as in the paper. Allowed: gelu, swiglu."""
+    ffn_size: int | None = None
+    """Width of the FFN in channels, where it is no multiple of d_model. Null is ffn_mult · d_model. Allowed: ≥ 1,
+    null."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have a bias, as in Qwen2. None, as in the paper."""
+    out_bias: bool = False
+    """Whether the output projection has a bias. None, as in the paper."""
+    qk_norm: bool = False
+    """Whether an RMSNorm of each head's channels follows the projection of queries and keys, as in Qwen3; it stands
+    before the recurrence. False, as in the paper."""
+    gate_bias: float | None = None
+    """Value at which a learned bias of each channel's forget gate starts: at -2, a gate of sigmoid(-2) = 0.12 keeps
+    little of the past, so a model that had no recurrence changes little. Null gives the gate no bias, as in the paper.
+    Allowed: any number, null."""
+    tied: bool = True
+    """Whether the output head is the embedding; false gives it a matrix of its own. Tied, as in the paper."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies. The paper's, and RoPE's own (arXiv 2104.09864). Allowed: > 0."""
     rope_scaling: str = "none"
     """How rotary positions reach beyond the context that the weights were trained for: linear (arXiv 2306.15595), yarn
-    (arXiv 2309.00071). None changes nothing. Allowed: none, linear, yarn."""
+    (arXiv 2309.00071), llama3 (that of Llama 3.1). None changes nothing. Allowed: none, linear, yarn, llama3."""
     rope_factor: float = 1.0
-    """How many times as long the context is to be; more than 1 with linear and yarn. 1 belongs to rope_scaling=none.
+    """How many times as long the context is to be; more than 1 with every scaling. 1 belongs to rope_scaling=none.
     Allowed: ≥ 1."""
     rope_original: int | None = None
-    """Context, in tokens, that the weights were trained for. Only yarn reads it, and needs it; null otherwise. Allowed:
-    ≥ 1, null."""
+    """Context, in tokens, that the weights were trained for. Only yarn and llama3 read it, and need it; null otherwise.
+    Allowed: ≥ 1, null."""
+    rope_low: float | None = None
+    """Turns within rope_original below which llama3 slows a channel by all of the factor (Llama 3.1: 1). Null with any
+    other scaling. Allowed: > 0, null."""
+    rope_high: float | None = None
+    """Turns within rope_original above which llama3 leaves a channel as it is (Llama 3.1: 4). Null with any other
+    scaling. Allowed: > 0, null."""
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm. As in the paper. Allowed: > 0."""
     init_std: float = 0.02
@@ -166,8 +274,15 @@ class ModelSection:
     Allowed: a folder, null."""
 
     def __post_init__(self):
-        self.kv_heads = self.build(vocab_size=1, max_len=1).kv_heads  # null where it says nothing
+        built = self.build(vocab_size=1, max_len=1)
+        for key in ("query_heads", "kv_heads", "ffn_mult", "ffn_size"):  # null where it says nothing
+            setattr(self, key, getattr(built, key))
         check(self.init_std > 0, "model.init_std", self.init_std, "it must be > 0")
+
+    @property
+    def heads(self) -> int:
+        """Heads of queries."""
+        return self.build(vocab_size=1, max_len=1).heads
 
     def build(self, vocab_size: int, max_len: int) -> ModelConfig:
         shape = {k: v for k, v in vars(self).items() if k not in ("name", "init_std", "init_from")}

@@ -19,8 +19,15 @@ _BACKWARD = 2  # gradients of inputs and of weights
 
 
 def parameters(model: ModelConfig) -> int:
-    """Trainable numbers of a model; the embedding is tied to the output head and counts once."""
-    return _matrices(model) + (2 * model.layers + 1) * model.d_model
+    """Trainable numbers of a model; an embedding that is the output head too counts once."""
+    vectors = 2 * model.d_model  # the two norms of a block
+    vectors += 2 * model.d_head if model.qk_norm else 0
+    keys = model.key_heads * model.d_head
+    vectors += model.query_width + 2 * keys if model.qkv_bias else 0
+    vectors += model.d_model if model.out_bias else 0
+    vectors += keys if model.gate_bias is not None else 0
+    embedding = 0 if model.tied else model.vocab_size * model.d_model  # apart from the head, which multiplies
+    return _matrices(model) + embedding + model.layers * vectors + model.d_model
 
 
 def forward_flops(model: ModelConfig, patterns: Pattern | PatternMap | None, length: int) -> int:
@@ -114,6 +121,11 @@ def _matrices(model: ModelConfig) -> int:
 
 def block_matrices(model: ModelConfig) -> int:
     """Numbers in the matrices of one layer."""
-    wide = 2 + model.output_gate + 2 * model.ffn_mult  # q and the output projection among them
+    queries = (2 + model.output_gate) * model.query_width  # the output projection among them
     keys = (2 + model.recurrence) * model.key_heads * model.d_head  # rows of k, v and the forget gate
-    return (wide * model.d_model + keys) * model.d_model
+    return (queries + keys + ffn_matrices(model) * model.ffn_width) * model.d_model
+
+
+def ffn_matrices(model: ModelConfig) -> int:
+    """Matrices of ffn_width x d_model in one layer."""
+    return 3 if model.ffn == "swiglu" else 2

@@ -35,14 +35,14 @@ def pattern_facts(plain: dict, model: dict, context: int) -> PatternFacts:
 
     Args:
         plain: `PatternMap.to_dict()`.
-        model: the model's shape: layers, d_model, d_head, and where they are there kv_heads and recurrence.
+        model: the model's shape: layers, d_model, d_head, and where they are there query_heads, kv_heads, recurrence.
         context: tokens of the sequence.
 
     Raises:
         KeyError, ValueError: a key of the shape is missing; pattern and shape do not fit each other.
     """
-    heads = int(model["d_model"]) // int(model["d_head"])
-    # In folders of before the key, as many heads of keys as heads.
+    # In folders of before these keys, d_model / d_head heads, and as many of keys.
+    heads = int(model.get("query_heads") or int(model["d_model"]) // int(model["d_head"]))
     kv_heads = int(model.get("kv_heads") or heads)
     shape = (int(model["layers"]), heads, kv_heads, int(model["d_head"]), bool(model.get("recurrence", False)))
     return _facts(json.dumps(plain, sort_keys=True), *shape, int(context))

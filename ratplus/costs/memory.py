@@ -17,8 +17,11 @@ _WIDE = 4
 # What a block keeps for its backward pass, counted in tensors of d_model channels a token. Inputs and outputs of both
 # norms are float32 whatever the precision.
 _WIDE_TENSORS = 4
-# These are in the precision of the products: rotated q, attention output and its gated copy, the gate, and casts.
-_NARROW_TENSORS = 6
+# These are in the precision of the products. As wide as the queries: q and rotated q, attention output. With the output
+# gate, what it is made of, the gate, and the gated output. As wide as d_model: casts of what both norms put out.
+_QUERY_TENSORS, _GATE_TENSORS, _CAST_TENSORS = 3, 3, 2
+# Of ffn_width channels, likewise: what the activation takes and gives; for SwiGLU the other factor and the product too.
+_FFN_TENSORS = {"gelu": 2, "swiglu": 4}
 # The loss keeps these float32 tensors of vocab_size channels a token: logits, log-probabilities, and their gradients.
 _LOGIT_TENSORS = 4
 # With activation checkpointing these peak alone: log-probabilities and two gradients; then, while blocks are computed
@@ -58,15 +61,16 @@ def training_memory(
     """
     size = BYTES_PER_ELEMENT[precision]
     matrices = model.layers * block_matrices(model)
-    embedding, of_block = model.vocab_size * model.d_model, block_matrices(model)
+    embedding, of_block = model.vocab_size * model.d_model, block_matrices(model)  # that of the output head, if untied
+    ends_whole = embedding if model.tied else 2 * embedding
     # Autocast keeps a copy of each matrix in the lower precision for the backward pass, or of those of a block that is
     # computed again.
     copied = (of_block if checkpointing else matrices) + embedding
     cast = copied * size if size < _WIDE and shards == 1 else 0
     # fsdp gathers a block while the next one is on its way, and has the embedding whole throughout; their gradients
     # are whole before they are summed and cut.
-    gathered = (2 * of_block * size + embedding * _WIDE) if shards > 1 else 0
-    summed = (of_block * (size + _WIDE) + embedding * _WIDE) if shards > 1 else 0
+    gathered = (2 * of_block * size + ends_whole * _WIDE) if shards > 1 else 0
+    summed = (of_block * (size + _WIDE) + ends_whole * _WIDE) if shards > 1 else 0
     channel, logits = tokens * model.d_model, tokens * model.vocab_size * _WIDE
     block = tokens * (_WIDE_TENSORS * _WIDE * model.d_model + _narrow_channels(model) * size)
     ends = 2 * channel * _WIDE  # embedding's output, final norm's output
@@ -75,7 +79,8 @@ def training_memory(
     else:
         inputs = model.layers * channel * _WIDE + ends
         # The widest gradient within a block, and that of its matrix before it is added to the sum.
-        again = block + model.ffn_mult * (channel * size + model.d_model**2 * _WIDE)
+        widest = (2 if model.ffn == "swiglu" else 1) * model.ffn_width
+        again = block + widest * (tokens * size + model.d_model * _WIDE)
         in_loss, in_block = _LOGIT_TENSORS_ALONE * logits + embedding * _WIDE, again + _LOGIT_TENSORS_LEFT * logits
         activations, logits = (inputs, in_loss) if in_loss > in_block else (inputs + again, in_block - again)
     return TrainingMemory(
@@ -89,7 +94,9 @@ def training_memory(
 
 def _narrow_channels(model: ModelConfig) -> int:
     """Channels a token that a block keeps in the precision of the products."""
-    wide = 1 + model.output_gate + 2 * model.ffn_mult + _NARROW_TENSORS  # with the projected q
+    queries = (_QUERY_TENSORS + _GATE_TENSORS * model.output_gate) * model.query_width
+    keys = model.key_heads * model.d_head
     projected = 2 + model.recurrence
     mixed = 2 if model.recurrence else 1  # k~ and v~, or the rotated k alone
-    return wide * model.d_model + (projected + mixed) * model.key_heads * model.d_head
+    ffn = _FFN_TENSORS[model.ffn] * model.ffn_width
+    return queries + _CAST_TENSORS * model.d_model + (projected + mixed) * keys + ffn

@@ -51,8 +51,8 @@ def where_it_began(model: RATPlus, tokens: Tensor, patterns: PatternMap | Patter
     finally:
         for handle in handles:
             handle.remove()
-    # The output head is the embedding's matrix again.
-    for name, part in [*parts, ("the output head", model.embed)]:
+    head = model.embed if model.head is None else model.head  # the embedding's matrix again, or one of its own
+    for name, part in [*parts, ("the output head", head)]:
         holds = [key for key, value in part.named_parameters() if not bool(torch.isfinite(value).all())]
         if bad.get(name, bool(holds) or not bool(torch.isfinite(logits).all())):
             return f"first in {name}" + (f", whose {', '.join(holds)} holds NaN or infinite numbers" if holds else "")

@@ -30,12 +30,19 @@ class Mixer(nn.Module):
         self.config = config
         # On the queries alone: keys are un-rotated by their tables later, so those must not scale.
         self.q_scale = attention_scale(config.rope_scaling, config.rope_factor)
-        # Blocks of rows in the reference order: o (output gate) and q of d each; k, v, g (forget gate) of as many as
-        # the heads of keys have channels, which is d too without grouping.
-        self.sizes = [d] * (1 + config.output_gate) + [config.key_heads * config.d_head] * (2 + config.recurrence)
+        # Blocks of rows in the reference order: o (output gate) and q of as many as the heads have channels, which is
+        # d in the paper's models; k, v, g (forget gate) of as many as the heads of keys have.
+        wide, narrow = config.query_width, config.key_heads * config.d_head
+        self.sizes = [wide] * (1 + config.output_gate) + [narrow] * (2 + config.recurrence)
         self.norm = nn.RMSNorm(d, eps=config.norm_eps)
         self.in_proj = nn.Linear(d, sum(self.sizes), bias=False)
-        self.out_proj = nn.Linear(d, d, bias=False)
+        self.out_proj = nn.Linear(wide, d, bias=config.out_bias)
+        # Of some blocks of in_proj only (qkv; g), so parameters of their own rather than the matrix's bias.
+        self.bias_rows = config.output_gate * wide, wide + 2 * narrow, config.recurrence * narrow
+        self.qkv_bias = nn.Parameter(torch.zeros(wide + 2 * narrow)) if config.qkv_bias else None
+        self.gate_bias = nn.Parameter(torch.zeros(narrow)) if config.gate_bias is not None else None
+        self.q_norm = nn.RMSNorm(config.d_head, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.d_head, eps=config.norm_eps) if config.qk_norm else None
 
     def _project(self, x_BTd: Tensor):
         """Gate [B,T,d] (or None) and q, k, v, recurrence logit (or None) as [B,H,T,d_head] views of one product.
@@ -43,13 +50,26 @@ class Mixer(nn.Module):
         k, v and logit have the heads of keys only: the recurrence never runs on copies.
         """
         z = self.in_proj(self.norm(x_BTd))
+        if self.qkv_bias is not None or self.gate_bias is not None:
+            z = z + self._in_bias(z.dtype)
         blocks = list(z.split(self.sizes, dim=-1))
         gate = blocks.pop(0) if self.config.output_gate else None
         heads = [b.unflatten(-1, (-1, self.config.d_head)).transpose(1, 2) for b in blocks]
         q, k, v = heads[:3]
+        if self.q_norm is not None and self.k_norm is not None:
+            # Before the recurrence, which averages keys as the weights were trained to have them; RoPE comes after it.
+            # The norms' weights may be of higher precision than the products under autocast.
+            q, k = self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
         if self.q_scale != 1:
             q = q * self.q_scale
         return gate, q, k, v, heads[3] if self.config.recurrence else None
+
+    def _in_bias(self, dtype: torch.dtype) -> Tensor:
+        """What is added to the rows of in_proj: those of q, k and v have a bias, or those of g, or both; o has none."""
+        given = None, self.qkv_bias, self.gate_bias
+        some = next(bias for bias in given if bias is not None)
+        parts = [some.new_zeros(rows) if bias is None else bias for bias, rows in zip(given, self.bias_rows)]
+        return torch.cat(parts).to(dtype)
 
     def _finish(self, x_BTd: Tensor, y_BHTd: Tensor, gate: Tensor | None) -> Tensor:
         y = y_BHTd.transpose(1, 2).flatten(-2)
@@ -124,17 +144,22 @@ def _over_heads(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
 
 
 class FeedForward(nn.Module):
-    """Pre-norm GELU feed-forward with residual."""
+    """Pre-norm feed-forward with residual: GELU, or SwiGLU, whose `up` has the rows of the gate first."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         d = config.d_model
         self.norm = nn.RMSNorm(d, eps=config.norm_eps)
-        self.up = nn.Linear(d, config.ffn_mult * d, bias=False)
-        self.down = nn.Linear(config.ffn_mult * d, d, bias=False)
+        self.gated = config.ffn == "swiglu"
+        self.up = nn.Linear(d, (1 + self.gated) * config.ffn_width, bias=False)
+        self.down = nn.Linear(config.ffn_width, d, bias=False)
 
     def forward(self, x_BTd: Tensor) -> Tensor:
-        return x_BTd + self.down(F.gelu(self.up(self.norm(x_BTd))))
+        z = self.up(self.norm(x_BTd))
+        if self.gated:
+            gate, up = z.chunk(2, dim=-1)
+            return x_BTd + self.down(F.silu(gate) * up)
+        return x_BTd + self.down(F.gelu(z))
 
 
 class Block(nn.Module):
@@ -153,7 +178,8 @@ class Network(nn.Module):
     Args:
         config: shape of the model; `recurrence=False` gives the attention-only baseline.
 
-    The embedding is tied to the output head. Weights start at N(0, 0.02), norms at 1.
+    The output head is the embedding, or `head` where `config.tied` is false. Weights start at N(0, 0.02), norms at 1,
+    biases at 0, those of forget gates at `config.gate_bias`.
     """
 
     def __init__(self, config: ModelConfig):
@@ -162,6 +188,7 @@ class Network(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
         # Keep only each block's input for the backward pass, and compute the block again there
         # (ratplus.training.blocks).
@@ -174,7 +201,10 @@ class Network(nn.Module):
         return cast("list[Block]", list(self.layers))
 
     def reset_parameters(self, seed: int | None = None, std: float = 0.02) -> None:
-        """Draw every matrix from N(0, std^2); with a seed, from a CPU generator of its own (same on every device)."""
+        """Draw every matrix from N(0, std^2); with a seed, from a CPU generator of its own (same on every device).
+
+        Norms start at 1 and biases at 0, those of forget gates at what the config says.
+        """
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for module in self.modules():
@@ -184,8 +214,16 @@ class Network(nn.Module):
                     else:
                         drawn = torch.empty(module.weight.shape).normal_(0.0, std, generator=generator)
                         module.weight.copy_(drawn)
+                    if isinstance(module, nn.Linear) and module.bias is not None:
+                        module.bias.zero_()
                 elif isinstance(module, nn.RMSNorm):
                     module.weight.fill_(1.0)
+                elif isinstance(module, Mixer):
+                    if module.qkv_bias is not None:
+                        module.qkv_bias.zero_()
+                    start = self.config.gate_bias
+                    if module.gate_bias is not None and start is not None:
+                        module.gate_bias.fill_(start)
 
     # ---- patterns and tables -----------------------------------------------------------------------------------
 
@@ -219,8 +257,9 @@ class Network(nn.Module):
                 positions = torch.arange(self.config.max_len, device=device)
                 c = self.config
                 self._rope[device] = rope_tables(
-                    positions, c.d_head, c.rope_base, c.rope_scaling, c.rope_factor, c.rope_original
-                )
+                    positions, c.d_head, c.rope_base, c.rope_scaling, c.rope_factor, c.rope_original, c.rope_low,
+                    c.rope_high,
+                )  # fmt: skip
         return self._rope[device]
 
     # ---- full forward ------------------------------------------------------------------------------------------
@@ -248,7 +287,7 @@ class Network(nn.Module):
         return self._head(x)
 
     def _head(self, x: Tensor) -> Tensor:
-        return F.linear(self.norm(x), self.embed.weight)
+        return F.linear(self.norm(x), (self.embed if self.head is None else self.head).weight)
 
     def check_length(self, length: int) -> None:
         """Raises ValueError if the model can't take so many tokens."""

@@ -1,7 +1,8 @@
 """Rotary position embedding, half-split form (channel i turns with channel i + d/2). Source: arXiv 2104.09864.
 
 A model used beyond the context that it was trained for may turn more slowly: `linear` divides every angle by the factor
-(arXiv 2306.15595), `yarn` only those of channels that never made a whole turn (arXiv 2309.00071).
+(arXiv 2306.15595), `yarn` only those of channels that never made a whole turn (arXiv 2309.00071), `llama3` likewise
+with a ramp that is linear in a channel's turns (Llama 3.1; the form is that of Meta's public code).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def rope_tables(
     scaling: str = "none",
     factor: float = 1.0,
     original: int | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle position * frequency, float32, shape [*positions.shape, d_head].
 
@@ -30,7 +33,7 @@ def rope_tables(
     cos^2 + sin^2 = 1 under every scaling, since the scan's backward pass un-rotates with the same tables; YaRN's
     temperature is the caller's (`attention_scale`).
     """
-    frequency = rope_frequencies(d_head, base, scaling, factor, original, positions.device)
+    frequency = rope_frequencies(d_head, base, scaling, factor, original, positions.device, low, high)
     angle = positions.to(torch.float32)[..., None] * frequency
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
@@ -43,6 +46,8 @@ def rope_frequencies(
     factor: float = 1.0,
     original: int | None = None,
     device: torch.device | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Tensor:
     """Radians a position of each pair of channels, float32 [d_head / 2]: base^(-2i/d_head), scaled."""
     pair = torch.arange(0, d_head, 2, dtype=torch.float32, device=device)
@@ -51,8 +56,14 @@ def rope_frequencies(
         return frequency
     if scaling == "linear":
         return frequency / factor
-    assert scaling == "yarn", scaling  # ModelConfig sees to it, and that yarn has `original`
-    assert original is not None
+    assert original is not None  # ModelConfig sees to it
+    if scaling == "llama3":
+        assert low is not None
+        assert high is not None
+        turns = original * frequency / (2 * math.pi)  # that a channel makes within the trained context
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return (1 - kept) * frequency / factor + kept * frequency
+    assert scaling == "yarn", scaling
     # The paper's ramp is linear in a channel's turns; that of its authors' code, and of all others
     # since, is linear in the channel's number, between whole channels. A model must mean the same here as there.
     first = max(math.floor(_channel_of(_MANY_TURNS, d_head, base, original)), 0)

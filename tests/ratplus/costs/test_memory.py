@@ -40,6 +40,15 @@ def test_training_memory_where_heads_share_keys(precision, kv_heads):
     assert estimate.total == pytest.approx(measured_peak(config, 2, 512, precision), rel=0.1)
 
 
+def test_training_memory_of_a_llama():
+    config = ModelConfig(
+        vocab_size=500, layers=4, d_model=256, d_head=32, recurrence=False, output_gate=False, ffn="swiglu",
+        ffn_size=700, kv_heads=2, query_heads=12, tied=False,
+    )  # fmt: skip
+    estimate = training_memory(config, parameters(config), 1024, "float32")
+    assert estimate.total == pytest.approx(measured_peak(config, 2, 512, "float32"), rel=0.1)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize(
     ("recurrence", "layers", "d_model", "vocab", "length"),
