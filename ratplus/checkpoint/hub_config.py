@@ -15,14 +15,15 @@ _KEYS = {
     "max_len": "max_position_embeddings",
 }  # fmt: skip
 # Ours, theirs: of one dict, `rope_scaling`, which is null without scaling.
-_ROPE = {"rope_scaling": "rope_type", "rope_factor": "factor", "rope_original": "original_max_position_embeddings"}
+_ROPE = {
+    "rope_scaling": "rope_type", "rope_factor": "factor", "rope_original": "original_max_position_embeddings",
+    "rope_low": "low_freq_factor", "rope_high": "high_freq_factor",
+}  # fmt: skip
 # Which our keys do not hold, or hold in another form: a config.json may not say other than the model is.
 _FOLLOWS = ("hidden_act", "tie_word_embeddings", "num_attention_heads", "intermediate_size")
 _OWN = "ratplus_"  # before what has no word of the hub's own
 # Written only where they are not as in every model of before these keys, so that those are exported as ever.
-_YOUNG = (
-    "query_heads", "ffn", "ffn_size", "qkv_bias", "out_bias", "qk_norm", "gate_bias", "tied", "rope_low", "rope_high",
-)  # fmt: skip
+_YOUNG = ("query_heads", "ffn", "ffn_size", "qkv_bias", "out_bias", "qk_norm", "gate_bias", "tied")
 _DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 
 

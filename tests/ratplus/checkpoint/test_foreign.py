@@ -216,6 +216,16 @@ def test_weights_that_are_not_those_that_were_exported(split, tmp_path):
             {"rope_scaling": "yarn", "rope_factor": 2.0, "rope_original": 64},
             {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
         ),
+        (
+            {"rope_scaling": "llama3", "rope_factor": 2.0, "rope_original": 64, "rope_low": 1.0, "rope_high": 4.0},
+            {
+                "rope_type": "llama3",
+                "factor": 2.0,
+                "original_max_position_embeddings": 64,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            },
+        ),
     ],
 )
 def test_rotary_scaling_in_the_hubs_words(tmp_path, rope, words):
@@ -229,7 +239,8 @@ def test_rotary_scaling_in_the_hubs_words(tmp_path, rope, words):
             export_official(ours, tmp_path / "m.pt")
     for other, message in (
         ({"rope_type": "default", "factor": 8.0}, "rope_scaling is of rope_type 'default'; known are"),
-        ({"rope_type": "llama3", "factor": 8.0}, "rope_scaling is of rope_type 'llama3'; known are"),
+        ({"rope_type": "dynamic", "factor": 8.0}, "rope_scaling is of rope_type 'dynamic'; known are"),
+        ({"rope_type": "llama3", "factor": 8.0}, "model.rope_original: got None; model.rope_scaling=llama3 needs"),
         ({"rope_type": "yarn", "factor": 8.0, "beta_fast": 16}, "rope_scaling has beta_fast; known are"),
     ):
         (tmp_path / "hub" / "config.json").write_text(json.dumps(told | {"rope_scaling": other}))
@@ -248,6 +259,18 @@ def test_rotary_scaling_in_the_hubs_words(tmp_path, rope, words):
     old = {key: value for key, value in told.items() if key not in ("rope_scaling", "weights_sha256")}
     (tmp_path / "hub" / "config.json").write_text(json.dumps(old))
     assert read_foreign(tmp_path / "hub").config == ModelConfig(11, 1, 16, 8, rope_base=5e5, max_len=128)
+
+
+def test_llama_shapes_in_the_hubs_words(tmp_path):
+    words = {"query_heads": 3, "ffn": "swiglu", "ffn_size": 44, "qkv_bias": True, "gate_bias": -2.0, "tied": False}
+    ours = save(RATPlus(ModelConfig(11, 1, 16, 8, max_len=128, **words)), tmp_path / "ours")
+    export_hf(ours, tmp_path / "hub")
+    told = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert (told["num_attention_heads"], told["hidden_act"], told["intermediate_size"]) == (3, "silu", 44)
+    assert told["tie_word_embeddings"] is False
+    assert contents(bring_in(tmp_path / "hub", tmp_path / "back")) == contents(ours)
+    with pytest.raises(CheckpointError, match=r"no place for model\.query_heads=3"):
+        export_official(ours, tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
