@@ -10,6 +10,7 @@ from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
 from ratplus.records.reading import read_json
 from ratplus.records.record import RECORD_FILE, RecordError, read_record
+from ratplus.records.stand_ins import stand_in_file
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -21,6 +22,12 @@ _FREE = ("max_len", "rope")
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or of another architecture."""
+
+
+def refuse_stand_in(path: Path) -> None:
+    """Raise CheckpointError for a file that only stands for weights, such as a pointer of Git LFS."""
+    if what := stand_in_file(path):
+        raise CheckpointError(f"{path}: this is {what}")
 
 
 def read_facts(folder: Path) -> tuple[ModelConfig, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ratplus.checkpoint.facts import CONFIG_FILE, FORMAT, WEIGHTS_FILE, CheckpointError, read_facts
+from ratplus.checkpoint.facts import CONFIG_FILE, FORMAT, WEIGHTS_FILE, CheckpointError, read_facts, refuse_stand_in
 from ratplus.checkpoint.tensor_file import Lazy, check_shapes, map_safetensors, read_into, write_safetensors
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus, empty_model
@@ -57,6 +57,7 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> RATPlus:
     except CheckpointError:
         intact = False
     if not intact:
+        refuse_stand_in(path)
         raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
     return model
 
@@ -79,6 +80,7 @@ def map_weights(folder: str | Path, sha256: str | None = None) -> tuple[ModelCon
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
     if not intact:
+        refuse_stand_in(path)
         raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
     weights = map_safetensors(path)
     check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)

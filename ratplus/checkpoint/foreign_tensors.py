@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ratplus.checkpoint.facts import CheckpointError
+from ratplus.checkpoint.facts import CheckpointError, refuse_stand_in
 
 
 def map_foreign(path: Path) -> dict[str, Tensor]:
@@ -23,4 +23,5 @@ def map_foreign(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict: it has no iterator)
     except (SafetensorError, OSError) as error:
+        refuse_stand_in(path)
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None

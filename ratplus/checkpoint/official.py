@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ratplus.checkpoint.facts import CheckpointError
+from ratplus.checkpoint.facts import CheckpointError, refuse_stand_in
 from ratplus.checkpoint.folder import map_weights, shapes_of
 from ratplus.checkpoint.foreign_tensors import map_foreign
 from ratplus.checkpoint.targets import check_file, check_target
@@ -32,6 +32,9 @@ LAYER_KEYS = {
 }
 EMBED, HEAD, NORM = "embedding.wte.weight", "head.lm_head.weight", "backbone.ln.weight"
 LAYER_PREFIX, _IN, _GATE = "backbone.layers.", "seq_layer.in_proj.weight", "seq_layer.fgate_proj.weight"
+# Where trainers put the weights, the likeliest first; of others there may be only one.
+_PLACES = ("", "task", "state_dict", "model", "model_state_dict", "module")
+_DEEPEST = 4  # levels of dicts that are looked through
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (layers, d_model) -> name and channels per head of the paper's models.
 _PAPER = {(24, 2048): ("1.5B", 128), (28, 2560): ("2.6B", 128), (32, 4096): ("7.6B", 128)}
@@ -79,15 +82,7 @@ def read_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4
         where, state = "state_dict", source
     else:
         where, state = str(source), _read_file(Path(source))
-    if isinstance(state.get("task"), dict):
-        state = state["task"]
-    state = {k.replace("_orig_mod.", ""): v for k, v in state.items() if isinstance(v, Tensor)}
-    # A checkpoint of the whole task object keeps the model one level down.
-    if EMBED not in state:
-        inner = {k.partition(".")[2]: v for k, v in state.items()}
-        state = inner if EMBED in inner else state
-    if EMBED not in state:
-        raise CheckpointError(f"{where}: not in the reference layout ({EMBED} is missing)")
+    state = _weights_in(state, where)
     check_numbers(state, where)
 
     layers = _split_layers(state, where)
@@ -102,12 +97,49 @@ def read_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4
     return Checkpoint(config, own)
 
 
+def _weights_in(state: dict, where: str) -> dict[str, Tensor]:
+    """The weights of a checkpoint by the layout's keys, wherever in it they are.
+
+    Trainers put them beside other things, under a key such as "task", "state_dict" or "model", and wrappers of modules
+    put their own names before each key.
+    """
+    found, seen = {}, set()
+    level = {"": state}
+    for _ in range(_DEEPEST):
+        for name, plain in level.items():
+            tensors = {str(k).replace("_orig_mod.", ""): v for k, v in plain.items() if isinstance(v, Tensor)}
+            if key := next((key for key in tensors if key == EMBED or key.endswith(f".{EMBED}")), None):
+                found[name] = _without_prefix(tensors, key.removesuffix(EMBED), where)
+        below = {
+            f"{n}.{k}".lstrip("."): v for n, plain in level.items() for k, v in plain.items() if isinstance(v, dict)
+        }
+        # A dict that stands under many names is looked into once, or a small file could make this endless.
+        level = {name: plain for name, plain in {id(v): (n, v) for n, v in below.items() if id(v) not in seen}.values()}
+        seen |= {id(plain) for plain in level.values()}
+    if not found:
+        holds = ", ".join(str(key)[:40] for key in list(state)[:4]) or "nothing"
+        raise CheckpointError(f"{where}: not in the reference layout ({EMBED} is missing; it holds {holds})")
+    chosen = next((name for name in _PLACES if name in found), None)
+    if chosen is None and len(found) > 1:
+        raise CheckpointError(
+            f"{where}: holds several models ({', '.join(found)}); save the one that is meant under state_dict"
+        )
+    return found[next(iter(found)) if chosen is None else chosen]
+
+
+def _without_prefix(tensors: dict[str, Tensor], prefix: str, where: str) -> dict[str, Tensor]:
+    if stranger := next((key for key in tensors if not key.startswith(prefix)), None):
+        raise CheckpointError(f"{where}: unknown key {stranger}")
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
 def _read_file(path: Path) -> dict:
     if path.suffix == ".safetensors":
         try:
             return map_foreign(path)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None
+    refuse_stand_in(path)
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratplus.checkpoint.facts import CheckpointError
+from ratplus.checkpoint.facts import CheckpointError, refuse_stand_in
 from ratplus.records.atomic import new_file
 from ratplus.records.reading import parse_json
 
@@ -120,6 +120,7 @@ def _read_header(path: Path) -> tuple[dict[str, _Place], bytes]:
                 raise ValueError(f"{name} has {place.bytes} bytes")
             places[name] = place
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        refuse_stand_in(path)
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
     return places, begin + text
 

@@ -83,6 +83,10 @@ class DataSection:
     """Largest share of characters that may not come back when the tokenizer's ids are decoded (a sample is looked at);
     more is refused. A thousandth, since rare symbols are no loss that a model would notice, while a tokenizer without
     byte fallback may drop whole scripts. Allowed: 0 to 1."""
+    longest_mib: int = 64
+    """Longest line of JSONL, and longest text of a parquet row, that is read, in MiB; a longer one is refused. It is in
+    memory several times over: about 7 times with bytes. Text files need no limit, since they are cut. Allowed: 1 to
+    1024."""
     split: str = "hash"
     """What is held out: hash (documents, by a hash of their text) or file (the last validation_files files). By hash,
     so that a document is held out whichever file it lies in. Allowed: hash, file."""
@@ -123,6 +127,7 @@ class DataSection:
             "it must be between 0 and 1",
         )
         check(0 <= self.lossy <= 1, "data.lossy", self.lossy, "it must be from 0 to 1")
+        check(1 <= self.longest_mib <= 1024, "data.longest_mib", self.longest_mib, "it must be from 1 to 1024")
         check(self.split in ("hash", "file"), "data.split", self.split, "allowed: hash, file")
         eos = self.eos
         is_id = is_whole(eos) and eos >= 0

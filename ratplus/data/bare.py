@@ -18,6 +18,7 @@ from ratplus.data.corpus import (
     write_manifest,
 )
 from ratplus.data.tokenizer import Tokenizer, load_tokenizer
+from ratplus.records.stand_ins import stand_in_file
 
 
 def write_bare(data: DataSection, folder: Path) -> Path:
@@ -108,6 +109,8 @@ def _describe(path: Path, key: str, dtype: str, tokenizer: dict, verified: Verif
         size = path.stat().st_size
     except OSError:
         raise CorpusError(f"{key}={path}: no such file") from None
+    if what := stand_in_file(path):
+        raise CorpusError(f"{key}={path}: this is {what}")
     if size == 0 or size % width:
         raise CorpusError(f"{key}={path}: {size} bytes are no stream of {dtype} ids")
     with path.open("rb") as file:

@@ -22,6 +22,7 @@ from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from ratplus.pattern import is_whole
 from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import read_json
+from ratplus.records.stand_ins import stand_in_file
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -252,6 +253,8 @@ def open_corpus(folder: str | Path, elsewhere: bool = False) -> Corpus:
 
 def _open_part(facts: dict, path: Path, dtype: str, vocab: int, verified: Verified) -> np.ndarray:
     size = path.stat().st_size
+    if size != facts["bytes"] and (what := stand_in_file(path)):
+        raise CorpusError(f"{path}: this is {what}")
     if size != facts["bytes"]:
         raise CorpusError(f"{path}: holds {size} bytes, the manifest says {facts['bytes']}: truncated? {_REDO}")
     stream = np.memmap(path, dtype=dtype, mode="r")

@@ -17,7 +17,7 @@ from pathlib import Path
 from ratplus.config.data import DataSection
 from ratplus.data.bare import check_bare, write_bare
 from ratplus.data.corpus import MANIFEST_FILE, Corpus, CorpusError, open_corpus, read_manifest, write_corpus
-from ratplus.data.prepare.inputs import TEXT_SUFFIXES, Input, list_inputs
+from ratplus.data.prepare.inputs import TEXT_SUFFIXES, Input, check_head, list_inputs
 from ratplus.data.prepare.shards import Settings, write_shards
 from ratplus.data.python_text import ARCHIVE, collect
 from ratplus.data.round_trip import RoundTrip, check_loss
@@ -97,6 +97,7 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
             raise _changed(data, folder)
         return folder
     assert tokenizer is not None
+    _check_heads([Input(name, str(path), path.stat().st_size) for name, path in files], say or _to_stderr)
     documents = _watched(_read_documents(files, data.validation_fraction), tokenizer, data, say)
     return write_corpus(
         folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
@@ -181,11 +182,18 @@ def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer | None,
         _same_files(data, folder, inputs)
         return folder
     assert tokenizer is not None  # only what is made already needs none
+    _check_heads(inputs, say)
     settings = Settings(data.column, data.separator, data.split, data.validation_fraction, data.validation_files)
     source = {"name": data.source}
     if data.source == "hub":
         source |= {"data_set": data.path, "commit": inputs[0].path.partition("@")[2].partition("/")[0]}
-    return write_shards(folder, inputs, settings, tokenizer, data.workers, source, say, data.lossy)
+    return write_shards(folder, inputs, settings, tokenizer, data.workers, source, say, data.lossy, data.longest_mib)
+
+
+def _check_heads(inputs: list[Input], say: Callable[[str], None]) -> None:
+    notes = [note for item in inputs if (note := check_head(item))]
+    if notes:
+        say(notes[0] + (f"; {len(notes) - 1} more files do so" if notes[1:] else ""))
 
 
 def _same_files(data: DataSection, folder: Path, inputs: list[Input]) -> None:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from ratplus.records.lines import first_line
 from ratplus.records.reading import read_json
+from ratplus.records.stand_ins import head_of, stand_in
 
+# The most characters that a tokenizer's library gets as one text.
+PIECE = 1 << 18
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n")
+_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 # What tokenizer files call the end of a text, most specific first.
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 
@@ -74,6 +80,21 @@ class _FileTokenizer:
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, without end-of-text.
+
+        A text of more than PIECE characters is encoded in pieces, since the libraries need hundreds of bytes for each
+        character of a text. Pieces end before a single space between words, where tokenizers part text anyway.
+        """
+        if all(len(text) <= PIECE for text in texts):
+            return self._encode(texts)
+        encoded: list[np.ndarray] = []
+        for text in texts:
+            # One piece at a time: each may be as long as all other texts together.
+            parts = [self._encode([part])[0] for part in _pieces(text)]
+            encoded.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        return encoded
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
         raise NotImplementedError
 
 
@@ -99,8 +120,7 @@ class HuggingFaceTokenizer(_FileTokenizer):
             raise TokenizerError(f"{path}: its vocabulary is empty")
         super().__init__(path, max(vocabulary.values()) + 1, _eos_id(path, vocabulary, eos))
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, without end-of-text."""
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
         try:
             encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except BaseException as error:
@@ -132,8 +152,7 @@ class SentencePieceTokenizer(_FileTokenizer):
             eos = self._processor.eos_id()
         super().__init__(path, self._processor.vocab_size(), _eos_id(path, pieces, eos))
 
-    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, without end-of-text."""
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
         try:
             encoded = self._processor.encode(texts, num_threads=1)
         except Exception as error:
@@ -147,6 +166,20 @@ class SentencePieceTokenizer(_FileTokenizer):
             return self._processor.decode(own)
         except Exception as error:
             raise _cannot(self.file, "decode ids", error) from None
+
+
+def _pieces(text: str) -> list[str]:
+    if len(text) <= PIECE:
+        return [text]
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        # Most texts have a space within the last few words; one without any is cut wherever the piece ends.
+        last = start + PIECE
+        spaces = [found.start() for found in _BETWEEN_WORDS.finditer(text, last - min(PIECE // 2, 4096), last)]
+        end = spaces[-1] if spaces else last
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
@@ -181,6 +214,14 @@ def load_tokenizer(which: str | Path | None, eos: str | int | None = None) -> To
         path = found[0]
     if not path.is_file():
         raise TokenizerError(f"data.tokenizer={path}: no such file; allowed: bytes, a tokenizer.json, or a .model")
+    head = head_of(path)
+    if what := stand_in(head):
+        raise TokenizerError(f"data.tokenizer={path}: this is {what}")
+    if path.suffix == ".model" and _TIKTOKEN.match(head):
+        raise TokenizerError(
+            f"data.tokenizer={path}: a vocabulary of tiktoken (as LLaMA 3's tokenizer.model is), not SentencePiece; "
+            "give the tokenizer.json of the same model"
+        )
     try:
         if path.suffix == ".model":
             return SentencePieceTokenizer(path, eos)

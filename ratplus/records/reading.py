@@ -14,10 +14,16 @@ import stat
 from pathlib import Path
 from typing import IO, Any
 
+from ratplus.records.stand_ins import HEAD_BYTES, stand_in
+
 # The largest files of ours: sweep.json of 10,000 cells has 60 MB.
 MOST_BYTES = 512 << 20
 MOST_DEPTH = 64
 _LINK = "is a link, and links within a folder that may come from somebody else are not followed"
+
+
+class StandIn(ValueError):
+    """A file only stands for the data (`stand_ins`)."""
 
 
 class LinkError(ValueError):
@@ -60,11 +66,19 @@ def read_json(path: str | Path, follow: bool = True, most: int = MOST_BYTES) -> 
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, which raises a ValueError too for what is nested deeper than MOST_DEPTH."""
+    """`json.loads`, which raises a ValueError too for what is nested deeper than MOST_DEPTH.
+
+    Of a file that only stands for another (`stand_ins`) the error says so.
+    """
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(f"nested deeper than {MOST_DEPTH}") from None
+    except ValueError:
+        head = text[:HEAD_BYTES]
+        if what := stand_in(head.encode(errors="replace") if isinstance(head, str) else head):
+            raise StandIn(f"this is {what}") from None
+        raise
     level, depth = [value], 1
     while level := [
         item

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ratplus.records.atomic import write_atomically
-from ratplus.records.reading import parse_json, read_text
+from ratplus.records.reading import StandIn, parse_json, read_text
 from ratplus.records.secrets import safe_environment, scrub, scrub_tree, scrub_words
 
 FORMAT = 1
@@ -202,6 +202,8 @@ def read_record(folder: Path) -> Record | None:
         record = parse_json(text)
         stored = record["checksum"]
         record["format"]
+    except StandIn as error:
+        raise RecordError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError):
         raise RecordError(f"{path}: not a whole record (truncated or edited); delete it and run again") from None
     if record.get("format") != FORMAT:

@@ -110,6 +110,7 @@ def science(entry: Entry) -> dict:
         "data.source",
         "data.workers",
         "data.lossy",
+        "data.longest_mib",
         "model.name",
     ):
         flat.pop(key, None)

@@ -15,7 +15,7 @@ from ratplus.sweeps.define.grid import override_value
 from ratplus.sweeps.define.mistakes import UsageError
 
 # Keys that decide no result, or that follow from other keys.
-_IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers", "data.lossy")
+_IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers", "data.lossy", "data.longest_mib")
 
 
 def command(entry: Entry, stage: str, folder: str, threads: int | None = None) -> str:

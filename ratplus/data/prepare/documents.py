@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from ratplus.data.corpus import CorpusError
@@ -16,25 +17,36 @@ from ratplus.records.reading import parse_json
 BATCH_CHARACTERS = 1 << 20
 # Bytes of zstd that are unpacked at once, to at most some 20,000 times as many.
 _CHUNK = 1 << 12
-# A longer document of a text file is cut at a line's end: nobody can say what else one file of gigabytes would be.
+# Bytes of other files that are read at once.
+_READ = 1 << 16
+# The largest distance back that zstd's format allows.
+_WINDOW = 1 << 31
+# A longer document of a text file is cut at a line's end, a longer line within it before a space: nobody can say what
+# else one file of gigabytes would be.
 LONGEST_TEXT = 4 << 20
-# A longer line is refused: it is in memory several times over.
-LONGEST_LINE = 64 << 20
+# Of parquet, about so many bytes of text are read at once; rows may hold a word or a book.
+_ROWS_BYTES = 8 << 20
 
 
-def batches(source: Input, column: str, separator: str | None) -> Iterator[tuple[list[str], int]]:
+def batches(
+    source: Input, column: str, separator: str | None, longest: int = 64 << 20
+) -> Iterator[tuple[list[str], int]]:
     """(documents, input bytes read so far) of a file, in its order; documents without any text are left out.
 
     Args:
         column: of parquet and JSON lines, the one that holds the text.
         separator: of text, the line between two documents.
+        longest: bytes of the longest line of JSON, and of the longest text of a parquet row, that is read.
 
     Raises:
         CorpusError: a damaged file or line, an unknown column, text that is not UTF-8, or a missing library.
     """
     try:
         with source.open() as raw:
-            documents = _READERS[source.kind](source, raw, column, separator)
+            if source.kind == "text":
+                documents = _text(source, raw, separator)
+            else:
+                documents = (_parquet if source.kind == "parquet" else _jsonl)(source, raw, column, longest)
             batch, characters = [], 0
             for text, done in documents:
                 if not text:
@@ -52,7 +64,7 @@ def batches(source: Input, column: str, separator: str | None) -> Iterator[tuple
         raise CorpusError(f"{source.name}: cannot be read ({error.strerror or error})") from None
 
 
-def _parquet(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[tuple[str, int]]:
+def _parquet(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[tuple[str, int]]:
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -68,28 +80,57 @@ def _parquet(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[
         kinds = {field.name: field.type for field in file.schema_arrow}
         if column not in kinds:
             raise CorpusError(f"data.column={column}: {source.name} has no such column; it has {', '.join(kinds)}")
-        if not (arrow.types.is_string(kinds[column]) or arrow.types.is_large_string(kinds[column])):
+        if not _is_text(kinds[column]):
             raise CorpusError(f"data.column={column}: in {source.name} it holds {kinds[column]}, not text")
         rows, groups = 0, file.num_row_groups
         for group in range(groups):
-            for part in file.iter_batches(batch_size=256, row_groups=[group], columns=[column], use_threads=False):
+            at_once = _rows_at_once(file.metadata.row_group(group), column)
+            for part in file.iter_batches(batch_size=at_once, row_groups=[group], columns=[column], use_threads=False):
                 done = source.bytes * rows // max(file.metadata.num_rows, 1)
-                rows += part.num_rows
-                for text in part.column(0).to_pylist():
+                for index, text in enumerate(part.column(0).to_pylist(), start=rows):
+                    if text is not None and len(text) > longest:
+                        raise CorpusError(
+                            f"{source.name}, row {index}: a text longer than data.longest_mib={longest >> 20} MiB; cut "
+                            "it into rows, or give a higher data.longest_mib"
+                        )
                     yield text, done
+                rows += part.num_rows
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{source.name}: damaged parquet file, row group {group} ({first_line(error)})") from None
 
 
-def _jsonl(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[tuple[str, int]]:
-    for number, line in enumerate(_unpacked(source, raw), start=1):
+def _is_text(kind) -> bool:
+    """Whether a column's type is text, in whichever of Arrow's encodings."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):  # a category of pandas'
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _rows_at_once(group, column: str) -> int:
+    """Rows of a row group that are read at once; fewer where they are long."""
+    sizes = [group.column(i) for i in range(group.num_columns)]
+    size = next((facts.total_uncompressed_size for facts in sizes if facts.path_in_schema == column), 0)
+    return max(1, min(256, _ROWS_BYTES * group.num_rows // max(size, 1)))
+
+
+def _jsonl(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[tuple[str, int]]:
+    first = True
+    for number, line, _ in _lines(source, raw, _Limit(longest, cut=False)):
         if not line.strip():
             continue
         where = f"{source.name}, line {number}"
         try:
             row = parse_json(line)
         except ValueError as error:  # of JSON and of UTF-8
+            if first and line.strip() in (b"[", b"{"):
+                raise CorpusError(
+                    f"{source.name}: one JSON value over several lines; what is read is one object a line: "
+                    f"jq -c '.[]' {source.name} > {source.name}l"
+                ) from None
             raise CorpusError(f"{where}: not JSON ({first_line(error)})") from None
+        first = False
         if not isinstance(row, dict):
             raise CorpusError(f"{where}: holds a {type(row).__name__}; every line must be an object with a text")
         if column not in row:
@@ -107,79 +148,120 @@ def _jsonl(source: Input, raw: BinaryIO, column: str, _separator) -> Iterator[tu
         yield text, raw.tell()
 
 
-def _text(source: Input, raw: BinaryIO, _column, separator: str | None) -> Iterator[tuple[str, int]]:
+def _text(source: Input, raw: BinaryIO, separator: str | None) -> Iterator[tuple[str, int]]:
     lines, characters = [], 0
-    for number, line in enumerate(_unpacked(source, raw), start=1):
+    begin = True  # whether what comes next begins a line
+    for number, part, ends in _lines(source, raw, _Limit(LONGEST_TEXT, cut=True)):
         try:
             # A byte-order mark at the file's start is no text.
-            line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            line = part.decode("utf-8-sig" if number == 1 and begin else "utf-8")
         except UnicodeDecodeError as error:
             raise CorpusError(f"{source.name}, line {number}: not UTF-8 text ({error.reason})") from None
-        between = separator is not None and line.rstrip("\r\n") == separator
+        between = separator is not None and begin and ends and line.rstrip("\r\n") == separator
         if not between:
             lines.append(line)
             characters += len(line)
-        if between or characters >= LONGEST_TEXT:
+        if between or not ends or characters >= LONGEST_TEXT:
             yield "".join(lines), raw.tell()
             lines, characters = [], 0
+        begin = ends
     yield "".join(lines), source.bytes
 
 
-_READERS = {"parquet": _parquet, "jsonl": _jsonl, "text": _text}
+# ---- lines ---------------------------------------------------------------------------------------------------------
 
 
-def _unpacked(source: Input, raw: BinaryIO) -> Iterable[bytes]:
-    """The lines of a file, as bytes."""
-    if source.packed == ".zst":
-        return _unzstd(source, raw)
-    return _bounded(source, gzip.GzipFile(fileobj=raw) if source.packed == ".gz" else raw)
+@dataclass
+class _Limit:
+    """The most bytes that are held as one line: a longer one is refused, or cut."""
+
+    bytes: int
+    cut: bool
 
 
-def _bounded(source: Input, file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
-    """Lines of a file, of which a compressed one of kilobytes can hold one of terabytes."""
-    number = 0
-    while line := file.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(line) > LONGEST_LINE:
-            raise _too_long(source, number)
-        yield line
+def _lines(source: Input, raw: BinaryIO, limit: _Limit) -> Iterator[tuple[int, bytes, bool]]:
+    """(line number, bytes with their line feed, whether it is the end of a line) of a file, whatever it is packed with.
+
+    A compressed file of kilobytes can hold a line of terabytes, so no reader of lines of a library's is used.
+    """
+    number = 1
+    held: list[bytes] = []  # of a line that has not ended yet
+    size = 0
+    for chunk in _chunks(source, raw):
+        *whole, last = chunk.split(b"\n")
+        for piece, ends in [*((piece, True) for piece in whole), (last, False)]:
+            held.append(piece)
+            size += len(piece)
+            if size > limit.bytes and not limit.cut:
+                raise _too_long(source, number, limit)
+            if size > limit.bytes:
+                rest = b"".join(held)
+                while len(rest) > limit.bytes:
+                    end = _cut(rest, limit.bytes)
+                    yield number, rest[:end], False
+                    rest = rest[end:]
+                held, size = [rest], len(rest)
+            if ends:
+                yield number, b"".join(held) + b"\n", True
+                number += 1
+                held, size = [], 0
+    if size:
+        yield number, b"".join(held), True
 
 
-def _too_long(source: Input, number: int) -> CorpusError:
+def _cut(line: bytes, most: int) -> int:
+    """Where to cut a line that is too long: before the last space, else between two characters."""
+    end = line.rfind(b" ", most // 2, most)
+    if end > 0:
+        return end
+    end = most
+    while end > most - 4 and line[end] & 0xC0 == 0x80:  # within a character of UTF-8
+        end -= 1
+    return end
+
+
+def _too_long(source: Input, number: int, limit: _Limit) -> CorpusError:
     return CorpusError(
-        f"{source.name}, line {number}: longer than {LONGEST_LINE >> 20} MiB, the most that is read as one line; is it "
-        "text, a document a line? Cut it into lines"
+        f"{source.name}, line {number}: longer than data.longest_mib={limit.bytes >> 20} MiB, the most that is read as "
+        "one line; is it text, a document a line? Cut it into lines, or give a higher data.longest_mib"
     )
 
 
+def _chunks(source: Input, raw: BinaryIO) -> Iterable[bytes]:
+    """A file's content, unpacked, some at a time."""
+    if source.packed == ".zst":
+        return _unzstd(source, raw)
+    file = gzip.GzipFile(fileobj=raw) if source.packed == ".gz" else raw
+    return iter(lambda: file.read(_READ), b"")
+
+
 def _unzstd(source: Input, raw: BinaryIO) -> Iterator[bytes]:
-    """Lines of a file of one or several frames; the library's own reader takes a truncated frame for a whole one."""
+    """The content of one or several frames; the library's own reader takes a truncated frame for a whole one."""
     try:
         import zstandard
     except ImportError:
         raise CorpusError(
             f"{source.name}: needs the package zstandard; install the extra: pip install 'ratplus[hub]'"
         ) from None
-    frame, pieces, size, number = None, [], 0, 0  # pieces of the line that has not ended yet
+    frame = None
     try:
         while chunk := raw.read(_CHUNK):
             while chunk:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                first, *others = frame.decompress(chunk).split(b"\n")
+                # `zstd --long=31` refers back as far as the format allows; by default the library refuses that.
+                frame = frame or zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
+                yield frame.decompress(chunk)
                 chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-                pieces.append(first)
-                size += len(first)
-                for line in others:
-                    number += 1
-                    if size > LONGEST_LINE:
-                        raise _too_long(source, number)
-                    yield b"".join(pieces) + b"\n"
-                    pieces, size = [line], len(line)
-                if size > LONGEST_LINE:
-                    raise _too_long(source, number + 1)
     except zstandard.ZstdError as error:
-        raise CorpusError(f"{source.name}: damaged compressed file ({first_line(error)})") from None
+        said = first_line(error)
+        if "too much memory" in said:
+            raise CorpusError(
+                f"{source.name}: compressed with a window of more than {_WINDOW >> 30} GiB; compress it with a smaller "
+                "one (zstd --long=27)"
+            ) from None
+        if "ictionary" in said:
+            raise CorpusError(
+                f"{source.name}: compressed with a dictionary, which is not read; compress it without (zstd -D)"
+            ) from None
+        raise CorpusError(f"{source.name}: damaged compressed file ({said})") from None
     if frame is not None:
         raise CorpusError(f"{source.name}: truncated compressed file")
-    if size:
-        yield b"".join(pieces)

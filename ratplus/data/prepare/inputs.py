@@ -12,10 +12,12 @@ from typing import BinaryIO
 from ratplus.config.data import DataSection
 from ratplus.data.corpus import CorpusError
 from ratplus.records.lines import first_line
+from ratplus.records.stand_ins import format_of, head_of, stand_in, wide_encoding
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 _SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", *TEXT_SUFFIXES)
 _PACKED = (".gz", ".zst")
+_SUFFIX_OF = {"gzip": ".gz", "zstd": ".zst"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,37 @@ def is_known(name: str) -> bool:
     for packed in _PACKED:
         lower = lower.removesuffix(packed)
     return lower.endswith(_SUFFIXES)
+
+
+def check_head(item: Input) -> str:
+    """Refuse a local file that is not what its name says, before anything is read of the others.
+
+    Returns:
+        What is to be said of a file that may be meant; empty if nothing is.
+
+    Raises:
+        CorpusError: it only stands for the data, or is of another format or encoding than its name says.
+    """
+    if item.endpoint is not None:
+        return ""  # the hub gives the data itself
+    head = head_of(item.path)
+    what = stand_in(head)
+    if what and item.kind == "text" and "HTML" in what:
+        return f"{item.name} begins as a web page does (HTML); its tags are tokenized as text"
+    if what:
+        raise CorpusError(f"{item.name}: this is {what}")
+    found = format_of(head)
+    wanted = {".gz": "gzip", ".zst": "zstd"}.get(item.packed or "", "parquet" if item.kind == "parquet" else "")
+    if head and found != wanted and (found or item.packed):
+        told = found or "no compressed file"
+        raise CorpusError(
+            f"{item.name}: by its content this is {told}, not {wanted or item.kind}; name it by what it holds"
+            + (f", such as {item.name}{_SUFFIX_OF[found]}" if not item.packed and found in _SUFFIX_OF else "")
+        )
+    encoding = wide_encoding(head)
+    if encoding and not item.packed and item.kind != "parquet":
+        raise CorpusError(f"{item.name}: not UTF-8 text, but {encoding}; save it as UTF-8")
+    return ""
 
 
 def list_inputs(data: DataSection) -> list[Input]:

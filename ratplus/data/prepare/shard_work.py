@@ -60,6 +60,7 @@ class Job:
     tokenizer: str  # as load_tokenizer takes it
     tokenizer_name: str
     eos: int | None
+    longest: int  # bytes of the longest line that is read
 
 
 def work(jobs: list[Job], workers: int, progress: Progress) -> dict[int, dict]:
@@ -170,7 +171,7 @@ def tokenize(job: Job, report: Callable[[int, int, int], None]) -> dict:
     with ExitStack() as stack:
         shards = {split: _Shard(path, stack) for split, path in _paths(job).items()}
         sample = RoundTrip()
-        for texts, done in batches(source, settings.column, settings.separator):
+        for texts, done in batches(source, settings.column, settings.separator, job.longest):
             for text, ids in zip(texts, tokenizer.encode_batch(texts)):
                 sample.look(tokenizer, text)
                 check_ids(ids, vocab, source.name)
@@ -202,10 +203,10 @@ class _Shard:
 
     def add(self, ids: np.ndarray, eos: np.ndarray) -> None:
         for part in (ids, eos):
-            data = part.tobytes()
+            data = part.data  # the bytes of a long document are not copied
             self.file.write(data)
             self.hash.update(data)
-            self.bytes += len(data)
+            self.bytes += data.nbytes
         self.tokens += len(ids) + 1
         self.documents += 1
 

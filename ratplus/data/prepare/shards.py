@@ -31,7 +31,7 @@ PLAN_FILE = "preparing.json"
 
 def write_shards(
     folder: Path, inputs: list[Input], settings: Settings, tokenizer: Tokenizer, workers: int,
-    source: dict, say: Callable[[str], None] = print, lossy: float = 1.0,
+    source: dict, say: Callable[[str], None] = print, lossy: float = 1.0, longest_mib: int = 64,
 ) -> Path:  # fmt: skip
     """Tokenize inputs into a corpus folder, or finish what an interrupted call began there.
 
@@ -39,6 +39,7 @@ def write_shards(
         inputs: in the order of the streams.
         tokenizer: as `load_tokenizer` returns it; workers read its file again.
         source: what the manifest says of where the text comes from; `files` is added.
+        longest_mib: `data.longest_mib`.
         lossy: `data.lossy`. Shards of a corpus that is refused for it are kept, so that a higher limit costs nothing.
 
     Raises:
@@ -61,7 +62,7 @@ def write_shards(
         jobs = [
             Job(i, item, folder / FOLDER, settings, None if settings.split == "hash" else i >= first_held_out,
                  "bytes" if tokenizer.file is None else str(tokenizer.file.resolve()), tokenizer.name,
-                 None if tokenizer.file is None else tokenizer.eos_id)
+                 None if tokenizer.file is None else tokenizer.eos_id, longest_mib << 20)
             for i, item in enumerate(inputs)
         ]  # fmt: skip
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -80,6 +81,7 @@ def write_shards(
         whole = merged(records[i].get("round_trip", {}) for i in range(len(jobs)))
         if said := check_loss(whole, tokenizer, lossy):
             say(f"{folder}: {said}")
+        _check_splits(folder, list(records.values()), inputs, settings)
         return _finish(folder, [records[i] for i in range(len(jobs))], settings, tokenizer, source)
 
 
@@ -111,12 +113,23 @@ def _check_space(folder: Path, inputs: list[Input], tokenizer: Tokenizer) -> Non
         )
 
 
+def _check_splits(folder: Path, records: list[dict], inputs: list[Input], settings: Settings) -> None:
+    """Raise CorpusError for a split without a document, and say what would give it one."""
+    for split in SPLITS:
+        if any(record["splits"][split]["tokens"] for record in records):
+            continue
+        whole = all(item.kind == "text" for item in inputs) and settings.separator is None
+        hint = (
+            "; each text file is one document: data.separator=LINE says which line stands between documents "
+            "(data.separator='' for an empty one)" if whole else ""
+        )  # fmt: skip
+        raise CorpusError(f"{folder}: {empty_split(split, settings.validation_fraction)}{hint}")
+
+
 def _finish(folder: Path, records: list[dict], settings: Settings, tokenizer: Tokenizer, source: dict) -> Path:
     splits, verified = {}, Verified(folder)
     for split in SPLITS:
         shards = [r["splits"][split] for r in records if r["splits"][split]["tokens"]]
-        if not shards:
-            raise CorpusError(f"{folder}: {empty_split(split, settings.validation_fraction)}")
         # This is a hash of the shards' hashes. One of the whole stream would read hundreds of gigabytes once more.
         whole = hashlib.sha256("".join(s["sha256"] for s in shards).encode()).hexdigest()
         totals = {key: sum(shard[key] for shard in shards) for key in ("tokens", "documents", "bytes")}
