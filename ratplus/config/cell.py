@@ -1,7 +1,7 @@
-"""Typed configuration: a cell of a sweep, its pattern and its data.
+"""Typed configuration: a cell of a sweep.
 
 Plain dataclasses, no torch and no Hydra. The sections mirror the groups of `conf/`; the others are in `data`, `model`,
-`train`, `eval` and, for how work runs, `run`. Every `__post_init__` refuses impossible values with
+`train`, `pattern`, `eval` and, for how work runs, `run`. Every `__post_init__` refuses impossible values with
 a line that names the key as a user writes it on the command line.
 """
 
@@ -14,38 +14,10 @@ from ratplus.config.check import check
 from ratplus.config.data import DataSection
 from ratplus.config.eval import EvalSection
 from ratplus.config.model import ModelSection
+from ratplus.config.pattern import PatternSection
 from ratplus.config.run import LauncherSection, LoggerSection, RunSection, TrainerSection
 from ratplus.config.train import TrainSection
-from ratplus.pattern import PatternMap, build_map
-
-
-@dataclass
-class PatternSection:
-    """`pattern=`: what the heads see at inference; dense by default. Values may differ by layer and head."""
-
-    dilation: Any = 1
-    """D: of the far keys, each query sees the last of every block of D; 1 is dense, null keeps none. Allowed: ≥ 1,
-    null, a list, [layers][heads]."""
-    window: Any = 0
-    """W: how many tokens before a query are visible besides it. None by default, so that a dilation is seen by itself.
-    Allowed: ≥ 0, a list, [layers][heads]."""
-    sinks: Any = 0
-    """I: initial tokens that every query sees. None by default, for the same reason. Allowed: ≥ 0, a list,
-    [layers][heads]."""
-    over: str = "layers"
-    """What a flat list of values runs over. Layers, the more usual hybrid. Allowed: layers, heads."""
-    tile: bool = False
-    """Whether a flat list shorter than the model is repeated along it. False refuses such a list, which is more often a
-    mistake."""
-
-    def __post_init__(self):
-        check(self.over in ("layers", "heads"), "pattern.over", self.over, "allowed: layers, heads")
-        scalars = {k: getattr(self, k) for k in ("dilation", "window", "sinks")}
-        if not any(isinstance(v, (list, tuple)) for v in scalars.values()):
-            self.build(1, 1)
-
-    def build(self, layers: int, heads: int) -> PatternMap:
-        return build_map(self.dilation, self.window, self.sinks, layers, heads, over=self.over, tile=self.tile)
+from ratplus.pattern import PatternMap
 
 
 @dataclass
@@ -106,15 +78,28 @@ class Config:
         for key, value in lengths.items():
             check(value is None or value <= context, f"eval.{key}", value, f"it must be ≤ train.context={context}")
         self.eval.positions.check(context)
-        patterns = self.pattern.build(self.model.layers, self.model.heads)
+        patterns = self.patterns
         patterns.per_kv_head(self.model.kv_heads)
-        most_sinks = max(p.sinks for row in patterns for p in row)
-        check(
-            most_sinks <= self.train.context,
-            "pattern.sinks",
-            most_sinks,
-            f"it must be ≤ train.context={self.train.context}",
-        )
+        self.pattern.check_fits(patterns, self.train.context)
+        if needs := patterns.needs_prompt:
+            self._check_prompts_alone(needs.label)
+
+    def _check_prompts_alone(self, label: str) -> None:
+        """Refuse what reads whole texts under a pattern that is defined by where a prompt ends, such as SnapKV."""
+        train, asked = self.train, self.eval
+        recall = asked.recall_rows if self.data.recall.fraction > 0 else 0
+        whole = {"eval.text_rows": asked.text_rows, "eval.recall_rows": recall, "eval.cloze.items": asked.cloze.items,
+                 "eval.positions.width": asked.positions.width}  # fmt: skip
+        set_to_0 = " ".join(f"{key}=0" for key, value in whole.items() if value)
+        check(not set_to_0, "pattern", label, "what it shows depends on where a prompt ends, and a loss over whole "
+              f"texts has no prompt; set {set_to_0}, and evaluate by generation: eval.niah.tasks, or eval.tasks that "
+              "generate. Or use a pattern of phase both")  # fmt: skip
+        trains = ["train.pretrain.sparse=false"] if train.pretrain.sparse else []
+        for name, recipe in (("adapt", train.adapt), ("sft", train.sft)):
+            if recipe.steps and not recipe.dense:
+                trains.append(f"train.{name}.dense=true (it then trains dense) or train.{name}.steps=0")
+        check(not trains, "pattern", label, "what it shows depends on where a prompt ends, so nothing trains with it; "
+              f"set {', '.join(trains)}")  # fmt: skip
 
     @property
     def patterns(self) -> PatternMap:

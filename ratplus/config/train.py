@@ -47,6 +47,10 @@ class RecipeSection:
     sparse: bool = False
     """True pretrains from scratch with the cell's own pattern, once a pattern. False pretrains densely, once for all
     patterns, which is the paper's promise."""
+    dense: bool = False
+    """True trains dense instead of with the cell's pattern, which then is used at inference alone; with `arl` as well,
+    jointly with D*, as in the paper's tables of query-aware selection. False adapts and fine-tunes for the pattern.
+    Pretraining is dense anyway, unless `sparse`. Enters ids as the pattern that is trained."""
     arl: bool = False
     """Active recurrence learning: each batch first with the sparse pattern of arl_*, then once as usual. False here;
     `train=tiny` and the paper's turn it on for models with a recurrence."""
@@ -173,7 +177,10 @@ class TrainSection:
         check(
             not self.adapt.sparse, "train.adapt.sparse", True, "adaptation trains the cell's pattern anyway; use false"
         )
-        check(not self.adapt.arl, "train.adapt.arl", True, "adaptation trains one pattern alone; set it to false")
+        check(not self.pretrain.dense, "train.pretrain.dense", True, "pretraining is dense unless "
+              "train.pretrain.sparse=true; use false")  # fmt: skip
+        check(self.adapt.dense or not self.adapt.arl, "train.adapt.arl", True, "adaptation trains one pattern alone; "
+              "set it to false, or train.adapt.dense=true")  # fmt: skip
         self.sft.check("train.sft")
         self.sft.check_split("train.sft", self.sft.steps, self.context)
         check(not self.sft.sparse, "train.sft.sparse", True, "fine-tuning trains the cell's pattern anyway; use false")

@@ -64,13 +64,13 @@ def evaluate_suites(
         ValueError: too little held-out text, or a length without room for a question.
     """
     found = Evaluation()
-    text = batches.held_out_text(section.text_rows)
+    text = batches.held_out_text(section.text_rows) if section.text_rows else None
     recall = batches.held_out_recall(section.recall_rows) if batches.recall and section.recall_rows else None
     needles = section.niah.samples * len(section.niah.tasks)
     choices = CHOICES * section.cloze.items
     bins = section.positions.bins(batches.context)
     further = positions.recall_rows(batches, section.recall_rows, bins, _distance_bins(batches.context))
-    total = len(text[0]) + (len(recall[0]) if recall else 0) + choices + needles
+    total = (len(text[0]) if text else 0) + (len(recall[0]) if recall else 0) + choices + needles
     total += sum(len(rows.inputs) for rows in further)
     done = 0
 
@@ -85,9 +85,10 @@ def evaluate_suites(
             done += len(inputs[rows : rows + section.batch])
             advance(0, total)
 
-    scores = list(scored(*text))
-    found.add(*_of_text(scores, text[1]))
-    found.metrics |= positions.by_position("loss_at", _joined(scores, 0), text[1], bins)
+    if text:
+        scores = list(scored(*text))
+        found.add(*_of_text(scores, text[1]))
+        found.metrics |= positions.by_position("loss_at", _joined(scores, 0), text[1], bins)
     if recall:
         inputs, labels, distances = recall
         found.add(*_of_recall(list(scored(inputs, labels)), labels, distances))

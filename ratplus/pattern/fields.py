@@ -9,7 +9,8 @@ from typing import TypeGuard
 
 # What every pattern has, and has had from the start: these stand in each record and each stage's id.
 STATIC = ("dilation", "window", "sinks")
-# Block top-k. Where `top` is None the others mean nothing and stand at these values.
+# Block top-k. Where `top` is None the others mean nothing and stand at these values. In a config, `over` is called
+# `pattern.blocks_of`, since `pattern.over` there is what a list of values runs over.
 TOP_DEFAULTS = {
     "top": None, "block": 64, "score": "mean", "first": True, "phase": "both", "over": "all", "seed": 0,
 }  # fmt: skip
@@ -69,7 +70,7 @@ def checked_top(given: dict) -> dict:
         "score": one_of("score", given["score"], SCORES),
         "first": first,
         "phase": one_of("phase", given["phase"], PHASES),
-        "over": one_of("over", given["over"], OVER),
+        "over": one_of("blocks_of", given["over"], OVER),
         "seed": whole_number("seed", given["seed"], 0),
     }
     if found["seed"] >= 2**31:
@@ -81,8 +82,8 @@ def checked_top(given: dict) -> dict:
         )
     if found["over"] == "kept" and (given["dilation"] or 1) < 2:
         raise ValueError(
-            f"pattern.over: got 'kept' with dilation {given['dilation']}; blocks of kept keys need a dilation ≥ 2 "
-            "(without one they are blocks of all keys: over='all', as in top16x64)"
+            f"pattern.blocks_of: got 'kept' with pattern.dilation={given['dilation']}; blocks of kept keys need a "
+            "dilation ≥ 2 (without one they are blocks of all keys: all, as in top16x64)"
         )
     return found
 

@@ -94,6 +94,11 @@ class PatternMap:
         return len({p for row in self.rows for p in row}) == 1
 
     @property
+    def needs_prompt(self) -> Pattern | None:
+        """The first pattern, if any, that shows what it shows only where a prompt ends: a phase, or SnapKV."""
+        return next((p for row in self.rows for p in row if p.needs_prompt), None)
+
+    @property
     def label(self) -> str:
         """`D16` if uniform; else runs such as `layers[D1x2,D64x2]` or `heads[D1,D64x3]`, `mixed[...]` for both."""
         return label_of_rows(self.rows)

@@ -103,12 +103,12 @@ class Cell:
 
         train = self.config.train
         recipe = {"pretrain": train.pretrain, "adapt": train.adapt, "sft": train.sft}[stage.name]
-        dense = stage.name == "pretrain" and not recipe.sparse
+        dense = recipe.dense or (stage.name == "pretrain" and not recipe.sparse)
         return Run(
             purpose=stage.name, stage_id=stage.id, recipe=recipe,
             rows=SftBatches.of(self.config, self.corpus) if stage.name == "sft" else self.batches(),
             patterns=None if dense else self.config.patterns,
-            arl=recipe.arl_pattern,  # the config allows it for pretrain and sft only
+            arl=recipe.arl_pattern,  # the config allows it where it has a meaning
             precision=train.precision, run=self.config.run, trainer=self.config.trainer,
         )  # fmt: skip
 

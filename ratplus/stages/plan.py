@@ -9,6 +9,7 @@ from ratplus.checkpoint.facts import weights_of
 from ratplus.config.cell import Config
 from ratplus.config.train import SFT_VERSION, RecipeSection
 from ratplus.data.recall import RecallTask
+from ratplus.pattern import Pattern, PatternMap
 from ratplus.records.record import stage_id
 
 # Keys of the model that came later, with the value that every model before them had.
@@ -67,6 +68,7 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
     shape = {k: v for k, v in shape.items() if not (k in _YOUNG and v == _YOUNG[k])}
     common = {"data": data, "context": config.train.context, "seed": config.seed}
     patterns = config.patterns.to_dict()
+    dense = PatternMap.uniform(Pattern(), config.patterns.layers, config.patterns.heads).to_dict()
 
     def recipe(section: RecipeSection) -> dict:
         # Rows at a time change only the order of float sums. Ids from when they counted hold this for the whole batch.
@@ -75,6 +77,7 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
             plain = {k: v for k, v in plain.items() if not k.startswith("arl_")}
         # What is as it was before the key existed keeps its id.
         plain = {k: v for k, v in plain.items() if k != "sparse" or v}
+        del plain["dense"]  # the stage's pattern says it
         return plain | {"precision": config.train.precision}
 
     shared = {"pattern": patterns} if config.train.pretrain.sparse else {}
@@ -82,11 +85,14 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
     if given:
         weights = {"model": shape, "context": config.train.context, "weights": weights_of(config, vocab)}
         pretrain = Stage("pretrain", weights, None)
-    adapt = Stage("adapt", {**common, "pattern": patterns, "recipe": recipe(config.train.adapt)}, parent=pretrain.id)
-    sft, fine = None, config.train.sft
+    adaptation, fine = config.train.adapt, config.train.sft
+    trained = dense if adaptation.dense else patterns
+    adapt = Stage("adapt", {**common, "pattern": trained, "recipe": recipe(adaptation)}, parent=pretrain.id)
+    sft = None
     if fine.steps:
         of_split = {"length": fine.length or config.train.context, "version": SFT_VERSION}
-        sft = Stage("sft", {**common, "pattern": patterns, "recipe": recipe(fine) | of_split}, parent=adapt.id)
+        trained = dense if fine.dense else patterns
+        sft = Stage("sft", {**common, "pattern": trained, "recipe": recipe(fine) | of_split}, parent=adapt.id)
     asked = config.eval.science(config.train.context)
     evaluate = Stage("evaluate", {**common, "pattern": patterns, "eval": asked}, parent=(sft or adapt).id)
     return Plan(pretrain, adapt, sft, evaluate, vocab)

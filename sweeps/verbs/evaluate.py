@@ -9,7 +9,7 @@ from ratplus.sweeps.verbs import add_cell_arguments
 HELP = "... and of its evaluation: all stages of one cell"
 EXAMPLES = [
     "ratplus evaluate model=ratplus_tiny pattern=streaming",
-    "ratplus evaluate -m 'pattern=glob(*)'",
+    "ratplus evaluate -m 'pattern=glob(*,exclude=snapkv)'",
 ]
 
 

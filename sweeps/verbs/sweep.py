@@ -9,7 +9,7 @@ from ratplus.sweeps.verbs import add_cell_arguments
 HELP = "run a grid of cells: pretrain once a model, adapt and evaluate every pattern, write the report"
 EXAMPLES = [
     "ratplus sweep experiment=smoke",
-    "ratplus sweep -m experiment=demo 'pattern=glob(*)' model=attention_tiny,ratplus_tiny",
+    "ratplus sweep -m experiment=demo 'pattern=glob(*,exclude=snapkv)' model=attention_tiny,ratplus_tiny",
     "ratplus sweep -m pattern.dilation=1,2,4,8,16,32,64 pattern.window=0,64",
 ]
 
