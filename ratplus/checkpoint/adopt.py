@@ -11,23 +11,31 @@ from pathlib import Path
 from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, is_hub_folder, read_facts
 from ratplus.checkpoint.folder import config_text, map_weights, save_weights
 from ratplus.checkpoint.hub import map_hub
+from ratplus.checkpoint.llama_folder import read_llama_folder
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
+from ratplus.checkpoint.tokenizer_files import write_tokenizer_files
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
 from ratplus.records.atomic import new_file, write_atomically
 
 
-def read_foreign(path: str | Path, d_head: int = 128, max_len: int = 4096) -> Checkpoint:
-    """A reference file, or a folder that `export_hf` wrote (which knows its own d_head and length).
+def read_foreign(path: str | Path, d_head: int = 128, max_len: int | None = None) -> Checkpoint:
+    """A reference file, a folder that `export_hf` wrote, a Hugging Face folder of the Llama family, or a GGUF file.
+
+    Args:
+        d_head: channels per head of a reference file, which does not store it; the others do.
+        max_len: longest sequence; None takes that of the folder, and 4096 for a reference file.
 
     Raises:
-        CheckpointError: neither, or not whole.
+        CheckpointError: none of these, or not whole.
     """
     path = Path(path)
     if not path.is_dir():
-        return read_official(path, d_head, max_len)
+        return read_official(path, d_head, max_len or 4096)
+    if not (is_model_folder(path) or is_hub_folder(path)):
+        return read_llama_folder(path, max_len)
     config, weights = map_hub(path)
     return Checkpoint(config, {name: float32(tensor) for name, tensor in weights.items()})
 
@@ -45,7 +53,9 @@ def bring_in(found: Checkpoint, source: Path, folder: Path, force: bool = False)
     check_target(folder, source)
     if not force and not _same_model(folder, found):
         check_free(folder, (CONFIG_FILE, WEIGHTS_FILE), "another model")
-    save_weights(found.config, found.weights, folder)
+    # config.json, which makes it a model folder, comes last.
+    write_tokenizer_files(found.files, folder)
+    save_weights(found.config, found.weights, folder, found.patterns, found.family)
 
 
 def _same_model(folder: Path, found: Checkpoint) -> bool:

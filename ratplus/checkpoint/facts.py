@@ -1,13 +1,12 @@
-"""Starting from given weights instead of pretraining: `model.init_from=FOLDER`. Torch-free, since it decides ids."""
+"""What the config.json of a model folder says, of ours or in the hub's style. Torch-free, since it decides ids."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ratplus.checkpoint.hub_config import MODEL_TYPE, SHA256, config_of
-from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
+from ratplus.pattern import PatternMap
 from ratplus.records.reading import read_json
 from ratplus.records.record import RECORD_FILE, RecordError, read_record
 from ratplus.records.stand_ins import stand_in_file
@@ -15,9 +14,8 @@ from ratplus.records.stand_ins import stand_in_file
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-
-# What a forward pass may be given anew: the length, and how positions are turned into angles.
-_FREE = ("max_len", "rope")
+# Keys of a model folder's config.json beside its shape: the default pattern, and the kind of model that was imported.
+PATTERN, FAMILY = "pattern", "family"
 
 
 class CheckpointError(ValueError):
@@ -50,6 +48,29 @@ def read_facts(folder: Path) -> tuple[ModelConfig, str]:
             "tells of weights with another SHA-256"
         )
     return config, sha256
+
+
+def default_patterns(folder: Path) -> PatternMap | None:
+    """What the heads of a model folder's model see where nobody asks for another pattern; None: everything.
+
+    Raises:
+        CheckpointError: no model folder, or a damaged one.
+    """
+    config, _ = read_facts(folder)
+    path = Path(folder) / CONFIG_FILE
+    try:
+        stored = read_json(path).get(PATTERN)
+        return None if stored is None else PatternMap.from_dict(stored, config.layers, config.heads)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it or import it again") from None
+
+
+def family_of(folder: Path) -> str | None:
+    """The kind of model that a model folder was imported from (`llama`, `qwen3`); None for those of our own kinds."""
+    try:
+        return read_json(Path(folder) / CONFIG_FILE).get(FAMILY)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _recorded(folder: Path) -> str | None:
@@ -106,29 +127,3 @@ def read_start(folder: Path) -> tuple[ModelConfig, str]:
             f"ratplus import {folder} NEW_FOLDER, and name that"
         )
     return config, sha256
-
-
-def weights_of(config: Config, vocab_size: int) -> str:
-    """SHA-256 of the weights of `model.init_from`, which must fit the config.
-
-    Raises:
-        CheckpointError: no model folder, or one of another shape or vocabulary.
-    """
-    folder = config.model.init_from
-    assert folder is not None  # asked of configs that have one
-    try:
-        found, sha256 = read_start(Path(folder))
-    except CheckpointError as error:
-        raise CheckpointError(f"model.init_from: {error}") from None
-    there, wanted = asdict(found), asdict(config.model.build(vocab_size, config.train.context))
-    if found.vocab_size != vocab_size:
-        recall = "; data.recall.fraction=0 leaves out the recall task's symbols" if config.data.recall.fraction else ""
-        raise CheckpointError(
-            f"model.init_from={folder}: the model has a vocabulary of {found.vocab_size}, the data one of {vocab_size}"
-            f"; use the data.tokenizer that it was trained with{recall}"
-        )
-    differing = [k for k in there if there[k] != wanted[k] and not k.startswith(_FREE)]
-    if differing:
-        told = ", ".join(f"model.{k}={there[k]} (not {wanted[k]})" for k in differing)
-        raise CheckpointError(f"model.init_from={folder}: the model there has another shape; it needs {told}")
-    return sha256

@@ -11,10 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ratplus.checkpoint.facts import CONFIG_FILE, FORMAT, WEIGHTS_FILE, CheckpointError, read_facts, refuse_stand_in
+from ratplus.checkpoint.facts import (
+    CONFIG_FILE,
+    FAMILY,
+    FORMAT,
+    PATTERN,
+    WEIGHTS_FILE,
+    CheckpointError,
+    read_facts,
+    refuse_stand_in,
+)
 from ratplus.checkpoint.tensor_file import Lazy, check_shapes, map_safetensors, read_into, write_safetensors
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus, empty_model
+from ratplus.pattern import PatternMap
 from ratplus.records.atomic import write_atomically
 
 
@@ -24,14 +34,24 @@ def save(model: RATPlus, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def save_weights(config: ModelConfig, weights: Mapping[str, Tensor | Lazy], folder: str | Path) -> str:
+def save_weights(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor | Lazy],
+    folder: str | Path,
+    patterns: PatternMap | None = None,
+    family: str | None = None,
+) -> str:
     """`save` for weights that no model holds; a Lazy one is made when its turn comes.
+
+    Args:
+        patterns: what the model's heads see where nobody asks for another pattern; None: everything.
+        family: the kind of model that it was imported from, if it is not one of ours.
 
     Returns:
         SHA-256 of `model.safetensors`, taken while it was written.
     """
     sha256 = write_safetensors(Path(folder) / WEIGHTS_FILE, weights)
-    write_atomically(Path(folder) / CONFIG_FILE, config_text(config, sha256))
+    write_atomically(Path(folder) / CONFIG_FILE, config_text(config, sha256, patterns, family))
     return sha256
 
 
@@ -87,9 +107,14 @@ def map_weights(folder: str | Path, sha256: str | None = None) -> tuple[ModelCon
     return config, weights
 
 
-def config_text(config: ModelConfig, sha256: str) -> str:
-    """What stands in config.json: the model's shape and the SHA-256 of its weights."""
-    return json.dumps({"format": FORMAT, "model": asdict(config), "sha256": sha256}, indent=1) + "\n"
+def config_text(config: ModelConfig, sha256: str, patterns: PatternMap | None = None, family: str | None = None) -> str:
+    """What stands in config.json: the model's shape, its weights' SHA-256, and its default pattern if it has one."""
+    words: dict = {"format": FORMAT, "model": asdict(config), "sha256": sha256}
+    if patterns is not None:
+        words[PATTERN] = patterns.to_dict()
+    if family is not None:
+        words[FAMILY] = family
+    return json.dumps(words, indent=1) + "\n"
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,4 +26,45 @@ def map_foreign(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict: it has no iterator)
     except (SafetensorError, OSError) as error:
         refuse_stand_in(path)
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, which is read when `read` is called, and is then held by whoever called.
+
+    Attributes:
+        dtype: as the file names it, such as F32 or BF16.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+
+
+def list_foreign(path: Path) -> dict[str, Stored]:
+    """The tensors of a file, none of them read: a file of many gigabytes takes no memory.
+
+    Raises:
+        CheckpointError: damaged, truncated, or no safetensors file.
+        FileNotFoundError: no such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(2, "no such file", str(path))
+
+    def reader(name: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            # Opened anew for each tensor: what a file has mapped stays in memory for as long as it is open.
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(name)
+
+        return read
+
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict: it has no iterator)
+            return {
+                name: Stored(tuple(part.get_shape()), part.get_dtype(), reader(name)) for name, part in parts.items()
+            }
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None

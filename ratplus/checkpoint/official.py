@@ -7,7 +7,8 @@ gate is the fifth block of in_proj or, in older files, apart as fgate_proj. The 
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ratplus.checkpoint.targets import check_file, check_target
 from ratplus.checkpoint.tensor_file import Lazy, check_shapes
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus, empty_model
+from ratplus.pattern import PatternMap
 from ratplus.records.atomic import new_file
 
 LAYER_KEYS = {
@@ -42,10 +44,19 @@ _PAPER = {(24, 2048): ("1.5B", 128), (28, 2560): ("2.6B", 128), (32, 4096): ("7.
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A foreign checkpoint, understood and checked: its shape, and weights by our names, each made when used."""
+    """A foreign checkpoint, understood and checked: its shape, and weights by our names, each made when used.
+
+    Attributes:
+        patterns: what the model's heads see where nobody asks for another pattern; None: everything.
+        files: of its tokenizer, by name.
+        family: the kind of model, if it is not one of ours (`llama`, `qwen3`).
+    """
 
     config: ModelConfig
     weights: dict[str, Lazy]
+    patterns: PatternMap | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    family: str | None = None
 
     @property
     def size(self) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
 from ratplus.checkpoint.facts import WEIGHTS_FILE, CheckpointError
-from ratplus.checkpoint.foreign_tensors import map_foreign
+from ratplus.checkpoint.foreign_tensors import Stored, list_foreign, map_foreign
 from ratplus.checkpoint.tensor_file import Lazy, size_of, write_safetensors
 from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import read_json
@@ -18,6 +19,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # the hub's own limit
 
 _METADATA = {"format": "pt"}
+_T = TypeVar("_T")
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor | Lazy], most_bytes: int, replace: bool) -> list[Path]:
@@ -74,17 +76,26 @@ def map_shards(folder: Path) -> dict[str, Tensor]:
             weights in both forms.
         FileNotFoundError: weights in neither form.
     """
+    return _of_shards(folder, map_foreign)
+
+
+def list_shards(folder: Path) -> dict[str, Stored]:
+    """Like `map_shards`, but no tensor takes memory before it is read; errors as of `map_shards`."""
+    return _of_shards(folder, list_foreign)
+
+
+def _of_shards(folder: Path, look: Callable[[Path], dict[str, _T]]) -> dict[str, _T]:
     path = folder / INDEX_FILE
     if not path.exists():
-        return map_foreign(folder / WEIGHTS_FILE)
+        return look(folder / WEIGHTS_FILE)
     if (folder / WEIGHTS_FILE).exists():
         raise CheckpointError(f"{folder}: holds {WEIGHTS_FILE} and {INDEX_FILE}; remove the one that is out of date")
     holds = _read_index(path)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, _T] = {}
     for shard in sorted(set(holds.values())):
         own = [name for name, where in holds.items() if where == shard]
         try:
-            found = map_foreign(folder / shard)
+            found = look(folder / shard)
         except FileNotFoundError:
             what = f"{own[0]} and {len(own) - 1} more" if len(own) > 1 else own[0]
             raise CheckpointError(f"{folder}: {shard} is missing, which by {INDEX_FILE} holds {what}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ratplus.checkpoint.facts import weights_of
+from ratplus.checkpoint.start import weights_of
 from ratplus.config.cell import Config
 from ratplus.config.train import SFT_VERSION, RecipeSection
 from ratplus.data.recall import RecallTask
@@ -61,7 +61,9 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
     recall = config.data.recall
     data = {**corpus_identity, "recall": asdict(recall) if recall.fraction > 0 else None}
     vocab = RecallTask.of(recall, text_vocab).vocab_size if recall.fraction > 0 else text_vocab
-    given = config.model.init_from
+    given, weights = config.model.init_from, None
+    if given:
+        weights, vocab = weights_of(config, text_vocab, vocab)  # the embedding may have more rows than the data has ids
     unnamed = ("name", "init_from", "init_std") if given else ("name", "init_from")
     shape = {k: v for k, v in asdict(config.model).items() if k not in unnamed} | {"vocab_size": vocab}
     # What is as it was before the key existed keeps its id.
@@ -83,8 +85,8 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
     shared = {"pattern": patterns} if config.train.pretrain.sparse else {}
     pretrain = Stage("pretrain", {**common, **shared, "model": shape, "recipe": recipe(config.train.pretrain)}, None)
     if given:
-        weights = {"model": shape, "context": config.train.context, "weights": weights_of(config, vocab)}
-        pretrain = Stage("pretrain", weights, None)
+        facts = {"model": shape, "context": config.train.context, "weights": weights}
+        pretrain = Stage("pretrain", facts, None)
     adaptation, fine = config.train.adapt, config.train.sft
     trained = dense if adaptation.dense else patterns
     adapt = Stage("adapt", {**common, "pattern": trained, "recipe": recipe(adaptation)}, parent=pretrain.id)

@@ -25,6 +25,7 @@ from ratplus.config.cell import Config
 from ratplus.records.record import flatten
 from ratplus.records.secrets import secret_variable_in
 from ratplus.sweeps.define import grid
+from ratplus.sweeps.define.given_model import take_shape
 from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line, omegaconf_line
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.open_keys import open_keys, open_line, refuse_open
@@ -168,6 +169,7 @@ class _Composer:
             refuse_open(plain)
             self._refuse_unset(chosen, {_plain_key(o.get_key_element()) for o in self.parse(overrides)})
         _expand_homes(plain)
+        take_shape(plain, {_plain_key(o.get_key_element()) for o in self.parse(overrides)})
         return typed(plain), dict(chosen)
 
     def _chosen(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:

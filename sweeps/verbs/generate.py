@@ -18,8 +18,8 @@ from ratplus.sweeps.define.mistakes import UsageError
 HELP = "continue a prompt with a trained model, under one or several patterns"
 EXAMPLES = ["ratplus generate model=outputs/demo/pretrain/a12949d9c432 prompt='Return the' pattern=D1,D16"]
 _KEYS = {
-    "model": None, "prompt": None, "pattern": "D1", "max_new_tokens": 128, "temperature": 0.8, "top_p": 0.95, "seed": 0,
-    "tokenizer": "bytes", "sweep": None,
+    "model": None, "prompt": None, "pattern": None, "max_new_tokens": 128, "temperature": 0.8, "top_p": 0.95, "seed": 0,
+    "tokenizer": None, "sweep": None,
 }  # fmt: skip
 
 
@@ -29,12 +29,12 @@ class Request:
 
     model: str
     prompt: str
-    pattern: str
+    pattern: str | None
     max_new_tokens: int
     temperature: float
     top_p: float
     seed: int
-    tokenizer: str
+    tokenizer: str | None
     sweep: str | None
     given: set[str]
 
@@ -53,10 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError, ValueError: a mistake in the words, or a model that can't be loaded.
     """
     request = parse(arguments.words)
-    model, tokenizer = _load(request)
+    model, tokenizer, default = _load(request)
     ids = tokenizer.encode(request.prompt) or [tokenizer.eos_id]
-    names = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", request.pattern)  # commas within brackets belong to a label
-    patterns = [_pattern(name, model.config) for name in names]
+    if request.pattern is None:
+        names, patterns = [default.label], [default]
+    else:
+        names = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", request.pattern)  # commas within brackets belong to a label
+        patterns = [_pattern(name, model.config) for name in names]
     room = model.config.max_len - len(ids) + 1
     if "max_new_tokens" not in request.given:
         request.max_new_tokens = max(1, min(request.max_new_tokens, room))
@@ -104,13 +107,17 @@ def parse(words: list[str]) -> Request:
 
 
 def _load(request: Request):
-    """Load the model, and its tokenizer, from a model folder or from a stage of a sweep."""
+    """Load the model, its tokenizer and its default pattern, from a model folder or from a stage of a sweep."""
     from ratplus import checkpoint
+    from ratplus.checkpoint.facts import default_patterns
+    from ratplus.checkpoint.tokenizer_files import has_tokenizer
     from ratplus.data.tokenizer import load_tokenizer
+    from ratplus.pattern import Pattern
 
     folder = Path(request.model)
     if (folder / "config.json").exists():
-        tokenizer = load_tokenizer(request.tokenizer)
+        own = folder if has_tokenizer(folder) else "bytes"
+        tokenizer = load_tokenizer(request.tokenizer or own)
     elif folder.exists():
         raise UsageError(f"model={request.model}: not a model folder (config.json is missing)")
     elif not re.fullmatch(r"[0-9a-f]{1,12}", request.model):
@@ -118,14 +125,15 @@ def _load(request: Request):
     else:
         folder, tokenizer = _find_stage_model(request)
     model = checkpoint.load(folder).eval()
+    default = default_patterns(folder) or model.resolve_patterns(Pattern())
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
-            f"tokenizer={request.tokenizer}: it has {tokenizer.vocab_size} tokens, the model's vocabulary only "
-            f"{model.config.vocab_size}; give the tokenizer that the model was trained with"
+            f"tokenizer={request.tokenizer or tokenizer.name}: it has {tokenizer.vocab_size} tokens, the model's "
+            f"vocabulary only {model.config.vocab_size}; give the tokenizer that the model was trained with"
         )
     import torch
 
-    return (model.cuda() if torch.cuda.is_available() else model), tokenizer
+    return (model.cuda() if torch.cuda.is_available() else model), tokenizer, default
 
 
 def _find_stage_model(request: Request):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ratplus.config.model import ModelConfig
@@ -23,3 +24,9 @@ def model_line(place: Path, config: ModelConfig, parameters: int | None = None, 
         f"{config.d_model}, {config.heads} heads of {config.d_head}{keys}, vocabulary {config.vocab_size}: "
         f"{parameters or parameters_of(config)} parameters, recurrence {'on' if config.recurrence else 'off'}"
     )
+
+
+def tokenizer_words(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """The overrides with which a model's data is prepared with the tokenizer in its folder; none without one."""
+    names = [name for name in ("tokenizer.json", "tokenizer.model") if name in files]
+    return [f"data.tokenizer={folder / names[0]}", "data.recall.fraction=0"] if names else []

@@ -383,8 +383,8 @@ def test_folders_that_are_not_what_they_should_be(tmp_path):
         export_official(tmp_path, tmp_path / "x.pt")
     export_hf(ours, tmp_path / "hub")
     words = json.loads((tmp_path / "hub" / "config.json").read_text())
-    (tmp_path / "hub" / "config.json").write_text(json.dumps(words | {"model_type": "llama"}))
-    with pytest.raises(CheckpointError, match="model_type is 'llama', not 'ratplus'"):
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(words | {"model_type": "bert"}))
+    with pytest.raises(CheckpointError, match="model_type is 'bert'; known are llama"):
         read_foreign(tmp_path / "hub")
     (tmp_path / "hub" / "config.json").write_text(json.dumps(words | {"vocab_size": 12}))
     with pytest.raises(CheckpointError, match=r"embed\.weight has shape \[11, 16\], needs \[12, 16\]"):
