@@ -15,7 +15,6 @@ from ratplus.checkpoint.llama_folder import read_llama_folder
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
-from ratplus.checkpoint.tokenizer_files import write_tokenizer_files
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
 from ratplus.records.atomic import new_file, write_atomically
@@ -53,9 +52,7 @@ def bring_in(found: Checkpoint, source: Path, folder: Path, force: bool = False)
     check_target(folder, source)
     if not force and not _same_model(folder, found):
         check_free(folder, (CONFIG_FILE, WEIGHTS_FILE), "another model")
-    # config.json, which makes it a model folder, comes last.
-    write_tokenizer_files(found.files, folder)
-    save_weights(found.config, found.weights, folder, found.patterns, found.family)
+    save_weights(found.config, found.weights, folder, found.patterns, found.family, found.files)
 
 
 def _same_model(folder: Path, found: Checkpoint) -> bool:

@@ -22,6 +22,7 @@ from ratplus.checkpoint.facts import (
     refuse_stand_in,
 )
 from ratplus.checkpoint.tensor_file import Lazy, check_shapes, map_safetensors, read_into, write_safetensors
+from ratplus.checkpoint.tokenizer_files import write_tokenizer_files
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus, empty_model
 from ratplus.pattern import PatternMap
@@ -40,17 +41,22 @@ def save_weights(
     folder: str | Path,
     patterns: PatternMap | None = None,
     family: str | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> str:
     """`save` for weights that no model holds; a Lazy one is made when its turn comes.
 
     Args:
         patterns: what the model's heads see where nobody asks for another pattern; None: everything.
         family: the kind of model that it was imported from, if it is not one of ours.
+        files: of its tokenizer, by name, in place of all that lie there; None leaves those.
 
     Returns:
         SHA-256 of `model.safetensors`, taken while it was written.
     """
     sha256 = write_safetensors(Path(folder) / WEIGHTS_FILE, weights)
+    if files is not None:
+        write_tokenizer_files(files, Path(folder))
+    # Last, since it makes the folder whole: before it, the weights are not those that an older one tells of.
     write_atomically(Path(folder) / CONFIG_FILE, config_text(config, sha256, patterns, family))
     return sha256
 

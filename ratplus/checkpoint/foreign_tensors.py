@@ -67,4 +67,5 @@ def list_foreign(path: Path) -> dict[str, Stored]:
                 name: Stored(tuple(part.get_shape()), part.get_dtype(), reader(name)) for name, part in parts.items()
             }
     except (SafetensorError, OSError) as error:
+        refuse_stand_in(path)
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
