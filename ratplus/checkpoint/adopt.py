@@ -11,7 +11,7 @@ from pathlib import Path
 from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, is_hub_folder, read_facts
 from ratplus.checkpoint.folder import config_text, map_weights, save_weights
 from ratplus.checkpoint.hub import map_hub
-from ratplus.checkpoint.llama_folder import read_llama_folder
+from ratplus.checkpoint.llama.folder import read_llama_folder
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors

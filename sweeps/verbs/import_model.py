@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         CheckpointError, UsageError: one line that says what is wrong with it.
     """
     from ratplus.checkpoint.adopt import bring_in, read_foreign
-    from ratplus.checkpoint.hub_download import download_model, is_hub_name
+    from ratplus.checkpoint.llama.download import download_model, is_hub_name
     from ratplus.checkpoint.targets import check_target
     from ratplus.sweeps.views.model_line import model_line, tokenizer_words
 

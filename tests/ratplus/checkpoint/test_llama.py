@@ -12,7 +12,7 @@ from ratplus import Pattern, PatternMap
 from ratplus.checkpoint import load
 from ratplus.checkpoint.adopt import bring_in, read_foreign
 from ratplus.checkpoint.facts import CheckpointError, default_patterns, family_of
-from ratplus.checkpoint.llama_words import read_llama
+from ratplus.checkpoint.llama.words import read_llama
 from ratplus.costs.budget import parameters
 from ratplus.model import RATPlus
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError
-from ratplus.checkpoint.llama_weights import translate
-from ratplus.checkpoint.llama_words import read_llama
+from ratplus.checkpoint.llama.weights import translate
+from ratplus.checkpoint.llama.words import read_llama
 from ratplus.checkpoint.official import Checkpoint
 from ratplus.checkpoint.shards import list_shards
 from ratplus.checkpoint.tokenizer_files import check_ids, tokenizer_files
