@@ -50,11 +50,13 @@ def block_decode_eager(
 
 def complete_blocks(keys: Tensor, metadata: Tensor, positions: Tensor, blocks: Blocks) -> None:
     """Writes the metadata of the blocks that the tokens at `positions` have completed."""
-    own = positions // blocks.span
-    done = (positions + 1) % blocks.span == 0
-    for b in done.nonzero().flatten().tolist():
-        block = int(own[b])
-        metadata[b, :, block] = summarise(keys[b, :, block * blocks.span : (block + 1) * blocks.span], blocks)[:, 0]
+    done = ((positions + 1) % blocks.span == 0).nonzero().flatten()
+    own = positions[done] // blocks.span
+    for block in own.unique().tolist():
+        rows = done[own == block]
+        rows = slice(None) if rows.shape[0] == keys.shape[0] else rows
+        members = keys[rows, :, block * blocks.span : (block + 1) * blocks.span]
+        metadata[rows, :, block] = summarise(members, blocks)[:, :, 0]
 
 
 def _attend(
@@ -63,64 +65,68 @@ def _attend(
 ) -> Tensor:  # fmt: skip
     """Heads of one setting: q [B, H', G, d] scaled, keys, values [B, H', S, d], chosen [B, H', top]; as q."""
     past = chosen[..., 1:].long()  # slot 0 is the own block
-    whole = blocks.stride == 1
-    # Key by key: the own block and the static pattern, and past blocks too where their keys lie apart.
-    tokens, seen = near_tokens(positions, longest, setting, blocks)
+    within = torch.arange(blocks.stride - 1, blocks.span, blocks.stride, device=q.device)
+    now = positions[:, None, None]
+    tokens, seen = static_tokens(positions, longest, setting, blocks)
     tokens = tokens.unsqueeze(1).expand(-1, q.shape[1], -1)
-    seen = seen.unsqueeze(1) & ~_covered(tokens, past, blocks)
-    if not whole and past.shape[2]:
-        within = torch.arange(blocks.block, device=q.device) * blocks.stride + blocks.stride - 1
-        more = (past.unsqueeze(3) * blocks.span + within).flatten(2)
-        seen = torch.cat((seen, more >= 0), dim=2)
-        tokens = torch.cat((tokens, more.clamp(min=0)), dim=2)
-        past = past[..., :0]
-    hidden = torch.cat(((past == ABSENT).repeat_interleave(blocks.block, dim=2), ~seen), dim=2).flatten(0, 1)
-    key_rows, value_rows = (_Rows(x, past.clamp(min=0) * blocks.span, blocks.block, tokens) for x in (keys, values))
+    seen = seen.unsqueeze(1) & ~_covered(tokens, past, blocks) if tokens.shape[2] else tokens.bool()
+    run, firsts, in_runs = 1, past[..., :0], seen[..., :0]
+    if setting.top:
+        own = (now // blocks.span).expand(-1, q.shape[1], -1)
+        ids = torch.cat((own, past), dim=2)
+        if blocks.stride == 1:
+            # Each block is a run of tokens; that of the last block begins earlier where the cache would end before it.
+            run = min(blocks.block, keys.shape[2])
+            firsts = (ids * blocks.span).clamp_(min=0, max=keys.shape[2] - run)
+            token = firsts[:, :1, :1] + torch.arange(run, device=q.device)
+            of_own = (token >= own[:, :1] * blocks.span) & (token <= now)
+            of_past = (past != ABSENT).unsqueeze(3).expand(-1, -1, -1, run).flatten(2)
+            in_runs = torch.cat((of_own.expand(-1, past.shape[1], -1), of_past), dim=2)
+        else:
+            token = (ids.unsqueeze(3) * blocks.span + within).flatten(2)
+            seen = torch.cat((seen, (token >= 0) & (token <= now)), dim=2)
+            tokens = torch.cat((tokens, token.clamp(min=0, max=keys.shape[2] - 1)), dim=2)
+    hidden = ~torch.cat((in_runs, seen), dim=2).flatten(0, 1).unsqueeze(1)
+    key_rows, value_rows = (_Rows(x, firsts, run, tokens) for x in (keys, values))
     q = q.flatten(0, 1)
     out = torch.empty_like(q)
-    width = (past.shape[2] * blocks.block + tokens.shape[2]) * q.shape[2] * q.element_size()
+    width = max(1, hidden.shape[2] * q.shape[2] * q.element_size())
     chunk = max(1, GATHERED_BYTES // width) if q.device.type == "cpu" else q.shape[0]
     for first in range(0, q.shape[0], chunk):
         part = slice(first, first + chunk)
-        split = past.shape[2] * blocks.block
-        scores = torch.cat([torch.bmm(q[part], x.transpose(1, 2)) for x in key_rows.read(part, q.dtype)], dim=2)
-        scores.masked_fill_(hidden[part].unsqueeze(1), float("-inf"))
-        weights = torch.softmax(scores, dim=-1)
-        of_blocks, of_tokens = value_rows.read(part, q.dtype)
-        out[part] = torch.baddbmm(torch.bmm(weights[..., split:], of_tokens), weights[..., :split], of_blocks)
+        scores = torch.bmm(q[part], key_rows.read(part, q.dtype).transpose(1, 2))
+        weights = torch.softmax(scores.masked_fill_(hidden[part], float("-inf")), dim=-1)
+        out[part] = torch.bmm(weights, value_rows.read(part, q.dtype))
     return out.view(*keys.shape[:2], *out.shape[1:])
 
 
-def near_tokens(positions: Tensor, longest: int, setting: HeadSetting, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Tokens [B, n] of the own block and the static pattern, and whether each counts: no key counts twice.
+def static_tokens(positions: Tensor, longest: int, setting: HeadSetting, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Tokens [B, n] of the static pattern that lie in no block of their query's own, and whether each counts (once).
 
     All heads alike: whether a past block that a head chose holds a token is not asked here.
     """
     pattern, device = setting.pattern, positions.device
     now = positions.unsqueeze(1)
-    tokens, counts = [], []
-
-    def add(token: Tensor, seen: Tensor) -> None:
-        tokens.append(token.expand(now.shape[0], -1))
-        counts.append((seen & (token >= 0) & (token <= now)).expand(now.shape[0], -1))
-
-    def own(token: Tensor) -> Tensor:
-        return (token >= first) & ((token + 1) % blocks.stride == 0)
-
-    first = now - now % blocks.span if setting.top else now + 1
-    if setting.top:
-        offset = torch.arange(blocks.stride - 1, blocks.span, blocks.stride, device=device)
-        add(first + offset, torch.ones_like(offset, dtype=torch.bool))
-    recent = now - torch.arange(min(pattern.window, longest) + 1, device=device)
-    add(recent, ~own(recent))
     left = now - pattern.window  # tokens before it have left the window
+    tokens, counts = [now[:, :0]], [now[:, :0].bool()]
+
+    def add(token: Tensor, counted: Tensor) -> None:
+        if setting.top:  # not those of the own block
+            own = (token >= now - now % blocks.span) & ((token + 1) % blocks.stride == 0)
+            counted = counted & ~own
+        tokens.append(token.expand(now.shape[0], -1))
+        counts.append((counted & (token >= 0) & (token <= now)).expand(now.shape[0], -1))
+
+    if pattern.window or blocks.stride > 1 or not setting.top:  # else a query's own block holds what this would add
+        recent = now - torch.arange(min(pattern.window, longest) + 1, device=device)
+        add(recent, torch.ones_like(recent, dtype=torch.bool))
     if pattern.sinks:
         sink = torch.arange(min(pattern.sinks, longest + 1), device=device).unsqueeze(0)
-        add(sink, (sink < left) & ~own(sink))
+        add(sink, sink < left)
     if pattern.dilation >= 1:
         step = pattern.dilation
         kept = torch.arange(step - 1, max(step, longest + 1), step, device=device).unsqueeze(0)
-        add(kept, (kept < left) & (kept >= pattern.sinks) & ~own(kept))
+        add(kept, (kept < left) & (kept >= pattern.sinks))
     token, count = torch.cat(tokens, dim=1), torch.cat(counts, dim=1)
     return torch.where(count, token, 0), count
 
@@ -142,7 +148,7 @@ class _Rows:
 
     def __init__(self, cache: Tensor, firsts: Tensor, run: int, tokens: Tensor):
         batch, heads, _, d = cache.shape
-        self.run, self.d = run, d
+        self.d = d
         starts = (
             torch.arange(batch, device=cache.device)[:, None] * cache.stride(0)
             + torch.arange(heads, device=cache.device) * cache.stride(1)
@@ -151,15 +157,16 @@ class _Rows:
         offset = cache.storage_offset()
         self.single = cache.as_strided((count, d), (d, 1), offset)
         # Rows that overlap: the run that begins at each token.
-        self.runs = cache.as_strided((max(1, count - run + 1), run * d), (d, 1), offset) if count >= run else None
+        self.runs = cache.as_strided((count - run + 1, run * d), (d, 1), offset)
         self.firsts = (firsts + starts[..., None]).flatten(0, 1)
         self.tokens = (tokens + starts[..., None]).flatten(0, 1)
 
-    def read(self, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Runs [n, slots * run, d] and tokens [n, n_tokens, d] of rows `part`."""
+    def read(self, part: slice, dtype: torch.dtype) -> Tensor:
+        """[n, slots * run + n_tokens, d] of rows `part`: the runs, then the single tokens."""
         firsts, tokens = self.firsts[part], self.tokens[part]
-        single = self.single.index_select(0, tokens.flatten()).view(*tokens.shape, self.d)
-        if not firsts.shape[1] or self.runs is None:
-            return single[:, :0].to(dtype), single.to(dtype)
-        runs = self.runs.index_select(0, firsts.flatten()).view(firsts.shape[0], -1, self.d)
-        return runs.to(dtype), single.to(dtype)
+        found = []
+        if firsts.shape[1]:
+            found.append(self.runs.index_select(0, firsts.flatten()).view(firsts.shape[0], -1, self.d))
+        if tokens.shape[1]:
+            found.append(self.single.index_select(0, tokens.flatten()).view(*tokens.shape, self.d))
+        return (found[0] if len(found) == 1 else torch.cat(found, dim=1)).to(dtype)

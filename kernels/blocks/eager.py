@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ratplus.kernels.attention.patterns import HeadPattern
-from ratplus.kernels.blocks.pairs import Pairs
+from ratplus.kernels.blocks.pairs import Pairs, attend
 from ratplus.kernels.blocks.selection import blocks_of_forward
 from ratplus.kernels.blocks.settings import Blocks, HeadSetting, group_settings, head_settings
 from ratplus.kernels.blocks.tiles import TileGradient, TileKeys, TilePlan
@@ -105,13 +105,15 @@ def _forward(
     batch, heads, length, d_head = q.shape
     group, dtype, end = heads // k.shape[1], _dtype(q), start + length
     setting = _as_pattern(setting, end, blocks)
-    plan = TilePlan(setting, blocks, start, length, q.device)
+    plan = TilePlan(setting, blocks, start, length, q.device, own_elsewhere=blocks.stride == 1)
     q_rows, k_rows, v_rows = (_rows(x, dtype) for x in (q, k[:, :, :end], v[:, :, :end]))
     q_rows = q_rows.unflatten(0, (-1, group))  # [N, G, T, d]
     past = _rows(_past(ids, setting), torch.int32)  # [N, T, slots]
-    out, lse = torch.empty_like(q_rows), q_rows.new_empty(*q_rows.shape[:3])
+    out, lse = torch.zeros_like(q_rows), q_rows.new_full(q_rows.shape[:3], float("-inf"))
+    if setting.top and blocks.stride == 1:
+        _own_blocks(out, lse, q_rows, k_rows, v_rows, blocks.block, start, plan.first_whole)
     chunk = plan.row_chunk(group)
-    for first in range(0, q_rows.shape[0], chunk):
+    for first in range(0, q_rows.shape[0] if plan.tiles else 0, chunk):
         part = slice(first, first + chunk)
         keys, values = TileKeys(plan, k_rows[part]), TileKeys(plan, v_rows[part])
         for tile in plan.tiles:
@@ -119,14 +121,44 @@ def _forward(
             block = (q_rows[part, :, queries] * d_head**-0.5).flatten(1, 2)
             scores = torch.bmm(block, keys.seen(tile).transpose(1, 2)).unflatten(1, (group, -1))
             scores.masked_fill_(plan.hidden(tile, past[part, queries]).unsqueeze(1), float("-inf"))
-            # A query sees itself at least, here or in a pair only if a past block: never none.
-            lse[part, :, queries] = torch.logsumexp(scores, dim=-1)
-            mixed = torch.bmm(torch.softmax(scores, dim=-1).flatten(1, 2), values.seen(tile))
-            out[part, :, queries] = mixed.unflatten(1, (group, -1))
+            some_lse = torch.logsumexp(scores, dim=-1)
+            # A query may see nothing here: exp(-inf - 0) is 0.
+            scores.sub_(some_lse.masked_fill(some_lse == float("-inf"), 0.0).unsqueeze(-1)).exp_()
+            mixed = torch.bmm(scores.flatten(1, 2), values.seen(tile)).unflatten(1, (group, -1))
+            _merge(out[part, :, queries], lse[part, :, queries], mixed, some_lse)
     if past.shape[2]:
         for n in range(q_rows.shape[0]):
             _add_pairs(out[n], lse[n], q_rows[n], k_rows[n], v_rows[n], Pairs(past[n], blocks, group))
     return out.view(q.shape), lse.view(batch, heads, length)
+
+
+def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
+    """Takes the attention to other keys into out [..., d] and lse [...], in place; one of the two has seen some."""
+    total = torch.logaddexp(lse, more_lse)
+    out.mul_((lse - total).exp_().unsqueeze(-1)).addcmul_(more, (more_lse - total).exp_().unsqueeze(-1))
+    lse.copy_(total)
+
+
+def _own_blocks(
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, block: int, start: int, first: int
+) -> None:  # fmt: skip
+    """Attention within the blocks that begin at positions first, first + block, ..., the last of which may be short.
+
+    out, lse, q: [N, G, T, ...] of positions from `start` on; k, v [N, end, d].
+    """
+    end = k.shape[1]
+    whole = max(first, end - end % block)  # where the short one begins
+    for low, high, size in ((first, whole, block), (whole, end, end - whole)):
+        if low >= high:
+            continue
+        queries = (
+            q[:, :, low - start : high - start].unflatten(2, (-1, size)).transpose(1, 2)
+        )  # [N, blocks, G, size, d]
+        keys, values = (x[:, low:high].unflatten(1, (-1, 1, size)) for x in (k, v))
+        some_out, some_lse = attend(*(x.flatten(0, 1) for x in (queries, keys, values)), causal=True)
+        shape = (q.shape[0], -1, *some_out.shape[1:])
+        out[:, :, low - start : high - start] = some_out.view(shape).transpose(1, 2).flatten(2, 3)
+        lse[:, :, low - start : high - start] = some_lse.view(shape[:-1]).transpose(1, 2).flatten(2, 3)
 
 
 def _past(ids: Tensor, setting: HeadSetting) -> Tensor:

@@ -35,4 +35,4 @@ def summarise(k: Tensor, blocks: Blocks) -> Tensor:
     members = members.unflatten(-2, (count, blocks.block))
     if blocks.score == "mean":
         return members.mean(dim=-2, keepdim=True, dtype=metadata_dtype("mean", k.dtype))
-    return torch.stack(torch.aminmax(members, dim=-2), dim=-2)
+    return torch.stack((members.amin(dim=-2), members.amax(dim=-2)), dim=-2)

@@ -20,7 +20,7 @@ class Pairs:
     """
 
     def __init__(self, past: Tensor, blocks: Blocks, group: int):
-        self.block, self.group = blocks.block, group
+        self.blocks, self.group = blocks, group
         self.shape = past.shape
         ids, order = torch.sort(past.flatten(), stable=True)
         absent = int((ids == ABSENT).sum())  # these are lowest, and cut off
@@ -28,13 +28,8 @@ class Pairs:
         self.count = ids.shape[0]
         self.query = order // max(1, past.shape[1])
         found, counts = torch.unique_consecutive(ids, return_counts=True)
-        # Of each block that was chosen: its pairs' rows, and its keys.
-        self.segments: list[tuple[slice, slice]] = []
-        begin = 0
-        for block, count in zip(found.tolist(), counts.tolist(), strict=True):
-            keys = slice(block * blocks.span + blocks.stride - 1, (block + 1) * blocks.span, blocks.stride)
-            self.segments.append((slice(begin * group, (begin + count) * group), keys))
-            begin += count
+        self.found: list[int] = found.tolist()  # blocks that were chosen
+        self.rows_of: list[int] = [count * group for count in counts.tolist()]  # of each: its pairs' rows
         # The other way round: which pair stands in a query's slot; any where there is none.
         self.there = past != ABSENT
         place = torch.zeros(past.numel(), dtype=torch.long, device=past.device)
@@ -47,31 +42,40 @@ class Pairs:
             return x[0].index_select(0, self.query)
         return x.transpose(0, 1).index_select(0, self.query).flatten(0, 1)
 
+    def _of_blocks(self, x: Tensor) -> list[Tensor]:
+        """Keys or values [..., S, d] of each block that was chosen, [..., block, d]."""
+        members = x[..., self.blocks.stride - 1 :: self.blocks.stride, :]
+        size = self.blocks.block
+        every = members[..., : members.shape[-2] // size * size, :].unflatten(-2, (-1, size)).unbind(-3)
+        return [every[block] for block in self.found]
+
     def attend(self, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of rows [count * G, d] to the block of their pair: out [count * G, d], log-sum-exp [count * G]."""
-        out, lse = torch.empty_like(rows), rows.new_empty(rows.shape[0])
-        for part, members in self.segments:
-            out[part], lse[part] = attend(rows[part], keys[members], values[members])
-        return out, lse
+        members = (self._of_blocks(x[None, None]) for x in (keys, values))
+        parts = zip(rows[None, None].split(self.rows_of, dim=2), *members, strict=True)
+        outs, sums = zip(*(attend(*part) for part in parts), strict=True)
+        return torch.cat(outs, dim=2)[0, 0], torch.cat(sums, dim=2)[0, 0]
 
     def products(self, rows: Tensor, keys: Tensor) -> Tensor:
         """rows [count * G, d] times the keys [S, d] of each pair's block: [count * G, block]."""
-        out = rows.new_empty(rows.shape[0], self.block)
-        for part, members in self.segments:
-            torch.mm(rows[part], keys[members].T, out=out[part])
+        out = rows.new_empty(rows.shape[0], self.blocks.block)
+        for a, b, target in zip(rows.split(self.rows_of), self._of_blocks(keys), out.split(self.rows_of), strict=True):
+            torch.mm(a, b.T, out=target)
         return out
 
     def mix(self, weights: Tensor, values: Tensor) -> Tensor:
         """weights [count * G, block] times the values [S, d] of each pair's block: [count * G, d]."""
         out = weights.new_empty(weights.shape[0], values.shape[1])
-        for part, members in self.segments:
-            torch.mm(weights[part], values[members], out=out[part])
+        parts = zip(weights.split(self.rows_of), self._of_blocks(values), out.split(self.rows_of), strict=True)
+        for a, b, target in parts:
+            torch.mm(a, b, out=target)
         return out
 
     def add_to_keys(self, total: Tensor, weights: Tensor, rows: Tensor) -> None:
         """Adds weights^T rows, weights [count * G, block], rows [count * G, d], to the keys' gradient [S, d]."""
-        for part, members in self.segments:
-            total[members] += weights[part].T @ rows[part]
+        parts = zip(weights.split(self.rows_of), rows.split(self.rows_of), self._of_blocks(total), strict=True)
+        for a, b, target in parts:
+            target += a.T @ b
 
     def by_query(self, x: Tensor) -> Tensor:
         """x [count * G] as [G, T, slots], -inf where a query has no pair."""
@@ -86,13 +90,19 @@ class Pairs:
             total[g] += F.embedding_bag(self.place, x[:, g].contiguous(), mode="sum", per_sample_weights=weight)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention without a mask, q [n, d], k, v [m, d]: out [n, d] and log-sum-exp [n]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
+    """Attention of q [N, G, n, d] to k, v [N, 1 or G, m, d]: out [N, G, n, d] and log-sum-exp [N, G, n].
+
+    causal: n = m, and queries see the keys up to their own; else all.
+    """
     if q.device.type == "cpu":
         # What F.scaled_dot_product_attention runs on a CPU; it also returns the log-sum-exp, which the other hides.
-        seen = (x[None, None] for x in (q, k, v))
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*seen)
-        return out[0, 0], lse.flatten()
-    scores = (q * q.shape[1] ** -0.5) @ k.T
-    lse = scores.logsumexp(dim=1)
-    return (scores - lse[:, None]).exp_() @ v, lse
+        if q.shape[1] > k.shape[1]:
+            k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        t = torch.arange(q.shape[2], device=q.device)
+        scores.masked_fill_(t > t[:, None], float("-inf"))
+    lse = scores.logsumexp(dim=-1)
+    return (scores - lse[..., None]).exp_() @ v, lse

@@ -1,7 +1,7 @@
 """Which blocks a query reads: its own, block 0 if forced, and the best of the complete blocks before its own.
 
-Equal scores go to the block of lower index. Scores become integers of the same order, with the block's index below
-them, so that no two are equal and `topk`, which breaks ties as it likes, has none to break.
+Equal scores go to the block of lower index: they are told apart first (`without_ties`), since `topk` breaks ties as it
+likes.
 """
 
 from typing import Any
@@ -13,9 +13,8 @@ from ratplus.kernels.blocks.metadata import summarise
 from ratplus.kernels.blocks.settings import Blocks
 
 ABSENT = -1
-SCORES_LIMIT = 1 << 22  # scores that are held at a time: queries are cut to stay below
+SCORES_LIMIT = {"cpu": 1 << 19, "cuda": 1 << 26}  # scores that are held at a time: queries are cut to stay below
 _LOW = 0xFFFFFFFF  # the lower 32 bits
-_NEVER = torch.iinfo(torch.int64).min  # below the integer of any score
 
 
 def select_blocks(
@@ -42,13 +41,16 @@ def select_blocks(
         length = q.shape[2]
         if heads is None:
             heads = torch.arange(kv_heads, device=q.device)
-        rows = max(1, SCORES_LIMIT // max(1, batch * kv_heads * count))
+        limit = SCORES_LIMIT["cpu" if q.device.type == "cpu" else "cuda"]
+        rows = max(1, limit // max(1, batch * kv_heads * count))
         start = start if isinstance(start, int) else start[:, None]
         parts = []
         for begin in range(0, length, rows):
             t = begin + torch.arange(min(rows, length - begin), device=q.device)
             positions = (t + start).expand(batch, -1)
-            scores = score_blocks(q[:, :, begin : begin + rows], metadata, positions, blocks, heads)
+            # Blocks that no query of these can choose are left out where asking costs nothing.
+            rivals = metadata[:, :, : int(positions.max()) // blocks.span] if q.device.type == "cpu" else metadata
+            scores = score_blocks(q[:, :, begin : begin + rows], rivals, positions, blocks, heads)
             parts.append(choose(scores, positions, top, blocks, slots))
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
@@ -59,12 +61,17 @@ def score_blocks(q: Tensor, metadata: Tensor, positions: Tensor, blocks: Blocks,
         index = torch.arange(metadata.shape[2], device=q.device)
         return random_scores(blocks.seed, heads[:, None, None], positions[:, None, :, None], index)
     dtype = torch.promote_types(metadata.dtype, torch.float32)
-    q = q.to(dtype).unflatten(1, (metadata.shape[1], -1))
+    q = q.to(dtype)
     if blocks.score == "mean":
-        return q.sum(dim=2) @ metadata.squeeze(3).to(dtype).transpose(-1, -2)
+        return _sum_of_group(q, metadata.shape[1]) @ metadata.squeeze(3).to(dtype).transpose(-1, -2)
     # max(q min, q max) is q max where q is positive and q min where it is negative: one product of twice the width.
-    q = torch.cat((q.clamp(max=0).sum(dim=2), q.clamp(min=0).sum(dim=2)), dim=-1)
-    return q @ metadata.flatten(-2).to(dtype).transpose(-1, -2)
+    signed = [_sum_of_group(x, metadata.shape[1]) for x in (q.clamp(max=0), q.clamp(min=0))]
+    return torch.cat(signed, dim=-1) @ metadata.flatten(-2).to(dtype).transpose(-1, -2)
+
+
+def _sum_of_group(q: Tensor, kv_heads: int) -> Tensor:
+    """[B, H, T, d] -> [B, H_kv, T, d]"""
+    return q if q.shape[1] == kv_heads else q.unflatten(1, (kv_heads, -1)).sum(dim=2)
 
 
 def random_scores(seed: int, head: Tensor | int, position: Tensor, block: Tensor) -> Tensor:
@@ -116,23 +123,21 @@ def _best(scores: Tensor, rival: Tensor, count: int) -> Tensor:
     """int32 [..., count]: indices of the largest scores among `rival`, largest first, ABSENT where there are fewer."""
     if scores.dtype == torch.float64:
         ranked = scores.masked_fill(~rival, float("-inf")).sort(dim=-1, descending=True, stable=True)
-        index = ranked.indices[..., :count].masked_fill(ranked.values[..., :count] == float("-inf"), ABSENT)
-        return index.to(torch.int32)
-    keys = order_keys(scores).masked_fill_(~rival, _NEVER)
-    return indices_of(keys.topk(count, dim=-1).values)
+        values, index = ranked.values[..., :count], ranked.indices[..., :count]
+    else:
+        values, index = without_ties(scores).masked_fill_(~rival, float("-inf")).topk(count, dim=-1)
+    return index.masked_fill_(values == float("-inf"), ABSENT).to(torch.int32)
 
 
-def order_keys(scores: Tensor) -> Tensor:
-    """int64 [..., n], ordered like float32 scores [..., n] with ties broken towards the lower index."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0: -0.0 and 0.0 are equal scores
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    index = torch.arange(scores.shape[-1], device=scores.device)
-    return (ordered.to(torch.int64) << 32) | (_LOW - index)
+def without_ties(scores: Tensor) -> Tensor:
+    """Finite float64 [..., n], ordered like float32 scores [..., n], where of equal ones the first is the largest.
 
-
-def indices_of(keys: Tensor) -> Tensor:
-    """int32: the indices in integers of `order_keys`, ABSENT for those that stand for nothing."""
-    return torch.where(keys == _NEVER, ABSENT, _LOW - (keys & _LOW)).to(torch.int32)
+    Each is raised by up to n * 2^-50 of itself: far less than two different float32 numbers differ by.
+    """
+    ahead = torch.arange(scores.shape[-1], 0, -1, device=scores.device, dtype=torch.float64)
+    # Numbers that float32 can't hold, so that infinite scores take part; the last term is for scores of 0.
+    wide = scores.to(torch.float64).clamp_(-1e39, 1e39)
+    return wide.abs().mul_(ahead * 2.0**-50).add_(ahead * 1e-300).add_(wide)
 
 
 def blocks_of_forward(

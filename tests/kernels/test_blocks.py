@@ -11,7 +11,7 @@ from ratplus.kernels import block_attention, dilated_attention
 from ratplus.kernels.bench.timing import peak_bytes
 from ratplus.kernels.blocks import block_metadata
 from ratplus.kernels.blocks.reference import block_attention_reference, block_scores, visible_mask
-from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, order_keys, random_scores
+from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, random_scores, without_ties
 from ratplus.kernels.blocks.settings import Blocks, head_settings
 
 ALL = 1000
@@ -20,7 +20,7 @@ ALL = 1000
 @pytest.fixture(autouse=True)
 def _seed(monkeypatch):
     """Few rows at a time, so that short sequences and few heads meet every border."""
-    monkeypatch.setattr("ratplus.kernels.blocks.selection.SCORES_LIMIT", 200)
+    monkeypatch.setattr("ratplus.kernels.blocks.selection.SCORES_LIMIT", {"cpu": 200})
     monkeypatch.setattr("ratplus.kernels.blocks.tiles.SCORES_LIMIT", 2000)
     monkeypatch.setattr("ratplus.kernels.blocks.tiles.TILE", 8)
     torch.manual_seed(0)
@@ -137,10 +137,13 @@ def test_equal_scores_go_to_the_earlier_block():
         assert ids[0, 0, 0].tolist() == [0, ABSENT, ABSENT, ABSENT]
 
 
-def test_scores_as_integers_keep_their_order():
-    values = torch.tensor([-0.0, 0.0, 1e-30, -1e-30, torch.inf, -torch.inf, 3.0, 3.0, -3.0, 2.9999998])
-    order = order_keys(values).argsort(descending=True).tolist()
-    assert order == values.argsort(descending=True, stable=True).tolist()
+def test_scores_that_are_told_apart_keep_their_order():
+    above = torch.nextafter(torch.tensor(3.0), torch.tensor(4.0)).item()
+    extremes = [-0.0, 0.0, 1e-45, -1e-45, 0.0, torch.inf, -torch.inf, 3.4e38, torch.inf, -3.4e38]
+    values = torch.tensor(extremes + [3.0, above, 3.0, -above, -3.0, -3.0] * 1000)
+    apart = without_ties(values)
+    assert len(set(apart.tolist())) == len(values)
+    assert apart.argsort(descending=True).tolist() == values.argsort(descending=True, stable=True).tolist()
 
 
 def test_minus_infinity_is_a_score_and_a_missing_block_is_none():
