@@ -30,7 +30,9 @@ from ratplus.analysis.draw.dilation_axis import DilationAxis
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import (
+    GROUP,
     RUN,
+    SELECTING,
     error_source,
     first_runs,
     in_order,
@@ -42,8 +44,10 @@ from ratplus.analysis.frame.aggregate import (
     with_loss_delta,
 )
 from ratplus.analysis.frame.load import METRICS
+from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.notebook import run
+from ratplus.costs.facts import at_most
 
 NAME = "accuracy_vs_dilation"
 # A table's notes name this many errors; the CSV file has all.
@@ -56,7 +60,7 @@ REFERENCE = (0, (1, 1.6))
 LEADING = [
     "model", "pattern", "dilation", "window", "sinks", "seed", "loss", "loss_stderr", "loss_delta", "perplexity",
     "perplexity_stderr", "next_token_accuracy", "next_token_accuracy_stderr", "recall_accuracy",
-    "recall_accuracy_stderr", "kv_entries", "attention_flops_ratio", "status", "error",
+    "recall_accuracy_stderr", "kv_entries", "kv_read", "attention_flops_ratio", "status", "error",
 ]  # fmt: skip
 
 # %% [markdown]
@@ -92,24 +96,34 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             # The perplexity's spread is the loss's once more: it would only take room.
             errors = rows[f"{name}_stderr"] * scale * (np.nan if name == "perplexity" else 1)
             shown[title] = [number(value, digits, error) for value, error in zip(rows[name] * scale, errors)]
-    # A finished cell whose loss is not a number has diverged: a result, unlike that of a cell which has none.
+    # A finished cell whose loss is not a number has diverged: a result, unlike that of a cell which was not asked.
+    unasked = set(
+        frame.loc[frame["cell"].isin(frame.attrs.get("no_loss", ())), GROUP].itertuples(index=False, name=None)
+    )
     shown["Loss"] = [
-        f"**{status}**" if status != "done" else "NaN" if pd.isna(loss) else text
-        for status, loss, text in zip(rows["status"], rows["loss"], shown["Loss"])
+        f"**{status}**" if status != "done" else "NaN" if pd.isna(loss) and key not in unasked else text
+        for status, loss, text, key in zip(
+            rows["status"], rows["loss"], shown["Loss"], rows[GROUP].itertuples(index=False, name=None)
+        )
     ]
-    shown["KV entries"] = [number(entries, 0 if entries == round(entries) else 1) for entries in rows["kv_entries"]]
-    shown["FLOPs"] = [number(ratio, 3) for ratio in rows["attention_flops_ratio"]]
+    shown["KV entries"] = entries(rows["kv_entries"])
+    if reads_apart(rows):
+        shown["KV read"] = entries(rows["kv_read"], rows["kv_read_exact"])
+    shown["FLOPs"] = [
+        at_most(number(ratio, 3), exact) for ratio, exact in zip(rows["attention_flops_ratio"], rows["flops_exact"])
+    ]
     return shown
 
 
 def caption(frame: pd.DataFrame) -> str:
     """What the columns of `summary` mean, for the line above the table."""
     contexts = " or ".join(str(context) for context in sorted(frame["context"].unique()))
+    read = READ_CAPTION if reads_apart(frame) else ""
     return (
         "Held-out loss (nats per token) and accuracy by inference pattern; ± is the standard error "
         f"{error_source(frame)}. Δ loss: difference to the dense pattern of the same model. KV entries: cache entries "
-        f"a head before the step at position {contexts}, mean over layers and heads. FLOPs: attention FLOPs relative "
-        "to dense."
+        f"a head before the step at position {contexts}, mean over layers and heads.{read} FLOPs: attention FLOPs "
+        "relative to dense."
     )
 
 
@@ -133,7 +147,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
 
 A model has a colour and a line, a window a marker. The thin dotted line is the model's dense value; patterns without a
 dilation stand right of the axis (hybrids at one place if they are many). A cross at the bottom marks a cell without a
-result.
+result. Patterns that select by query are left to `accuracy_vs_budget`: a dilation says little of what they read.
 """
 
 
@@ -146,7 +160,8 @@ def figure(frame: pd.DataFrame) -> Figure:
     """
     if nothing := nothing_to_draw(frame):
         raise ValueError(nothing)
-    rows, left_out = first_runs(_rows(frame), MOST_RUNS)
+    rows = _rows(frame)
+    rows, left_out = first_runs(rows[~rows["kind"].isin(SELECTING)], MOST_RUNS)
     rows = rows.reset_index(drop=True)
     drawn = [name + suffix for name in METRICS for suffix in ("", "_stderr")]
     rows[drawn] = rows[drawn].where(np.isfinite(rows[drawn]))
@@ -181,9 +196,11 @@ def figure(frame: pd.DataFrame) -> Figure:
 
 def nothing_to_draw(frame: pd.DataFrame) -> str:
     """Why there is no figure, in one line; empty if there is one."""
-    if (np.isfinite(frame["loss"]) & frame["status"].eq("done")).any():
+    shown = frame[~frame["kind"].isin(SELECTING)]
+    if (np.isfinite(shown["loss"]) & shown["status"].eq("done")).any():
         return ""
-    return f"no figure: {progress(frame)}, none with a finite loss"
+    without = "" if len(shown) == len(frame) else " and a pattern that does not select by query"
+    return f"no figure: {progress(frame)}, none with a finite loss{without}"
 
 
 def _draw_run(axes: Axes, rows: pd.DataFrame, metric: str, scale: float, look: style.Look, shapes: dict) -> None:
@@ -235,9 +252,9 @@ def _legend(rows: pd.DataFrame, looks: dict, shapes: dict, axis: DilationAxis, m
     if rows[metrics].isna().any(axis=None):
         handles.append(Line2D([], [], marker="x", label="no result", **grey))
     names = short_patterns(rows)
-    for label, short in axis.hybrids.items():
+    for label, short in axis.others.items():
         handles.append(Line2D([], [], marker=style.HYBRID_MARKER, label=f"{short}: {names[label]}", **grey))
-    if not axis.hybrids and rows["kind"].eq("hybrid").any():
+    if not axis.others and rows["kind"].eq("hybrid").any():
         handles.append(Line2D([], [], marker=style.HYBRID_MARKER, label="hybrids (see table)", **grey))
     return handles
 

@@ -29,6 +29,8 @@ from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.analysis.page.compare import write_compare_page
 
 RESAMPLES = 2000
+# What says which pattern a row is of, and in which order it stands.
+NAMES = ("pattern", "pattern_name", "kind", "dilation", "window", "sinks", "kv_read")
 BOOTSTRAP, ERRORS = "paired bootstrap", "standard errors"
 
 
@@ -49,7 +51,7 @@ def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]
     name = re.sub(r"[^\w.-]+", "_", Path(second).resolve().name)
     folder, name = Path(folder) if folder else Path(first) / "report", f"compare_{name}"
     labels = _names(Path(first), Path(second))
-    data = rows.drop(columns=["kind", "dilation", "window", "sinks", "pattern_name"])
+    data = rows.drop(columns=[name for name in NAMES if name != "pattern"])
     table = Table(name, data, summary(rows), caption(rows, *labels), notes(a, b, pairs, *labels), names=2, grouped=True)
     drawn = [Picture(name, figure(rows, *labels))] if rows["metric"].eq("loss").any() else []
     written = write([table, *drawn], folder)
@@ -105,12 +107,12 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
                 {
                     "run_a": run_name(one["model"], one["variant"]),
                     "run_b": run_name(*theirs[RUN].iloc[places[0]]),
-                    **{key: one[key] for key in ("pattern", "pattern_name", "kind", "dilation", "window", "sinks")},
+                    **{key: one[key] for key in NAMES},
                     "metric": name, "seeds": len(places), "a": values[0].mean(), "b": values[1].mean(),
                     **_difference(values, errors, [_pair(*pair, name) for pair in folders]),
                 }
             )  # fmt: skip
-    columns = ["run_a", "run_b", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "metric", "seeds",
+    columns = ["run_a", "run_b", *NAMES, "metric", "seeds",
                "a", "b", "difference", "stderr", "low", "high", "p", "p_holm", "method", "items"]  # fmt: skip
     frame = pd.DataFrame(rows, columns=[c for c in columns if c != "p_holm"])
     frame.insert(columns.index("p_holm"), "p_holm", frame.groupby("metric", sort=False)["p"].transform(holm))
@@ -259,7 +261,7 @@ def figure(rows: pd.DataFrame, first: str, second: str) -> Figure:
         axes.set_ylabel(f"Δ loss (nats):\n{second} − {first}")
         handles = axes.get_legend_handles_labels()[0]
         names = short_patterns(rows)
-        for label, short in axis.hybrids.items():
+        for label, short in axis.others.items():
             handles.append(Line2D([], [], linestyle="none", label=f"{short}: {names[label]}"))
         style.legend_below(drawing, handles, left_out=left_out)
     return drawing

@@ -3,9 +3,9 @@
 # Quality against cost
 
 Which pattern do I take? Loss (and recall accuracy, where the sweep measured it) of every model and pattern against what
-it costs: bytes of the decode cache, attention FLOPs of a forward and, if the cells were timed (`eval=efficiency`),
-milliseconds a decoded token. A point is worth taking if no other of the sweep is both better and cheaper: those points
-are joined by the frontier.
+it costs: bytes of the decode cache, the entries of it that a decoding step reads (where some pattern reads less than it
+holds), attention FLOPs of a forward and, if the cells were timed (`eval=efficiency`), milliseconds a decoded token. A
+point is worth taking if no other of the sweep is both better and cheaper: those points are joined by the frontier.
 
 - `table`: one row a model and pattern, with its costs and whether it stands on each frontier
 - `figure`: a panel for each cost, at the width of a page
@@ -31,13 +31,16 @@ from ratplus.analysis.draw.labels import place_labels
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, sharing, short_patterns
+from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.notebook import run
+from ratplus.costs.facts import at_most
 
 NAME = "pareto"
 TIME = "timing:decode_ms_per_token"
 # For each cost: its column, the title of its axis, and the scale of its values.
 COSTS = (
     ("kv_bytes", "KV cache of a sequence (KiB)", 1 / 1024),
+    ("kv_read", "KV entries read a step and head", 1),
     ("attention_flops", "Attention MFLOPs of a forward", 1e-6),
     (TIME, "Decode time (ms a token)", 1),
 )
@@ -56,12 +59,13 @@ cost, or the same loss for less.
 
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a model and pattern with a finite loss: costs, quality, `frontier_{kv,flops,ms}`."""
+    """One row a model and pattern with a finite loss: costs, quality, `frontier_{kv,read,flops,ms}`."""
     cells = in_order(frame)
     rows = over_seeds(cells, ["loss", "recall_accuracy", *([TIME] if TIME in cells else [])])
     rows = rows[np.isfinite(rows["loss"])].reset_index(drop=True)
-    for short, (cost, *_) in zip(("kv", "flops", "ms"), COSTS):
-        if cost in rows:
+    apart = reads_apart(rows)
+    for short, (cost, *_) in zip(("kv", "read", "flops", "ms"), COSTS):
+        if cost in rows and (apart or short != "read"):
             rows[f"frontier_{short}"] = frontier(rows[cost], rows["loss"])
     return rows.drop(columns=["status", "pattern_name"])
 
@@ -91,13 +95,16 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     if rows["kv_heads"].ne(rows["heads"]).any():
         shown["KV heads"] = [f"{held} of {heads}" for held, heads in zip(rows["kv_heads"], rows["heads"])]
     shown["KV cache (KiB)"] = [number(value / 1024, 1) for value in rows["kv_bytes"]]
-    shown["FLOPs"] = [number(value, 3) for value in rows["attention_flops_ratio"]]
+    if "frontier_read" in rows:
+        shown["KV read"] = entries(rows["kv_read"], rows["kv_read_exact"])
+    ratios = zip(rows["attention_flops_ratio"], rows["flops_exact"])
+    shown["FLOPs"] = [at_most(number(value, 3), exact) for value, exact in ratios]
     if TIME in rows:
         shown["ms/token"] = [number(*pair) for pair in zip(rows[TIME], [3] * len(rows))]
     shown["Loss"] = [number(value, 3, error) for value, error in zip(rows["loss"], rows["loss_stderr"])]
     if rows["recall_accuracy"].notna().any():
         shown["Recall (%)"] = [number(value * 100, 1) for value in rows["recall_accuracy"]]
-    titles = {"frontier_kv": "KV", "frontier_flops": "FLOPs", "frontier_ms": "ms"}
+    titles = {"frontier_kv": "KV", "frontier_read": "read", "frontier_flops": "FLOPs", "frontier_ms": "ms"}
     shown["Best for"] = [", ".join(titles[m] for m in marks if row[m]) for _, row in rows.iterrows()]
     return shown
 
@@ -127,6 +134,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     looks, marks = style.looks(names), style.markers(names)
     labels = short_patterns(in_order(frame), longest=14)
     costs = [cost for cost in COSTS if cost[0] in rows and rows[cost[0]].notna().any()]
+    costs = [cost for cost in costs if cost[0] != "kv_read" or reads_apart(rows)]
     qualities = [quality for quality in QUALITIES if rows[quality[0]].notna().any()]
     with style.context():
         drawing = Figure(figsize=(style.TEXT_WIDTH_IN, 0.3 + 1.95 * len(qualities)))
@@ -194,13 +202,14 @@ def _power_of_two_ticks(values: pd.Series) -> FixedLocator:
 
 
 # %%
-def caption() -> str:
+def caption(frame: pd.DataFrame) -> str:
     """What the columns of `summary` mean."""
+    read = READ_CAPTION.replace("those of them", "cache entries of a head") if reads_apart(frame) else ""
     return (
         "Patterns that no other of the sweep beats: a lower loss (nats per token) at no more cost. KV cache: bfloat16 "
-        "keys and values and the float32 recurrent state of one sequence at the context length. FLOPs: attention FLOPs "
-        "relative to dense. KV heads: of keys and values, where heads share them. ms/token: as measured on the cells' "
-        "machine. Best for: the costs whose frontier it is on."
+        "keys and values and the float32 recurrent state of one sequence at the context length."
+        f"{read} FLOPs: attention FLOPs relative to dense. KV heads: of keys and values, where heads share them. "
+        "ms/token: as measured on the cells' machine. Best for: the costs whose frontier it is on."
     )
 
 
@@ -211,7 +220,7 @@ def applies(frame: pd.DataFrame) -> bool:
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     """The table and the figure."""
-    return [Table(NAME, table(frame), summary(frame), caption(), names=2), Picture(NAME, figure(frame))]
+    return [Table(NAME, table(frame), summary(frame), caption(frame), names=2), Picture(NAME, figure(frame))]
 
 
 # %%

@@ -1,4 +1,7 @@
-"""An x axis for patterns: dilation on a log2 scale, then streaming at "none", then one place for each hybrid."""
+"""An x axis for patterns: dilation on a log2 scale, then streaming at "none", then a place for each other pattern.
+
+The others are hybrids and patterns that select by query, whose dilation says little of them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from matplotlib.axes import Axes
 # Inches on an axis of this width that each kind of place takes, so that tick labels of 7 pt never touch.
 _AXIS_IN = 2.55
 _GAP_IN, _NONE_IN, _HYBRID_IN, _DIGIT_IN, _SPACE_IN, _MARGIN_IN = 0.3, 0.28, 0.2, 0.07, 0.08, 0.12
-# With more hybrids than this, all of them share one place, "hybrid".
-_MOST_HYBRIDS = 6
+# With more others than this, all of them share one place, "other" ("hybrid" if they all are).
+_MOST_OTHERS = 6
+_ON_AXIS = ("dense", "dilated", "dilated_local", "streaming")
 
 
 class DilationAxis:
@@ -22,20 +26,25 @@ class DilationAxis:
         points: rows with `kind`, `dilation` and `pattern`.
 
     Attributes:
-        hybrids: {pattern label: short name on the axis, `H1`, `H2`, ...} in the rows' order; empty if there are so many
-            that they share a place.
+        others: {pattern label: short name on the axis, `H1`, `H2`, ... of hybrids, `S1`, ... of selecting patterns} in
+            the rows' order; empty if there are so many that they share a place.
     """
 
     def __init__(self, points: pd.DataFrame):
-        dilations = points["dilation"].dropna().astype(int)
+        apart = ~points["kind"].isin(_ON_AXIS)
+        dilations = points.loc[~apart, "dilation"].dropna().astype(int)
         self._has_dilations = len(dilations) > 0
         self._low = math.floor(math.log2(dilations.min())) if self._has_dilations else 0
         self._high = math.ceil(math.log2(dilations.max())) if self._has_dilations else 0
         streams = bool(points["kind"].eq("streaming").any())
-        labels = list(dict.fromkeys(points.loc[points["kind"].eq("hybrid"), "pattern"]))
-        few = len(labels) <= _MOST_HYBRIDS
-        self.hybrids = {label: f"H{number}" for number, label in enumerate(labels, start=1)} if few else {}
-        names = (["none"] if streams else []) + (list(self.hybrids.values()) if few else ["hybrid"])
+        kinds = dict(zip(points.loc[apart, "pattern"], points.loc[apart, "kind"]))
+        few = len(kinds) <= _MOST_OTHERS
+        self.others: dict[str, str] = {}
+        for letter, hybrid in (("H", True), ("S", False)):
+            own = [label for label, kind in kinds.items() if (kind == "hybrid") == hybrid]
+            self.others |= {label: f"{letter}{number}" for number, label in enumerate(own, start=1)} if few else {}
+        shared = "hybrid" if set(kinds.values()) == {"hybrid"} else "other"
+        names = (["none"] if streams else []) + (list(self.others.values()) if few else [shared])
 
         # The places right of the dilations get their inches first; the doublings share what is left.
         steps = [_GAP_IN] + [_NONE_IN if left == "none" else _HYBRID_IN for left in names[:-1]] if names else []
@@ -45,12 +54,12 @@ class DilationAxis:
             place += step / self._doubling_in
             self._places[name] = place
         self._last = place
-        self._hybrid_names = {label: self.hybrids.get(label, "hybrid") for label in labels}
+        self._other_names = {label: self.others.get(label, shared) for label in kinds}
 
     def position(self, kind: str, dilation: int | None, pattern: str) -> float:
         """The x value of a pattern, on the axis's log scale."""
-        if kind == "hybrid":
-            return 2.0 ** self._places[self._hybrid_names[pattern]]
+        if kind not in _ON_AXIS:
+            return 2.0 ** self._places[self._other_names[pattern]]
         if kind == "streaming":
             return 2.0 ** self._places["none"]
         assert dilation is not None, pattern

@@ -11,6 +11,8 @@ import pandas as pd
 # Cells of one run differ in pattern and seed alone; `variant` holds whatever else the sweep varied.
 RUN = ["model", "variant"]
 GROUP = [*RUN, "pattern"]
+# Kinds of patterns that choose what they read by query, or what they keep by the prompt.
+SELECTING = ("topk", "quest", "random", "snapkv")
 # Where no seed of a row has finished, the row has the most serious status of its seeds: the first of these.
 _UNFINISHED = ("damaged", "failed", "running", "missing")
 
@@ -19,14 +21,20 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Cells by model and variant (as the sweep lists them), then pattern, then seed.
 
     Patterns stand by dilation, window and sinks, as `Pattern.sort_key` has it. Streaming patterns follow all dilations,
-    and hybrids come last, in the sweep's order.
+    then those that select by query, method by method, by what they read; hybrids come last, in the sweep's order.
     """
     patterns = {pattern: rank for rank, pattern in enumerate(frame["pattern"].drop_duplicates())}
     runs = {run: rank for rank, run in enumerate(frame[RUN].drop_duplicates().itertuples(index=False, name=None))}
+    selects = frame["kind"].isin(SELECTING)
+    # The same selection with another static part is another method.
+    kinds = [tuple(row) for row in frame[["kind", "dilation", "window", "sinks"]].astype("string").fillna("").values]
+    methods = {kind: rank for rank, kind in enumerate(dict.fromkeys(k for k, s in zip(kinds, selects) if s))}
     keys = pd.DataFrame(
         {
             "run": [runs[run] for run in frame[RUN].itertuples(index=False, name=None)],
             "hybrid": frame["kind"].eq("hybrid").to_numpy(),
+            "method": [methods[kind] if s else -1 for kind, s in zip(kinds, selects)],
+            "read": frame["kv_read"].where(selects, -1).to_numpy(),
             "dilation": frame["dilation"].astype("Float64").fillna(np.inf).to_numpy(),
             "window": frame["window"].fillna(0).to_numpy(),
             "sinks": frame["sinks"].fillna(0).to_numpy(),
@@ -70,6 +78,7 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     done = frame["status"].eq("done")
     same = ["recurrence", "pattern_name", "kind", "dilation", "window", "sinks", "context", "kv_entries", "kv_bytes"]
     same += ["layers", "heads", "kv_heads", "parameters", "attention_flops", "attention_flops_ratio"]
+    same += ["method", "kv_read", "kv_read_exact", "flops_exact"]
     rows = groups[same].first()
     rows["cells"] = groups.size()
     rows["done"] = done.groupby([frame[key] for key in GROUP], sort=False).sum()

@@ -10,7 +10,9 @@ Columns, always there and in this order:
 | variant | the sweep's other axes as `key=value, ...`; empty if only model, pattern and seed were swept |
 | pattern | short label: `D16-W256-I4`, `stream-W64-I4`, `layers[D1x2,D64x2]` |
 | pattern_name | name of the pattern's config group |
-| kind | `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming`, `hybrid` |
+| kind | `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming`, `topk`, `quest`, `random`, |
+|  | `snapkv`, `hybrid` |
+| method | the kind in words, with what else a selecting pattern shows: `top-k + D64`, `Quest in decode` |
 | dilation, window, sinks | whole numbers; dilation is null for streaming, all three for hybrids |
 | seed | seed of the run |
 | status | `done`, `failed`, `running`, `missing`, `damaged` |
@@ -20,11 +22,14 @@ Columns, always there and in this order:
 | rope | how positions become angles, where not as usual: `yarn × 4 of 512`, `base 43873`; else empty |
 | parameters | of the model, as its pretraining counted them |
 | pretrain, adapt | ids of the cell's other stages; null if it has none |
-| context | tokens per sequence; the length at which the next four are taken |
-| kv_entries | cache entries a head, mean over layers and heads of keys |
-| kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, float32 recurrent state |
-| attention_flops | FLOPs of Q K^T and P V of one forward over the context, all layers and heads |
+| context | tokens per sequence; the length at which the next seven are taken |
+| kv_entries | cache entries a head holds, mean over layers and heads of keys |
+| kv_read | those of them that a decoding step reads; fewer only where a pattern selects by query |
+| kv_read_exact | False where kv_read is an upper bound, since overlaps of selected and static keys depend on data |
+| kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, metadata, float32 state |
+| attention_flops | FLOPs of Q K^T, P V and selection of one forward over the context, all layers and heads |
 | attention_flops_ratio | the same relative to dense attention |
+| flops_exact | False where those two are upper bounds |
 | loss, perplexity, next_token_accuracy, recall_accuracy | results; each followed by its `<name>_stderr` |
 
 After these come all other metrics found in records (with their `_stderr`), then what evaluation measured on its
@@ -51,9 +56,9 @@ from ratplus.records.status import State, cell_state, stage_state
 
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
-    "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "dilation", "window", "sinks", "seed",
-    "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt", "context",
-    "kv_entries", "kv_bytes", "attention_flops", "attention_flops_ratio",
+    "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "method", "dilation", "window",
+    "sinks", "seed", "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt", "context",
+    "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "attention_flops", "attention_flops_ratio", "flops_exact",
 )  # fmt: skip
 # Tables add columns of these names to the frame, and others called `<name>_delta` and `frontier_<cost>`.
 DERIVED = {
@@ -85,7 +90,8 @@ class Sweep:
 def load_sweep(folder: Path | str) -> pd.DataFrame:
     """All cells of a sweep folder, in the order of its `sweep.json`; columns as in the module's docstring.
 
-    `attrs` of the frame: "sweep", the sweep's name; "folder", where it lies; "metrics" and "axes", the names of the
+    `attrs` of the frame: "sweep", the sweep's name; "folder", where it lies; "no_loss", the finished cells that were
+    not asked for a loss; "metrics" and "axes", the names of the
     columns that hold results (each with its `_stderr`) and the sweep's other axes.
 
     Raises:
@@ -101,6 +107,7 @@ def read_sweep(folder: Path | str) -> Sweep:
     sweep = read_manifest(folder)
     look = lru_cache(maxsize=None)(stage_state)
     rows, results, axes, timings, records = [], [], [], [], []
+    no_loss: list[str] = []
     for number, cell in enumerate(sweep["cells"]):
         try:
             row = _describe(cell)
@@ -124,6 +131,8 @@ def read_sweep(folder: Path | str) -> Sweep:
         record: Mapping[str, Any] = state.record if state.status == "done" and state.record is not None else {}
         rows.append(row)
         results.append(_flatten(record.get("metrics") or {}))
+        if record and "loss" not in (record.get("metrics") or {}):
+            no_loss.append(row["cell"])
         timings.append(_timing(record.get("timing") or {}))
         records.append({k: record[k] for k in ("provenance", "timing") if k in record} if record else None)
     columns, names = _columns(rows, results, timings, axes)
@@ -133,6 +142,7 @@ def read_sweep(folder: Path | str) -> Sweep:
     frame["parameters"] = frame["parameters"].astype("float64")
     frame.attrs["sweep"] = str(sweep.get("name", folder.name))
     frame.attrs["folder"] = str(folder)
+    frame.attrs["no_loss"] = no_loss
     frame.attrs |= names
     return Sweep(folder, frame, sweep["cells"], records)
 
@@ -157,13 +167,17 @@ def _describe(cell: Entry) -> dict:
         "context": context,
         "pattern": facts.pattern,
         "kind": facts.kind,
+        "method": facts.method,
         "dilation": facts.dilation,
         "window": facts.window,
         "sinks": facts.sinks,
         "kv_entries": facts.cost.kv_entries_per_head,
+        "kv_read": facts.cost.kv_read_per_head,
+        "kv_read_exact": facts.cost.kv_read_exact,
         "kv_bytes": facts.cost.cache_bytes,
-        "attention_flops": facts.cost.attention_flops,
+        "attention_flops": facts.cost.attention_flops + facts.cost.selection_flops,
         "attention_flops_ratio": facts.cost.attention_flops_ratio,
+        "flops_exact": facts.cost.pairs_exact,
     }
 
 

@@ -20,8 +20,10 @@ from ratplus import __version__
 from ratplus.analysis.draw.tables import Table, number, plain_text
 from ratplus.analysis.frame.aggregate import RUN, in_order, progress, run_name, short_patterns, with_loss_delta
 from ratplus.analysis.frame.load import Sweep
+from ratplus.analysis.frame.reads import reads_apart
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
+from ratplus.costs.facts import at_most
 from ratplus.records.atomic import write_atomically
 from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.manifest import Entry
@@ -63,7 +65,7 @@ def write_page(
     provenances = _shared_and_own(
         [flatten((record or {}).get("provenance") or {}) for record in sweep.records], ignore_empty=True
     )
-    kinds = {"model": ("Model", "run"), "kind": ("Kind", "kind"), "status": ("Status", "status")}
+    kinds = {"model": ("Model", "run"), "kind": ("Method", "method"), "status": ("Status", "status")}
     names = frame.assign(run=[run_name(*run) for run in frame[RUN].itertuples(index=False, name=None)])
     text = render(
         "page.html.jinja",
@@ -119,14 +121,26 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
              "scale": 100 if share else 1}
         )  # fmt: skip
     columns.append({"title": "KV entries", "number": True, "of": "kv_entries", "digits": 0, "scale": 1})
+    if reads_apart(cells):
+        read = {"title": "KV read", "number": True, "of": "kv_read", "digits": 0, "scale": 1, "exact": "kv_read_exact"}
+        columns.append(read)
     columns.append({"title": "KV KiB", "number": True, "of": "kv_bytes", "digits": 1, "scale": 1 / 1024})
-    columns.append({"title": "FLOPs (%)", "number": True, "of": "attention_flops_ratio", "digits": 1, "scale": 100})
+    columns.append(
+        {"title": "FLOPs (%)", "number": True, "of": "attention_flops_ratio", "digits": 1, "scale": 100,
+         "exact": "flops_exact"}
+    )  # fmt: skip
     columns.append({"title": "Status", "number": False})
     texts = []
     for column in columns:
         if column["number"]:
             values = cells[column["of"]].astype("float64") * column["scale"]
-            texts.append([{"text": number(v, column["digits"]), "order": order_key(v)} for v in values])
+            exact = cells[column["exact"]] if "exact" in column else [True] * len(cells)
+            texts.append(
+                [
+                    {"text": at_most(number(v, column["digits"]), e), "order": order_key(v)}
+                    for v, e in zip(values, exact)
+                ]
+            )
         elif column["title"] == "Model":
             texts.append([{"text": run_name(*run)} for run in cells[RUN].itertuples(index=False, name=None)])
         elif column["title"] == "Pattern":
@@ -138,7 +152,7 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
     for index, cell in enumerate(rows_of(cells)):
         words = "" if names[cell.pattern] == cell.pattern else cell.pattern
         rows.append(
-            {"place": cell.place, "model": texts[0][index]["text"], "kind": cell.kind, "status": cell.status,
+            {"place": cell.place, "model": texts[0][index]["text"], "kind": cell.method, "status": cell.status,
              "words": f"{words} {cell.error}".strip(), "cells": [(t[index], c) for t, c in zip(texts, columns)]}
         )  # fmt: skip
     return columns, rows

@@ -10,7 +10,7 @@ import torch
 
 from ratplus.bench.dense import has_dense_layers
 from ratplus.bench.settings import BenchSettings
-from ratplus.costs.cost import attention_flops, cost, decode_flops
+from ratplus.costs.cost import cost
 from ratplus.kernels.bench.backends import BACKENDS, dense_on, usable
 from ratplus.kernels.bench.timing import Ceilings, Times, available_memory_bytes, interleaved, peak_bytes
 from ratplus.model import RATPlus
@@ -232,11 +232,11 @@ class Measuring:
         # An embedding that is not the output head too is looked up, not multiplied with or read whole.
         used = self.parameters - (0 if config.tied else embedding)
         weights = used * self.item
-        steps = 2 * used * batch + decode_flops(entry.patterns, context, config.d_head) * batch
-        # The state is read and written.
-        decode_bytes = weights + batch * (spent.kv_bytes + 2 * spent.state_bytes)
+        steps = 2 * used * batch + (spent.decode_flops + spent.decode_selection_flops) * batch
+        # Of entries that are held, those that are read; the state is read and written.
+        decode_bytes = weights + batch * (spent.decode_bytes + 2 * spent.state_bytes)
         prompt = 2 * (used - embedding) * batch * context + 2 * embedding * batch
-        prompt += attention_flops(entry.patterns, context, config.d_head) * batch
+        prompt += (spent.attention_flops + spent.selection_flops) * batch
         return {
             "model": self.name, "parameters": self.parameters, "recurrence": config.recurrence,
             "heads": config.heads, "kv_heads": config.key_heads,

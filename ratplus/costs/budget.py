@@ -1,8 +1,8 @@
 """What a model and a run cost in parameters and FLOPs, in closed form: no torch, no weights, any size at once.
 
-FLOPs are those of matrix products (a multiply-add is two), of attention over visible pairs, and of the recurrence; a
-backward pass costs twice its forward pass. Not counted: norms, activations, softmax, RoPE, the optimizer. Costs that
-depend on the pattern alone are in `ratplus.costs.cost`.
+FLOPs are those of matrix products (a multiply-add is two), of attention over visible pairs, of selecting them, and of
+the recurrence; a backward pass costs twice its forward pass. Not counted: norms, activations, softmax, RoPE, the
+optimizer. Costs that depend on the pattern alone are in `ratplus.costs.cost`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ratplus.config.cell import Config
 from ratplus.config.eval import CHOICES
 from ratplus.config.model import ModelConfig
 from ratplus.config.train import RecipeSection
-from ratplus.costs.cost import attention_flops, recurrence_flops
+from ratplus.costs.cost import attention_flops, recurrence_flops, selection_flops
 from ratplus.data.batches import row_counts
 from ratplus.pattern import Pattern, PatternMap
 
@@ -36,6 +36,7 @@ def forward_flops(model: ModelConfig, patterns: Pattern | PatternMap | None, len
     if not isinstance(patterns, PatternMap):
         patterns = PatternMap.uniform(patterns or Pattern(), model.layers, model.heads)
     total = 2 * length * _matrices(model) + attention_flops(patterns, length, model.d_head)
+    total += selection_flops(patterns, length, model.d_head)
     return total + (recurrence_flops(length, model.d_head, heads) if model.recurrence else 0)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ratplus.costs.cost import Cost, cost
-from ratplus.pattern import PatternMap
+from ratplus.pattern import Pattern, PatternMap
+from ratplus.pattern.fields import STATIC
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,22 @@ class PatternFacts:
 
     Attributes:
         pattern: short label, such as `D16-W256-I4` or `layers[D1x2,D64x2]`.
-        kind: `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming` or `hybrid`.
+        kind: `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming`, `topk`, `quest`, `random`
+            (blocks by mean, by bounds, at random), `snapkv` or `hybrid`.
+        method: what a reader calls it: the kind in words, and a selection's static part: `top-k + D64`.
         dilation, window, sinks: of all heads; dilation is None for streaming, all three are None for hybrids.
+        selection: the other fields of `Pattern.to_dict`, such as top, block and score; empty where nothing is selected.
         cost: exact counts of one sequence, with keys and values in bfloat16 whatever the cell's precision, so that
             cells of different precision compare.
     """
 
     pattern: str
     kind: str
+    method: str
     dilation: int | None
     window: int | None
     sinks: int | None
+    selection: dict
     cost: Cost
 
 
@@ -54,18 +60,47 @@ def _facts(
 ) -> PatternFacts:
     patterns = PatternMap.from_dict(json.loads(plain), layers, heads)
     spent = cost(patterns, context, d_head, recurrence=recurrence, kv_heads=kv_heads)
-    first = patterns[0][0]
-    plain_first = first.to_dict() if patterns.is_uniform else {}
-    numbers = {name: plain_first.get(name) for name in ("dilation", "window", "sinks")}
-    return PatternFacts(patterns.label, _kind(patterns), **numbers, cost=spent)
+    same = patterns[0][0] if patterns.is_uniform else None
+    whole = same.to_dict() if same is not None else {}
+    numbers = {name: whole.pop(name, None) for name in STATIC}
+    return PatternFacts(patterns.label, _kind(same), _method(same), **numbers, selection=whole, cost=spent)
 
 
-def _kind(patterns: PatternMap) -> str:
-    first = patterns[0][0]
-    if not patterns.is_uniform:
+def at_most(text: str, exact: bool) -> str:
+    """A count as text, marked where it is an upper bound."""
+    return text if exact else f"≤ {text}"
+
+
+# Kind of a pattern that selects blocks, by its score.
+_TOP_KINDS = {"mean": "topk", "bounds": "quest", "random": "random"}
+_METHODS = {
+    "dense": "dense", "dilated": "dilated", "dilated_local": "dilated + window", "streaming": "streaming",
+    "topk": "top-k", "quest": "Quest", "random": "random blocks", "snapkv": "SnapKV", "hybrid": "hybrid",
+}  # fmt: skip
+
+
+def _kind(pattern: Pattern | None) -> str:
+    """Of the pattern that all heads have; None: they differ."""
+    if pattern is None:
         return "hybrid"
-    if first.dense:
+    if pattern.dense:
         return "dense"
-    if first.dilation is None:
+    if pattern.snap is not None:
+        return "snapkv"
+    if pattern.top is not None:
+        return _TOP_KINDS[pattern.score]
+    if pattern.dilation is None:
         return "streaming"
-    return "dilated_local" if first.window or first.sinks else "dilated"
+    return "dilated_local" if pattern.window or pattern.sinks else "dilated"
+
+
+def _method(pattern: Pattern | None) -> str:
+    method = _METHODS[_kind(pattern)]
+    if pattern is None or not pattern.data_dependent:
+        return method
+    words = [method] if pattern.phase == "both" else [f"{method} in {pattern.phase}"]
+    if pattern.over == "kept":
+        words[0] += " of dilated keys"
+    if pattern.dilation is not None or pattern.window or pattern.sinks:
+        words.append(pattern.static.label)
+    return " + ".join(words)

@@ -13,7 +13,7 @@ from ratplus.bench.settings import BenchSettings
 from ratplus.config.eval import EfficiencySection
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
-from ratplus.costs.cost import attention_flops, cost, decode_flops
+from ratplus.costs.cost import attention_flops, cost, decode_flops, decode_selection_flops, selection_flops
 from ratplus.evaluation.metrics import metric
 from ratplus.kernels.bench.timing import available_memory_bytes
 from ratplus.model import RATPlus
@@ -31,8 +31,10 @@ def measure_efficiency(
     """(metrics, timing) of a model under a pattern.
 
     Metrics, of one sequence in bfloat16: prefill_attention_flops, decode_attention_flops (of the step after the
-    prompt), decode_kv_bytes (entries held at the end), decode_cache_bytes (allocated for them, with the state),
-    state_bytes, max_batch (sequences whose caches fit section.memory_gb beside the weights).
+    prompt), both with what selecting takes, decode_kv_bytes (entries held at the end), decode_read_bytes (keys, values
+    and block metadata that the step after them reads, an upper bound where overlaps depend on data),
+    decode_cache_bytes (allocated for them, with the state), state_bytes, max_batch (sequences whose caches fit
+    section.memory_gb beside the weights).
     Timing, in the model's own precision: prefill_ms, decode_ms_per_token (medians; `_p20`, `_p80`), tokens_per_second,
     dense_prefill_ms, dense_decode_ms_per_token, prefill_peak_bytes, decode_peak_bytes, decode_path.
 
@@ -71,15 +73,18 @@ def efficiency_counts(
     length = prompt + new_tokens
     spent = cost(
         patterns, length, config.d_head, recurrence=config.recurrence, bytes_per_element=_BYTES_PER_ELEMENT,
-        kv_heads=config.kv_heads,
+        kv_heads=config.kv_heads, prompt=prompt,
     )  # fmt: skip
     # As it would be allocated: its areas are rounded up to whole rings and blocks.
     cache = KVCache.empty(config, patterns, 1, length, "meta", torch.bfloat16).bytes()
     left = int(memory_gb * 1e9) - parameters(config) * _BYTES_PER_ELEMENT
     counts = {
-        "prefill_attention_flops": attention_flops(patterns, prompt, config.d_head),
-        "decode_attention_flops": decode_flops(patterns, prompt, config.d_head),
+        "prefill_attention_flops": attention_flops(patterns, prompt, config.d_head)
+        + selection_flops(patterns, prompt, config.d_head),
+        "decode_attention_flops": decode_flops(patterns, prompt, config.d_head, prompt)
+        + decode_selection_flops(patterns, prompt, config.d_head),
         "decode_kv_bytes": spent.kv_bytes,
+        "decode_read_bytes": spent.decode_bytes,
         "decode_cache_bytes": cache,
         "state_bytes": spent.state_bytes,
         "max_batch": max(0, left // cache),

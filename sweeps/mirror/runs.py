@@ -99,12 +99,15 @@ def _resolved(stage: str, cell: dict) -> dict:
 
 
 def _plotted(facts: PatternFacts) -> dict:
-    """What to plot results against; kv_entries is a head's mean, kv_bytes of all layers, as in the report's tables."""
+    """What to plot results against: kv_entries and kv_read are a head's mean, kv_bytes of all layers, as in reports."""
     return {
         "dilation": facts.dilation,
         "window": facts.window,
         "sinks": facts.sinks,
+        "method": facts.method,
         "kv_entries": facts.cost.kv_entries_per_head,
+        "kv_read": facts.cost.kv_read_per_head,
+        "kv_read_exact": facts.cost.kv_read_exact,
         "kv_bytes": facts.cost.cache_bytes,
         "kv_ratio": facts.cost.kv_ratio,
         "attention_flops_ratio": facts.cost.attention_flops_ratio,
@@ -140,7 +143,9 @@ def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-_SUMMARY_FACTS = ("dilation", "window", "sinks", "kv_entries", "kv_bytes", "kv_ratio", "attention_flops_ratio")
+_SUMMARY_FACTS = (
+    "dilation", "window", "sinks", "kv_entries", "kv_read", "kv_bytes", "kv_ratio", "attention_flops_ratio",
+)  # fmt: skip
 
 
 def row_of(stage: str, row: dict) -> dict:

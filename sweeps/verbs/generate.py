@@ -210,4 +210,9 @@ def _cost(config, pattern, length: int, count: int, seconds: float, dtype) -> st
     )  # fmt: skip
     speed = f"{(count - 1) / seconds:.1f} tokens/s, " if count > 1 and seconds > 0 else ""
     held = f"{spent.kv_entries_per_head:g} of {length} entries a head, {spent.cache_bytes:,} bytes"
-    return f"[{count} tokens, {speed}cache: {held}]"
+    read = (
+        ""
+        if spent.kv_read == spent.kv_entries
+        else (f", {'' if spent.kv_read_exact else 'at most '}{spent.kv_read_per_head:g} of them read a step")
+    )
+    return f"[{count} tokens, {speed}cache: {held}{read}]"

@@ -8,6 +8,7 @@ from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import evaluation_rows, forward_flops, harness_rows, parameters, stage_flops
 from ratplus.costs.cost import cost
+from ratplus.costs.facts import at_most
 from ratplus.costs.memory import BYTES_PER_ELEMENT, training_memory
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.pattern import Pattern
@@ -161,8 +162,12 @@ def _memory_text(config: Config, model: ModelConfig, count: int) -> str:
 
 
 def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
-    """Make one row a pattern: what it saves at the end of the context, beside dense attention."""
+    """Make one row a pattern: what it saves at the end of the context, beside dense attention.
+
+    What a step reads is shown where some pattern reads less than it holds.
+    """
     rows, seen = [], set()
+    selects = any(p.data_dependent for cell in cells for row in cell.config.patterns for p in row)
     for cell in cells:
         config = cell.config
         if config.patterns in seen:
@@ -177,11 +182,16 @@ def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
         rows.append(
             {
                 "pattern": config.patterns.label,
-                "attention FLOPs": f"{spent.attention_flops:.4g}",
+                "attention FLOPs": at_most(f"{spent.attention_flops + spent.selection_flops:.4g}", spent.pairs_exact),
                 "of dense": f"1/{1 / spent.attention_flops_ratio:.1f}",
                 "all FLOPs": f"{forward_flops(model, config.patterns, length) / dense:.1%}",
                 "KV bytes a sequence": f"{spent.cache_bytes:,}",
-                "KV entries of dense": f"1/{1 / spent.kv_ratio:.1f}" if spent.kv_ratio else "0",
+                "KV entries of dense": _part(spent.kv_ratio),
             }
+            | ({"KV read of dense": at_most(_part(spent.read_ratio), spent.kv_read_exact)} if selects else {})
         )
     return rows
+
+
+def _part(ratio: float) -> str:
+    return f"1/{1 / ratio:.1f}" if ratio else "0"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ratplus.costs.budget import parameters, stage_flops
 from ratplus.costs.cost import cost
+from ratplus.costs.facts import at_most
 from ratplus.costs.memory import BYTES_PER_ELEMENT
 from ratplus.records.manifest import Entry
 from ratplus.records.record import STAGES
@@ -19,7 +20,8 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
     """Print one line a cell, then the pretrainings that cells share, then the sums.
 
     The FLOPs to go are those of the stages that are not done. KV bytes are the cache of one sequence at the end of the
-    context, in the precision of training.
+    context, in the precision of training. KV read, shown where some pattern selects by query, is the mean over heads
+    of the cache entries that a decoding step there reads.
 
     Raises:
         UsageError: what a sweep would refuse before it starts.
@@ -30,6 +32,7 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
     name_axes(entries)
     used = {stage for entry in entries for stage in entry["stages"]}
     wanted = tuple(stage for stage in STAGES[: STAGES.index(last) + 1] if stage in used)
+    selects = any(p.data_dependent for cell in cells for row in cell.config.patterns for p in row)
     states: dict[tuple[str, str], str] = {}
     flops: dict[tuple[str, str], int] = {}
     rows, shared = [], {}
@@ -43,7 +46,7 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
                 states[key] = stage_state(folder / stage / key[1]).status
             flops[key] = each[stage]
         shared.setdefault(("pretrain", entry["stages"]["pretrain"]), (cell, entry["axes"], vocab))
-        rows.append(_cell_row(cell, entry, states, flops, wanted))
+        rows.append(_cell_row(cell, entry, states, flops, wanted, selects))
     print(columns(rows))
     print()
     print(columns([_pretrain_row(key, *of, states, flops) for key, of in shared.items()]))
@@ -55,7 +58,7 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
     )
 
 
-def _cell_row(cell: Composed, entry: Entry, states: dict, flops: dict, wanted: tuple[str, ...]) -> dict:
+def _cell_row(cell: Composed, entry: Entry, states: dict, flops: dict, wanted: tuple[str, ...], selects: bool) -> dict:
     config = cell.config
     spent = cost(
         config.patterns, config.train.context, config.model.d_head, recurrence=config.model.recurrence,
@@ -66,11 +69,13 @@ def _cell_row(cell: Composed, entry: Entry, states: dict, flops: dict, wanted: t
     keys = {stage: (stage, entry["stages"].get(stage)) for stage in wanted}
     row |= {stage: states.get(key, "–") for stage, key in keys.items()}
     own = [flops.get(key, 0) for stage, key in keys.items() if stage != "pretrain"]
-    return row | {
+    row |= {
         "FLOPs": f"{sum(own):.3g}",
-        "attention": f"{spent.attention_flops_ratio:.3f}",
+        "attention": at_most(f"{spent.attention_flops_ratio:.3f}", spent.pairs_exact),
         "KV bytes": spent.cache_bytes,
     }
+    read = at_most(f"{spent.kv_read_per_head:g}", spent.kv_read_exact)
+    return row | ({"KV read": read} if selects else {})
 
 
 def _pretrain_row(key: tuple[str, str], cell: Composed, axes: dict, vocab: int, states: dict, flops: dict) -> dict:

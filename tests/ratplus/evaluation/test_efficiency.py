@@ -35,6 +35,7 @@ def test_counts_are_those_of_a_live_cache(patterns, recurrence):
     cache.rewind(64)
     held = sum(sum(sum(row) for row in layer) for layer in cache.kv_entries())
     assert value["decode_kv_bytes"] == held * 2 * 16 * 2
+    assert value["decode_read_bytes"] == (held + 4) * 2 * 16 * 2  # and each head's own entry
     seen = sum(p.visible(48).sum() for row in patterns for p in row)
     assert value["prefill_attention_flops"] == 4 * 16 * seen
     last = sum(p.visible(1, 49).sum() for row in patterns for p in row)
