@@ -57,8 +57,9 @@ from ratplus.records.status import State, cell_state, stage_state
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "method", "dilation", "window",
-    "sinks", "seed", "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt", "context",
-    "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "attention_flops", "attention_flops_ratio", "flops_exact",
+    "sinks", "seed", "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt",
+    "context", "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "attention_flops", "attention_flops_ratio",
+    "flops_exact",
 )  # fmt: skip
 # Tables add columns of these names to the frame, and others called `<name>_delta` and `frontier_<cost>`.
 DERIVED = {
