@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ratplus.config.model import ModelConfig
-from ratplus.kernels import decode_attention, dilated_attention, gated_scan
+from ratplus.kernels import block_attention, decode_attention, dilated_attention, gated_scan
 from ratplus.model.cache import KVCache
 from ratplus.model.cache_layer import Chunk, LayerCache
-from ratplus.model.kernel_pattern import kernel_pattern
+from ratplus.model.feed_forward import FeedForward
+from ratplus.model.head_parts import HeadPart, head_parts, heads_in_order
 from ratplus.model.rope import attention_scale, rope_tables, rotate
 from ratplus.pattern import Pattern, PatternMap
 
@@ -24,10 +25,11 @@ from ratplus.pattern import Pattern, PatternMap
 class Mixer(nn.Module):
     """Pre-norm temporal mixing with residual: projections, recurrence on k and v, RoPE, attention, output gate."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int = 0):
         super().__init__()
         d = config.d_model
         self.config = config
+        self.layer = layer  # random blocks differ by it
         # On the queries alone: keys are un-rotated by their tables later, so those must not scale.
         self.q_scale = attention_scale(config.rope_scaling, config.rope_factor)
         # Blocks of rows in the reference order: o (output gate) and q of as many as the heads have channels, which is
@@ -108,8 +110,26 @@ class Mixer(nn.Module):
         gate, q, k, v, logit = self._project(x_BTd)
         logit, k, v = self._restart(logit, k, v)
         k, v, _ = self._recur(logit, k, v, rope)
-        y = dilated_attention(rotate(q, *rope), k, v, *kernel_pattern(row[:: self.config.group], x_BTd.device))
+        y = self._attend(rotate(q, *rope), k, v, head_parts(row[:: self.config.group]))
         return self._finish(x_BTd, y, gate)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, parts: tuple[HeadPart, ...]) -> Tensor:
+        """Attention [B,H,T,d] of q [B,H,T,d] over k, v [B,H_kv,T,d]; each part of the heads as its patterns say."""
+        if len(parts) == 1:
+            return self._attend_part(q, k, v, parts[0])
+        group, device = q.shape[1] // k.shape[1], q.device
+        mixed = [
+            self._attend_part(q[:, part.index(device, group)], *(x[:, part.index(device)] for x in (k, v)), part)
+            for part in parts
+        ]
+        return torch.cat(mixed, dim=1).index_select(1, heads_in_order(parts, group, device))
+
+    def _attend_part(self, q: Tensor, k: Tensor, v: Tensor, part: HeadPart) -> Tensor:
+        setting = part.static_setting(q.device)
+        if part.kind == "static":
+            return dilated_attention(q, k, v, *setting)
+        assert part.kind == "blocks", part  # `Network.forward` refuses SnapKV, and phases
+        return block_attention(q, k, v, *setting, **part.block_setting(self.layer, q.device))
 
     def prefill(self, x_BTd: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
         """Like forward, but over what `layer` already holds, and storing what it must keep. Right padding is not real.
@@ -143,29 +163,19 @@ def _over_heads(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     return tuple(table if table.dim() == 2 else table[:, None] for table in rope)
 
 
-class FeedForward(nn.Module):
-    """Pre-norm feed-forward with residual: GELU, or SwiGLU, whose `up` has the rows of the gate first."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        d = config.d_model
-        self.norm = nn.RMSNorm(d, eps=config.norm_eps)
-        self.gated = config.ffn == "swiglu"
-        self.up = nn.Linear(d, (1 + self.gated) * config.ffn_width, bias=False)
-        self.down = nn.Linear(config.ffn_width, d, bias=False)
-
-    def forward(self, x_BTd: Tensor) -> Tensor:
-        z = self.up(self.norm(x_BTd))
-        if self.gated:
-            gate, up = z.chunk(2, dim=-1)
-            return x_BTd + self.down(F.silu(gate) * up)
-        return x_BTd + self.down(F.gelu(z))
+def check_whole_texts(patterns: PatternMap) -> None:
+    """Raise ValueError for a map that is not defined over whole texts, which have no prompt that ends somewhere."""
+    if pattern := patterns.needs_prompt:
+        raise ValueError(
+            f"patterns: what {pattern.label} shows depends on where a prompt ends, so a whole text has no logits, loss "
+            "or training under it; evaluate what is generated (generate(), eval.niah.tasks), or use prefill and step"
+        )
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int = 0):
         super().__init__()
-        self.mixer = Mixer(config)
+        self.mixer = Mixer(config, layer)
         self.ffn = FeedForward(config)
 
     def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -186,7 +196,7 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -268,10 +278,12 @@ class Network(nn.Module):
         """Logits [B, T, vocab] of tokens [B, T]. `patterns` None means dense.
 
         Raises:
-            ValueError: T > max_len, a PatternMap of another shape than the model's, or (on a CPU; elsewhere the look
+            ValueError: T > max_len, a PatternMap of another shape than the model's, a pattern that depends on where a
+                prompt ends (SnapKV, or a selection in one phase alone), or (on a CPU; elsewhere the look
                 would stall the device) a token outside the vocabulary.
         """
         patterns = self.resolve_patterns(patterns)
+        check_whole_texts(patterns)
         length = tokens.shape[1]
         self.check_length(length)
         self._check_tokens(tokens)

@@ -108,7 +108,7 @@ class Pattern:
     @property
     def canonical(self) -> Pattern:
         """The simplest pattern with the same visibility: dense needs neither window nor sinks nor a selection."""
-        return Pattern() if self.dense else self
+        return DENSE if self.dense else self
 
     @property
     def static(self) -> Pattern:
@@ -214,3 +214,7 @@ class Pattern:
         if self.top is not None:
             return ("top", "block", "score")
         return tuple(SNAP_DEFAULTS) if self.snap is not None else ()
+
+
+# One object for all: `torch.compile` follows what a model does with patterns, and cannot make one with defaults.
+DENSE = Pattern()
