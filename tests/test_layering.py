@@ -22,7 +22,8 @@ ORDER = (
     "ratplus.costs", "ratplus.model", "ratplus.checkpoint", "ratplus.training", "ratplus.bench", "ratplus.evaluation",
     "ratplus.stages", "ratplus",
     "ratplus.analysis.draw", "ratplus.analysis.frame", "ratplus.analysis.page", "ratplus.analysis",
-    "ratplus.sweeps.define", "ratplus.sweeps.mirror", "ratplus.sweeps.launch", "ratplus.sweeps.views",
+    "ratplus.sweeps.define", "ratplus.sweeps.mirror", "ratplus.sweeps.batch", "ratplus.sweeps.launch",
+    "ratplus.sweeps.views",
     "ratplus.sweeps.bench", "ratplus.sweeps.runner", "ratplus.sweeps.verbs", "ratplus.sweeps",
 )  # fmt: skip
 # One room with the files beside them, which choose among them and serve them.

@@ -41,18 +41,24 @@ def read_bytes(path: str | Path, follow: bool = True, most: int = MOST_BYTES) ->
         FileNotFoundError, OSError: as `open` does; ELOOP for a link that is not followed.
         ValueError: no plain file, or a larger one.
     """
-    # A pipe that nobody writes to would otherwise stop us here.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else _no_link(path)))
-    with open(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("not a plain file")
-        if found.st_size > most:
-            raise ValueError(f"{found.st_size:,} bytes, of which at most {most:,} are read")
+    with open_plain(path, follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{size:,} bytes, of which at most {most:,} are read")
         data = file.read(most + 1)  # the size of a file of /proc or of one that grows is not known before
     if len(data) > most:
         raise ValueError(f"more than {most:,} bytes")
     return data
+
+
+def open_plain(path: str | Path, follow: bool = True) -> IO[bytes]:
+    """A plain file, opened to read its bytes; `follow` and errors as of `read_bytes`."""
+    # A pipe that nobody writes to would otherwise stop us here.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else _no_link(path)))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a plain file")
+    return open(handle, "rb")
 
 
 def read_text(path: str | Path, follow: bool = True, most: int = MOST_BYTES) -> str:

@@ -50,7 +50,9 @@ def memory_advice(type_name: str, message: str, stage: str, config: Config) -> s
     return f"it works on one row at a time already: try a shorter train.context, a smaller model{sharded}"
 
 
-def describe_failure(type_name: str, message: str, traceback: list[str], folder: Path) -> Failure:
+def describe_failure(
+    type_name: str, message: str, traceback: list[str], folder: Path, host: str | None = None
+) -> Failure:
     """The `error` of a failed stage's record, to be written into `folder`; torch-free, for the pool's use too.
 
     Args:
@@ -58,6 +60,7 @@ def describe_failure(type_name: str, message: str, traceback: list[str], folder:
         message: what went wrong, and if known what to do about it.
         traceback: its lines; the last 50 are kept.
         folder: of the stage. `attempt` counts on from the failed record that lies there, 1 for the first.
+        host: the machine that it happened on; None for this one.
     """
     try:
         before = read_record(folder)
@@ -68,6 +71,6 @@ def describe_failure(type_name: str, message: str, traceback: list[str], folder:
         "type": type_name,
         "message": message,
         "traceback": traceback[-50:],
-        "host": socket.gethostname(),
+        "host": host or socket.gethostname(),
         "attempt": tries + 1,
     }

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
-from ratplus.records.reading import open_own
+from ratplus.records.reading import open_own, open_plain
 from ratplus.records.record import RECORD_FILE, provenance, write_record
 from ratplus.records.status import stage_state
 from ratplus.stages.failures import describe_failure, memory_advice
@@ -151,12 +151,12 @@ def folder_log(job: Job) -> Path:
 
 
 def tail(path: Path, start: int = 0) -> list[str]:
-    """The last lines of a file behind the byte `start`, at most 50; none of a file that is not there."""
+    """The last lines of a plain file behind the byte `start`, at most 50; none of a file that is not there."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(start, path.stat().st_size - 20_000))
-            return file.read().decode(errors="replace").strip().splitlines()[-50:]
-    except OSError:
+        with open_plain(path, follow=False) as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - 20_000))
+            return file.read(20_000).decode(errors="replace").strip().splitlines()[-50:]
+    except (OSError, ValueError):
         return []
 
 
@@ -186,7 +186,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_ino
 
 
-def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
+def record_death(job: Job, kind: str, message: str, lines: list[str], host: str | None = None) -> None:
     """Write the record that a process could not, for the first stage of its cell that isn't done.
 
     The caller works in the folder that the job's relative paths are meant from. The corpus is not opened: the job has
@@ -196,6 +196,7 @@ def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
     Args:
         kind: name of the signal, or of the limit that was reached.
         lines: what the process printed last.
+        host: the machine that it ran on; None for this one.
     """
     try:
         config = typed(job["config"])
@@ -212,7 +213,7 @@ def record_death(job: Job, kind: str, message: str, lines: list[str]) -> None:
         message = f"{message}; {advice}" if advice else message
         write_record(
             target, stage=stage.name, config=stage.config, parent=stage.parent, status="failed", metrics={},
-            timing={}, provenance=provenance(), error=describe_failure(kind, message, lines, target),
+            timing={}, provenance=provenance(), error=describe_failure(kind, message, lines, target, host),
         )  # fmt: skip
     except (OSError, ValueError):
         pass  # the caller prints how the worker ended, and no more can be done

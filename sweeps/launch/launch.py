@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ratplus.config.cell import Config
 from ratplus.records.manifest import Entry
 from ratplus.records.status import stage_state
+from ratplus.sweeps.batch.sbatch_options import check_gpus
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
@@ -24,7 +25,12 @@ from ratplus.training.ranks import external_place
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from ratplus.sweeps.launch.slurm import Submission
+
 _MOST_ERRORS = 10
+# Between two questions to the cluster about jobs that are waited for.
+_FIRST_LOOK_SECONDS = 2.0
+_LAST_LOOK_SECONDS = 15.0
 
 
 @dataclass
@@ -49,6 +55,8 @@ def launch(entries: list[Entry], folder: Path, last: str, config: Config) -> End
     launcher = config.launcher
     if config.trainer.nodes > 1 and launcher.kind != "local":
         raise UsageError(f"trainer.nodes={config.trainer.nodes}: launcher={launcher.kind} gives each cell one machine")
+    if launcher.kind != "local":
+        check_gpus(launcher, config.trainer.devices, config.run.accelerator)
     place = external_place()
     if place is not None and (launcher.kind != "local" or len(entries) > 1):
         raise UsageError(
@@ -160,51 +168,70 @@ def _submit_jobs(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last
     """Submit the jobs and return; with launcher.wait, return only when they have ended."""
     if not todo:
         return Ended(_conclude(cells, folder, config.retry, {}))
-    from ratplus.sweeps.launch.slurm import submit
+    from ratplus.sweeps.batch.reasons import changed_keys_lines, queue_lines
+    from ratplus.sweeps.launch.slurm import job_keys, submit
 
-    submission = submit(todo, folder, last, config.launcher, config.max_failures)
+    launcher = config.launcher
+    submission = submit(todo, folder, last, launcher, config.max_failures)
     pretrainings = sum(item.last != last and item.id in submission.jobs for item in todo)
-    count = len(submission.jobs)
+    count, already = len(submission.jobs), submission.already.values()
     print(
         f"submitted {count} jobs ({pretrainings} pretrainings, {count - pretrainings} cells): "
         f"{' '.join(submission.arrays) or 'none'}"
-        + (f"; {submission.already} are queued or running already" if submission.already else "")
+        + (f"; {len(already)} are queued or running already" if already else "")
     )
-    if submission.arrays and config.launcher.cluster == "slurm":
+    most = submission.most
+    if most is not None and most < min(launcher.array_size, count):
+        print(f"the cluster allows {most} tasks an array, which is less than launcher.array_size={launcher.array_size}")
+    for line in changed_keys_lines(already, job_keys(launcher)) + queue_lines(already):
+        print(line)
+    if submission.arrays and launcher.cluster == "slurm":
         print(f"watch: squeue -j {','.join(submission.arrays)}; stop: scancel {' '.join(submission.arrays)}")
     place = shlex.quote(str(folder))
     print(f"progress: ratplus status {place} --watch; then the table: ratplus report {place}", flush=True)
-    if not config.launcher.wait:
+    if not launcher.wait:
         return Ended(0, complete=False)
-    _wait_for_jobs(submission, todo, folder)
+    settled = _wait_for_jobs(submission, todo, folder)
     code = _conclude(cells, folder, config.retry, {})
     left = sum(item.state(folder).status != "done" for item in cells)
     if code == 0 and left:
-        print(f"{left} of {len(cells)} cells are not done; `ratplus status {folder}` tells of each", file=sys.stderr)
-    return Ended(EXIT_FAILED if left else code)
+        print(f"{left} of {len(cells)} cells are not done; `ratplus status {place}` tells of each", file=sys.stderr)
+    return Ended(EXIT_FAILED if left else code, complete=settled)
 
 
-def _wait_for_jobs(submission, todo: list[WorkItem], folder: Path) -> None:
-    """Wait until none of the items has a batch job that is queued or running; print how many have when that changes."""
-    from ratplus.sweeps.launch.batch_jobs import JobsUnknown, live_jobs
+def _wait_for_jobs(submission: Submission, todo: list[WorkItem], folder: Path) -> bool:
+    """Wait until none of the items has a batch job that is queued or running; print how many have when that changes.
+
+    Returns:
+        False if some are left in the queue that can never start.
+    """
+    from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
+    from ratplus.sweeps.batch.reasons import queue_lines, stuck
     from ratplus.sweeps.launch.lost_jobs import record_lost_jobs
 
-    printed = None
+    ids = {item.id for item in todo}
+    printed: list[str] = []
+    seconds = _FIRST_LOOK_SECONDS
     while True:
         for handle in submission.handles if submission.cluster == "local" else ():
             handle.done()  # collects the process once it has ended
         try:
-            live = live_jobs(folder)
+            live = live_jobs(folder, ids.__contains__)
         except JobsUnknown as error:  # the queue's server may be away for a while
-            print(f"{error}; asking again", file=sys.stderr)
-            time.sleep(60)
-            continue
-        left = [live[item.id][1] for item in todo if item.id in live]
-        if not left:
-            record_lost_jobs(folder, live)
-            return
-        line = f"{left.count('running')} jobs running, {left.count('queued')} queued"
-        if line != printed:
-            print(line, file=sys.stderr, flush=True)
-            printed = line
-        time.sleep(1.0 if submission.cluster == "local" else 15.0)
+            live, lines, seconds = {}, [f"{error}; asking again"], _LAST_LOOK_SECONDS
+        else:
+            if not live:
+                record_lost_jobs(folder, live, ids.__contains__)
+                return True
+            states = [job.state for job in live.values()]
+            lines = [f"{states.count('running')} jobs running, {states.count('queued')} queued"]
+            lines += queue_lines(live.values())
+        for line in lines:
+            if line not in printed:
+                print(line, file=sys.stderr, flush=True)
+        printed = lines
+        if live and stuck(live.values()):
+            record_lost_jobs(folder, live, ids.__contains__)
+            return False
+        time.sleep(1.0 if submission.cluster == "local" else seconds)
+        seconds = min(seconds * 1.5, _LAST_LOOK_SECONDS)

@@ -1,35 +1,41 @@
 """`launcher=slurm`: submits a job array for the pretrainings and one for the cells, through submitit, and exits.
 
-Each array task runs one cell in a child process. When the time limit nears or the job is preempted, submitit's handler
-calls `ArrayTask.checkpoint`: the child saves its training state, and the job queues again and continues from it. A cell
-starts after the pretrainings have ended in whatever way. If its own is missing then, the cell trains it (the stages are
-idempotent and locked); if its own failed, the cell does not try again.
+Each array task runs one cell in a child process (array_task.py). A cell starts after the pretrainings have ended in
+whatever way. If its own is missing then, the cell trains it (the stages are idempotent and locked); if its own failed,
+the cell does not try again.
 """
 
 from __future__ import annotations
 
-import os
+import io
 import shlex
 import sys
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ratplus.config.run import LauncherSection
 from ratplus.records.lock import FolderLock
-from ratplus.records.status import stage_state
+from ratplus.records.reading import LinkError, refuse_links
+from ratplus.sweeps.batch.environment import submitting_environment
+from ratplus.sweeps.batch.jobs_file import JobsUnknown, SubmissionRow, add_jobs, live_jobs, remove_jobs
+from ratplus.sweeps.batch.reasons import LiveJob
+from ratplus.sweeps.batch.refusals import refusal
+from ratplus.sweeps.batch.sbatch_options import resources, sbatch_options
+from ratplus.sweeps.batch.slurm import SlurmError, cancel, most_in_array
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.batch_jobs import JobsUnknown, SubmissionRow, add_jobs, live_jobs
-from ratplus.sweeps.launch.child import SAVE_SECONDS, STOPPED, Child, record_death
+from ratplus.sweeps.launch.array_task import ArrayTask, BatchJob
 from ratplus.sweeps.launch.progress import LOGS
-from ratplus.sweeps.launch.work import Job, WorkItem, threads_per_cell
+from ratplus.sweeps.launch.work import WorkItem, threads_per_cell
 
 # submitit's local executor has no queue: it starts everything at once.
 _MOST_LOCAL_JOBS = 16
-# SLURM may give a preempted job that long before it kills it.
-_HOLD_SECONDS = 600
+# Keys of the launcher that are none of a job's.
+_OF_THE_CALL = ("kind", "cluster", "address", "wait", "array_size")
 
 
 @dataclass
@@ -37,34 +43,26 @@ class Submission:
     """What a call submitted.
 
     Attributes:
+        id: unguessable, so that nobody can have put files where those of its jobs are going to lie.
         jobs: item id -> batch job id.
         arrays: ids of the jobs, or of their arrays, as squeue and scancel take them.
-        already: how many items are queued or running since an earlier call.
-        handles: submitit's objects of the jobs.
+        already: items that are queued or running since an earlier call, by id.
+        handles: submitit's objects of the jobs. Their results are never read: they are pickles, and records hold all.
+        most: how many tasks the cluster allows in an array, if that is less than launcher.array_size.
     """
 
-    id: str
     cluster: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     jobs: dict[str, str] = field(default_factory=dict)
     arrays: list[str] = field(default_factory=list)
-    already: int = 0
+    already: dict[str, LiveJob] = field(default_factory=dict)
     handles: list = field(default_factory=list)
+    most: int | None = None
 
 
-class BatchJob(Job):
-    """A job with what its array task decides on a node.
-
-    Attributes:
-        minutes, grace_seconds, requeues: of the launcher's section.
-        max_failures: how many jobs of the submission may fail before the others are not started; None has no limit.
-        submission: id of the submission.
-    """
-
-    minutes: int
-    grace_seconds: int
-    requeues: int
-    max_failures: int | None
-    submission: str
+def job_keys(launcher: LauncherSection) -> dict[str, Any]:
+    """Those keys of the launcher that a job is submitted with."""
+    return {key: value for key, value in asdict(launcher).items() if key not in _OF_THE_CALL}
 
 
 def submit(
@@ -72,56 +70,112 @@ def submit(
 ) -> Submission:
     """Submit what is not queued or running yet, and note the job ids in `<folder>/jobs.json`.
 
+    All of it is submitted or nothing: if the cluster refuses a part, the jobs of this call are cancelled.
+
     Raises:
         UsageError: no submitit, no cluster, or the cluster refuses the jobs.
     """
-    try:
-        import submitit  # noqa: F401
-    except ImportError:
-        raise UsageError("launcher=slurm: submitit is not installed; pip install 'ratplus[slurm]'") from None
-    submission = Submission(uuid.uuid4().hex[:8], launcher.cluster)
-    with FolderLock(folder):
+    submission = Submission(launcher.cluster)
+    with submitting_environment(launcher):
         try:
-            live = live_jobs(folder)
-        except JobsUnknown as error:
-            raise UsageError(f"launcher=slurm: cannot tell which jobs are queued already: {error}") from None
-        new = [item for item in items if item.id not in live]
-        submission.already = len(items) - len(new)
-        if launcher.cluster == "local" and len(new) > _MOST_LOCAL_JOBS:
-            raise UsageError(
-                f"launcher.cluster=local: {len(new)} jobs would all start at once; it is for trying out at most "
-                f"{_MOST_LOCAL_JOBS}"
-            )
-        pretrainings = [item for item in new if item.last != last]
-        cells = [item for item in new if item.last == last]
-        # Cells also wait for pretrainings that an earlier call submitted.
-        before = {live[item.needs][0] for item in cells if item.needs in live}
-        before |= set(_submit_all(pretrainings, folder, launcher, max_failures, submission, set()))
-        _submit_all(cells, folder, launcher, max_failures, submission, before)
+            import submitit  # noqa: F401
+        except ImportError:
+            raise UsageError("launcher=slurm: submitit is not installed; pip install 'ratplus[slurm]'") from None
+        with FolderLock(folder):
+            ids = {item.id for item in items}
+            try:
+                live = live_jobs(folder, ids.__contains__)
+            except JobsUnknown as error:
+                raise UsageError(f"launcher=slurm: cannot tell which jobs are queued already: {error}") from None
+            new = [item for item in items if item.id not in live]
+            submission.already = {item.id: live[item.id] for item in items if item.id in live}
+            if launcher.cluster == "local" and len(new) > _MOST_LOCAL_JOBS:
+                raise UsageError(
+                    f"launcher.cluster=local: {len(new)} jobs would all start at once; it is for trying out at most "
+                    f"{_MOST_LOCAL_JOBS}"
+                )
+            if new:
+                _submit_new(new, folder, last, launcher, max_failures, submission, live)
     return submission
 
 
-def _submit_all(
-    items: list[WorkItem], folder: Path, launcher: LauncherSection, max_failures: int | None,
-    submission: Submission, after: set[str],
-) -> list[str]:  # fmt: skip
-    """Submit items as arrays of at most `array_size`; returns the arrays' ids."""
-    arrays: list[str] = []
-    for begin in range(0, len(items), launcher.array_size):
-        part = items[begin : begin + launcher.array_size]
-        # SLURM limits how many jobs of one array run at once, so with a limit the arrays run one after the other.
-        chained = set(arrays[-1:]) if launcher.workers is not None else set()
-        executor = _executor(folder, launcher, after | chained)
+def _submit_new(
+    new: list[WorkItem], folder: Path, last: str, launcher: LauncherSection, max_failures: int | None,
+    submission: Submission, live: dict[str, LiveJob],
+) -> None:  # fmt: skip
+    if launcher.cluster == "slurm":
+        _executor(folder, folder, launcher, set())  # says whether there is a cluster at all, before it is asked
+    logs = _make_logs(folder, submission)
+    pretrainings = [item for item in new if item.last != last]
+    cells = [item for item in new if item.last == last]
+    # Cells also wait for pretrainings that an earlier call submitted.
+    before = {live[item.needs].id for item in cells if item.needs in live}
+
+    def jobs(part: list[WorkItem]) -> list[BatchJob]:
         limits = {name: getattr(launcher, name) for name in ("minutes", "grace_seconds", "requeues")}
         limits |= {"max_failures": max_failures, "submission": submission.id}
-        jobs = [cast(BatchJob, item.job(folder, threads_per_cell(launcher)) | limits) for item in part]
+        return [cast(BatchJob, item.job(folder, threads_per_cell(launcher)) | limits) for item in part]
+
+    def executor(after: set[str]):
+        return _executor(folder, logs, launcher, after)
+
+    if launcher.cluster == "slurm":
+        submission.most = most_in_array()
+    try:
+        before |= set(_submit_all(pretrainings, folder, launcher, submission, set(), jobs, executor))
+        _submit_all(cells, folder, launcher, submission, before, jobs, executor)
+    except BaseException as error:  # also Ctrl-C and a full disk
+        told = _take_back(folder, submission)
+        if isinstance(error, UsageError) and told:
+            raise UsageError(f"{error}; {told}") from None
+        if told:
+            print(told, file=sys.stderr)
+        raise
+
+
+def _make_logs(folder: Path, submission: Submission) -> Path:
+    """The folder of job files, logs and pickles of this submission alone.
+
+    A node unpickles the file of its job's number, so a folder that was there before could bring code of somebody else.
+    """
+    logs = folder.resolve() / LOGS / "slurm" / submission.id
+    if any(sign in str(logs) for sign in "%\\"):
+        raise UsageError(
+            f"launcher=slurm: {logs.parents[2]}: SLURM takes % and \\ in the names of files for placeholders; choose "
+            "another folder with output=..."
+        )
+    try:
+        refuse_links(folder, (LOGS,))
+    except LinkError as error:
+        raise UsageError(f"launcher=slurm: {error}") from None
+    logs.parent.mkdir(parents=True, exist_ok=True)
+    logs.mkdir()
+    return logs
+
+
+def _submit_all(
+    items: list[WorkItem], folder: Path, launcher: LauncherSection, submission: Submission, after: set[str],
+    jobs: Callable[[list[WorkItem]], list[BatchJob]], executor: Callable[[set[str]], Any],
+) -> list[str]:  # fmt: skip
+    """Submit items as arrays of at most as many as launcher and cluster allow; returns the arrays' ids."""
+    from submitit.core import utils
+
+    arrays: list[str] = []
+    size = min(launcher.array_size, submission.most or launcher.array_size)
+    for begin in range(0, len(items), size):
+        part = items[begin : begin + size]
+        # SLURM limits how many jobs of one array run at once, so with a limit the arrays run one after the other.
+        chained = set(arrays[-1:]) if launcher.workers is not None else set()
+        one = executor(after | chained)
         try:
-            handles = executor.map_array(ArrayTask(), jobs)
-        except Exception as error:
-            # The cause holds what sbatch printed; it names the option that the user has to change.
-            lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-            reason = next((line for line in lines if "sbatch: error" in line), lines[-1])
-            raise UsageError(f"launcher=slurm: sbatch refused the jobs: {reason}") from None
+            with redirect_stderr(io.StringIO()):  # submitit prints what sbatch said, and so do we
+                handles = one.map_array(ArrayTask(), jobs(part))
+        except (utils.UncompletedJobError, utils.FailedSubmissionError) as error:
+            raise UsageError(f"launcher=slurm: {refusal(error, asdict(launcher))}") from None
+        except FileNotFoundError as error:
+            if error.filename != "sbatch":
+                raise
+            raise UsageError("launcher=slurm: this machine has srun and no sbatch; run it on a login node") from None
         submission.handles += handles
         submission.jobs |= {item.id: handle.job_id for item, handle in zip(part, handles)}
         ids = {handle.job_id.partition("_")[0] for handle in handles}
@@ -130,16 +184,33 @@ def _submit_all(
         # Noted after each array, so that a kill between two leaves no job unknown.
         note: SubmissionRow = {
             "id": submission.id, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cluster": submission.cluster,
-            "jobs": submission.jobs,
+            "jobs": submission.jobs, "launcher": job_keys(launcher),
         }  # fmt: skip
         add_jobs(folder, note)
     return arrays
 
 
-def _executor(folder: Path, launcher: LauncherSection, after: set[str]):
+def _take_back(folder: Path, submission: Submission) -> str:
+    """Cancel what this call has submitted so far; returns a line on that, empty if there was nothing."""
+    if not submission.jobs:
+        return ""
+    ids = " ".join(submission.arrays)
+    jobs = f"what this call had submitted before (jobs {ids})"
+    try:
+        if submission.cluster == "slurm":
+            cancel(submission.arrays)
+        else:
+            for handle in submission.handles:
+                handle.cancel()
+        remove_jobs(folder, submission.id)
+    except (SlurmError, JobsUnknown, OSError) as error:
+        return f"{jobs} could not be cancelled ({error}): `scancel {ids}`"
+    return f"{jobs} is cancelled"
+
+
+def _executor(folder: Path, logs: Path, launcher: LauncherSection, after: set[str]):
     import submitit
 
-    logs = (folder / LOGS / "slurm").resolve()
     # -P: a job starts in the folder of the user, and must import nothing from it.
     python = f"{shlex.quote(sys.executable)} -P"
     try:
@@ -147,101 +218,28 @@ def _executor(folder: Path, launcher: LauncherSection, after: set[str]):
             logs, cluster=launcher.cluster, slurm_max_num_timeout=launcher.requeues, slurm_python=python,
             local_max_num_timeout=launcher.requeues, local_python=python,
         )  # fmt: skip
-        cpus = launcher.cpus or 1
-        executor.update_parameters(
-            name=f"ratplus-{folder.name}",
-            timeout_min=launcher.minutes,
-            cpus_per_task=cpus,
-            tasks_per_node=1,
-            nodes=1,
-            gpus_per_node=launcher.gpus or 0,
-            **({} if launcher.memory_gb is None else {"mem_gb": launcher.memory_gb}),
-            slurm_partition=launcher.partition,
-            slurm_account=launcher.account,
-            slurm_qos=launcher.qos,
-            slurm_constraint=launcher.constraint,
-            slurm_signal_delay_s=launcher.grace_seconds,
-            slurm_array_parallelism=launcher.workers or launcher.array_size,
-            slurm_dependency="afterany:" + ":".join(sorted(after)) if after else None,
-            slurm_setup=launcher.setup or None,
-            # srun of SLURM 22.05 and later does not take it from sbatch.
-            slurm_srun_args=["--cpus-per-task", str(cpus)],
-            # submitit queues a job again before its time limit; SLURM does when it preempts one or loses a node.
-            slurm_additional_parameters={"requeue": True, **launcher.sbatch},
-        )
     except RuntimeError:
         raise UsageError(
             "launcher=slurm: this machine has no srun; run it on a login node of the cluster, or try the jobs out here "
             "with launcher.cluster=local"
         ) from None
+    executor.update_parameters(
+        name=f"ratplus-{folder.name}",
+        timeout_min=launcher.minutes,
+        tasks_per_node=1,
+        nodes=1,
+        **resources(launcher),
+        slurm_partition=launcher.partition,
+        slurm_account=launcher.account,
+        slurm_qos=launcher.qos,
+        slurm_constraint=launcher.constraint,
+        slurm_signal_delay_s=launcher.grace_seconds,
+        slurm_array_parallelism=launcher.workers or launcher.array_size,
+        slurm_dependency="afterany:" + ":".join(sorted(after)) if after else None,
+        slurm_setup=launcher.setup or None,
+        # srun of SLURM 22.05 and later does not take it from sbatch.
+        slurm_srun_args=["--cpus-per-task", str(launcher.cpus or 1)],
+        # submitit queues a job again before its time limit; SLURM does when it preempts one or loses a node.
+        slurm_additional_parameters={"requeue": True, **sbatch_options(launcher)},
+    )
     return executor
-
-
-class ArrayTask:
-    """What an array task calls; pickled by submitit, so it holds nothing but the running child."""
-
-    def __init__(self):
-        self._child: Child | None = None
-
-    def __call__(self, job: BatchJob) -> str:
-        """Run one job to its end; returns how it ended, empty if well. A failed cell is no failed batch job."""
-        from submitit.core.utils import UncompletedJobError
-
-        os.chdir(job["cwd"])
-        if reason := why_not(job):
-            print(f"not started: {reason}", flush=True)
-            return reason
-        self._child = Child(job)
-        try:
-            # Popen.wait would hold its lock while the signal's handler waits for the child's end.
-            while self._child.process.poll() is None:
-                time.sleep(0.2)
-        except UncompletedJobError:
-            # The signal's handler has run `checkpoint`, and may not queue the job again.
-            message = (
-                f"the job reached its limit of {job['minutes']} minutes more than {job['requeues']} times; training "
-                "continues where it was when the sweep is run again with a higher launcher.minutes or launcher.requeues"
-            )
-            record_death(job, "TimeLimit", message, [])
-            count_failure(job)
-            raise
-        code = self._child.finish()
-        ending = self._child.ending()
-        print(ending or "done", flush=True)
-        if code in STOPPED and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-            # The child was stopped together with this process: the job is preempted or cancelled. SLURM does not queue
-            # a preempted job again if it leaves early, so wait until SLURM ends this process.
-            time.sleep(_HOLD_SECONDS)
-        if code not in (0, *STOPPED):
-            count_failure(job)
-        return ending
-
-    def checkpoint(self, job: BatchJob):
-        """Let the child save; returns what submitit runs when the job starts again. A signal's handler calls this."""
-        import submitit
-
-        if self._child is not None:
-            self._child.stop(max(5.0, min(SAVE_SECONDS * 4, job["grace_seconds"] - 10)))
-        return submitit.helpers.DelayedSubmission(ArrayTask(), job)
-
-
-def why_not(job: BatchJob) -> str:
-    """Why a submitted job should not start any more; empty if it should. SLURM itself leaves no job of an array out."""
-    needs = job["needs"]
-    if needs is not None and stage_state(Path(job["folder"]) / "pretrain" / needs).status == "failed":
-        return "its pretraining failed"
-    limit = job["max_failures"]
-    if limit is not None and len(list(_failures(job).glob("*"))) >= limit:
-        return f"max_failures={limit} is reached"
-    return ""
-
-
-def count_failure(job: BatchJob) -> None:
-    """Let the other jobs of this submission know of a failure."""
-    if job["max_failures"] is not None:
-        _failures(job).mkdir(parents=True, exist_ok=True)
-        (_failures(job) / job["id"]).touch()
-
-
-def _failures(job: BatchJob) -> Path:
-    return Path(job["folder"]) / LOGS / f"failures-{job['submission']}"

@@ -14,7 +14,8 @@ from pathlib import Path
 from ratplus.records.manifest import Entry, read_manifest
 from ratplus.records.record import STAGES
 from ratplus.records.status import State, cell_state, stage_state
-from ratplus.sweeps.launch.batch_jobs import JobsUnknown, live_jobs
+from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
+from ratplus.sweeps.batch.reasons import LiveJob, queue_lines
 from ratplus.sweeps.launch.lost_jobs import record_lost_jobs
 from ratplus.sweeps.launch.progress import LOGS, read_progress
 
@@ -32,7 +33,8 @@ class SweepView:
     Attributes:
         cells: one a cell of the manifest, with keys id, model, label, seed, axes, status (one of CELL_STATUSES), stage
             (at work or failed; else empty), error (one line), attempt (of the failure; else null), job (of a batch
-            system; else null), progress (of a running stage: stage, done, total, maybe loss; else null).
+            system; else null), reason (why that job is queued, in SLURM's word; else null), progress (of a running
+            stage: stage, done, total, maybe loss; else null).
         counts: cells by status.
         running_stages: stages at work now; several cells may wait for one.
         eta_seconds: time left at as many at once as now; None if nothing runs or no cell has finished yet.
@@ -52,12 +54,7 @@ class SweepView:
     def __post_init__(self):
         self._read_state = lru_cache(maxsize=None)(stage_state)
         manifest = read_manifest(self.folder)["cells"]
-        try:
-            jobs = live_jobs(self.folder)
-            record_lost_jobs(self.folder, jobs)
-        except JobsUnknown as error:
-            jobs = {}
-            self.notes.append(f"queued jobs are not known: {error}")
+        jobs = self._jobs(manifest)
         progress = self._progress_by_item()
         self.cells = [self._cell(entry, jobs, progress) for entry in manifest]
         counts = Counter(cell["status"] for cell in self.cells)
@@ -73,7 +70,28 @@ class SweepView:
         """True if every cell is done or has failed."""
         return not any(self.counts.get(status) for status in ("running", "queued", "missing"))
 
-    def _cell(self, entry: Entry, jobs: dict, progress_by_item: dict) -> dict:
+    def _jobs(self, manifest: list[Entry]) -> dict[str, LiveJob]:
+        """Jobs that have not ended, by item; jobs that ended without a record get one."""
+        places = {identity: stage for entry in manifest for stage, identity in entry["stages"].items()}
+
+        def is_open(item: str) -> bool:
+            return item not in places or self._read_state(self.folder / places[item] / item).status != "done"
+
+        try:
+            # About what is done, nobody need be asked, who may be away.
+            jobs = live_jobs(self.folder, is_open)
+            if record_lost_jobs(self.folder, jobs, is_open):
+                self._read_state.cache_clear()
+        except JobsUnknown as error:
+            self.notes.append(f"queued jobs are not known: {error}")
+            return {}
+        first = [job for item, job in jobs.items() if places.get(item) == "pretrain" and job.state == "queued"]
+        if first:
+            self.notes.append(f"pretrainings that are queued: {len(first)} ({' '.join(job.id for job in first[:8])})")
+        self.notes += queue_lines(jobs.values())
+        return jobs
+
+    def _cell(self, entry: Entry, jobs: dict[str, LiveJob], progress_by_item: dict) -> dict:
         state = cell_state(self.folder, entry["stages"], look=self._read_state)
         status, stage, error = state.status, state.stage, state.error
         attempt = progress = None
@@ -81,10 +99,12 @@ class SweepView:
             failure = state.record["error"] if state.record is not None else None
             attempt = failure and failure.get("attempt")
         ids = [entry["stages"][s] for s in reversed(STAGES) if s in entry["stages"]]
-        job = next((jobs[i] for i in ids if i in jobs), None)
+        # The job of a pretraining is not that of the cells that need it: those may have none.
+        own = (jobs[i] for i in ids if i in jobs and i != entry["stages"].get("pretrain"))
+        job = next(own, None)
         if job is not None and status in ("failed", "damaged", "missing"):
             # The cell was submitted again after it failed.
-            status, stage, error, attempt = job[1], "", "", None
+            status, stage, error, attempt = job.state, "", "", None
         if status == "running" and stage:
             files = [progress_by_item[i] for i in ids if i in progress_by_item]
             written = next((content for content in files if content["stage"] == stage), None)
@@ -95,7 +115,8 @@ class SweepView:
             "stage": "" if status == "done" else stage,
             "error": error,
             "attempt": attempt,
-            "job": job and job[0],
+            "job": job and job.id,
+            "reason": (job and status == "queued" and job.reason) or None,
             "progress": progress,
         }
 

@@ -10,7 +10,7 @@ from cli_runs import ratplus_here
 
 from ratplus.records.lock import FolderLock, is_locked
 from ratplus.records.record import RecordError, _checksum, make_record, read_record, record_text
-from ratplus.sweeps.launch.batch_jobs import JobsUnknown, read_jobs
+from ratplus.sweeps.batch.jobs_file import JobsUnknown, read_jobs
 from ratplus.sweeps.launch.progress import read_progress
 from ratplus.sweeps.mirror.runs import report_run
 
@@ -175,7 +175,17 @@ def test_odd_progress_is_none(tmp_path, text):
     assert read_progress(tmp_path / "x.progress.json") == {}
 
 
-@pytest.mark.parametrize("rows", [DEEP, "7", "[7]", '[{"id": "a", "cluster": "b", "jobs": {"x": 1}}]', '[{"id": "a"}]'])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        DEEP, "7", "[7]", '[{"id": "a", "cluster": "b", "jobs": {"x": 1}}]', '[{"id": "a"}]',
+        '[{"id": "../../../../a", "cluster": "slurm", "jobs": {}}]',
+        '[{"id": "0123abcd", "cluster": "slurm", "jobs": {"0123456789ab": "../../7"}}]',
+        '[{"id": "0123abcd", "cluster": "slurm", "jobs": {"0123456789ab": "--all"}}]',
+        '[{"id": "0123abcd", "cluster": "slurm", "jobs": {"../../0123456789ab": "7"}}]',
+        '[{"id": "0123abcd", "cluster": "slurm", "jobs": {"0123456789ab": "7"}, "launcher": 1}]',
+    ],
+)  # fmt: skip
 def test_odd_jobs_are_damaged(tmp_path, rows):
     (tmp_path / "jobs.json").write_text(f'{{"format": 1, "submissions": {rows}}}')
     with pytest.raises(JobsUnknown, match="damaged"):

@@ -4,27 +4,23 @@ local executor, which runs the same jobs as processes of this machine."""
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from cli_runs import TINY, ratplus, ratplus_here, wait_for
+from made_cells import entry, settle
 
 from ratplus.records.manifest import read_manifest
-from ratplus.records.record import read_record, stage_id, write_record
+from ratplus.records.record import read_record
 from ratplus.records.status import cell_state
 from ratplus.sweeps.define.compose import compose_cells, compose_one
 from ratplus.sweeps.define.manifest import plan_cells
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch import local as launch_local
-from ratplus.sweeps.launch import slurm as launch_slurm
 from ratplus.sweeps.launch.cell import run_cell
 from ratplus.sweeps.launch.child import Child, record_death
 from ratplus.sweeps.launch.pool import Stopped, run_pool
@@ -41,26 +37,6 @@ def place(tmp_path):
 
 
 # ---- which items, and in which order ------------------------------------------------------------------------------
-
-
-def entry(model: str, dilation: int) -> dict:
-    pretrain = stage_id("pretrain", {"model": model}, None)
-    adapt = stage_id("adapt", {"dilation": dilation}, pretrain)
-    evaluate = stage_id("evaluate", {"dilation": dilation}, adapt)
-    return {
-        "model": model, "label": f"D{dilation}", "seed": 0,
-        "stages": {"pretrain": pretrain, "adapt": adapt, "evaluate": evaluate},
-        "config": {"train": {"pretrain": {}}, "dilation": dilation},
-    }  # fmt: skip
-
-
-def settle(folder: Path, cell: dict, status: str, stage: str = "evaluate") -> None:
-    parents = {"pretrain": None, "adapt": cell["stages"]["pretrain"], "evaluate": cell["stages"]["adapt"]}
-    config = {"model": cell["model"]} if stage == "pretrain" else {"dilation": cell["config"]["dilation"]}
-    write_record(
-        folder / stage / cell["stages"][stage], stage=stage, config=config, parent=parents[stage], status=status,
-        metrics={}, timing={}, provenance={}, error=None if status == "done" else {"type": "Bad", "message": "luck"},
-    )  # fmt: skip
 
 
 def test_retry_chooses_cells(tmp_path):
@@ -392,294 +368,6 @@ def test_ray_starts_away_from_the_working_folder(place, monkeypatch):
     with ray_cluster(LauncherSection(kind="ray", workers=2)) as (at_once, _):
         assert (at_once, Path.cwd()) == (2, place)
     assert seen == [[]]
-
-
-# ---- SLURM ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster(place, monkeypatch):
-    """sbatch, squeue, scontrol and srun that only note what they are asked; srun runs its command as array task 0."""
-    tools, notes = place / "tools", place / "notes"
-    tools.mkdir()
-    notes.mkdir()
-    (notes / "queue").write_text("")
-    scripts = {
-        "sbatch": 'n=$((1001 + $(ls "$NOTES" | grep -c sh$)))\ncp "$1" "$NOTES/$n.sh"\necho "Submitted batch job $n"',
-        "squeue": '[ -f "$NOTES/down" ] && { echo "slurm_load_jobs error" >&2; exit 1; }\ncat "$NOTES/queue"',
-        "scontrol": 'echo "$@" >> "$NOTES/scontrol"',
-        "srun": 'while [ "$1" != "${1#-}" ]; do case "$1" in --unbuffered) shift;; *) shift 2;; esac; done\nexec "$@"',
-    }
-    for name, lines in scripts.items():
-        (tools / name).write_text(f"#!/bin/bash\n{lines}\n")
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("NOTES", str(notes))
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    return notes
-
-
-def test_slurm_submits_two_arrays_and_leaves(place, cluster):
-    words = [
-        "sweep", "-m", *TINY, "model=attention_nano,ratplus_nano", "pattern=dense,dilated", "output=out",
-        "launcher=slurm", "launcher.partition=gpu", "launcher.account=lab", "launcher.qos=long",
-        "launcher.constraint=h100", "launcher.gpus=2", "launcher.cpus=8", "launcher.memory_gb=40",
-        "launcher.minutes=90", "launcher.grace_seconds=200", "launcher.workers=3",
-        "launcher.setup=[module load cuda]", "launcher.sbatch={exclude: node7}", "max_failures=2",
-    ]  # fmt: skip
-    done = ratplus_here(place, *words)
-    assert done.returncode == 0, done.stderr
-    assert "submitted 6 jobs (2 pretrainings, 4 cells): 1001 1002" in done.stdout
-    assert "squeue -j 1001,1002" in done.stdout
-    assert "ratplus status out --watch" in done.stdout
-    assert "accuracy_vs_dilation" not in done.stdout
-    assert not list((place / "out").glob("*/*/record.json"))  # nothing ran
-    first, cells = ((cluster / f"{n}.sh").read_text() for n in (1001, 1002))
-    for script in (first, cells):
-        for line in (
-            "--partition=gpu", "--account=lab", "--qos=long", "--constraint=h100", "--gpus-per-node=2",
-            "--cpus-per-task=8", "--mem=40GB", "--time=90", "--signal=USR2@200", "--requeue", "--nodes=1",
-            "--ntasks-per-node=1", "--exclude=node7", "--open-mode=append", "--job-name=ratplus-out",
-        ):  # fmt: skip
-            assert f"#SBATCH {line}\n" in script, line
-        assert "\nmodule load cuda\n" in script
-        assert "srun --unbuffered" in script
-        assert f" {shlex.quote(sys.executable)} -P -u -m submitit.core._submit " in script
-        assert "--cpus-per-task 8" in script
-    assert "#SBATCH --array=0-1%2\n" in first
-    assert "dependency" not in first
-    assert "#SBATCH --array=0-3%3\n" in cells
-    assert "#SBATCH --dependency=afterany:1001\n" in cells
-
-    files = [p for p in (place / "out").rglob("*") if p.is_file()]
-    assert len([p for p in files if p.suffix == ".pkl"]) == 6
-    assert not [p for p in files if SECRET.encode() in p.read_bytes()]
-
-    # All of them wait in the queue: nothing is submitted twice, and status says so.
-    (cluster / "queue").write_text(
-        "1001_0 RUNNING\n1001_1 PENDING\n" + "".join(f"1002_{i} PENDING\n" for i in range(4))
-    )
-    again = ratplus_here(place, *words)
-    assert again.returncode == 0, again.stderr
-    assert "submitted 0 jobs (0 pretrainings, 0 cells): none; 6 are queued or running already" in again.stdout
-    status = json.loads(ratplus_here(place, "status", "out", "--json").stdout)
-    assert status["counts"] == {"queued": 4}
-    assert [cell["job"] for cell in status["cells"]] == ["1002_0", "1002_1", "1002_2", "1002_3"]
-
-    # Two cells are gone from the queue, one pretraining is still in it: they wait for that.
-    (cluster / "queue").write_text("1001_0 PENDING\n1002_2 PENDING\n1002_3 RUNNING\n")
-    third = ratplus_here(place, *words)
-    assert "submitted 3 jobs (1 pretrainings, 2 cells): 1003 1004; 3 are queued or running already" in third.stdout
-    assert "--array" not in (cluster / "1003.sh").read_text()  # a single job
-    assert "#SBATCH --dependency=afterany:1001_0:1003\n" in (cluster / "1004.sh").read_text()
-
-    # Not knowing is no reason to submit twice.
-    (cluster / "down").touch()
-    refused = ratplus_here(place, *words)
-    assert refused.returncode == 2
-    assert "cannot tell which jobs are queued already: squeue: slurm_load_jobs error" in refused.stderr
-    assert len(list(cluster.glob("*.sh"))) == 4
-
-
-def test_a_job_that_ends_without_a_record_is_recorded_by_the_next_status(place, cluster):
-    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM]
-    assert ratplus_here(place, *words).returncode == 0
-    (cluster / "queue").write_text("1001 RUNNING\n1002_0 PENDING\n1002_1 PENDING\n")
-    assert json.loads(ratplus_here(place, "status", "out", "--json").stdout)["counts"] == {"queued": 2}
-    assert not list((place / "out").glob("*/*/record.json"))
-    # The pretraining ends on a broken node, and nothing of ours ran there; a cell is left out on purpose.
-    logs = place / "out" / "logs" / "slurm"
-    (logs / "1001_0_log.err").write_text("slurmstepd: error: execve(): python: No such file or directory\n")
-    (logs / "1002_0_log.out").write_text("not started: its pretraining failed\n")
-    (cluster / "queue").write_text("1002_1 PENDING\n")
-    done = ratplus_here(place, "status", "out", "--json")
-    assert done.returncode == 1
-    told = json.loads(done.stdout)
-    assert told["counts"] == {"queued": 1, "failed": 1}
-    (error,) = (cell["error"] for cell in told["cells"] if cell["error"])
-    assert error.startswith("JobEnded: batch job 1001 ended and left no record; it printed last: slurmstepd: error")
-    (record,) = (place / "out").glob("*/*/record.json")
-    assert record.parts[-3] == "pretrain"
-    before = record.read_bytes()
-    ratplus_here(place, "status", "out")
-    assert record.read_bytes() == before  # once
-    # `retry=failed` finds it, and the next death is told as the next one.
-    assert "submitted" in ratplus_here(place, *words, "retry=failed").stdout
-    found = json.loads(record.read_text())
-    assert (found["error"]["attempt"], found["error"]["traceback"][-1][:10]) == (1, "slurmstepd")
-
-
-def test_waiting_for_jobs_that_leave_nothing_ends_in_failure(place, cluster):
-    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.wait=true"]
-    done = ratplus_here(place, *words)  # the queue is empty at once
-    assert done.returncode == 1
-    assert "2 of 2 cells failed" in done.stderr
-    assert "batch job 1001 ended and left no record; it printed nothing" in done.stderr
-
-
-def test_arrays_are_no_longer_than_the_cluster_allows(place, cluster, monkeypatch):
-    monkeypatch.chdir(place)
-    items = work_items([entry("a", d) for d in (1, 2, 4, 8, 16)], "evaluate")
-    monkeypatch.setattr(WorkItem, "job", lambda item, folder, threads: {"id": item.id})
-    monkeypatch.setenv("NOTES", str(cluster))
-    launcher = compose_one(["launcher=slurm", "launcher.array_size=2", "launcher.workers=2"]).config.launcher
-    submission = launch_slurm.submit(items, Path("out"), "evaluate", launcher, None)
-    assert submission.arrays == ["1001", "1002", "1003", "1004"]
-    texts = [(cluster / f"{n}.sh").read_text() for n in (1002, 1003, 1004)]
-    # With a limit of cells at once, one array runs after the other.
-    assert [re.search("--dependency=(.*)", text)[1] for text in texts] == [
-        "afterany:1001", "afterany:1001:1002", "afterany:1001:1003",
-    ]  # fmt: skip
-    assert len(submission.jobs) == 6
-
-
-def test_slurm_says_what_is_missing(place, monkeypatch, guard):
-    monkeypatch.setenv("PATH", guard.path_without_stubs())  # also where this is tested on a cluster
-    words = ["sweep", *TINY, "output=out", *SLURM]
-    done = ratplus_here(place, *words)
-    assert done.returncode == 2
-    assert "launcher=slurm: this machine has no srun; run it on a login node" in done.stderr
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UsageError, match=re.escape("submitit is not installed; pip install 'ratplus[slurm]'")):
-        launch_slurm.submit([], place, "evaluate", compose_one(SLURM).config.launcher, None)
-
-
-@pytest.mark.parametrize("requeues", [0, 2])
-def test_a_job_is_queued_again_as_often_as_it_may_be(place, cluster, monkeypatch, requeues):
-    """Each time its limit nears, as SLURM's signal says; then what happened is recorded. The child has no time to
-    train: it is told to stop as soon as it is there."""
-    from submitit.core.job_environment import SignalHandler
-    from submitit.core.utils import DelayedSubmission, UncompletedJobError
-
-    monkeypatch.chdir(place)
-    cells = plan_cells(compose_cells([*TINY, "output=out"]))
-    words = [*SLURM, "launcher.minutes=5", f"launcher.requeues={requeues}", "max_failures=1"]
-    launcher = compose_one(words).config.launcher
-    submission = launch_slurm.submit(work_items(cells, "pretrain"), Path("out"), "pretrain", launcher, 1)
-    (handle,) = submission.handles
-    queued_again = []
-    environment = SimpleNamespace(global_rank=0, _requeue=queued_again.append)
-
-    def start() -> None:
-        job = DelayedSubmission.load(handle.paths.submitted_pickle)
-        # Of a job of so few minutes every moment counts as near its end.
-        handler = SignalHandler(environment, handle.paths, job)
-        before = signal.signal(signal.SIGUSR2, handler.checkpoint_and_try_requeue)
-        try:
-            threading.Thread(target=signal_when_it_runs).start()
-            job.result()
-        finally:
-            signal.signal(signal.SIGUSR2, before)
-
-    def signal_when_it_runs() -> None:
-        wait_for(lambda: list(place.glob("out/logs/*.job.json")))
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGUSR2)
-
-    for _ in range(requeues):
-        with pytest.raises(SystemExit):
-            start()
-    assert len(queued_again) == requeues
-    assert not list(place.glob("out/pretrain/*/record.json"))
-    with pytest.raises(UncompletedJobError, match="timed-out too many times"):
-        start()
-    assert len(queued_again) == requeues
-    (record,) = (read_record(path.parent) for path in place.glob("out/pretrain/*/record.json"))
-    assert record["status"] == "failed"
-    assert record["error"]["type"] == "TimeLimit"
-    assert f"reached its limit of 5 minutes more than {requeues} times" in record["error"]["message"]
-    (counted,) = place.glob("out/logs/failures-*/*")
-    assert counted.name == cells[0]["stages"]["pretrain"]
-
-
-def test_a_job_that_came_too_late_does_not_start(tmp_path):
-    cell = entry("a", 1)
-    job = {
-        "id": "x",
-        "folder": str(tmp_path),
-        "needs": cell["stages"]["pretrain"],
-        "max_failures": 1,
-        "submission": "s",
-    }
-    assert launch_slurm.why_not(job) == ""
-    launch_slurm.count_failure(job | {"id": "y"})
-    assert launch_slurm.why_not(job) == "max_failures=1 is reached"
-    assert launch_slurm.why_not(job | {"submission": "later"}) == ""
-    settle(tmp_path, cell, "failed", "pretrain")
-    assert launch_slurm.why_not(job) == "its pretraining failed"
-
-
-def test_jobs_as_processes_end_to_end(place):
-    """submitit's local executor: the same jobs, waited for, with the report at the end."""
-    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.cluster=local"]
-    done = ratplus(place, *words, "launcher.wait=true")
-    assert done.returncode == 0, done.stderr
-    assert "submitted 3 jobs (1 pretrainings, 2 cells)" in done.stdout
-    assert "2 done; table: out/report/accuracy_vs_dilation.md" in done.stdout
-    again = ratplus_here(place, *words)
-    assert again.returncode == 0
-    assert "submitted" not in again.stdout  # nothing is left to do
-
-
-@pytest.mark.slow
-def test_a_preempted_job_saves_queues_again_and_continues(place, cluster, request):
-    """The submitted script itself, run by a pretended srun: SIGUSR2 mid-training, then a second start of the job."""
-    words = [*TINY, "train.pretrain.steps=600", "run.checkpoint_seconds=1000", "output=out", *SLURM]
-    assert ratplus_here(place, "pretrain", *words).returncode == 0
-    (pickled,) = (place / "out" / "logs" / "slurm").glob("*_submitted.pkl")
-    environment = os.environ | {"SLURM_JOB_ID": "1001", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    environment |= {"SUBMITIT_EXECUTOR": "slurm"}  # as the script exports
-
-    started = []
-    request.addfinalizer(lambda: [process.kill() for process in started])  # when an assertion fails
-
-    def start():
-        # The script's last command in place of the shell, so that there is one process to end.
-        command = [str(cluster.parent / "tools" / "srun"), *submitted_command(cluster / "1001.sh")]
-        started.append(subprocess.Popen(command, cwd=place, env=environment, start_new_session=True))
-        return started[-1]
-
-    # As SLURM does, to every process of the job: the cell's own worker must not die of it.
-    job = start()
-    wait_for(
-        lambda: (
-            list(place.glob("out/pretrain/*/curve.csv"))
-            and "\n50," in next(place.glob("out/pretrain/*/curve.csv")).read_text()
-        )
-    )
-    for pid in processes("ratplus.sweeps.launch.worker", place) + processes("submitit.core._submit", place):
-        os.kill(pid, signal.SIGUSR2)
-    job.wait(60)
-    assert (cluster / "scontrol").read_text() == "requeue 1001\n"
-    assert not list(place.glob("out/pretrain/*/record.json"))
-    (state,) = place.glob("out/pretrain/*/training-*.pt")
-    saved = int(state.name.split("-")[1])
-    assert saved >= 50
-    assert pickled.exists()
-
-    job = start()
-    job.wait(240)
-    (record,) = (json.loads(p.read_text()) for p in place.glob("out/pretrain/*/record.json"))
-    assert record["status"] == "done"
-    assert record["timing"]["resumed_at_step"] == saved
-
-
-def submitted_command(script: Path) -> list[str]:
-    """What the script hands to srun."""
-    (line,) = (line for line in script.read_text().splitlines() if line.startswith("srun "))
-    return shlex.split(line)[1:]
-
-
-def processes(module: str, place: Path) -> list[int]:
-    """The one process that runs a module on a folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            command = (process / "cmdline").read_bytes()
-            if b"python" in command and module.encode() in command and str(place).encode() in command:
-                found.append(int(process.name))
-    assert len(found) == 1, (module, found)
-    return found
 
 
 # ---- Ray -----------------------------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from pretended_slurm import pretend_slurm
 from rich.console import Console
 
 from ratplus.records.lock import FolderLock
 from ratplus.records.record import stage_id, write_record
-from ratplus.sweeps.launch import batch_jobs
+from ratplus.sweeps.batch.jobs_file import add_jobs
 from ratplus.sweeps.views import status_text
 from ratplus.sweeps.views.sweep_view import SweepView
 
@@ -127,17 +128,16 @@ def test_no_time_is_told_without_ground(tmp_path):
 def test_queued_cells(sweep, tmp_path, monkeypatch):
     """Jobs that squeue knows are queued or running, also those of cells that failed before; others are not."""
     folder, entries = sweep
+    notes = pretend_slurm(tmp_path, monkeypatch)
     jobs = {entry["id"]: f"77_{i}" for i, entry in enumerate(entries[:3])}
-    batch_jobs.add_jobs(folder, {"id": "a", "time": "", "cluster": "slurm", "jobs": jobs})
-    (tmp_path / "tools").mkdir()
-    squeue, queue = tmp_path / "tools" / "squeue", tmp_path / "queue"
-    squeue.write_text(f"#!/bin/sh\ncat '{queue}'\n")
-    squeue.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
-    queue.write_text("77_1 PENDING\n77_2 CONFIGURING\n9_9 RUNNING\n")
+    add_jobs(folder, {"id": "a" * 8, "time": "", "cluster": "slurm", "jobs": jobs})
+    queue = notes / "queue"
+    queue.write_text("77_0 COMPLETED None\n77_1 PENDING Priority\n77_2 CONFIGURING None\n9_9 RUNNING None\n")
     view = SweepView(folder)
     assert [c["status"] for c in view.cells] == ["done", "queued", "running", "missing"]
     assert [c["job"] for c in view.cells] == [None, "77_1", "77_2", None]
+    assert [c["reason"] for c in view.cells] == [None, "Priority", None, None]
+    assert view.notes == ["queued, with SLURM's reason: 1 Priority"]
     assert view.counts["queued"] == 1
     assert not view.bad
 
@@ -146,10 +146,36 @@ def test_queued_cells(sweep, tmp_path, monkeypatch):
     assert SweepView(folder).cells[0]["status"] == "damaged"
     queue.write_text("77_0 PENDING\n77_1 RUNNING\n77_2 COMPLETING\n")
     assert [c["status"] for c in SweepView(folder).cells] == ["queued", "running", "running", "missing"]
-    squeue.write_text("#!/bin/sh\necho 'no answer' >&2\nexit 1\n")
-    assert "queued jobs are not known: squeue: no answer" in text_of(SweepView(folder))
+    (notes / "down").touch()
+    assert "queued jobs are not known: " in text_of(SweepView(folder))
+    assert "squeue: slurm_load_jobs error" in text_of(SweepView(folder))
     (folder / "jobs.json").write_text("{")
     assert "jobs.json: damaged" in text_of(SweepView(folder))
+
+
+def test_the_job_of_a_pretraining_is_not_its_cells(tmp_path, monkeypatch):
+    entries = make_sweep(tmp_path, 2)
+    notes = pretend_slurm(tmp_path, monkeypatch)
+    jobs = {entries[0]["stages"]["pretrain"]: "7"}
+    add_jobs(tmp_path, {"id": "a" * 8, "time": "", "cluster": "slurm", "jobs": jobs})
+    (notes / "queue").write_text("7 PENDING Resources\n")
+    view = SweepView(tmp_path)
+    assert [(cell["status"], cell["job"], cell["reason"]) for cell in view.cells] == [("missing", None, None)] * 2
+    assert view.notes == ["pretrainings that are queued: 1 (7)", "queued, with SLURM's reason: 1 Resources"]
+
+
+def test_of_what_is_done_no_cluster_is_asked(tmp_path, monkeypatch):
+    (entry,) = make_sweep(tmp_path, 1)
+    notes = pretend_slurm(tmp_path, monkeypatch)
+    (notes / "unreachable").write_text("Slurmctld(primary) at c is DOWN")
+    stages = {stage: entry["stages"][stage] for stage in ("pretrain", "evaluate")}
+    jobs = {identity: f"7_{i}" for i, identity in enumerate(stages.values())}
+    add_jobs(tmp_path, {"id": "a" * 8, "time": "", "cluster": "slurm", "jobs": jobs})
+    (note,) = SweepView(tmp_path).notes
+    assert note.endswith("SLURM's controller cannot be reached: Slurmctld(primary) at c is DOWN")
+    for stage in ("pretrain", "adapt", "evaluate"):
+        finish(tmp_path, entry, stage)
+    assert SweepView(tmp_path).notes == []
 
 
 def test_json_and_watch(sweep):
@@ -162,7 +188,8 @@ def test_json_and_watch(sweep):
     assert set(content) == {"format", "folder", "counts", "running_stages", "eta_seconds", "notes", "cells"}
     assert content["format"] == 1
     assert {
-        "id", "model", "label", "seed", "axes", "status", "stage", "error", "attempt", "job", "progress",
+        "id", "model", "label", "seed", "axes", "status", "stage", "error", "attempt", "job", "reason",
+        "progress",
     } == set(content["cells"][0])  # fmt: skip
     assert content["counts"] == {"done": 1, "running": 1, "failed": 1, "missing": 1}
 

@@ -1,0 +1,512 @@
+"""`launcher=slurm` against stand-ins for SLURM's commands, and by submitit's local executor, which runs the same jobs
+as processes of this machine. On a real cluster: tests/sweeps/slurm/."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cli_runs import TINY, ratplus_here, wait_for
+from made_cells import entry, settle
+from pretended_slurm import pretend_slurm, refuse
+
+from ratplus.records.record import read_record
+from ratplus.sweeps.define.compose import compose_cells, compose_one
+from ratplus.sweeps.define.manifest import plan_cells
+from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.launch import array_task
+from ratplus.sweeps.launch import slurm as launch_slurm
+from ratplus.sweeps.launch.work import WorkItem, work_items
+
+SLURM = ["launcher=slurm", "launcher.gpus=0"]
+SECRET = "not-to-be-found-0123456789"
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
+    return tmp_path
+
+
+@pytest.fixture
+def cluster(place, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    return pretend_slurm(place, monkeypatch)
+
+
+def test_slurm_submits_two_arrays_and_leaves(place, cluster):
+    words = [
+        "sweep", "-m", *TINY, "model=attention_nano,ratplus_nano", "pattern=dense,dilated", "output=out",
+        "launcher=slurm", "launcher.partition=gpu", "launcher.account=lab", "launcher.qos=long",
+        "launcher.constraint=h100", "launcher.gpus=2", "launcher.cpus=8", "launcher.memory_gb=40",
+        "launcher.minutes=90", "launcher.grace_seconds=200", "launcher.workers=3",
+        "launcher.setup=[module load cuda]", "launcher.sbatch={exclude: node7}", "max_failures=2",
+    ]  # fmt: skip
+    done = ratplus_here(place, *words)
+    assert done.returncode == 0, done.stderr
+    assert "submitted 6 jobs (2 pretrainings, 4 cells): 1001 1002" in done.stdout
+    assert "squeue -j 1001,1002" in done.stdout
+    assert "ratplus status out --watch" in done.stdout
+    assert "accuracy_vs_dilation" not in done.stdout
+    assert not list((place / "out").glob("*/*/record.json"))  # nothing ran
+    first, cells = ((cluster / f"{n}.sh").read_text() for n in (1001, 1002))
+    for script in (first, cells):
+        for line in (
+            "--partition=gpu", "--account=lab", "--qos=long", "--constraint=h100", "--gpus-per-node=2",
+            "--cpus-per-task=8", "--mem=40GB", "--time=90", "--signal=USR2@200", "--requeue", "--nodes=1",
+            "--ntasks-per-node=1", "--exclude=node7", "--open-mode=append", "--job-name=ratplus-out",
+        ):  # fmt: skip
+            assert f"#SBATCH {line}\n" in script, line
+        assert "\nmodule load cuda\n" in script
+        assert "srun --unbuffered" in script
+        assert f" {shlex.quote(sys.executable)} -P -u -m submitit.core._submit " in script
+        assert "--cpus-per-task 8" in script
+    assert "#SBATCH --array=0-1%2\n" in first
+    assert "dependency" not in first
+    assert "#SBATCH --array=0-3%3\n" in cells
+    assert "#SBATCH --dependency=afterany:1001\n" in cells
+
+    files = [p for p in (place / "out").rglob("*") if p.is_file()]
+    assert len([p for p in files if p.suffix == ".pkl"]) == 6
+    assert not [p for p in files if SECRET.encode() in p.read_bytes()]
+
+    # All of them wait in the queue: nothing is submitted twice, and status says so.
+    (cluster / "queue").write_text(
+        "1001_0 RUNNING\n1001_1 PENDING\n" + "".join(f"1002_{i} PENDING\n" for i in range(4))
+    )
+    again = ratplus_here(place, *words)
+    assert again.returncode == 0, again.stderr
+    assert "submitted 0 jobs (0 pretrainings, 0 cells): none; 6 are queued or running already" in again.stdout
+    status = json.loads(ratplus_here(place, "status", "out", "--json").stdout)
+    assert status["counts"] == {"queued": 4}
+    assert [cell["job"] for cell in status["cells"]] == ["1002_0", "1002_1", "1002_2", "1002_3"]
+
+    # Two cells are gone from the queue, one pretraining is still in it: they wait for that.
+    (cluster / "queue").write_text("1001_0 PENDING\n1002_2 PENDING\n1002_3 RUNNING\n")
+    third = ratplus_here(place, *words)
+    assert "submitted 3 jobs (1 pretrainings, 2 cells): 1003 1004; 3 are queued or running already" in third.stdout
+    assert "--array" not in (cluster / "1003.sh").read_text()  # a single job
+    assert "#SBATCH --dependency=afterany:1001_0:1003\n" in (cluster / "1004.sh").read_text()
+
+    # Not knowing is no reason to submit twice.
+    (cluster / "down").touch()
+    refused = ratplus_here(place, *words)
+    assert refused.returncode == 2
+    assert "cannot tell which jobs are queued already: out/jobs.json names jobs of SLURM: squeue: sl" in refused.stderr
+    assert len(list(cluster.glob("*.sh"))) == 4
+
+
+def test_a_job_that_ends_without_a_record_is_recorded_by_the_next_status(place, cluster):
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM]
+    assert ratplus_here(place, *words).returncode == 0
+    (cluster / "queue").write_text("1001 RUNNING\n1002_0 PENDING\n1002_1 PENDING\n")
+    assert json.loads(ratplus_here(place, "status", "out", "--json").stdout)["counts"] == {"queued": 2}
+    assert not list((place / "out").glob("*/*/record.json"))
+    # The pretraining ends on a broken node, and nothing of ours ran there; a cell is left out on purpose.
+    (logs,) = (place / "out" / "logs" / "slurm").iterdir()
+    (logs / "1001_0_log.err").write_text("slurmstepd: error: execve(): python: No such file or directory\n")
+    (logs / "1002_0_log.out").write_text("not started: its pretraining failed\n")
+    (cluster / "queue").write_text("1002_1 PENDING\n")
+    done = ratplus_here(place, "status", "out", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["counts"] == {"queued": 1, "failed": 1}
+    (error,) = (cell["error"] for cell in told["cells"] if cell["error"])
+    assert error.startswith("JobEnded: batch job 1001 ended and left no record; it printed last: slurmstepd: error")
+    (record,) = (place / "out").glob("*/*/record.json")
+    assert record.parts[-3] == "pretrain"
+    before = record.read_bytes()
+    ratplus_here(place, "status", "out")
+    assert record.read_bytes() == before  # once
+    # `retry=failed` finds it, and the next death is told as the next one.
+    assert "submitted" in ratplus_here(place, *words, "retry=failed").stdout
+    found = json.loads(record.read_text())
+    assert (found["error"]["attempt"], found["error"]["traceback"][-1][:10]) == (1, "slurmstepd")
+
+
+def test_the_end_of_a_lost_job_is_told_as_slurm_knows_it(place, cluster):
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM]
+    assert ratplus_here(place, *words).returncode == 0
+    (cluster / "ended-1001").write_text("JobId=1001 JobName=x JobState=FAILED Reason=NonZeroExitCode ExitCode=127:0 "
+                                        "NodeList=node[7-8] BatchHost=node7\n")  # fmt: skip
+    (error,) = {cell["error"] for cell in json.loads(ratplus_here(place, "status", "out", "--json").stdout)["cells"]}
+    assert error == (
+        "JobEnded: batch job 1001 ended (FAILED, exit code 127, on node7) and left no record; it printed nothing"
+    )
+    (record,) = (read_record(path.parent) for path in (place / "out").glob("*/*/record.json"))
+    # Of the pretraining's own job, once, though the jobs of two cells ended without a record too.
+    assert (record["stage"], record["error"]["host"], record["error"]["attempt"]) == ("pretrain", "node7", 1)
+
+
+def test_logs_of_earlier_versions_are_found(place, cluster):
+    words = ["sweep", *TINY, "output=out", *SLURM]
+    assert ratplus_here(place, *words).returncode == 0
+    jobs = json.loads((place / "out" / "jobs.json").read_text())
+    for row in jobs["submissions"]:
+        row["id"] = "0a1b2c3d"
+        del row["launcher"]
+    (place / "out" / "jobs.json").write_text(json.dumps(jobs))
+    (place / "out" / "logs" / "slurm" / "1001_0_log.err").write_text("bus error\n")
+    assert "it printed last: bus error" in ratplus_here(place, "status", "out").stdout
+
+
+def test_waiting_for_jobs_that_leave_nothing_ends_in_failure(place, cluster):
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.wait=true"]
+    done = ratplus_here(place, *words)  # the queue is empty at once
+    assert done.returncode == 1
+    assert "2 of 2 cells failed" in done.stderr
+    assert "batch job 1001 ended and left no record; it printed nothing" in done.stderr
+
+
+def test_arrays_are_no_longer_than_the_cluster_allows(place, cluster, monkeypatch):
+    monkeypatch.chdir(place)
+    items = work_items([entry("a", d) for d in (1, 2, 4, 8, 16)], "evaluate")
+    monkeypatch.setattr(WorkItem, "job", lambda item, folder, threads: {"id": item.id})
+    monkeypatch.setenv("NOTES", str(cluster))
+    launcher = compose_one(["launcher=slurm", "launcher.array_size=2", "launcher.workers=2"]).config.launcher
+    submission = launch_slurm.submit(items, Path("out"), "evaluate", launcher, None)
+    assert submission.arrays == ["1001", "1002", "1003", "1004"]
+    texts = [(cluster / f"{n}.sh").read_text() for n in (1002, 1003, 1004)]
+    # With a limit of cells at once, one array runs after the other.
+    assert [re.search("--dependency=(.*)", text)[1] for text in texts] == [
+        "afterany:1001", "afterany:1001:1002", "afterany:1001:1003",
+    ]  # fmt: skip
+    assert len(submission.jobs) == 6
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ("MaxArraySize            = 2\n", 2),
+        ("MaxArraySize            = 1001\nSchedulerParameters = bf_interval=2,max_array_tasks=3\n", 3),
+        ("MaxArraySize            = 0\n", 1),
+        ("nothing of it\n", None),
+    ],
+)
+def test_arrays_are_split_where_the_cluster_says(place, cluster, config, most):
+    (cluster / "config").write_text(config)
+    done = ratplus_here(place, "sweep", "-m", *TINY, "pattern.dilation=1,2,4,8", "output=out", *SLURM)
+    assert done.returncode == 0, done.stderr
+    assert (f"the cluster allows {most} tasks an array" in done.stdout) == (most is not None)
+    sizes = {None: ["3"], 3: ["2"], 2: ["1", "1"], 1: []}[most]
+    texts = [path.read_text() for path in sorted(cluster.glob("*.sh"))[1:]]
+    assert [size for text in texts for size in re.findall(r"--array=0-(\d)", text)] == sizes
+    assert len(json.loads((place / "out" / "jobs.json").read_text())["submissions"][0]["jobs"]) == 5
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_what_a_refused_call_had_submitted_is_cancelled(place, cluster, stays):
+    refuse(cluster, "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (x)\n", after=1)
+    if stays:
+        (cluster / "uncancelled").touch()
+    done = ratplus_here(place, "sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "sbatch refused the jobs: Job violates accounting/QOS policy (x) (see launcher.qos=null " in line
+    assert (cluster / "scancel").read_text() == "1001\n"
+    rows = json.loads((place / "out" / "jobs.json").read_text())["submissions"]
+    if stays:
+        assert line.endswith("what this call had submitted before (jobs 1001) could not be cancelled (scancel: no): `sc"
+                             "ancel 1001`")  # fmt: skip
+        assert len(rows) == 1
+    else:
+        assert line.endswith("what this call had submitted before (jobs 1001) is cancelled")
+        assert rows == []
+        told = json.loads(ratplus_here(place, "status", "out", "--json").stdout)
+        assert told["counts"] == {"missing": 2}  # nobody takes the cancelled job for one that failed
+
+
+def test_an_interrupted_submission_is_taken_back(place, cluster, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    noted = launch_slurm.add_jobs
+    monkeypatch.setattr(launch_slurm, "add_jobs", lambda *words: (noted(*words), interrupted()))
+    done = ratplus_here(place, "sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM)
+    assert done.returncode == 130
+    assert "what this call had submitted before (jobs 1001) is cancelled" in done.stderr
+    assert (cluster / "scancel").read_text() == "1001\n"
+
+
+def test_jobs_that_can_never_start_end_the_waiting(place, cluster):
+    (cluster / "queue").write_text("1001 PENDING PartitionTimeLimit\n1002_0 PENDING Dependency\n")
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.wait=true"]
+    done = ratplus_here(place, *words)
+    assert done.returncode == 1
+    assert (
+        "1 job (1001) can never start, SLURM says PartitionTimeLimit (more time than is allowed); change "
+        in done.stderr
+    )
+    assert "launcher.minutes=240: `scancel 1001`, then the same command again" in done.stderr
+
+
+def test_changed_keys_of_queued_jobs_are_told(place, cluster):
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.partition=gpu"]
+    assert ratplus_here(place, *words).returncode == 0
+    (cluster / "queue").write_text("1001 RUNNING None\n1002_0 PENDING Dependency\n1002_1 PENDING Dependency\n")
+    assert "given now" not in ratplus_here(place, *words).stdout
+    again = ratplus_here(place, *words[:-1], "launcher.partition=cpu", "launcher.minutes=60", "launcher.wait=false")
+    assert again.returncode == 0
+    assert (
+        "3 jobs are queued or running with launcher.partition=gpu launcher.minutes=240 and stay so (given now: "
+        "launcher.partition=cpu launcher.minutes=60); to change that: `scancel 1001 1002`, then the same command again"
+    ) in again.stdout
+
+
+def test_no_job_is_submitted_while_the_controller_is_away(place, cluster):
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM]
+    assert ratplus_here(place, *words).returncode == 0
+    (cluster / "unreachable").write_text("Slurmctld(primary) at c is DOWN\n*****\n")
+    done = ratplus_here(place, *words)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("SLURM's controller cannot be reached: Slurmctld(primary) at c is DOWN")
+    assert not (cluster / "1003.sh").exists()
+
+
+def test_jobs_know_nothing_of_the_job_around_the_command(place, cluster, monkeypatch):
+    around = {
+        "SLURM_JOB_ID": "77", "SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_PER_TASK": "3", "SLURMD_NODENAME": "n1",
+        "SRUN_DEBUG": "3", "PMI_RANK": "1", "CUDA_VISIBLE_DEVICES": "5", "SQUEUE_STATES": "RUNNING",
+        "SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "short", "SUBMITIT_EXECUTOR": "slurm",
+    }  # fmt: skip
+    kept = {"SLURM_CONF": "/etc/s.conf", "SBATCH_ACCOUNT": "lab", "HF_HOME": "/data/hf"}
+    for name, value in (around | kept).items():
+        monkeypatch.setenv(name, value)
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.partition=gpu"]
+    assert ratplus_here(place, *words).returncode == 0
+    found = dict(line.partition("=")[::2] for line in (cluster / "1001.env").read_text().splitlines())
+    assert not found.keys() & around.keys()
+    assert {name: found.get(name) for name in kept} == kept
+    assert {name: os.environ[name] for name in around} == around  # it is the command's own again
+    assert ratplus_here(place, "status", "out").returncode == 1  # asks squeue, and finds the jobs gone
+    assert "SQUEUE_STATES" not in (cluster / "squeue.env").read_text()
+
+
+def test_the_files_of_jobs_lie_where_nobody_can_have_put_some(place, cluster):
+    """A node unpickles `<folder>/<job number>_submitted.pkl`, whoever wrote it first."""
+    planted = place / "out" / "logs" / "slurm" / "1001_submitted.pkl"
+    planted.parent.mkdir(parents=True)
+    planted.write_bytes(b"planted")
+    words = ["sweep", *TINY, "output=out", *SLURM]
+    assert ratplus_here(place, *words).returncode == 0
+    (identity,) = (row["id"] for row in json.loads((place / "out" / "jobs.json").read_text())["submissions"])
+    assert re.fullmatch("[0-9a-f]{32}", identity)
+    assert submitted_command(cluster / "1001.sh")[-1] == str(planted.parent / identity)
+    assert planted.read_bytes() == b"planted"
+
+
+def test_links_in_logs_are_refused(place, cluster):
+    (place / "out" / "logs").mkdir(parents=True)
+    (place / "elsewhere").mkdir()
+    (place / "out" / "logs" / "slurm").symlink_to(place / "elsewhere")
+    done = ratplus_here(place, "sweep", *TINY, "output=out", *SLURM)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not list((place / "elsewhere").iterdir())
+    assert not list(cluster.glob("*.sh"))
+
+
+def test_a_folder_whose_name_is_a_pattern_of_slurm_is_refused(place, cluster):
+    done = ratplus_here(place, "sweep", *TINY, "output=50%j", *SLURM)
+    assert done.returncode == 2
+    assert (
+        "SLURM takes % and \\ in the names of files for placeholders; choose another folder with output=" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["launcher.gpus=0"], []),
+        (["launcher.gpus=3"], ["--gpus-per-node=3"]),
+        (["launcher.gpus=3", "launcher.sbatch={gres: 'gpu:a100:2'}"], ["--gres=gpu:a100:2"]),
+        (["launcher.gpus=3", "launcher.sbatch={gpus-per-node: 'a100:2'}"], ["--gpus-per-node=a100:2"]),
+        (["launcher.gpus=2", "launcher.sbatch={gres: 'lscratch:9'}"], ["--gpus-per-node=2", "--gres=lscratch:9"]),
+    ],
+)
+def test_each_gpu_is_asked_for_once(place, cluster, words, lines):
+    assert ratplus_here(place, "pretrain", *TINY, "output=out", "launcher=slurm", *words).returncode == 0
+    script = (cluster / "1001.sh").read_text()
+    assert sorted(re.findall("#SBATCH (--g.*)", script)) == lines
+    assert "#SBATCH --nodes=1\n" in script
+    assert "#SBATCH --ntasks-per-node=1\n" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trainer=ddp", "trainer.devices=4"], "launcher.gpus=1: each cell's training has trainer.devices=4 processes, "
+         "one a GPU; give launcher.gpus=4"),
+        (["trainer=ddp", "trainer.nodes=2"], "trainer.nodes=2: launcher=slurm gives each cell one machine"),
+        (["launcher.sbatch={time: 5}"], "launcher.sbatch: time=5: that is launcher.minutes"),
+        (["launcher.sbatch={ntasks-per-node: 5}"], "launcher.sbatch: ntasks-per-node=5: the launcher itself decides"),
+    ],
+)  # fmt: skip
+def test_mistakes_that_only_a_node_would_find(place, cluster, words, told):
+    done = ratplus_here(place, "pretrain", *TINY, "output=out", "launcher=slurm", *words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(cluster.glob("*.sh"))
+
+
+def test_slurm_says_what_is_missing(place, monkeypatch, guard):
+    monkeypatch.setenv("PATH", guard.path_without_stubs())  # also where this is tested on a cluster
+    words = ["sweep", *TINY, "output=out", *SLURM]
+    done = ratplus_here(place, *words)
+    assert done.returncode == 2
+    assert "launcher=slurm: this machine has no srun; run it on a login node" in done.stderr
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UsageError, match=re.escape("submitit is not installed; pip install 'ratplus[slurm]'")):
+        launch_slurm.submit([], place, "evaluate", compose_one(SLURM).config.launcher, None)
+
+
+@pytest.mark.parametrize("requeues", [0, 2])
+def test_a_job_is_queued_again_as_often_as_it_may_be(place, cluster, monkeypatch, requeues):
+    """Each time its limit nears, as SLURM's signal says; then what happened is recorded. The child has no time to
+    train: it is told to stop as soon as it is there."""
+    from submitit.core.job_environment import SignalHandler
+    from submitit.core.utils import DelayedSubmission, UncompletedJobError
+
+    monkeypatch.chdir(place)
+    cells = plan_cells(compose_cells([*TINY, "output=out"]))
+    words = [*SLURM, "launcher.minutes=5", f"launcher.requeues={requeues}", "max_failures=1"]
+    launcher = compose_one(words).config.launcher
+    submission = launch_slurm.submit(work_items(cells, "pretrain"), Path("out"), "pretrain", launcher, 1)
+    (handle,) = submission.handles
+    queued_again = []
+    environment = SimpleNamespace(global_rank=0, _requeue=queued_again.append)
+
+    def start() -> None:
+        job = DelayedSubmission.load(handle.paths.submitted_pickle)
+        # Of a job of so few minutes every moment counts as near its end.
+        handler = SignalHandler(environment, handle.paths, job)
+        before = signal.signal(signal.SIGUSR2, handler.checkpoint_and_try_requeue)
+        try:
+            threading.Thread(target=signal_when_it_runs).start()
+            job.result()
+        finally:
+            signal.signal(signal.SIGUSR2, before)
+
+    def signal_when_it_runs() -> None:
+        wait_for(lambda: list(place.glob("out/logs/*.job.json")))
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    for _ in range(requeues):
+        with pytest.raises(SystemExit):
+            start()
+    assert len(queued_again) == requeues
+    assert not list(place.glob("out/pretrain/*/record.json"))
+    with pytest.raises(UncompletedJobError, match="timed-out too many times"):
+        start()
+    assert len(queued_again) == requeues
+    (record,) = (read_record(path.parent) for path in place.glob("out/pretrain/*/record.json"))
+    assert record["status"] == "failed"
+    assert record["error"]["type"] == "TimeLimit"
+    assert f"reached its limit of 5 minutes more than {requeues} times" in record["error"]["message"]
+    (counted,) = place.glob("out/logs/failures-*/*")
+    assert counted.name == cells[0]["stages"]["pretrain"]
+
+
+def test_a_job_that_came_too_late_does_not_start(tmp_path):
+    cell = entry("a", 1)
+    job = {
+        "id": "x",
+        "folder": str(tmp_path),
+        "needs": cell["stages"]["pretrain"],
+        "max_failures": 1,
+        "submission": "s",
+    }
+    assert array_task.why_not(job) == ""
+    array_task.count_failure(job | {"id": "y"})
+    assert array_task.why_not(job) == "max_failures=1 is reached"
+    assert array_task.why_not(job | {"submission": "later"}) == ""
+    settle(tmp_path, cell, "failed", "pretrain")
+    assert array_task.why_not(job) == "its pretraining failed"
+
+
+def test_jobs_as_processes_end_to_end(place, monkeypatch):
+    """submitit's local executor: the same jobs, waited for, with the report at the end; no pickle is read here."""
+    from submitit.core import utils
+
+    monkeypatch.setattr(utils, "pickle_load", lambda path: pytest.fail(f"{path} was unpickled"))
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out", *SLURM, "launcher.cluster=local"]
+    done = ratplus_here(place, *words, "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    assert "submitted 3 jobs (1 pretrainings, 2 cells)" in done.stdout
+    assert "2 done; table: out/report/accuracy_vs_dilation.md" in done.stdout
+    again = ratplus_here(place, *words)
+    assert again.returncode == 0
+    assert "submitted" not in again.stdout  # nothing is left to do
+
+
+@pytest.mark.slow
+def test_a_preempted_job_saves_queues_again_and_continues(place, cluster, request):
+    """The submitted script itself, run by a pretended srun: SIGUSR2 mid-training, then a second start of the job."""
+    words = [*TINY, "train.pretrain.steps=600", "run.checkpoint_seconds=1000", "output=out", *SLURM]
+    assert ratplus_here(place, "pretrain", *words).returncode == 0
+    (pickled,) = (place / "out" / "logs" / "slurm").glob("*/*_submitted.pkl")
+    environment = os.environ | {"SLURM_JOB_ID": "1001", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    environment |= {"SUBMITIT_EXECUTOR": "slurm"}  # as the script exports
+
+    started = []
+    request.addfinalizer(lambda: [process.kill() for process in started])  # when an assertion fails
+
+    def start():
+        # The script's last command in place of the shell, so that there is one process to end.
+        command = [str(cluster.parent / "tools" / "srun"), *submitted_command(cluster / "1001.sh")]
+        started.append(subprocess.Popen(command, cwd=place, env=environment, start_new_session=True))
+        return started[-1]
+
+    # As SLURM does, to every process of the job: the cell's own worker must not die of it.
+    job = start()
+    wait_for(
+        lambda: (
+            list(place.glob("out/pretrain/*/curve.csv"))
+            and "\n50," in next(place.glob("out/pretrain/*/curve.csv")).read_text()
+        )
+    )
+    for pid in processes("ratplus.sweeps.launch.worker", place) + processes("submitit.core._submit", place):
+        os.kill(pid, signal.SIGUSR2)
+    job.wait(60)
+    assert (cluster / "scontrol").read_text() == "requeue 1001\n"
+    assert not list(place.glob("out/pretrain/*/record.json"))
+    (state,) = place.glob("out/pretrain/*/training-*.pt")
+    saved = int(state.name.split("-")[1])
+    assert saved >= 50
+    assert pickled.exists()
+
+    job = start()
+    job.wait(240)
+    (record,) = (json.loads(p.read_text()) for p in place.glob("out/pretrain/*/record.json"))
+    assert record["status"] == "done"
+    assert record["timing"]["resumed_at_step"] == saved
+
+
+def submitted_command(script: Path) -> list[str]:
+    """What the script hands to srun."""
+    (line,) = (line for line in script.read_text().splitlines() if line.startswith("srun "))
+    return shlex.split(line)[1:]
+
+
+def processes(module: str, place: Path) -> list[int]:
+    """The one process that runs a module on a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if b"python" in command and module.encode() in command and str(place).encode() in command:
+                found.append(int(process.name))
+    assert len(found) == 1, (module, found)
+    return found
