@@ -15,8 +15,6 @@ set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-import re
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -24,12 +22,15 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.notebook import run
-from ratplus.costs.cost import attention_flops_ratio
-from ratplus.pattern import Pattern
+from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
+from ratplus.costs.cost import visible_ratio
+from ratplus.costs.facts import at_most
+from ratplus.costs.selection import forward_is_exact
+from ratplus.pattern import Pattern, PatternMap
+from ratplus.pattern.fields import STATIC
 
 NAME = "masks"
 MOST = 12
-_PATTERN = re.compile(r"(?:D\d+|stream)(?:-W\d+)?(?:-I\d+)?")
 
 # %% [markdown]
 """
@@ -40,18 +41,21 @@ _PATTERN = re.compile(r"(?:D\d+|stream)(?:-W\d+)?(?:-I\d+)?")
 # %%
 def patterns(frame: pd.DataFrame) -> list[Pattern]:
     """Every pattern that a head of the sweep has, also inside hybrids, by dilation, window and sinks."""
-    # A map's label spells out the patterns of its heads.
-    labels = {text for label in frame["pattern"].unique() for text in _PATTERN.findall(label)}
-    return sorted((Pattern.from_label(text) for text in labels), key=lambda pattern: pattern.sort_key)
+    shapes = frame[["pattern", "layers", "heads"]].drop_duplicates()
+    maps = (PatternMap.from_label(label, int(n), int(heads)) for label, n, heads in shapes.itertuples(index=False))
+    found = {pattern for patterns in maps for row in patterns for pattern in row}
+    return sorted(found, key=lambda pattern: pattern.sort_key)
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a pattern: `pattern`, its three numbers, `context`, `kv_entries` of a head, `visible_ratio`."""
+    """One row a pattern: `pattern`, its three static numbers, `context`, `kv_entries` and `kv_read` of a head (an upper
+    bound unless `kv_read_exact`), and `visible_ratio` of a forward (likewise, `visible_exact`)."""
     context = int(frame["context"].max())
     return pd.DataFrame(
         [
-            {"pattern": p.label, **p.to_dict(), "context": context, "kv_entries": p.kv_entries(context),
-             "visible_ratio": attention_flops_ratio(p, context)}
+            {"pattern": p.label, **{name: getattr(p, name) for name in STATIC}, "context": context,
+             "kv_entries": p.kv_entries(context), "kv_read": p.kv_read(context), "kv_read_exact": p.kv_read_exact,
+             "visible_ratio": visible_ratio(p, context), "visible_exact": forward_is_exact(p)}
             for p in patterns(frame)
         ]
     ).astype({"dilation": "Int64"})  # fmt: skip
@@ -60,16 +64,20 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """The table, rounded."""
     rows = table(frame)
-    return pd.DataFrame(
+    shown = pd.DataFrame(
         {
             "Pattern": rows["pattern"],
             "Dilation": [number(value, 0) for value in rows["dilation"]],
             "Window": rows["window"].astype(str),
             "Sinks": rows["sinks"].astype(str),
             "KV entries": rows["kv_entries"].astype(str),
-            "Pairs seen (%)": [number(100 * value, 1) for value in rows["visible_ratio"]],
         }
     )
+    if reads_apart(rows):
+        shown["KV read"] = entries(rows["kv_read"], rows["kv_read_exact"])
+    pairs = zip(rows["visible_ratio"], rows["visible_exact"])
+    shown["Pairs seen (%)"] = [at_most(number(100 * value, 1), exact) for value, exact in pairs]
+    return shown
 
 
 # %% [markdown]

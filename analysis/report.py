@@ -11,6 +11,7 @@ import pandas as pd
 
 from ratplus.analysis import (
     ablation,
+    accuracy_vs_budget,
     accuracy_vs_dilation,
     adaptation_curves,
     efficiency,
@@ -36,6 +37,7 @@ from ratplus.records.manifest import Entry
 # among them: it does not read the sweep's records but benchmark results.
 MODULES = (
     accuracy_vs_dilation,
+    accuracy_vs_budget,
     pattern_tables,
     niah_depth,
     pareto,
@@ -57,6 +59,7 @@ MOST_NAMED = 4
 # What a reader of the page calls each file; others go by their name.
 TITLES = {
     "accuracy_vs_dilation": "Loss and accuracy against dilation",
+    "accuracy_vs_budget": "Accuracy against entries read",
     "niah_depth": "Needles by depth (NIAH)",
     "pareto": "Quality against cost",
     "ablation": "Ablation: recurrence, ARL, adaptation",

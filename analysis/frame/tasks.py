@@ -32,7 +32,11 @@ _MEASURES = (
 # These measures are shown in percent where all values lie within 0 and 1.
 _SHARES = ("accuracy", "acc", "acc_norm", "exact_match", "em", "f1", "score", "substring", "overlap", "contains")
 _LOWER = ("loss", "perplexity", "ppl", "bits_per_byte", "nll", "error")
-_COSTS = re.compile(r"(^|_)(flops|bytes|ms|seconds|max_batch|parameters|count|tokens_per_second)($|_)")
+_COSTS = re.compile(
+    r"(^|_)(flops|bytes|ms|seconds|max_batch|parameters|count|tokens_per_second)($|_)|"
+    # What a pattern that selects by query was seen to read, and how often it read the answer.
+    r"^selection_(density|hit_rate)$"
+)
 _BY_POSITION = re.compile(r"(loss|recall)_(at|over)_(\d+)_(\d+)")
 _NIAH_GROUPS = {"single": r"single", "multi-key": r"multi_?key", "multi-query/value": r"multi_?(query|value)"}
 

@@ -53,12 +53,14 @@ class Item:
         answers: the values that are asked for, in the order of the needles.
         depths: of those needles, from 0 (the haystack's start) to 1.
         new_tokens: room for an answer.
+        places: (start, end) in characters of the prompt, of each of the answers where its needle says it.
     """
 
     prompt: str
     answers: tuple[str, ...]
     depths: tuple[float, ...]
     new_tokens: int
+    places: tuple[tuple[int, int], ...]
 
 
 def generate(
@@ -150,7 +152,7 @@ class Draft:
         self.query = _listed([keys[i] for i in asked])
         self.needles: list[str] = []
         self.depths: list[float] = []
-        answers, depths = [], []
+        answers, depths, said = [], [], []
         for index, key in enumerate(keys):
             for _ in range(shape.values_each):
                 value, depth = self._value(), draw.randrange(DEPTHS) / (DEPTHS - 1)
@@ -159,7 +161,9 @@ class Draft:
                 if index in asked:
                     answers.append(value)
                     depths.append(depth)
+                    said.append(self.needles[-1])
         self.answers, self.asked_depths = tuple(answers), tuple(depths)
+        self._asked_needles = said
         self._first = draw.random()  # where in the text this item's haystack begins
         self._others: list[str] = []
 
@@ -191,7 +195,16 @@ class Draft:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        return Item(self._prompt(sentences, low), self.answers, self.asked_depths, new_tokens)
+        prompt = self._prompt(sentences, low)
+        return Item(prompt, self.answers, self.asked_depths, new_tokens, self._places(prompt))
+
+    def _places(self, prompt: str) -> tuple[tuple[int, int], ...]:
+        """Where the prompt says each answer: a needle has a key that no other has, so its text stands there once."""
+        ends = [
+            prompt.index(needle) + needle.rindex(value) + len(value)
+            for needle, value in zip(self._asked_needles, self.answers)
+        ]
+        return tuple((end - len(value), end) for end, value in zip(ends, self.answers))
 
     def _prompt(self, sentences: list[str], count: int) -> str:
         hay = self._hay(sentences, count)

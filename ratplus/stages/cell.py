@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ratplus.data.batches import Batches
     from ratplus.model import RATPlus
     from ratplus.records.curve import StageLog
-    from ratplus.records.record import Record
+    from ratplus.records.record import Metric, Record
     from ratplus.training.spec import Run
     from ratplus.training.team import Team
 
@@ -176,6 +176,7 @@ class Cell:
         )  # fmt: skip
         metrics, timing = found.metrics, {"evaluate_seconds": time.monotonic() - started}
         write_samples(folder, found.samples)
+        metrics = metrics | self._measure_selection(model, folder)
         if self.config.eval.efficiency.enabled:
             from ratplus.evaluation.efficiency import measure_efficiency
 
@@ -183,6 +184,19 @@ class Cell:
             counts, times = measure_efficiency(model, self.config.patterns, self.config.eval.efficiency, device)
             metrics, timing = metrics | counts, timing | times
         return Result(metrics, timing, {"tasks": found.facts} if found.facts else {})
+
+    def _measure_selection(self, model: RATPlus, folder: Path) -> dict[str, Metric]:
+        """Metrics of what a pattern that depends on data selects, and its file; none of any other pattern."""
+        patterns = self.config.patterns
+        if not any(pattern.data_dependent for row in patterns for pattern in row):
+            return {}
+        from ratplus.evaluation.selection import measure_selection, questions_of, write_selection
+
+        found = measure_selection(model, patterns, questions_of(self.batches(), self.config.eval, patterns))
+        if found is None:
+            return {}
+        write_selection(folder, found)
+        return found.metrics
 
     def load(self, parent: Stage) -> RATPlus:
         """The model that a training stage left. Raises CheckpointError: none there, or a damaged one."""

@@ -1,0 +1,106 @@
+"""Accuracy against entries read: methods side by side, entries held and read apart, bounds marked."""
+
+import pytest
+
+from ratplus.analysis import accuracy_vs_budget, accuracy_vs_dilation, masks, pareto, pattern_tables
+from ratplus.analysis.frame.aggregate import in_order
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.frame.tasks import is_cost
+from ratplus.pattern import Pattern, PatternMap
+
+LABELS = (
+    "D1", "D64", "D16", "stream-W60-I4", "stream-W124-I4", "top4x16", "top8x16", "quest4x16", "D64-top4x16",
+    "D64-W16-top4x16", "random4x16", "snap128x16",
+)  # fmt: skip
+
+
+def results(rank: int, loss: bool = True) -> dict:
+    found = {"niah_multikey_2_overlap": (0.9 - rank / 20, 0.02), "niah_multikey_2_substring": (0.95, 0.02)}
+    if loss:
+        found |= {"loss": (1.7 + rank / 50, 0.01), "perplexity": (5.5, 0.1), "recall_accuracy": (0.9 - rank / 15, 0.02)}
+        found |= {"recall_accuracy_1_64": (0.9, 0.02)}
+    return found
+
+
+@pytest.fixture
+def frame(sweep):
+    for model in ("attention_tiny", "ratplus_tiny"):
+        for rank, label in enumerate(LABELS):
+            metrics = results(rank, loss=not label.startswith("snap"))
+            if rank > 4:
+                metrics |= {"selection_density": (0.125, 0.01), "selection_hit_rate": (0.5, 0.01)}
+            sweep.add(model, Pattern.from_label(label), metrics)
+    return load_sweep(sweep.write("topk"))
+
+
+def test_held_and_read_stand_apart(frame):
+    shown = accuracy_vs_budget.summary(frame).set_index(["Model", "Pattern"]).loc["ratplus_tiny"]
+    assert list(shown["Method"]) == [
+        "dense", "dilated", "dilated", "streaming", "streaming", "top-k", "top-k", "Quest", "top-k + D64",
+        "top-k + D64-W16", "random blocks", "SnapKV",
+    ]  # fmt: skip
+    top = shown.loc["top4x16"]
+    assert (top["KV held"], top["KV read"]) == ("512", "48")
+    # 3 whole blocks of 16 and what dilation keeps of the 29 others: the step at 512 begins a block.
+    assert shown.loc["D64-top4x16", "KV read"] == "≤ 56"
+    assert shown.loc["D64-W16-top4x16", "KV read"].startswith("≤ ")
+    assert shown.loc["snap128x16", ["KV held", "KV read", "Loss"]].tolist() == ["128", "128", "—"]
+    assert (top["Measured (%)"], top["Hits (%)"]) == ("12.5", "50.0")
+    assert shown.loc["D16", "Measured (%)"] == "—"
+    assert "≤ marks an upper bound" in accuracy_vs_budget.caption(frame)
+
+
+def test_results_are_whole_tasks(frame):
+    assert accuracy_vs_budget.results_of(frame) == ["loss", "recall_accuracy", "niah_multikey_2_overlap"]
+    assert is_cost("selection_density")
+    assert is_cost("selection_hit_rate")
+    assert not is_cost("my_selection_hit_rate_task")
+    data = accuracy_vs_budget.table(frame)
+    assert len(data) == 2 * len(LABELS)
+    assert set(data["kv_read_exact"]) == {True, False}
+
+
+def test_figure_has_a_line_a_method_and_a_column_a_model(frame):
+    drawing = accuracy_vs_budget.figure(frame)
+    assert [axes.get_title() for axes in drawing.axes[:2]] == ["attention_tiny", "ratplus_tiny"]
+    assert len(drawing.axes) == 2 * 3
+    legend = [text.get_text() for text in drawing.legends[0].get_texts()]
+    assert legend[:2] == ["dilated", "streaming"]
+    assert legend[-2:] == ["dense", "at most so many read"]
+    lines = drawing.axes[0].get_lines()
+    assert any(list(line.get_xdata()) == [48, 112] for line in lines)  # top4x16 and top8x16
+
+
+def test_other_modules_show_the_new_kinds(frame):
+    cells = in_order(frame[frame["model"].eq("ratplus_tiny")])
+    assert list(cells["kind"])[5:] == ["topk", "topk", "quest", "topk", "topk", "random", "snapkv"]
+    shown = accuracy_vs_dilation.summary(frame)
+    assert list(shown["KV read"][:2]) == ["512", "32"]
+    # SnapKV was not asked for a loss: that is no loss that is not a number.
+    assert list(shown["Loss"][shown["Pattern"].eq("snap128x16")]) == ["—", "—"]
+    ticks = [text.get_text() for text in accuracy_vs_dilation.figure(frame).axes[-1].get_xticklabels()]
+    assert ticks == ["1", "2", "4", "8", "16", "32", "64", "none"]
+    found = pareto.table(frame)
+    assert found.loc[found["pattern"].eq("top4x16"), "kv_read"].tolist() == [48, 48]
+    assert "frontier_read" in found
+    assert "KV read" in pareto.summary(frame)
+    assert pareto.figure(frame).axes
+    assert "snap128x16" in set(pattern_tables.summary(frame, "niah")["Pattern"])
+    assert {pattern.label for pattern in masks.patterns(frame)} == set(LABELS)
+
+
+def test_masks_know_the_patterns_within_maps(sweep):
+    rows = [Pattern.from_label(label) for label in ("top4x16", "D64-top4x16", "D16", "D1")]
+    sweep.add("ratplus_tiny", PatternMap.per_head(rows, 4), sweep.results(1.7))
+    assert [pattern.label for pattern in masks.patterns(load_sweep(sweep.write()))] == [
+        "D1", "D16", "D64-top4x16", "top4x16",
+    ]  # fmt: skip
+
+
+def test_only_where_a_pattern_selects(demo):
+    frame = load_sweep(demo)
+    assert not accuracy_vs_budget.applies(frame)
+    assert "frontier_read" not in pareto.table(frame)
+    assert "KV read" not in accuracy_vs_dilation.summary(frame)
+    with pytest.raises(ValueError, match="no pattern of the sweep selects by query"):
+        accuracy_vs_budget.contents(frame)
