@@ -3,7 +3,8 @@
 # What each pattern sees
 
 Pictures of visibility: query position downwards, key position to the right; what a query sees is dark. One picture for
-each pattern that any head of the sweep has, and a table of what it keeps.
+each pattern that any head of the sweep has, and a table of what it keeps. Of a pattern that selects by query it is of a
+real row: what its first head saw in the first question of an evaluation (`selection.json`).
 
 - `table`: one row a pattern: pairs that it sees, cache entries
 - `figure`: the pictures, cut to a length at which the pattern can be made out
@@ -15,14 +16,16 @@ set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
-from ratplus.analysis.notebook import run
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
+from ratplus.analysis.frame.selection import mask_of, selections_of
+from ratplus.analysis.notebook import run
 from ratplus.costs.cost import visible_ratio
 from ratplus.costs.facts import at_most
 from ratplus.costs.selection import forward_is_exact
@@ -89,9 +92,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 # %%
 def figure(frame: pd.DataFrame) -> Figure:
     """A picture a pattern, all over the same positions; at most twelve."""
-    every = patterns(frame)
-    length = _length(every, int(frame["context"].max()))
-    shown = every[:MOST]
+    every, seen = patterns(frame), _seen(frame)
+    drawable = [p for p in every if not p.data_dependent or p.label in seen]
+    length = _length(drawable, int(frame["context"].max()))
+    shown = drawable[:MOST]
+    if not shown:
+        raise ValueError(f"{NAME}: no finished cell says what its pattern selected, so there is nothing to draw")
     across = min(4 if len(shown) != 3 else 3, len(shown))
     down = -(-len(shown) // across)
     width = style.COLUMN_WIDTH_IN if across < 3 else style.TEXT_WIDTH_IN
@@ -99,8 +105,12 @@ def figure(frame: pd.DataFrame) -> Figure:
         drawing = Figure(figsize=(width, down * (width / across + 0.1) + 0.3))
         grid = drawing.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         for axes, pattern in zip(grid.ravel(), shown):
-            axes.imshow(pattern.visible(length), cmap="Greys", vmin=0, vmax=1.25, interpolation="nearest",
-                        extent=(0, length, length, 0))  # fmt: skip
+            picture = seen[pattern.label] if pattern.data_dependent else pattern.visible(length)
+            own = min(length, len(picture))  # a real row may be shorter
+            axes.imshow(picture[:own, :own], cmap="Greys", vmin=0, vmax=1.25, interpolation="nearest",
+                        extent=(0, own, own, 0))  # fmt: skip
+            axes.set_xlim(0, length)
+            axes.set_ylim(length, 0)
             axes.grid(False)
             axes.plot([0, length], [0, length], color="0.6", linewidth=0.5)
             axes.set_title(pattern.label)
@@ -113,15 +123,27 @@ def figure(frame: pd.DataFrame) -> Figure:
             labels = axes.get_xticklabels()  # else those of neighbours touch
             labels[0].set_horizontalalignment("left")
             labels[-1].set_horizontalalignment("right")
-        rest = f" (first {MOST} of {len(every)} patterns)" if len(every) > MOST else ""
+        rest = f" (first {len(shown)} of {len(every)} patterns)" if len(every) > len(shown) else ""
         drawing.supxlabel(f"Key position{rest}", fontsize=8)
         drawing.supylabel("Query position", fontsize=8)
     return drawing
 
 
+def _seen(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """{label: mask} of the patterns whose selection a finished cell has left, of a RAT+ model where there is one."""
+    found: dict[str, np.ndarray] = {}
+    ordered = frame.sort_values("recurrence", ascending=False, kind="stable")
+    for plain in selections_of(ordered).values():
+        for label, stored in plain["masks"].items():
+            found.setdefault(label, mask_of(stored))
+    return found
+
+
 def _length(every: list[Pattern], context: int) -> int:
-    """Room for two blocks of the largest dilation and for the widest window, but no more than can be made out."""
+    """Room for two blocks of the largest dilation, for the widest window, and for selected blocks beside others; but no
+    more than can be made out."""
     wanted = max([64, *(2 * (p.dilation or 1) for p in every), *(3 * p.window // 2 + p.sinks for p in every)])
+    wanted = max([wanted, *(2 * p.top * p.block for p in every if p.top), *(p.snap + 32 for p in every if p.snap)])
     return min(1 << (wanted - 1).bit_length(), context, 256)
 
 
@@ -141,9 +163,12 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     """The table and the figure."""
     caption = (
         f"Patterns of the sweep's heads. KV entries: cache entries of a head before the step at position "
-        f"{int(frame['context'].max())}. Pairs seen: of all (query, key) pairs that dense attention sees."
+        f"{int(frame['context'].max())}.{READ_CAPTION if reads_apart(table(frame)) else ''} Pairs seen: of all (query, "
+        "key) pairs that dense attention sees."
     )
-    return [Table(NAME, table(frame), summary(frame), caption), Picture(NAME, figure(frame))]
+    made = Table(NAME, table(frame), summary(frame), caption)
+    drawable = any(not p.data_dependent for p in patterns(frame)) or _seen(frame)
+    return [made, Picture(NAME, figure(frame))] if drawable else [made]
 
 
 # %%

@@ -22,6 +22,7 @@ from ratplus.analysis import (
     positions,
     recurrence,
     scaling_gap,
+    selection_hits,
     sensitivity,
 )
 from ratplus.analysis.draw.output import remove_others, write
@@ -47,6 +48,7 @@ MODULES = (
     sensitivity,
     adaptation_curves,
     recurrence,
+    selection_hits,
     masks,
 )
 # The names of the files of modules that have more than one table or figure.
@@ -69,6 +71,7 @@ TITLES = {
     "adaptation_curves": "Adaptation curves",
     "recurrence": "What the recurrence does",
     "recurrence_schemes": "The recurrence over time, by how often it starts anew",
+    "selection_hits": "Does a head select the answer?",
     "masks": "What each pattern sees",
     **{f"pattern_tables_{suite}": f"{title}, pattern by pattern" for suite, title in SUITES.items()},
 }

@@ -1,8 +1,12 @@
 """Accuracy against entries read: methods side by side, entries held and read apart, bounds marked."""
 
+import base64
+import json
+
+import numpy as np
 import pytest
 
-from ratplus.analysis import accuracy_vs_budget, accuracy_vs_dilation, masks, pareto, pattern_tables
+from ratplus.analysis import accuracy_vs_budget, accuracy_vs_dilation, masks, pareto, pattern_tables, selection_hits
 from ratplus.analysis.frame.aggregate import in_order
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.tasks import is_cost
@@ -95,6 +99,46 @@ def test_masks_know_the_patterns_within_maps(sweep):
     assert [pattern.label for pattern in masks.patterns(load_sweep(sweep.write()))] == [
         "D1", "D16", "D64-top4x16", "top4x16",
     ]  # fmt: skip
+
+
+def stored(label: str, rate: float) -> dict:
+    """A `selection.json` of a model of 4 layers of 4 heads."""
+    seen = np.tril(np.ones((40, 40), dtype=bool))
+    mask = {"task": "recall", "layer": 0, "head": 0, "length": 40, "bits": base64.b64encode(np.packbits(seen)).decode()}
+    rates = [[rate + 0.1 * layer + 0.01 * head for head in range(4)] for layer in range(4)]
+    return {
+        "format": 1, "rows": {"recall": 2}, "density": rates, "hit_rate": {"recall": rates}, "masks": {label: mask},
+    }  # fmt: skip
+
+
+def test_hits_and_masks_of_real_rows(sweep, caplog):
+    for label in ("D1", "top4x16", "quest4x16"):
+        cell = sweep.add("ratplus_tiny", Pattern.from_label(label), sweep.results(1.7))
+        if label != "D1":
+            path = sweep.path / "evaluate" / cell["id"] / "selection.json"
+            path.write_text(json.dumps(stored(label, 0.2)))
+    frame = load_sweep(sweep.write())
+    rows = selection_hits.table(frame)
+    assert len(rows) == 2 * 16
+    shown = selection_hits.summary(rows)
+    assert shown.loc[0].tolist() == ["ratplus_tiny", "top-k", "top4x16", "recall", "36.5", "53.0", "3, 3"]
+    drawing = selection_hits.figure(rows)
+    assert [axes.get_title() for axes in drawing.axes[:2]] == ["top4x16", "quest4x16"]
+    titles = [axes.get_title() for axes in masks.figure(frame).axes if axes.get_title()]
+    assert titles == ["D1", "quest4x16", "top4x16"]
+    path.write_text(json.dumps(stored("quest4x16", 0.2) | {"format": 9}))
+    assert len(selection_hits.table(frame)) == 16
+    assert "selection.json is left out (format 9)" in caplog.text
+    assert [axes.get_title() for axes in masks.figure(frame).axes if axes.get_title()] == ["D1", "top4x16"]
+
+
+def test_a_selection_that_nobody_measured_is_not_drawn(sweep):
+    sweep.add("ratplus_tiny", Pattern.from_label("top4x16"), sweep.results(1.7))
+    frame = load_sweep(sweep.write())
+    assert not selection_hits.applies(frame)
+    assert len(masks.contents(frame)) == 1
+    with pytest.raises(ValueError, match="no finished cell says what its pattern selected"):
+        masks.figure(frame)
 
 
 def test_only_where_a_pattern_selects(demo):
