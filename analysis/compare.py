@@ -9,6 +9,7 @@ sweeps with several seeds.
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]
     rows = differences(a, b, pairs)
     if rows.empty:
         raise ValueError(f"{first} and {second}: no cell that both sweeps have is finished in both")
-    name = re.sub(r"[^\w.-]+", "_", Path(second).resolve().name)
+    name = re.sub(r"[^\w.-]+", "_", Path(os.path.realpath(second)).name)
     folder, name = Path(folder) if folder else Path(first) / "report", f"compare_{name}"
     labels = _names(Path(first), Path(second))
     data = rows.drop(columns=[name for name in NAMES if name != "pattern"])
@@ -269,5 +270,5 @@ def figure(rows: pd.DataFrame, first: str, second: str) -> Figure:
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
     """The folders' names; with their parents if these are the same."""
-    a, b = first.resolve(), second.resolve()
+    a, b = Path(os.path.realpath(first)), Path(os.path.realpath(second))
     return (a.name, b.name) if a.name != b.name else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")

@@ -35,10 +35,12 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.notebook import run
+from ratplus.pattern import is_whole
 from ratplus.records.reading import read_json
 
 NAME = "recurrence"
 GATES_FILE = "gates.json"
+MOST_NUMBERS = 1_000_000  # of a statistic
 FORMAT = 1
 MOST_RUNS = 4
 SCHEMES = "recurrence_schemes"
@@ -62,6 +64,8 @@ def gates_of(frame: pd.DataFrame) -> dict[str, dict]:
             gates = read_json(path, follow=False)
             if gates["format"] != FORMAT:
                 raise ValueError(f"format {gates['format']!r}")
+            if problem := _misshapen(gates):
+                raise ValueError(problem)
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -69,6 +73,26 @@ def gates_of(frame: pd.DataFrame) -> dict[str, dict]:
             continue
         found[cell] = gates
     return found
+
+
+def _misshapen(gates: dict) -> str:
+    """What in a gates.json is not as `ratplus.evaluation.gates` writes it; empty if all is."""
+    layers, heads, positions = len(gates["gate_mean"]), len(gates["gate_mean"][0]), len(gates["positions"])
+    if layers * max(heads, positions) > MOST_NUMBERS or not (layers and heads and positions):
+        return f"{layers} layers of {heads} heads at {positions} positions"
+    widths = dict.fromkeys(("gate_mean", "gate_p10", "gate_p90", "memory_tokens"), heads)
+    widths |= dict.fromkeys(("key_norm", "value_norm"), positions)
+    for name, width in widths.items():
+        if len(gates[name]) != layers or any(not _are_numbers(row, width) for row in gates[name]):
+            return f"{name} is no list of {layers} lists of {width} numbers"
+    if not _are_numbers(gates["positions"], positions):
+        return "positions are no numbers"
+    chunk = gates.get("recurrence_chunk")
+    return "" if chunk is None or is_whole(chunk) else "recurrence_chunk is no whole number"
+
+
+def _are_numbers(values, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(isinstance(v, (int, float)) for v in values)
 
 
 def table(frame: pd.DataFrame, gates: dict[str, dict] | None = None) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+_LONGEST_LINE = 4_000
 EXIT_MISTAKE = 2
 EXIT_OUR_FAULT = 70  # as sysexits.h calls an internal software error
 EXIT_CTRL_C = 130
@@ -76,8 +77,12 @@ def _say(line: str) -> None:
     from ratplus.records.lines import plain
     from ratplus.records.secrets import scrub
 
+    # Cut before it is searched for secrets, and again where none can be left in two: searching megabytes takes seconds.
+    line = plain(scrub(" ".join(line[: 20 * _LONGEST_LINE].split())))
+    if len(line) > _LONGEST_LINE:  # it may quote what somebody wrote into a file
+        line = f"{line[:_LONGEST_LINE]}…"
     try:
-        print(plain(scrub(" ".join(line.split()))), file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     except OSError:  # nobody reads it, or there is no room: the exit code is all that is left to tell
         _to_nowhere("stderr")
 

@@ -71,6 +71,19 @@ def test_a_compressed_line_without_end_is_refused(tmp_path, packed):
         list(documents.batches(source, "text", None, 1 << 20))
 
 
+@pytest.mark.parametrize("packed", ["gz", "zst"])
+def test_lines_without_end_are_refused_too(tmp_path, monkeypatch, packed):
+    """Each line is short, but all together would fill the disk with tokens."""
+    monkeypatch.setattr(documents, "SPARED", 1 << 20)
+    lines = b'{"text": "a"}\n' * 300_000
+    pack = gzip.compress if packed == "gz" else pytest.importorskip("zstandard").compress
+    (tmp_path / f"a.jsonl.{packed}").write_bytes(pack(lines))
+    (source,) = list_inputs(DataSection(source="files", path=str(tmp_path)))
+    with pytest.raises(CorpusError, match=rf"a.jsonl.{packed}: unpacks to more than 200 times its size"):
+        list(documents.batches(source, "text", None))
+    assert documents.most_unpacked(source) < len(lines)
+
+
 def test_long_lines_come_whole_out_of_zstd(tmp_path):
     """Lines are put together of many pieces."""
     zstandard = pytest.importorskip("zstandard")

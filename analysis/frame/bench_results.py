@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 from ratplus.records.reading import read_json
 
 BENCHMARKS = ("kernels", "model")
+_KERNEL_TEXTS, _MODEL_TEXTS = ("op", "shape", "pattern", "candidate"), ("model", "pattern")
 
 
 class KernelRow(TypedDict):
@@ -130,4 +131,27 @@ def _read(path: Path) -> BenchResult | None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error})") from None
     is_result = isinstance(result, dict) and result.get("benchmark") in BENCHMARKS
-    return result if is_result and isinstance(result.get("rows"), list) else None
+    if not is_result or not isinstance(result.get("rows"), list):
+        return None
+    if problem := _misshapen(result):
+        raise ValueError(f"{path}: damaged ({problem}); measure it again")
+    return result
+
+
+def _misshapen(result: dict) -> str:
+    """What in a benchmark's file is not as `BenchResult` has it; empty if all is."""
+    if not isinstance(result.get("device"), str) or not isinstance(result.get("complete"), bool):
+        return "device is no text, or complete neither true nor false"
+    left = result.get("skipped")
+    if not isinstance(left, list) or not all(isinstance(i, dict) and isinstance(i.get("reason"), str) for i in left):
+        return "skipped is no list of objects with a reason"
+    row_type, texts = (KernelRow, _KERNEL_TEXTS) if result["benchmark"] == "kernels" else (ModelRow, _MODEL_TEXTS)
+    for number, row in enumerate(result["rows"], start=1):
+        if not isinstance(row, dict):
+            return f"row {number} is a {type(row).__name__}"
+        for key in sorted(row_type.__required_keys__):
+            if key not in row:
+                return f"row {number} has no {key}"
+            if not isinstance(row[key], str if key in texts else (int, float, type(None))):
+                return f"row {number}: {key} is a {type(row[key]).__name__}"
+    return ""

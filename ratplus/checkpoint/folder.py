@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,12 +21,21 @@ from ratplus.checkpoint.facts import (
     read_facts,
     refuse_stand_in,
 )
-from ratplus.checkpoint.tensor_file import Lazy, check_shapes, map_safetensors, read_into, write_safetensors
+from ratplus.checkpoint.tensor_file import (
+    Lazy,
+    check_amount,
+    check_shapes,
+    map_safetensors,
+    read_into,
+    write_safetensors,
+)
 from ratplus.checkpoint.tokenizer_files import write_tokenizer_files
 from ratplus.config.model import ModelConfig
+from ratplus.costs.budget import parameters
 from ratplus.model import RATPlus, empty_model
 from ratplus.pattern import PatternMap
 from ratplus.records.atomic import write_atomically
+from ratplus.records.reading import open_plain
 
 
 def save(model: RATPlus, folder: str | Path) -> Path:
@@ -74,9 +83,10 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> RATPlus:
     found, expected_hash = read_facts(folder)
     if config is not None:
         check_same_shape(found, config, folder)
-    model = empty_model(found)
     path = folder / WEIGHTS_FILE
     try:
+        check_amount(path, parameters(found))
+        model = empty_model(found)
         intact = read_into(path, model.state_dict()) == expected_hash
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
@@ -101,16 +111,30 @@ def map_weights(folder: str | Path, sha256: str | None = None) -> tuple[ModelCon
     config, own = read_facts(folder)
     path = folder / WEIGHTS_FILE
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             intact = hashlib.file_digest(file, "sha256").hexdigest() == (sha256 or own)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     if not intact:
         refuse_stand_in(path)
         raise CheckpointError(f"{path}: SHA-256 differs from {CONFIG_FILE}: truncated or altered")
     weights = map_safetensors(path)
+    check_numbers_of(weights.values(), config, folder)
     check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
     return config, weights
+
+
+def check_numbers_of(weights: Iterable[Tensor], config: ModelConfig, where) -> None:
+    """Refuse weights that are far fewer than a shape needs, before a model of that shape is made: CheckpointError.
+
+    A shape may be somebody's idea: making a model of ten thousand layers, even an empty one, takes minutes. Which
+    weight is missing, `check_shapes` says.
+    """
+    held, needed = sum(tensor.numel() for tensor in weights), parameters(config)
+    if needed > 2 * held:
+        raise CheckpointError(f"{where}: holds {held:,} numbers, but a model of this shape has {needed:,}")
 
 
 def config_text(config: ModelConfig, sha256: str, patterns: PatternMap | None = None, family: str | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ratplus.checkpoint.facts import CheckpointError, refuse_stand_in
+from ratplus.checkpoint.tensor_file import header_length
+from ratplus.records.lines import first_line
+from ratplus.records.reading import open_plain
+
+# What the library raises, and we, for what is no such file.
+_ODD = (SafetensorError, OSError, ValueError, TypeError, RuntimeError, struct.error)
 
 
 def map_foreign(path: Path) -> dict[str, Tensor]:
@@ -19,14 +27,16 @@ def map_foreign(path: Path) -> dict[str, Tensor]:
         CheckpointError: damaged, truncated, or no safetensors file.
         FileNotFoundError: no such file.
     """
-    if not path.exists():
-        raise FileNotFoundError(2, "no such file", str(path))
     try:
+        with open_plain(path) as file:
+            header_length(file.read(8), os.fstat(file.fileno()).st_size)
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict: it has no iterator)
-    except (SafetensorError, OSError) as error:
+    except FileNotFoundError:
+        raise FileNotFoundError(2, "no such file", str(path)) from None
+    except _ODD as error:
         refuse_stand_in(path)
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)})") from None
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,6 @@ def list_foreign(path: Path) -> dict[str, Stored]:
         CheckpointError: damaged, truncated, or no safetensors file.
         FileNotFoundError: no such file.
     """
-    if not path.exists():
-        raise FileNotFoundError(2, "no such file", str(path))
 
     def reader(name: str) -> Callable[[], Tensor]:
         def read() -> Tensor:
@@ -61,11 +69,15 @@ def list_foreign(path: Path) -> dict[str, Stored]:
         return read
 
     try:
+        with open_plain(path) as plain:
+            header_length(plain.read(8), os.fstat(plain.fileno()).st_size)
         with safe_open(path, "pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict: it has no iterator)
             return {
                 name: Stored(tuple(part.get_shape()), part.get_dtype(), reader(name)) for name, part in parts.items()
             }
-    except (SafetensorError, OSError) as error:
+    except FileNotFoundError:
+        raise FileNotFoundError(2, "no such file", str(path)) from None
+    except _ODD as error:
         refuse_stand_in(path)
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)})") from None

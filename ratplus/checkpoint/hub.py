@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ratplus.checkpoint.facts import CONFIG_FILE, CheckpointError, is_hub_folder, read_facts, read_hub_facts
-from ratplus.checkpoint.folder import map_weights, shapes_of
+from ratplus.checkpoint.folder import check_numbers_of, map_weights, shapes_of
 from ratplus.checkpoint.hub_config import SHA256, words_of
 from ratplus.checkpoint.official import check_numbers
 from ratplus.checkpoint.shards import SHARD_BYTES, map_shards, write_shards
@@ -75,6 +75,7 @@ def map_hub(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no model here ({Path(error.filename).name} is missing)") from None
     check_numbers(weights, str(folder))
+    check_numbers_of(weights.values(), config, folder)
     check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
     if sha256 is not None and sha256_of(weights) != sha256:
         raise CheckpointError(

@@ -7,6 +7,7 @@ gate is the fifth block of in_proj or, in older files, apart as fgate_proj. The 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from ratplus.checkpoint.folder import map_weights, shapes_of
 from ratplus.checkpoint.foreign_tensors import map_foreign
 from ratplus.checkpoint.targets import check_file, check_target
 from ratplus.checkpoint.tensor_file import Lazy, check_shapes
+from ratplus.checkpoint.untrusted import check_claims, check_plain, check_unpacked
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus, empty_model
 from ratplus.pattern import PatternMap
@@ -94,6 +96,7 @@ def read_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4
     else:
         where, state = str(source), _read_file(Path(source))
     state = _weights_in(state, where)
+    check_claims(state.values(), where)
     check_numbers(state, where)
 
     layers = _split_layers(state, where)
@@ -152,6 +155,8 @@ def _read_file(path: Path) -> dict:
             raise CheckpointError(f"{path}: no such file") from None
     refuse_stand_in(path)
     try:
+        check_plain(path)
+        check_unpacked(path)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, ValueError):
@@ -159,6 +164,8 @@ def _read_file(path: Path) -> dict:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         # Torch's own text may advise to load with weights_only=False, which runs whatever the file says.
         raise CheckpointError(
@@ -202,13 +209,13 @@ def _split_layers(state: dict, where: str) -> list[dict]:
     for key, tensor in state.items():
         if key.startswith(LAYER_PREFIX):
             number, _, rest = key.removeprefix(LAYER_PREFIX).partition(".")
-            if not number.isdigit():
+            if not re.fullmatch("[0-9]{1,9}", number):
                 raise CheckpointError(f"{where}: unknown key {key}")
             layers.setdefault(int(number), {})[rest] = tensor
         elif key not in (EMBED, HEAD, NORM):
             raise CheckpointError(f"{where}: unknown key {key}")
     if sorted(layers) != list(range(len(layers))) or not layers:
-        raise CheckpointError(f"{where}: layers {sorted(layers)} are not numbered from 0 without gaps")
+        raise CheckpointError(f"{where}: layers {sorted(layers)[:20]} are not numbered from 0 without gaps")
     return [layers[i] for i in range(len(layers))]
 
 

@@ -41,14 +41,14 @@ def check_target(target: Path, source: Path) -> None:
         CheckpointError: one line that says so.
     """
     # Links are followed, since a link to a stage's folder leads into it.
-    whole = target.resolve()
+    whole = Path(os.path.realpath(target))
     for folder in (whole, *whole.parents):
         if is_stage_folder(folder):
             raise CheckpointError(
                 f"{target}: lies in the folder of a stage of a sweep, whose weights belong to its record; choose "
                 "another target"
             )
-    origin = source.resolve()
+    origin = Path(os.path.realpath(source))
     if whole == origin or whole in (origin / WEIGHTS_FILE, origin / CONFIG_FILE):
         raise CheckpointError(
             f"{target}: is what is to be read, and it would take the place of the model folder itself; "

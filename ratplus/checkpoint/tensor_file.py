@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +20,15 @@ import torch
 from torch import Tensor
 
 from ratplus.checkpoint.facts import CheckpointError, refuse_stand_in
+from ratplus.pattern import is_whole
 from ratplus.records.atomic import new_file
-from ratplus.records.reading import parse_json
+from ratplus.records.lines import first_line
+from ratplus.records.reading import open_plain, parse_json
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_LONGEST_HEADER = 100 << 20  # what the format's own library allows
+# Of a hundred thousand tensors. The format's own library allows 100 MB, of which a reader makes gigabytes of objects.
+LONGEST_HEADER = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def _parts(tensors: Mapping[str, Tensor | Lazy], metadata: dict[str, str] | None
 
 def size_of(tensor: Tensor | Lazy) -> int:
     """Bytes of a tensor's numbers."""
-    return tensor.dtype.itemsize * int(np.prod(tensor.shape, dtype=np.int64))
+    return tensor.dtype.itemsize * math.prod(tensor.shape)
 
 
 def _bytes_of(tensor: Tensor | Lazy, name: str) -> memoryview:
@@ -102,27 +107,58 @@ def _read_header(path: Path) -> tuple[dict[str, _Place], bytes]:
     Raises:
         CheckpointError: no safetensors file, or tensors of other than floating-point numbers.
     """
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
             begin = file.read(8)
-            (length,) = struct.unpack("<Q", begin)
-            if length > min(size, _LONGEST_HEADER):
-                raise ValueError("header longer than the file")
+            length = header_length(begin, size)
             text = file.read(length)
-            header = parse_json(text)
+        header = parse_json(text)
         header.pop("__metadata__", None)
-        places = {}
+        places: dict[str, _Place] = {}
+        before = 8 + length
         for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, end = (8 + length + offset for offset in facts["data_offsets"])
-            place = _Place(_DTYPES[facts["dtype"]], tuple(facts["shape"]), start, end - start)
-            if place.bytes != place.dtype.itemsize * int(np.prod(place.shape, dtype=np.int64)):
+            shape, offsets = tuple(facts["shape"]), tuple(facts["data_offsets"])
+            if not all(is_whole(number) and number >= 0 for number in (*shape, *offsets)):
+                raise ValueError(f"{name}: shape and offsets are no counts")
+            start, end = (8 + length + offset for offset in offsets)
+            place = _Place(_DTYPES[facts["dtype"]], shape, start, end - start)
+            if place.bytes != place.dtype.itemsize * math.prod(shape):
                 raise ValueError(f"{name} has {place.bytes} bytes")
-            places[name] = place
+            if start != before:
+                raise ValueError(f"before {name} there is a gap, or bytes that another tensor has too")
+            if end > size:
+                raise ValueError(f"ends within {name}: truncated")
+            places[name], before = place, end
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         refuse_stand_in(path)
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)})") from None
     return places, begin + text
+
+
+def header_length(begin: bytes, size: int) -> int:
+    """Bytes of the header of a file of `size` bytes, from the file's first eight.
+
+    Raises:
+        ValueError, struct.error: it has fewer bytes, or a header that is longer than the file or than LONGEST_HEADER.
+    """
+    (length,) = struct.unpack("<Q", begin)
+    if length > size - 8:
+        raise ValueError("header longer than the file")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"a header of more than {LONGEST_HEADER >> 20} MiB")
+    return length
+
+
+def check_amount(path: Path, numbers: int) -> None:
+    """Refuse a file that holds fewer numbers than a model needs, before such a model is made.
+
+    Raises:
+        CheckpointError: also where it is damaged.
+    """
+    held = sum(math.prod(place.shape) for place in _read_header(path)[0].values())
+    if held < numbers:
+        raise CheckpointError(f"{path}: holds {held:,} numbers, but a model of this shape has {numbers:,}")
 
 
 def read_into(path: Path, targets: dict[str, Tensor]) -> str:
@@ -140,8 +176,6 @@ def read_into(path: Path, targets: dict[str, Tensor]) -> str:
     with path.open("rb") as file, torch.no_grad():
         file.seek(len(before))
         for name, place in places.items():
-            if file.tell() != place.start:
-                raise CheckpointError(f"{path}: not a whole safetensors file (there is a gap before {name})")
             target = targets[name]
             # The bytes go straight to where they belong, so that a model needs its own size and no more.
             direct = target.dtype == place.dtype and target.is_contiguous()
@@ -167,8 +201,6 @@ def map_safetensors(path: Path) -> dict[str, Tensor]:
     data = np.memmap(path, dtype=np.uint8, mode="c")
     tensors = {}
     for name, place in places.items():
-        if place.start + place.bytes > len(data):
-            raise CheckpointError(f"{path}: ends within {name}: truncated")
         piece = np.asarray(data[place.start : place.start + place.bytes])
         tensors[name] = torch.from_numpy(piece).view(place.dtype).view(place.shape)
     return tensors

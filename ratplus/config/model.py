@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ratplus.config.check import check
 from ratplus.pattern import is_whole
+from ratplus.records.limits import check_shape
 
 ROPE_SCALINGS = ("none", "linear", "yarn", "llama3")
 
@@ -77,9 +78,7 @@ class ModelConfig:
     rope_high: float | None = None
 
     def __post_init__(self):
-        for name in ("vocab_size", "layers", "d_model", "d_head", "ffn_mult", "max_len"):
-            value = getattr(self, name)
-            check(is_whole(value) and value >= 1, f"model.{name}", value, "it must be a whole number ≥ 1")
+        check_shape(vars(self))
         for name in ("recurrence", "output_gate", "qkv_bias", "out_bias", "qk_norm", "tied"):
             check(isinstance(getattr(self, name), bool), f"model.{name}", getattr(self, name), "allowed: true, false")
         check(self.d_head % 2 == 0, "model.d_head", self.d_head, "it must be even (RoPE turns pairs of channels)")
@@ -204,13 +203,13 @@ class ModelSection:
     """Name in tables, figures and W&B; enters no id. `unnamed` tells that nobody gave it one. Allowed: any text."""
     layers: int = 4
     """Blocks, each a mixer and an FFN. Four is the least in which hybrids of layers have something to choose from.
-    Allowed: ≥ 1."""
+    Allowed: ≥ 1, ≤ 10000."""
     d_model: int = 128
     """Width of the residual stream, in channels; a multiple of d_head unless query_heads is given. 128 trains on a CPU.
-    Allowed: ≥ 1."""
+    Allowed: ≥ 1, ≤ 131072."""
     d_head: int = 32
     """Channels of each head; there are d_model / d_head heads. Even, since RoPE turns pairs of channels. 32 gives a
-    d_model of 128 four heads (the paper's large models: 128). Allowed: ≥ 1."""
+    d_model of 128 four heads (the paper's large models: 128). Allowed: ≥ 1, ≤ 131072."""
     query_heads: int | None = None
     """Heads of queries, where they are not d_model / d_head (Qwen3-0.6B: 16 heads of 128 at a d_model of 1,024). Null
     is d_model / d_head, as in the paper. Allowed: ≥ 1, null."""
@@ -227,7 +226,7 @@ class ModelSection:
     """Whether the attention output is multiplied by sigmoid(W_o x). The paper's RAT+ and its attention baseline both do
     so."""
     ffn_mult: int = 4
-    """Width of the FFN, as a multiple of d_model. As in the paper. Allowed: ≥ 1."""
+    """Width of the FFN, as a multiple of d_model. As in the paper. Allowed: ≥ 1, ≤ 1024."""
     ffn: str = "gelu"
     """Feed-forward: gelu, down(gelu(up(x))), or swiglu, down(silu(gate(x)) · up(x)) (arXiv 2002.05202), whose third
     matrix a Llama-family model has. GELU as in the paper. Allowed: gelu, swiglu."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ratplus.config.check import check, check_least
 from ratplus.config.eval import NIAH_TASKS
 from ratplus.pattern import Pattern, build_map
+from ratplus.records.limits import MOST
 
 # Version of the split's questions and rows: another version gives another result, and so another id.
 SFT_VERSION = 1
@@ -160,7 +161,7 @@ class TrainSection:
 
     context: int = 512
     """Tokens of a training sequence, and the longest that evaluation reads. 512 shows D=64 beside dense on a CPU; the
-    paper's is 4096. Allowed: ≥ 2."""
+    paper's is 4096. Allowed: ≥ 2, ≤ 1073741824."""
     precision: str = "float32"
     """float32, or bf16: bfloat16 autocast over float32 weights and moments (the paper's). float32, since CPUs gain
     nothing from bf16. Allowed: float32, bf16."""
@@ -171,6 +172,8 @@ class TrainSection:
 
     def __post_init__(self):
         check_least(self, "train", context=2)
+        most = MOST["max_len"]
+        check(self.context <= most, "train.context", self.context, f"it must be ≤ {most}")
         check(self.precision in ("float32", "bf16"), "train.precision", self.precision, "allowed: float32, bf16")
         self.pretrain.check("train.pretrain")
         self.adapt.check("train.adapt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def _describe(path: Path, key: str, dtype: str, tokenizer: dict, verified: Verif
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     stream = np.memmap(path, dtype=DTYPES[dtype], mode="r")
     check_ids(stream, tokenizer["vocab_size"], path)
-    where = str(path.resolve())
+    where = os.path.realpath(path)
     verified.add(where, sha256)
     documents = _count(stream, tokenizer["eos_id"])
     return {"file": where, "tokens": len(stream), "documents": documents, "bytes": size, "sha256": sha256}

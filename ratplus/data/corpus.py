@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -217,7 +218,7 @@ def _below(folder: Path, name: str, elsewhere: bool = False) -> Path:
         CorpusError: it lies elsewhere, also by a link, or is no plain file.
     """
     path = folder / name
-    if not elsewhere and not path.resolve().is_relative_to(folder.resolve()):
+    if not elsewhere and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise CorpusError(f"{path}: lies outside the corpus folder; put the file itself there")
     if not path.is_file():
         raise CorpusError(f"{path}: file is missing; {_REDO}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import platform
 import sys
 import sysconfig
@@ -35,14 +36,14 @@ def corpus_folder(data: DataSection) -> Path:
     if data.source == "pydocs":
         name = f"pydocs-py{platform.python_version()}"
     elif data.source == "text":
-        name = f"{Path(data.given_path).resolve().stem}-{_digest(str(Path(data.given_path).resolve()))}"
+        name = f"{Path(os.path.realpath(data.given_path)).stem}-{_digest(os.path.realpath(data.given_path))}"
     else:
-        place = data.given_path if data.source == "hub" else str(Path(data.given_path).resolve())
+        place = data.given_path if data.source == "hub" else os.path.realpath(data.given_path)
         more = (data.source, data.files, data.revision, data.column, data.separator, data.split, data.validation_files,
                 data.validation_path, data.vocab_size, data.eos_id)  # fmt: skip
         name = f"{Path(place).name.partition('.')[0]}-{_digest(repr((place, *more)))}"
     if data.tokenizer not in (None, ByteTokenizer.name) or data.eos is not None:
-        where = str(Path(data.tokenizer).resolve()) if data.tokenizer else ""
+        where = os.path.realpath(data.tokenizer) if data.tokenizer else ""
         name += f"-{Path(where).stem}-{_digest(where + (f' {data.eos!r}' if data.eos is not None else ''))}"
     return Path(data.root) / f"{name}-v{data.validation_fraction:g}"
 

@@ -105,7 +105,7 @@ def _load(tasks_json: str, fewshot: int | None) -> dict:
     for task in tasks:
         name = task["task"] if isinstance(task, dict) else task
         if is_task_file(name):
-            folders.append(str(Path(name).resolve().parent))
+            folders.append(os.path.dirname(os.path.realpath(name)))
             name = _declared_name(Path(name))
         else:
             path = _shipped()[name]

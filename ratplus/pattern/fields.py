@@ -19,6 +19,7 @@ SNAP_DEFAULTS = {"snap": None, "observe": 64, "kernel": 5, "pool": "avg"}
 # Everything that depends on data: left out of a record's pattern where it is as if the key did not exist.
 SELECTION = {**TOP_DEFAULTS, **SNAP_DEFAULTS}
 
+MOST = 1 << 40  # longer than any sequence, so that counts of entries stay within 64 bits
 SCORES = ("mean", "bounds", "random")
 PHASES = ("both", "decode", "prefill")
 OVER = ("all", "kept")
@@ -36,7 +37,14 @@ def whole_number(name: str, value, least: int, why: str = "") -> int:
         raise ValueError(f"pattern.{name}: got {value!r}; it must be a whole number ≥ {least}{why}")
     if value < least:
         raise ValueError(f"pattern.{name}: got {value}; it must be ≥ {least}{why}")
-    return int(value)
+    return at_most(name, int(value))
+
+
+def at_most(name: str, value: int) -> int:
+    """The value. Raises ValueError with the key if it is more than MOST."""
+    if value > MOST:
+        raise ValueError(f"pattern.{name}: got {value}; it must be ≤ {MOST}")
+    return value
 
 
 def one_of(name: str, value, allowed: Sequence[str]) -> str:

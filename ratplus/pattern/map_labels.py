@@ -47,11 +47,13 @@ def rows_of_label(label: str, layers: int, heads: int) -> Rows:
 def _filled(label: str, runs: str, need: int, over: str) -> list[Pattern]:
     """The patterns of a list of runs, repeated in turn to `need`."""
     row: list[Pattern] = []
+    named = 0
     for text in runs.split(","):
         name, count = _run(text.strip())
-        row += [Pattern.from_label(name)] * count
-    if not 1 <= len(row) <= need:
-        raise ValueError(f"pattern {label!r}: names {len(row)} {over}, but the model has {need}")
+        named += count
+        row += [Pattern.from_label(name)] * min(count, need)
+    if not 1 <= named <= need:
+        raise ValueError(f"pattern {label!r}: names {named} {over}, but the model has {need}")
     return [row[i % len(row)] for i in range(need)]
 
 

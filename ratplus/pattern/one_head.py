@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ratplus.pattern.entries import entries_held, entries_read, read_is_exact
-from ratplus.pattern.fields import SELECTION, SNAP_DEFAULTS, STATIC, checked_snap, checked_top, is_whole, whole_number
+from ratplus.pattern.fields import (
+    SELECTION,
+    SNAP_DEFAULTS,
+    STATIC,
+    at_most,
+    checked_snap,
+    checked_top,
+    is_whole,
+    whole_number,
+)
 from ratplus.pattern.labels import fields_of, label_of
 from ratplus.pattern.visibility import selected_mask, static_mask
 
@@ -83,7 +92,7 @@ class Pattern:
                     f"pattern.dilation: got {self.dilation!r}; it must be a whole number ≥ 1 (1 is dense), "
                     "or null for no dilated keys"
                 )
-            object.__setattr__(self, "dilation", int(self.dilation))
+            object.__setattr__(self, "dilation", at_most("dilation", int(self.dilation)))
         object.__setattr__(self, "window", whole_number("window", self.window, 0))
         object.__setattr__(self, "sinks", whole_number("sinks", self.sinks, 0))
         given = {name: getattr(self, name) for name in (*STATIC, *SELECTION)}

@@ -70,9 +70,9 @@ def _tolerate(error: OSError, path: Path, operation: str, what: str) -> None:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or none of it."""
+    r"""Write a whole file or none of it. Half of a surrogate pair, such as a file's name may hold, becomes `\ud800`."""
     with new_file(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 def sync_folder(folder: Path) -> None:

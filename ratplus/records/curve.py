@@ -7,33 +7,75 @@ from pathlib import Path
 from typing import Protocol
 
 from ratplus.records.atomic import write_atomically
-from ratplus.records.reading import open_own, read_text
+from ratplus.records.lines import first_line
+from ratplus.records.reading import open_own, read_lines
 
 CURVE_FILE = "curve.csv"
+# More rows than a picture shows, or W&B keeps. A row takes half a kilobyte in memory.
+MOST_ROWS = 100_000
+_LONGEST_LINE = 1 << 16
+_MOST_BYTES = 4 << 30
+_MOST_COUNT = 1 << 62
 
 
 def curve_rows(path: Path) -> list[dict[str, int | float]]:
     """Rows of a curve.csv as numbers, by step; none if there is no such file.
 
-    A row that a crash cut short is left out; of one that repeats a step the last writing counts.
+    A row that a crash cut short, or whose step or tokens are no count, is left out; of one that repeats a step the last
+    writing counts. Of a curve of more than MOST_ROWS rows every second, fourth, ... is given, and the last.
     """
+    head: list[str] = []
+    lines: list[list[str]] = []
+    every, number, last = 1, 0, b""
     try:
-        head, *lines = list(csv.reader(read_text(path, follow=False).splitlines())) or [[]]
+        for line in read_lines(path, _LONGEST_LINE, follow=False, most=_MOST_BYTES):
+            if not head:
+                head = _fields(line)
+                continue
+            # Most lines of a very long file are not looked at any further.
+            if number % every == 0:
+                if len(lines) >= MOST_ROWS:
+                    lines, every = lines[::2], 2 * every
+                if number % every == 0:
+                    lines.append(_fields(line))
+            number, last = number + 1, line
+        lines.append(_fields(last))
     except (OSError, ValueError, csv.Error):
         return []
     rows: dict[int, dict] = {}
     for line in lines:
         try:
             row = dict(zip(head, map(_number, line), strict=True))
-            rows[int(row["step"])] = row
-        except (KeyError, ValueError, OverflowError):
+            if all(0 <= row.get(name, 0) < _MOST_COUNT for name in ("step", "tokens")):
+                rows[int(row["step"])] = row
+        except (KeyError, ValueError):
             continue
     return [rows[step] for step in sorted(rows)]
 
 
+def _lines_up_to(path: Path, step: int) -> list[list[str]]:
+    """The fields of a curve's head and of its rows up to a step; none if there is no such file."""
+    kept: list[list[str]] = []
+    try:
+        for line in read_lines(path, _LONGEST_LINE, follow=False, most=_MOST_BYTES):
+            fields = _fields(line)
+            # A row that a crash cut short lacks its last fields.
+            if not kept or (len(fields) == len(kept[0]) and fields[0].isdigit() and int(fields[0][:20]) <= step):
+                kept.append(fields)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: not a curve ({first_line(error)}); remove it to go on") from None
+    return kept if kept and kept[0][:1] == ["step"] else []
+
+
+def _fields(line: bytes) -> list[str]:
+    return next(csv.reader([line.decode()]), [])
+
+
 def _number(text: str) -> int | float:
     try:
-        return int(text)
+        return int(text) if len(text) < 19 else float(text)
     except ValueError:
         return float(text)
 
@@ -57,16 +99,14 @@ class StageLog:
         self._columns: list[str] = []
 
     def start(self, step: int) -> None:
-        """Keep the rows up to `step`."""
-        rows = []
-        if step and self.path.exists():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self._columns = list(reader.fieldnames or [])
-                # A row that a crash cut short lacks its last fields.
-                rows = [r for r in reader if None not in r.values() and r["step"].isdigit() and int(r["step"]) <= step]
-        text = "".join(",".join(line) + "\n" for line in [self._columns, *([*r.values()] for r in rows)] if line)
-        write_atomically(self.path, text)
+        """Keep the rows up to `step`.
+
+        Raises:
+            ValueError: what lies there is no curve of ours.
+        """
+        kept = _lines_up_to(self.path, step) if step else []
+        self._columns = kept[0] if kept else []
+        write_atomically(self.path, "".join(",".join(line) + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a row; the first one fixes the columns."""

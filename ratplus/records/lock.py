@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from ratplus.pattern import is_whole
 from ratplus.records.atomic import tell_lost, unsupported, write_atomically
 from ratplus.records.reading import read_json
 
@@ -25,6 +26,7 @@ BEAT_SECONDS = 2.0
 LEASE_SECONDS = 30.0
 SILENT_SECONDS = 600.0
 _UNREADABLE = "unreadable"
+_LONGEST_HOST = 255
 _TOKEN = re.compile(r"\w{1,64}")
 
 
@@ -59,7 +61,7 @@ class FolderLock:
             if holder is None:
                 # Released between our two looks, or damaged.
                 try:
-                    holder = {"token": _UNREADABLE, "beat": self.path.stat().st_size}
+                    holder = {"token": _UNREADABLE, "beat": self.path.lstat().st_size}  # a link may lead nowhere
                 except FileNotFoundError:
                     continue
             state = (holder.get("token"), holder.get("beat"))
@@ -147,7 +149,7 @@ class FolderLock:
             # The claimant may have died too; a live one needs milliseconds, so its claim is void after a while.
             time.sleep(min(self.lease, 1.0))
             holder = _read(self.path)
-            if holder is not None and holder.get("token") == stale:
+            if stale == (_UNREADABLE if holder is None else holder.get("token")):
                 claim.unlink(missing_ok=True)
             return False
         try:
@@ -184,7 +186,8 @@ def is_locked(folder: Path) -> bool:
     if holder is None or _gone(holder):
         return False
     try:
-        return time.time() - path.stat().st_mtime < SILENT_SECONDS
+        # A file from the future (a clock that was set back, or somebody's trick) would be locked for years.
+        return abs(time.time() - path.stat().st_mtime) < SILENT_SECONDS
     except FileNotFoundError:
         return False
 
@@ -201,7 +204,9 @@ def _read(path: Path) -> dict | None:
         and isinstance(holder.get("token"), str)
         and _TOKEN.fullmatch(holder["token"])
         and isinstance(holder.get("host", ""), str)
-        and isinstance(holder.get("pid", 1), int)
+        and holder.get("host", "").isprintable()
+        and len(holder.get("host", "")) <= _LONGEST_HOST
+        and is_whole(holder.get("pid", 1))
         and 0 < holder.get("pid", 1) < 1 << 31
     )
     return holder if whole else None

@@ -5,11 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ratplus.records.limits import check_shape
+from ratplus.records.lines import first_line
 from ratplus.records.reading import read_json, refuse_links
 from ratplus.records.record import STAGES, RecordError, is_id
 
 FORMAT = 1
 MANIFEST_FILE = "sweep.json"
+# Of a name, and of an axis with its value. The label of a hybrid names each of its heads.
+MOST_CHARACTERS = 200_000
+MOST_AXES = 1_000
+_SIZES = ("layers", "d_model", "d_head", "query_heads", "vocab_size", "ffn_mult", "ffn_size")
+# Sections of a cell that are objects where they are there; outer ones first.
+_SECTIONS = (
+    "config.model", "config.data", "config.data.recall", "config.train", "config.train.pretrain", "config.train.adapt",
+    "config.train.sft", "config.eval", "config.pattern", "run.logger", "run.run", "run.launcher", "run.trainer",
+)  # fmt: skip
 
 
 class Entry(TypedDict):
@@ -82,7 +93,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise RecordError(f"{path}: cell number {number} lacks the key {key!r}; run the sweep again")
         if problem := _misshapen(cell):
             raise RecordError(f"{path}: cell number {number} is not understood ({problem}); run the sweep again")
-    if not isinstance(manifest.get("name", ""), str) or not manifest.get("name", "").isprintable():
+    name = manifest.setdefault("name", folder.name)
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MOST_CHARACTERS:
         raise RecordError(f"{path}: damaged (its name is no text); run the sweep again, finished cells are kept")
     return manifest
 
@@ -106,11 +118,14 @@ def _misshapen(cell: dict) -> str:
             return f"{key} is a {type(cell[key]).__name__}"
     if not isinstance(cell.get("pattern_name", ""), str):
         return "pattern_name is no text"
-    for key in ("model", "label", "pattern_name"):
-        if not str(cell.get(key, "")).isprintable():
+    axes = {f"axes.{number}": f"{key}={value}" for number, (key, value) in enumerate(cell["axes"].items(), start=1)}
+    for key, text in ({key: str(cell.get(key, "")) for key in ("model", "label", "pattern_name")} | axes).items():
+        if not text.isprintable():
             return f"{key} holds control characters"
-    if not all(isinstance(key, str) and f"{key}{value}".isprintable() for key, value in cell["axes"].items()):
-        return "axes hold control characters"
+        if len(text) > MOST_CHARACTERS:
+            return f"{key} has {len(text):,} characters, of which at most {MOST_CHARACTERS:,} are read"
+    if len(axes) > MOST_AXES:
+        return f"it has {len(axes):,} axes"
     if unknown := cell["stages"].keys() - set(STAGES):
         return f"stage {min(unknown)!r}"
     if missing := {"pretrain", "evaluate"} - cell["stages"].keys():
@@ -119,8 +134,34 @@ def _misshapen(cell: dict) -> str:
     for name, value in ids.items():
         if not is_id(value):
             return f"{name} is {str(value)[:40]!r}, not an id of 12 hex digits"
-    for outer, names in (("config", ("model", "data", "train")), ("run", ("logger",))):
-        for name in names:
-            if not isinstance(cell[outer].get(name, {}), dict):
-                return f"{outer}.{name} is a {type(cell[outer][name]).__name__}"
+    sections = {"config": cell["config"], "run": cell["run"]}
+    for whole in _SECTIONS:
+        outer, _, name = whole.rpartition(".")
+        inner = sections[outer].get(name, {})
+        if not isinstance(inner, dict):
+            return f"{whole} is a {type(inner).__name__}"
+        sections[whole] = inner
+    for name, kind in (("config.model.name", str), ("config.data.source", str), ("run.logger.tags", list)):
+        outer, _, key = name.rpartition(".")
+        if not isinstance(value := sections[outer].get(key, kind()), kind):
+            return f"{name} is a {type(value).__name__}"
+    if not all(isinstance(tag, str) for tag in sections["run.logger"].get("tags", [])):
+        return "run.logger.tags hold what is no text"
+    if not all(isinstance(key, str) for key in cell["swept"]):
+        return "swept holds what is no text"
+    return _odd_numbers(cell)
+
+
+def _odd_numbers(cell: dict) -> str:
+    """Which size of a cell no model has, or would fill the memory of whoever makes a table of it; empty if none."""
+    config = cell["config"]
+    model = {k: v for k, v in config.get("model", {}).items() if k in _SIZES}
+    context = config.get("train", {}).get("context", 1)
+    try:
+        check_shape(model)
+        check_shape({"max_len": context})
+    except ValueError as error:
+        return first_line(error).replace("model.max_len", "train.context", 1)
+    if not 0 <= cell["seed"] < 1 << 63:
+        return f"seed is {cell['seed']}"
     return ""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ratplus.records.atomic import write_atomically
-from ratplus.records.reading import StandIn, parse_json, read_text
+from ratplus.records.reading import StandIn, parse_json, read_text, whole_text
 from ratplus.records.secrets import safe_environment, scrub, scrub_tree, scrub_words
 
 FORMAT = 1
@@ -30,6 +30,7 @@ RECORD_FILE = "record.json"
 # In order; not every cell has the stage `sft`.
 STAGES = ("pretrain", "adapt", "sft", "evaluate")
 TRAINING = STAGES[:-1]
+LONGEST_NAME = 500  # characters of a metric's name
 
 
 class Metric(TypedDict):
@@ -212,13 +213,16 @@ def read_record(folder: Path) -> Record | None:
         raise RecordError(f"{path}: checksum differs, so it was altered or damaged; delete it and run again")
     if problem := _misshapen(record):
         raise RecordError(f"{path}: not a record ({problem}); delete it and run again")
-    expected = stage_id(record["stage"], record["config"], record["parent"])
+    try:
+        expected = stage_id(record["stage"], record["config"], record["parent"])
+    except ValueError:  # JSON of ours has no NaN, and so no id
+        raise RecordError(f"{path}: not a record (its config holds NaN); delete it and run again") from None
     if not record["id"] == expected == path.parent.name:
         raise ForeignRecord(
             f"{path}: the record is of {record['stage']} {record['id']}, but lies in folder {path.parent.name} and its "
             f"config hashes to {expected}; it comes from another config: move it away and run again"
         )
-    return record
+    return whole_text(record, text)
 
 
 def unfit_metric(record: Record) -> str:
@@ -251,6 +255,8 @@ def _misshapen(record: dict) -> str:
     if record["stage"] not in STAGES or record["status"] not in ("done", "failed"):
         return f"stage {record['stage']!r}, status {record['status']!r}"
     for name, metric in record["metrics"].items():
+        if len(name) > LONGEST_NAME:
+            return f"the name of a metric has {len(name):,} characters"
         facts = metric if isinstance(metric, dict) else {}
         if not _is_number(facts.get("value")) or not _is_number(facts.get("count")):
             return f"the metric {name!r} lacks a value or a count"
@@ -258,13 +264,27 @@ def _misshapen(record: dict) -> str:
             return f"the metric {name!r} has a standard error that is no number"
     if not _is_number(record["timing"].get("seconds", 0.0)):
         return "timing.seconds is no number"
-    if not isinstance(record["provenance"].get("git") or {}, dict):
-        return "provenance.git is no object"
+    if problem := _odd_provenance(record["provenance"]):
+        return f"provenance.{problem}"
     error = record["error"]
     if error is not None:
-        texts = [error.get("type", ""), error.get("message", ""), *(error.get("traceback") or [])]
+        lines = error.get("traceback") or []
+        if not isinstance(lines, list):
+            return "error.traceback is no list"
+        texts = [*(error.get(key, "") for key in ("type", "message", "host")), *lines]
         if not all(isinstance(text, str) for text in texts):
             return "error holds what is no text"
+        if not isinstance(error.get("attempt", 1), int):
+            return "error.attempt is no whole number"
+    return ""
+
+
+def _odd_provenance(known: dict) -> str:
+    git, tasks = known.get("git") or {}, known.get("tasks") or {}
+    if not isinstance(git, dict) or (git and not isinstance(git.get("commit"), str)):
+        return "git is no object with a commit"
+    if not isinstance(tasks, dict) or not all(isinstance(facts, dict) for facts in tasks.values()):
+        return "tasks is no object of objects"
     return ""
 
 
@@ -311,7 +331,7 @@ def code_version() -> dict | None:
         return None
 
 
-_DIFF = ("diff", "--no-color", "--no-ext-diff", "HEAD")
+_DIFF = ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD")
 
 
 def _save_diff(folder: Path, sha256: str) -> None:
@@ -339,7 +359,10 @@ def _checkout() -> Path | None:
 
 
 def _run_git(folder: Path, *words: str) -> bytes:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True, timeout=10)
+    # Whatever lies in the checkout's .git/config, no program of its own is started to look for changed files.
+    done = subprocess.run(
+        ["git", "-c", "core.fsmonitor=false", *words], cwd=folder, capture_output=True, check=True, timeout=10
+    )
     return done.stdout
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ratplus.pattern import is_whole
 from ratplus.records.atomic import write_atomically
-from ratplus.records.reading import parse_json, read_text
+from ratplus.records.lines import first_line
+from ratplus.records.reading import parse_json, read_lines, whole_text
 
 SAMPLES_FILE = "samples.jsonl"
-_MOST_BYTES = 4 << 30
+# More than any evaluation of ours has. An item of a hundred bytes takes ten times as much in memory.
+MOST_ITEMS = 1_000_000
+_LONGEST_LINE = 1 << 20
 
 
 def write_samples(folder: Path, samples: list[dict]) -> Path:
@@ -30,10 +34,29 @@ def read_samples(folder: Path) -> list[dict]:
         ValueError: the file is damaged.
     """
     path = Path(folder) / SAMPLES_FILE
+    samples = []
     try:
-        return [parse_json(line) for line in read_text(path, follow=False, most=_MOST_BYTES).splitlines()]
-    except ValueError:
-        raise ValueError(f"{path}: damaged; delete the folder and evaluate again") from None
+        for line in read_lines(path, _LONGEST_LINE, follow=False):
+            sample = whole_text(parse_json(line), line)
+            if problem := _misshapen(sample):
+                raise ValueError(problem)
+            samples.append(sample)
+            if len(samples) > MOST_ITEMS:
+                raise ValueError(f"more than {MOST_ITEMS:,} items")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({first_line(error)}); delete the folder and evaluate again") from None
+    return samples
+
+
+def _misshapen(sample: object) -> str:
+    """What in an item is not as `write_samples` has it; empty if all is."""
+    if not isinstance(sample, dict):
+        return f"an item is a {type(sample).__name__}"
+    if not is_whole(sample.get("id")):
+        return "an item's id is no whole number"
+    if not isinstance(sample.get("count", 1), (int, float)) or not isinstance(sample.get("filter") or "", str):
+        return "an item's count is no number, or its filter no text"
+    return ""
 
 
 def _finite(value):

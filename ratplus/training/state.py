@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
+from torch import Tensor
 
 from ratplus.checkpoint.facts import CheckpointError
+from ratplus.checkpoint.untrusted import check_claims, check_plain, check_unpacked
 from ratplus.config.train import RecipeSection
 from ratplus.records.atomic import new_file, sync_folder
 from ratplus.training.spec import Layout, Rows, Shares
@@ -77,12 +79,23 @@ def load_state(folder: Path, stage_id: str, reads: dict | None = None) -> dict |
     if not paths:
         return None
     path = paths[-1]
+    check_plain(path)
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest()[:16] != path.stem.rpartition("-")[2]:
             raise CheckpointError(
                 f"{path}: training state is truncated or altered; delete it to train this stage again"
             )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    check_unpacked(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model, optimizer = state["model"], state["optimizer"]["state"]
+        tensors = [*model.values(), *(t for own in optimizer.values() for t in own.values() if isinstance(t, Tensor))]
+        state["stage_id"], int(state["step"]), state["report"].items(), optimizer, state.get("reads", {}).items()
+    except Exception as error:  # torch raises half a dozen types for damaged files
+        raise CheckpointError(
+            f"{path}: is no training state ({type(error).__name__}); delete it to train this stage again"
+        ) from None
+    check_claims(tensors, path)
     if state["stage_id"] != stage_id:
         raise CheckpointError(f"{path}: training state of stage {state['stage_id']}, not {stage_id}; move it away")
     for key, now in (reads or {}).items():

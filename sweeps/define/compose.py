@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
@@ -30,6 +31,7 @@ from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line, ome
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.open_keys import open_keys, open_line, refuse_open
 from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
+from ratplus.sweeps.define.yaml_aliases import refuse_many_aliases
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -56,7 +58,8 @@ def hydra_session(config_dir: str | None = None):
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise UsageError(f"--config-dir {config_dir}: no such folder")
-        extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+        refuse_many_aliases(config_dir)
+        extra = [f"hydra.searchpath=[file://{os.path.realpath(config_dir)}]"]
     with initialize_config_module("ratplus.conf", version_base="1.3", job_name="ratplus"):
         yield extra
 

@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from ratplus.costs.facts import PatternFacts, pattern_facts
 from ratplus.records.curve import CURVE_FILE, curve_rows
+from ratplus.records.lines import last_line
 from ratplus.records.manifest import Entry, read_manifest
 from ratplus.records.record import STAGES, TRAINING, Record, canonical_json
 from ratplus.records.secrets import scrub_tree
@@ -23,6 +25,7 @@ from ratplus.sweeps.define.manifest import cell_config, planned_stages
 
 # The files that ratplus.checkpoint.save writes; config.json holds the SHA-256 of the weights.
 MODEL_FILES = ("model.safetensors", "config.json")
+_MOST_MEDIA_BYTES = 64 << 20  # of a table or figure of report/
 # Results that the report's run has as lines over dilations.
 BY_DILATION = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 
@@ -123,7 +126,7 @@ def add_result(run: RunSpec, folder: Path, record: Record | None, checkpoints: b
     run.exit_code = {"done": 0, "failed": 1, "interrupted": 255}[run.summary["status"]]
     if record is None:
         return run
-    run.written_at = record["provenance"].get("written_at")
+    run.written_at = _time_of(record)
     for name, metric in record["metrics"].items():
         run.summary[name] = metric["value"]
         if metric.get("stderr") is not None:
@@ -138,9 +141,26 @@ def add_result(run: RunSpec, folder: Path, record: Record | None, checkpoints: b
     return run
 
 
+def _time_of(record: Record) -> str | None:
+    """When a record was written, in ISO form; None where it says nothing that is a time."""
+    text = record["provenance"].get("written_at")
+    if not isinstance(text, str):
+        return None
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+    return text
+
+
 def _is_plain(path: Path) -> bool:
     """Whether a file may be sent: one of the folder, and not a link to another file of this machine."""
     return path.is_file() and not path.is_symlink()
+
+
+def _is_media(path: Path) -> bool:
+    """Whether a file of report/ may be sent: none of ours has more than a few megabytes."""
+    return _is_plain(path) and path.stat().st_size <= _MOST_MEDIA_BYTES
 
 
 _SUMMARY_FACTS = (
@@ -182,12 +202,17 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
             record = state.record
             if record is None and not (own / CURVE_FILE).exists():
                 continue
-            facts = _stage_facts(entry, stage) if record is None else (record["config"], record["parent"])
-            if facts is None:
-                problems.append(f"{stage}/{stage_id}: left by another version of the code; only a curve, no record")
+            logger = entry["run"].get("logger", {})
+            try:
+                facts = _stage_facts(entry, stage) if record is None else (record["config"], record["parent"])
+                if facts is None:
+                    problems.append(f"{stage}/{stage_id}: left by another version of the code; only a curve, no record")
+                    continue
+                run = stage_head(stage, stage_id, *facts, entry["config"], manifest["name"], logger.get("tags", ()))
+            except (KeyError, TypeError, ValueError) as error:
+                what = f"without the key {error}" if isinstance(error, KeyError) else f"not understood: {error}"
+                problems.append(last_line(f"{stage}/{stage_id}: {what}"))
                 continue
-            logger = entry["run"]["logger"]
-            run = stage_head(stage, stage_id, *facts, entry["config"], manifest["name"], logger.get("tags", ()))
             keep = logger.get("checkpoints", False) if checkpoints is None else checkpoints
             runs[stage_id] = add_result(run, own, record, keep)
             if state.status == "running":
@@ -211,7 +236,7 @@ def report_run(folder: Path, runs: list[RunSpec]) -> RunSpec | None:
     Its id follows from the sweep's name and first cell, so it stays when cells are added.
     """
     manifest = read_manifest(folder)
-    files = [p for kind in ("csv", "png") for p in sorted(folder.glob(f"report/*.{kind}")) if _is_plain(p)]
+    files = [p for kind in ("csv", "png") for p in sorted(folder.glob(f"report/*.{kind}")) if _is_media(p)]
     if not files or not manifest["cells"]:
         return None
     text = canonical_json(["report", manifest["name"], manifest["cells"][0]["id"]])

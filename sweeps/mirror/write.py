@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.lines import first_line
 from ratplus.records.reading import read_json
 from ratplus.sweeps.mirror.runs import MODEL_FILES, RunSpec
 
@@ -132,7 +133,7 @@ def add_outcome(run, spec: RunSpec, folder: Path) -> None:
         if path.suffix == ".csv":
             media[f"table/{path.stem}"] = _table(path)
         elif path.suffix == ".png":
-            media[f"figure/{path.stem}"] = wandb.Image(str(path))
+            media[f"figure/{path.stem}"] = _picture(path)
     if media:
         last = spec.rows[-1]["step"] if spec.rows else 0
         run.log({"step": last, **media}, step=last)
@@ -146,10 +147,20 @@ def add_outcome(run, spec: RunSpec, folder: Path) -> None:
         run.log_artifact(artifact)
 
 
+def _picture(path: Path):
+    try:
+        return library().Image(str(path))
+    except Exception as error:  # Pillow raises half a dozen types for what is no picture, or too large a one
+        raise ValueError(f"{path}: not a picture ({first_line(error)}); write it again with `ratplus report`") from None
+
+
 def _table(path: Path):
     """Read a report's CSV as a W&B Table, with numbers as numbers and empty fields as None."""
-    with path.open(newline="") as file:
-        columns, *lines = list(csv.reader(file))
+    try:
+        with path.open(newline="") as file:
+            columns, *lines = list(csv.reader(file))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table ({error}); write it again with `ratplus report`") from None
     data = [[_value(text) for text in line] for line in lines]
     return library().Table(columns=columns, data=data, allow_mixed_types=True)
 

@@ -15,6 +15,9 @@ from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.reproduce import command, differences
 from ratplus.sweeps.views.text_table import columns
 
+# More is nothing that a person reads, and a record may be a stranger's.
+_MOST_LINES, _LONGEST = 2_000, 10_000
+
 
 def print_stage(wanted: str, folder: str | None, as_json: bool = False) -> None:
     """Print the record of the stage whose id begins with `wanted`, from one sweep folder or all under outputs/.
@@ -31,7 +34,11 @@ def print_stage(wanted: str, folder: str | None, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(record, indent=1))
         return
-    print(plain("\n".join(_lines(sweep, stage, stage_id, record, cells))))
+    lines = plain("\n".join(_lines(sweep, stage, stage_id, record, cells))).split("\n")
+    for line in lines[:_MOST_LINES]:
+        print(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters; --json has all)")
+    if len(lines) > _MOST_LINES:
+        print(f"… and {len(lines) - _MOST_LINES:,} more lines; --json has all")
 
 
 def _lines(sweep: Path, stage: str, stage_id: str, record: Record | None, cells: list[Entry]) -> list[str]:
@@ -93,14 +100,15 @@ def _reproduce(stage: str, stage_id: str, record: Record | None, cell: Entry) ->
         lines.append(f"  git checkout {shlex.quote(' '.join(str(git.get('commit')).split()))}")
     if git.get("dirty"):
         lines.append(f"  # the checkout had uncommitted changes (diff {git.get('diff_sha256', 'not recorded')})")
-    if cell["config"]["data"]["source"] == "pydocs":
+    if cell["config"].get("data", {}).get("source") == "pydocs":
         lines.append(f"  # data=pydocs is the text of Python {made_by.get('python', 'of that machine')}")
     threads = made_by.get("threads")
     try:
         lines.append(f"  {command(cell, stage, f'outputs/again-{stage_id}', threads if is_whole(threads) else None)}")
         changed = differences(cell)
-    except UsageError as error:
-        lines.append(f"  # this version of ratplus can't compose it ({error}); use the commit above")
+    except (UsageError, KeyError) as error:
+        what = f"sweep.json lacks its key {error}" if isinstance(error, KeyError) else str(error)
+        lines.append(f"  # this version of ratplus can't compose it ({what}); use the commit above")
     else:
         if changed:
             lines.append(f"  # this version of ratplus composes other values of {', '.join(changed)}; use the commit")

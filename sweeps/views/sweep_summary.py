@@ -28,7 +28,7 @@ def summary(folder: Path) -> list[str]:
             "pattern": label,
             "state": "done" if record else "unfinished",
         }
-        if rows:
+        if rows and {"tokens", "loss"} <= rows[-1].keys():
             row |= {"steps": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": f"{rows[-1]['loss']:.3f}"}
         seconds = record and record["timing"].get("train_seconds")
         runs.append(row | {"seconds": f"{seconds:.1f}" if seconds else ""})

@@ -9,7 +9,10 @@ import pytest
 from cli_runs import ratplus_here
 
 from ratplus.records.lock import FolderLock, is_locked
+from ratplus.records.manifest import read_manifest
 from ratplus.records.record import RecordError, _checksum, make_record, read_record, record_text
+from ratplus.records.samples import read_samples
+from ratplus.records.status import stage_state
 from ratplus.sweeps.batch.jobs_file import JobsUnknown, read_jobs
 from ratplus.sweeps.launch.progress import read_progress
 from ratplus.sweeps.mirror.runs import report_run
@@ -60,6 +63,30 @@ def test_what_is_no_cell_is_refused_before_anything_is_done(place, verb, change,
     before = sorted(place.rglob("*"))
     assert line in told(place, verb, "sweep", *(["--offline"] if verb == "sync" else []))
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda m: m.update(name="x" * 10_000_000), "its name is no text"),
+        (lambda m: m["cells"][0].update(label="x" * 10_000_000), "label has 10,000,000 characters"),
+        (lambda m: m["cells"][0].update(axes={f"k{n}": n for n in range(5000)}), "it has 5,000 axes"),
+        (lambda m: m["cells"][0]["config"]["model"].update(layers=10**7), "model.layers: got 10000000"),
+        (
+            lambda m: m["cells"][0]["config"]["model"].update(layers=9999, d_model=131072, d_head=2),
+            "more than 100000 heads",
+        ),
+        (lambda m: m["cells"][0]["config"]["train"].update(context=10**12), "train.context: got 1000000000000"),
+        (lambda m: m["cells"][0]["config"]["train"].update(context=float("inf")), "train.context: got inf"),
+        (lambda m: m["cells"][0]["config"]["train"].update(pretrain=[1]), "config.train.pretrain is a list"),
+        (lambda m: m["cells"][0]["run"]["logger"].update(tags=[1]), "run.logger.tags hold what is no text"),
+        (lambda m: m["cells"][0].update(seed=1 << 70), "more than 63 bits"),
+    ],
+)  # fmt: skip
+def test_sizes_and_names_that_would_fill_memory_or_a_screen(place, change, line):
+    change_manifest(place, change)
+    with pytest.raises(RecordError, match=line):
+        read_manifest(place / "sweep")
 
 
 @pytest.mark.parametrize("link", ["report", "wandb", "logs", "logs/x.log", f"evaluate/{EVALUATED}", "pretrain"])
@@ -147,6 +174,21 @@ def test_an_odd_record_is_damaged_and_takes_no_other_with_it(place, changes):
     assert sorted(cell["status"] for cell in json.loads(done.stdout)["cells"]) == ["damaged", "done"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": {"x": float("nan")}}, {"error": {"traceback": "x"}}, {"error": {"attempt": [1]}},
+        {"provenance": {"git": {"commit": None}}}, {"provenance": {"tasks": {"recall": 7}}},
+        {"metrics": {"x" * 1000: {"value": 1, "stderr": None, "count": 1}}},
+    ],
+)  # fmt: skip
+def test_more_odd_records(place, changes):
+    folder = place / "sweep" / "evaluate" / EVALUATED
+    odd_record(folder, **changes)
+    state = stage_state(folder)
+    assert (state.status, "not a record" in state.error) == ("damaged", True)
+
+
 def test_every_record_that_is_written_can_be_read(tmp_path):
     record = make_record(
         stage="pretrain", config={"a": 1}, parent=None, status="failed", metrics={}, timing={}, provenance={},
@@ -167,6 +209,16 @@ def test_an_odd_lock_is_no_holder_and_names_no_file(tmp_path, text):
     with FolderLock(folder, lease=0.1) as lock:
         assert lock.held()
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "7", '{"task": "x"}', '{"id": [1]}', '{"id": 1, "count": "x"}', '{"id": 1, "filter": [1]}', DEEP,
+             '{"id": 99999999999999999999}', "x" * (2 << 20)],
+)  # fmt: skip
+def test_odd_samples_are_damaged(tmp_path, line):
+    (tmp_path / "samples.jsonl").write_text('{"task": "loss", "id": 0, "loss": 1.5, "count": 3}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"samples.jsonl: damaged"):
+        read_samples(tmp_path)
 
 
 @pytest.mark.parametrize("text", [DEEP, "[]", '{"stage": 1, "done": 1, "total": 1}', '{"stage": "x", "done": "1"}'])

@@ -26,6 +26,9 @@ _WINDOW = 1 << 31
 LONGEST_TEXT = 4 << 20
 # Of parquet, about so many bytes of text are read at once; rows may hold a word or a book.
 _ROWS_BYTES = 8 << 20
+# What is compressed further, and holds more than SPARED bytes, is refused: tokenizing it would fill the disk.
+MOST_TIMES = 200
+SPARED = 256 << 20
 
 
 def batches(
@@ -122,7 +125,7 @@ def _jsonl(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[
             continue
         where = f"{source.name}, line {number}"
         try:
-            row = parse_json(line)
+            row = parse_json(line, any_number=True)
         except ValueError as error:  # of JSON and of UTF-8
             if first and line.strip() in (b"[", b"{"):
                 raise CorpusError(
@@ -187,7 +190,11 @@ def _lines(source: Input, raw: BinaryIO, limit: _Limit) -> Iterator[tuple[int, b
     number = 1
     held: list[bytes] = []  # of a line that has not ended yet
     size = 0
+    total, most = 0, most_unpacked(source)
     for chunk in _chunks(source, raw):
+        total += len(chunk)
+        if source.packed and total > most:
+            raise _expands(source)
         *whole, last = chunk.split(b"\n")
         for piece, ends in [*((piece, True) for piece in whole), (last, False)]:
             held.append(piece)
@@ -218,6 +225,18 @@ def _cut(line: bytes, most: int) -> int:
     while end > most - 4 and line[end] & 0xC0 == 0x80:  # within a character of UTF-8
         end -= 1
     return end
+
+
+def most_unpacked(source: Input) -> int:
+    """Bytes that a file may hold, unpacked: text shrinks to a third, logs perhaps to a fiftieth."""
+    return SPARED + MOST_TIMES * source.bytes
+
+
+def _expands(source: Input) -> CorpusError:
+    return CorpusError(
+        f"{source.name}: unpacks to more than {MOST_TIMES} times its size, as no text does; if it is text, unpack it "
+        "before"
+    )
 
 
 def _too_long(source: Input, number: int, limit: _Limit) -> CorpusError:

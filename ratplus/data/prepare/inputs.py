@@ -129,12 +129,12 @@ def list_inputs(data: DataSection) -> list[Input]:
     if path.is_file():
         if not is_known(path.name):
             raise CorpusError(f"data.path={path}: unknown kind of file; allowed: {_kinds()}")
-        return [Input(path.name, str(path.resolve()), path.stat().st_size)]
+        return [Input(path.name, os.path.realpath(path), path.stat().st_size)]
     if not path.exists():
         raise CorpusError(f"data.path={path}: no such file or folder")
     found = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
     names = _chosen({p.relative_to(path).as_posix(): p for p in found}, data)
-    return [Input(name, str(p.resolve()), p.stat().st_size) for name, p in names]
+    return [Input(name, os.path.realpath(p), p.stat().st_size) for name, p in names]
 
 
 def _chosen(found: dict, data: DataSection) -> list[tuple]:

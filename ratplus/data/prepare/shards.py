@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -61,7 +62,7 @@ def write_shards(
         first_held_out = len(inputs) - settings.validation_files
         jobs = [
             Job(i, item, folder / FOLDER, settings, None if settings.split == "hash" else i >= first_held_out,
-                 "bytes" if tokenizer.file is None else str(tokenizer.file.resolve()), tokenizer.name,
+                 "bytes" if tokenizer.file is None else os.path.realpath(tokenizer.file), tokenizer.name,
                  None if tokenizer.file is None else tokenizer.eos_id, longest_mib << 20)
             for i, item in enumerate(inputs)
         ]  # fmt: skip

@@ -179,3 +179,48 @@ def test_a_refusal_that_is_no_missing_operation_is_none(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         atomic_module.write_atomically(tmp_path / "a", "text")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "pipe", "folder", "link to a lock", "claimed"])
+def test_what_is_no_lock_is_removed_after_the_lease(tmp_path, kind):
+    """A stage folder that somebody sent: whoever works there may not wait for ever."""
+    path = tmp_path / "lock.json"
+    if kind == "dangling link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link to a lock":
+        (tmp_path / "x").write_text("mine")
+        path.symlink_to(tmp_path / "x")
+    else:
+        path.write_text("no lock")
+        (tmp_path / ".lock.json.unreadable.claim.tmp").touch()  # of a waiter that died
+    assert not is_locked(tmp_path)
+    if kind == "folder":
+        with pytest.raises(OSError), FolderLock(tmp_path, lease=0.1):
+            pass
+        return
+    with FolderLock(tmp_path, lease=0.1) as lock:
+        assert lock.held()
+    assert not path.exists()
+    if kind == "link to a lock":
+        assert (tmp_path / "x").read_text() == "mine"
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1 << 31, True, "1", 1.5, None])
+def test_odd_process_numbers_are_never_asked_for(tmp_path, monkeypatch, pid):
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("asked"))
+    lock = {"token": "a", "beat": 1, "host": socket.gethostname(), "space": lock_module._process_space(), "pid": pid}
+    (tmp_path / "lock.json").write_text(json.dumps(lock))
+    assert not is_locked(tmp_path)
+
+
+def test_a_lock_from_the_future_is_nobodys(tmp_path):
+    (tmp_path / "lock.json").write_text(json.dumps({"token": "a", "beat": 1, "host": "elsewhere", "pid": 5}))
+    assert is_locked(tmp_path)
+    os.utime(tmp_path / "lock.json", (time.time() + 1e6,) * 2)
+    assert not is_locked(tmp_path)
+    (tmp_path / "lock.json").write_text(json.dumps({"token": "a", "beat": 1, "host": "\x1b[2J", "pid": 5}))
+    assert not is_locked(tmp_path)
