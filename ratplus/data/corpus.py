@@ -86,7 +86,7 @@ class Corpus:
             )
         path = _below(self.folder, facts["file"])
         tokenizer = load_tokenizer(path, facts["eos_id"])
-        if tokenizer.facts.get("sha256") != facts["sha256"]:
+        if tokenizer.facts.get("sha256") != facts.get("sha256", ""):
             raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {_REDO}")
         return tokenizer
 

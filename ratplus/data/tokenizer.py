@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ratplus.data.tokenizer_trial import MOST_BYTES, problem_of
 from ratplus.records.lines import first_line
 from ratplus.records.reading import read_json
 from ratplus.records.stand_ins import head_of, stand_in
@@ -58,6 +59,8 @@ class _FileTokenizer:
     """What tokenizers that are read from a file have in common."""
 
     kind: str
+    package: str
+    called: str
     bytes_per_token = 4  # of English; only for estimates
 
     def __init__(self, path: Path, vocab_size: int, eos_id: int):
@@ -101,7 +104,7 @@ class _FileTokenizer:
 class HuggingFaceTokenizer(_FileTokenizer):
     """A `tokenizer.json`, through the `tokenizers` library. Adds no special tokens, and reads none out of the text."""
 
-    kind = "huggingface"
+    kind, package, called = "huggingface", "tokenizers", "Hugging Face tokenizer.json"
 
     def __init__(self, path: Path, eos: str | int | None = None):
         tokenizers = _library("tokenizers", path)
@@ -139,7 +142,7 @@ class HuggingFaceTokenizer(_FileTokenizer):
 class SentencePieceTokenizer(_FileTokenizer):
     """A SentencePiece `.model`, such as LLaMA-2's `tokenizer.model`. Adds no begin or end of text."""
 
-    kind = "sentencepiece"
+    kind, package, called = "sentencepiece", "sentencepiece", "SentencePiece model"
 
     def __init__(self, path: Path, eos: str | int | None = None):
         sentencepiece = _library("sentencepiece", path)
@@ -185,13 +188,14 @@ def _pieces(text: str) -> list[str]:
 Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
 
 
-def load_tokenizer(which: str | Path | None, eos: str | int | None = None) -> Tokenizer:
+def load_tokenizer(which: str | Path | None, eos: str | int | None = None, tried: bool = False) -> Tokenizer:
     """The tokenizer of `data.tokenizer`.
 
     Args:
         which: "bytes", a Hugging Face `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
         eos: token or id that ends a text (`data.eos`); None takes what the file, or a tokenizer_config.json beside
             it, says.
+        tried: that another process has just loaded the same file; else it is tried out first.
 
     Raises:
         TokenizerError: one line that says what is wrong.
@@ -223,10 +227,16 @@ def load_tokenizer(which: str | Path | None, eos: str | int | None = None) -> To
             "give the tokenizer.json of the same model"
         )
     try:
-        if path.suffix == ".model":
-            return SentencePieceTokenizer(path, eos)
-        if path.suffix == ".json":
-            return HuggingFaceTokenizer(path, eos)
+        if path.suffix in (".model", ".json"):
+            kind = SentencePieceTokenizer if path.suffix == ".model" else HuggingFaceTokenizer
+            found = path.stat()
+            if found.st_size > MOST_BYTES:
+                raise TokenizerError(f"{path}: {found.st_size:,} bytes, of which at most {MOST_BYTES:,} are read")
+            _library(kind.package, path)
+            problem = "" if tried else problem_of(str(path), kind.kind, (found.st_size, found.st_mtime_ns))
+            if problem:
+                raise TokenizerError(f"{path}: not a {kind.called}: {first_line(ValueError(problem))}")
+            return kind(path, eos)
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
     raise TokenizerError(f"data.tokenizer={path}: unknown kind of file; allowed: bytes, a tokenizer.json, or a .model")

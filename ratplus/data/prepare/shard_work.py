@@ -126,7 +126,7 @@ def _tokenize_in_worker(job: Job) -> dict:
 
 @lru_cache(maxsize=1)
 def _tokenizer(which: str, eos: int | None) -> Tokenizer:
-    return load_tokenizer(which, eos)
+    return load_tokenizer(which, eos, tried=True)  # whoever began the work has loaded it
 
 
 def _paths(job: Job) -> dict[str, Path]:

@@ -1,11 +1,13 @@
 """Tokenizers from files: what they give, and what is said of wrong ones."""
 
 import json
+import os
 import sys
 
 import pytest
 from corpora import texts, train_bpe, train_sentencepiece
 
+from ratplus.data import tokenizer_trial
 from ratplus.data.tokenizer import ByteTokenizer, TokenizerError, load_tokenizer
 
 
@@ -137,3 +139,58 @@ def test_a_panic_of_the_library_is_one_line_and_ctrl_c_is_none(files, raised, ex
         tokenizer.encode("a")
     with pytest.raises(expected):
         tokenizer.decode([1])
+
+
+def test_a_file_that_kills_its_library_is_one_line(tmp_path, tokenizer_file_of):
+    """Rust aborts the process at a damaged table of characters, and where memory ends; Python could catch neither."""
+    for normalizer, message in [
+        ({"type": "Precompiled", "precompiled_charsmap": "/////w=="}, "its library ends the process"),
+        ({"type": "Replace", "pattern": {"String": ""}, "content": "x" * 1000}, "cannot encode a text"),
+        ({"type": "Prepend", "prepend": "x" * 500_000}, "ids of"),
+    ]:
+        path = tokenizer_file_of(normalizer=normalizer)
+        with pytest.raises(TokenizerError, match=message) as refused:
+            load_tokenizer(path)
+        assert "\n" not in str(refused.value)
+
+
+def test_ids_with_gaps_of_millions_are_refused(tokenizer_file_of):
+    with pytest.raises(TokenizerError, match="but ids up to 4,000,000,000"):
+        load_tokenizer(tokenizer_file_of(extra={"zzz": 4_000_000_000}))
+
+
+def test_a_file_of_terabytes_is_not_read(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(TokenizerError, match="of which at most"):
+        load_tokenizer(path)
+
+
+def test_a_tokenizer_is_tried_once(monkeypatch, tokenizer_file_of):
+    path = tokenizer_file_of()
+    tokenizer_trial.problem_of.cache_clear()
+    load_tokenizer(path)
+    monkeypatch.setattr(tokenizer_trial.subprocess, "run", lambda *_, **__: pytest.fail("tried again"))
+    load_tokenizer(path)
+    load_tokenizer(tokenizer_file_of(extra={"zzz": 1000}), tried=True)
+
+
+@pytest.fixture
+def tokenizer_file_of(tmp_path):
+    """A writer of a small whole tokenizer.json, changed as asked for."""
+    tokenizers = pytest.importorskip("tokenizers")
+    plain = tokenizers.pre_tokenizers.ByteLevel
+    vocabulary = {symbol: number for number, symbol in enumerate(sorted(plain.alphabet()))} | {"</s>": 256}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = plain(add_prefix_space=False)
+    whole = json.loads(tokenizer.to_str())
+
+    def write(normalizer=None, extra=None):
+        model = whole["model"] | {"vocab": vocabulary | (extra or {})}
+        number = len(list(tmp_path.glob("made-*")))
+        path = tmp_path / f"made-{number}.json"
+        path.write_text(json.dumps(whole | {"normalizer": normalizer, "model": model}))
+        return path
+
+    return write
