@@ -12,6 +12,7 @@ from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError,
 from ratplus.checkpoint.folder import config_text, map_weights, save_weights
 from ratplus.checkpoint.hub import map_hub
 from ratplus.checkpoint.llama.folder import read_llama_folder
+from ratplus.checkpoint.llama.gguf_file import is_gguf, read_gguf
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
@@ -31,6 +32,8 @@ def read_foreign(path: str | Path, d_head: int = 128, max_len: int | None = None
         CheckpointError: none of these, or not whole.
     """
     path = Path(path)
+    if is_gguf(path):
+        return read_gguf(path, max_len)
     if not path.is_dir():
         return read_official(path, d_head, max_len or 4096)
     if not (is_model_folder(path) or is_hub_folder(path)):
