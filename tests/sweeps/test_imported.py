@@ -1,0 +1,150 @@
+"""An imported Llama-family model on the command line: its shape, vocabulary and context, and cells without training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ratplus.checkpoint import load
+from ratplus.checkpoint.llama.weights import names_of
+from ratplus.checkpoint.llama.words import read_llama
+from ratplus.stages.cell import Cell
+from ratplus.stages.run_stage import Surroundings
+from ratplus.sweeps import cli
+from ratplus.sweeps.define.compose import compose_one
+from ratplus.sweeps.define.manifest import plan_cells, planned_stages
+from ratplus.sweeps.define.mistakes import UsageError
+
+CONFIG = {
+    "model_type": "mistral", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5, "rope_theta": 1e4, "sliding_window": 24, "tie_word_embeddings": True,
+}  # fmt: skip
+WORDS = [
+    "data=text", "data.path=text.txt", "data.recall.fraction=0", "data.validation_fraction=0.3", "model.init_from=ours",
+    "data.tokenizer=ours", "logger=none", "train.context=48", "train.adapt.steps=0", "eval.text_rows=4",
+    "eval.recall_rows=0", "eval.cloze.items=0", "run.threads=1", "run.accelerator=cpu",
+]  # fmt: skip
+
+
+def write_theirs(folder: Path) -> None:
+    """A folder as transformers writes it, with a byte-level tokenizer whose ids fill 258 of 300 rows."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    generator = torch.Generator().manual_seed(0)
+    shapes = {k: v for parts in names_of(read_llama(CONFIG, "config.json").config).values() for k, v in parts.items()}
+    save_file({k: 0.1 * torch.randn(shape, generator=generator) for k, shape in shapes.items()},
+              folder / "model.safetensors")  # fmt: skip
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = {letter: i for i, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("".join(f"Line {i} of a text that nobody reads.\n" for i in range(400)))
+    Path("text2.txt").write_text("Another one.")
+    write_theirs(Path("theirs"))
+    assert ratplus("import", "theirs", "ours") == 0
+    return tmp_path
+
+
+def ratplus(*words) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    return ended.value.code or 0
+
+
+def refused(capsys, *words) -> str:
+    capsys.readouterr()
+    assert ratplus("sweep", *WORDS, *words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_the_folder_gives_shape_and_vocabulary(place, capsys):
+    composed = compose_one(WORDS)
+    model = composed.config.model
+    assert (model.name, model.layers, model.d_head, model.query_heads, model.kv_heads) == ("ours", 2, 8, 6, 2)
+    assert (model.ffn, model.ffn_size, model.recurrence, model.output_gate) == ("swiglu", 44, False, False)
+    assert compose_one([*WORDS, "model.name=mine"]).config.model.name == "mine"
+    (entry,) = plan_cells([composed])
+    assert entry["config"]["model"]["vocab_size"] == 300  # of which the tokenizer fills 258
+    again = planned_stages(composed.config, entry["corpus"], 300)
+    assert {stage.name: stage.id for stage in again} == entry["stages"]
+
+    record = Cell(composed.config, Surroundings(Path("out"))).run("evaluate")
+    assert 4 < record["metrics"]["loss"]["value"] < 8
+    pretrain, adapt = (next(Path("out", stage).iterdir()) for stage in ("pretrain", "adapt"))
+    assert (adapt / "model.safetensors").samefile("ours/model.safetensors")  # no copy a pattern
+    assert (pretrain / "model.safetensors").samefile("ours/model.safetensors")
+    assert load(adapt).config.max_len == 48
+
+
+def test_what_does_not_fit_an_imported_model(place, capsys):
+    told = "the model has a vocabulary of 300 (its tokenizer 258 ids), the data one of 257; use data.tokenizer=ours"
+    assert told in refused(capsys, "data.tokenizer=bytes")
+    told = refused(capsys, "train.context=96")
+    assert "train.context=96: model.init_from=ours takes at most 64 tokens; use fewer, or ask for RoPE scaling" in told
+    assert "model.rope_scaling=yarn model.rope_factor=1.5 model.rope_original=64" in told
+    assert "the model there has another shape" in refused(capsys, "model=attention_tiny")
+    assert "or leave out model=..., and the shape is the folder's" in refused(capsys, "model=attention_tiny")
+    assert "(model.kv_heads=2), so they must have the same pattern" in (
+        refused(capsys, "pattern.dilation=[1,2,4,1,2,4]", "pattern.over=heads")
+    )
+    assert "model.layers=2 (not 3)" in refused(capsys, "model.layers=3")
+    yarn = ["train.context=96", "model.rope_scaling=yarn", "model.rope_factor=1.5", "model.rope_original=64"]
+    assert compose_one([*WORDS, *yarn]).config.model.rope_low is None
+    plan_cells([compose_one([*WORDS, *yarn])])
+    with pytest.raises(UsageError, match=r"model\.kv_heads: got 5"):
+        compose_one([*WORDS, "model.kv_heads=5"])
+
+
+def test_generate_takes_the_models_own_tokenizer_and_pattern(place, capsys):
+    assert ratplus("generate", "model=ours", "prompt=Some text", "max_new_tokens=3", "temperature=0") == 0
+    assert "--- stream-W23 ---" in capsys.readouterr().out
+    assert ratplus("generate", "model=ours", "prompt=Some text", "max_new_tokens=3", "pattern=D1,D4") == 0
+    assert "--- D4 ---" in capsys.readouterr().out
+
+
+def test_words_of_import(place, capsys, monkeypatch):
+    assert ratplus("import", "theirs", "again") == 0
+    told = capsys.readouterr().out
+    assert "its own pattern, with which it was trained: stream-W23" in told
+    assert "use it with: model.init_from=again data.tokenizer=again data.recall.fraction=0" in told
+
+    def line(*words) -> str:
+        assert ratplus("import", *words) == 2
+        (told,) = capsys.readouterr().err.strip().splitlines()
+        return told
+
+    assert "--max-len: got 128" in line("theirs", "long", "--max-len", "128")
+    assert "--d-head: got 8; theirs is a folder" in line("theirs", "other", "--d-head", "8")
+    assert "--revision: got main; theirs is no name of the hub" in line("theirs", "other", "--revision", "main")
+    assert not Path("long").exists()
+    assert not Path("other").exists()
+
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append((name, revision))
+        if name == "some/model":
+            return str(place / "theirs")
+        raise OSError("401: no such repository\nsecond line")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert ratplus("import", "some/model", "fetched", "--revision", "v1") == 0
+    assert Path("fetched/model.safetensors").read_bytes() == Path("ours/model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "some/other: no such folder here, and the Hugging Face hub has no such model" in line("some/other", "x")
+    assert asked == [("some/model", "v1"), ("some/other", None)]
