@@ -50,9 +50,11 @@ def run_shared(cell: SharedCell, place: Place, last: str) -> Record:
     from ratplus.training.team import Team
 
     def start(other: Place) -> BaseProcess:
-        # A fresh interpreter: a fork would share CUDA and thread state with this one.
-        context = multiprocessing.get_context("spawn")
-        words = (type(cell), config, other)
+        # Not a fork of this process, with which it would share CUDA and thread state, but of a fresh one that has
+        # imported torch and Lightning once for all ranks.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["ratplus.stages.cell", "ratplus.training.run", "ratplus.training.team"])
+        words = (type(cell), config, other, dict(os.environ))
         process = context.Process(target=_rank_process, args=words, name=f"ratplus-rank-{other.rank}", daemon=True)
         process.start()
         return process
@@ -80,8 +82,10 @@ def follow(cell: SharedCell, place: Place) -> Record:
     return team.result
 
 
-def _rank_process(make_cell: type[SharedCell], config: Config, place: Place) -> None:
+def _rank_process(make_cell: type[SharedCell], config: Config, place: Place, environment: dict[str, str]) -> None:
     """A rank that rank 0 started on its own machine."""
+    os.environ.clear()  # the process from which ranks are forked may be older than what has been set since
+    os.environ.update(environment)
     # torch's sockets would print a stack trace when rank 0 goes.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if config.run.threads is not None:

@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import open_own, open_plain
@@ -38,15 +40,60 @@ _BATCH_VARIABLES = re.compile(
 )
 
 
+class Process(Protocol):
+    """What is needed of a worker's process: a part of subprocess.Popen."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def start_process(job_file: str, environment: dict[str, str], cwd: str, output: int) -> Process:
+    """Start a worker as a process of its own.
+
+    Args:
+        environment: all variables of the process.
+        output: file descriptor that it prints to.
+    """
+    return subprocess.Popen(
+        # -P: nothing is imported from the working folder, which `python -m` would search first.
+        [sys.executable, "-P", "-m", "ratplus.sweeps.launch.worker", job_file],
+        stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=cwd, env=environment,
+        # Ctrl-C reaches the parent alone, which passes it on once.
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Variables of a worker with so many CPU threads: this process's own, without what makes it a rank of a job."""
+    count = str(threads)
+    # The flag -P does not reach what the worker starts, such as the other ranks of its training; the variable does.
+    own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "PYTHONSAFEPATH": "1"}
+    return {k: v for k, v in os.environ.items() if not _BATCH_VARIABLES.match(k)} | own
+
+
 class Child:
     """A worker process of one job, and the files by which others know it.
 
     Args:
         job: what the worker runs; kept in `<folder>/logs/<id>.job.json` while it does.
         environment: variables of the worker, beside this process's own.
+        start: starts its process, as `start_process` does.
     """
 
-    def __init__(self, job: Job, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        job: Job,
+        environment: dict[str, str] | None = None,
+        start: Callable[[str, dict[str, str], str, int], Process] = start_process,
+    ):
         self.job = job
         self._records = Records(job)
         base = Path(job["folder"]) / LOGS / job["id"]
@@ -55,21 +102,11 @@ class Child:
         base.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._file, json.dumps(job | {"progress": str(self.progress)}))
         self.progress.unlink(missing_ok=True)
-        threads = str(job["threads"])
-        # The flag -P does not reach what the worker starts, such as the other ranks of its training; the variable does.
-        own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONSAFEPATH": "1"}
-        inherited = {k: v for k, v in os.environ.items() if not _BATCH_VARIABLES.match(k)}
+        everything = worker_environment(job["threads"]) | (environment or {})
         with open_own(self.log, append=True) as output:
             # The record of a failure quotes what is printed from here on.
             self._log_start = output.tell()
-            self.process = subprocess.Popen(
-                # -P: nothing is imported from the working folder, which `python -m` would search first.
-                [sys.executable, "-P", "-m", "ratplus.sweeps.launch.worker", str(self._file)],
-                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=job["cwd"],
-                env=inherited | own | (environment or {}),
-                # Ctrl-C reaches the parent alone, which passes it on once.
-                start_new_session=True,
-            )  # fmt: skip
+            self.process = start(str(self._file), everything, job["cwd"], output.fileno())
 
     def stop(self, seconds: float = SAVE_SECONDS) -> None:
         """Ask the worker to save and stop; end it, and what it started, if it doesn't in time.
@@ -91,6 +128,8 @@ class Child:
     def _has_ended(self) -> bool:
         if self.process.returncode is not None:
             return True
+        if not isinstance(self.process, subprocess.Popen):
+            return self.process.poll() is not None
         try:
             return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:
@@ -102,6 +141,7 @@ class Child:
         A worker that ends well without having done its stages has failed as well: EXIT_FAILED is returned for it.
         """
         code = self.process.returncode
+        assert code is not None
         if code < 0:
             self._end_group()
         if code == 0 and not self._records.done():
@@ -123,6 +163,7 @@ class Child:
     def ending(self) -> str:
         """How the worker ended: empty if well, else the last line that it printed."""
         code = self.process.returncode
+        assert code is not None
         if code == 0:
             return ""
         if code < 0:

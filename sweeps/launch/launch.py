@@ -79,7 +79,7 @@ def launch(entries: list[Entry], folder: Path, last: str, config: Config) -> End
     from ratplus.sweeps.launch.pool import Stopped, run_pool
 
     try:
-        with _starter(config, folder) as (workers, start), SweepDisplay(len(todo)) as display:
+        with _starter(config, folder, len(todo)) as (workers, start), SweepDisplay(len(todo)) as display:
             outcomes = run_pool(todo, folder, workers, start, display.event, config.max_failures)
     except Stopped as stop:
         print(f"ratplus: {stop}", file=sys.stderr)
@@ -92,8 +92,8 @@ def launch(entries: list[Entry], folder: Path, last: str, config: Config) -> End
 
 
 @contextmanager
-def _starter(config: Config, folder: Path):
-    """Give (items at once, start) of a launcher that the pool drives."""
+def _starter(config: Config, folder: Path, items: int):
+    """Give (items at once, start) of a launcher that the pool drives, for so many items."""
     launcher = config.launcher
     if launcher.kind == "ray":
         from ratplus.sweeps.launch.ray import ray_cluster
@@ -101,10 +101,12 @@ def _starter(config: Config, folder: Path):
         with ray_cluster(launcher) as (workers, starter):
             yield workers, starter(folder)
     else:
-        from ratplus.sweeps.launch.local import LocalRun
+        from ratplus.sweeps.launch.local import LocalRun, warm_up
 
         threads = threads_per_cell(launcher)
         gpus = config.trainer.devices if launcher.gpus is None else launcher.gpus
+        assert launcher.workers is not None  # LauncherSection sees to it for launcher=local
+        warm_up(items, launcher.workers, threads)
         yield launcher.workers, lambda item, slot: LocalRun(item, slot, folder, threads, gpus)
 
 

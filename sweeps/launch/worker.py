@@ -33,12 +33,17 @@ def main(job_file: str) -> int:
     )  # fmt: skip
 
 
-if __name__ == "__main__":
+def work() -> int:
+    """All that the process of a worker does, with its job file as `sys.argv[1]`; returns the exit code."""
     guard_output()  # what is printed goes into a log file
     try:
-        sys.exit(main(sys.argv[1]))
+        return main(sys.argv[1])
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        return 128 + signal.SIGINT
     except Exception as error:  # the parent shows the last line that is printed
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(work())

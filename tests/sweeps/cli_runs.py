@@ -2,12 +2,17 @@
 
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
+
+from ratplus.sweeps.launch.fork_server import ForkServer
 
 RATPLUS = str(Path(sys.executable).with_name("ratplus"))
 # One small text file instead of the standard library, and next to no work.
@@ -19,14 +24,17 @@ TINY = [
 ]  # fmt: skip
 
 
-def ratplus(place, *words, timeout=240, **kwargs):
-    return subprocess.run([RATPLUS, *words], cwd=place, capture_output=True, text=True, timeout=timeout, **kwargs)
+def _warm_up(words) -> None:
+    """Have the workers of a command with several cells forked."""
+    if words[0] == "sweep" or "-m" in words:
+        warm_server()
 
 
 def run_here(*words) -> int:
     """Exit code of a command run in this process, which saves the seconds that importing torch takes."""
     from ratplus.sweeps import cli
 
+    _warm_up(words)
     try:
         cli.main(list(words))
     except SystemExit as ended:
@@ -38,6 +46,7 @@ def ratplus_here(place, *words) -> subprocess.CompletedProcess:
     """`ratplus`, in this process: for what a command says and leaves, where its being a process is not the point."""
     from ratplus.sweeps import cli
 
+    _warm_up(words)
     said, complained = io.StringIO(), io.StringIO()
     with chdir(place), redirect_stdout(said), redirect_stderr(complained):
         try:
@@ -47,6 +56,67 @@ def ratplus_here(place, *words) -> subprocess.CompletedProcess:
         else:
             raise AssertionError("cli.main always exits")
     return subprocess.CompletedProcess(words, code, said.getvalue(), complained.getvalue())
+
+
+@cache
+def warm_server() -> ForkServer:
+    """The server of this test process: forks of it need not import torch, which takes up to 10 CPU-seconds.
+
+    It is started once and stays. Local sweeps that tests run in this process use it for their workers.
+    """
+    from ratplus.sweeps.define.compose import compose_one
+    from ratplus.sweeps.launch.child import worker_environment
+    from ratplus.sweeps.launch.fork_server import start_server
+    from ratplus.sweeps.launch.work import threads_per_cell
+
+    ratplus_here(".", "--version")  # sets the variables that every command sets
+    # What commands import beside what workers do.
+    more = ("hydra", "pandas", "ratplus.analysis.report", "ratplus.sweeps.cli")
+    server = start_server(worker_environment(threads_per_cell(compose_one([]).config.launcher)), more)
+    assert server.ready(300)
+    return server
+
+
+class Started:
+    """A command in a process of its own, forked from `warm_server` in place of the console script."""
+
+    def __init__(self, place, *words, environment: dict[str, str] | None = None):
+        server = warm_server()
+        variables = dict(os.environ if environment is None else environment)
+        folders = (variables.get("PYTHONPATH"), str(Path(__file__).parent))
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+        with ExitStack() as files:
+            self._files = [files.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
+            self._open = files.pop_all()
+        out, err = (file.fileno() for file in self._files)
+        self._process = server.fork(
+            "forked_command:main", ["ratplus", *map(str, words)], environment=variables, cwd=str(place), stdout=out,
+            stderr=err,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        self.poll, self.wait, self.kill = self._process.poll, self._process.wait, self._process.kill
+        self.terminate, self.send_signal = self._process.terminate, self._process.send_signal
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for the end; what it printed to stdout and stderr."""
+        with self._open:
+            try:
+                self.wait(timeout)
+            finally:
+                self.kill()
+            out, err = (os.pread(file.fileno(), 10_000_000, 0).decode() for file in self._files)
+            return out, err
+
+
+def ratplus(place, *words, timeout=240, environment=None) -> subprocess.CompletedProcess:
+    """A command to its end, in a process of its own. What needs the console script itself starts RATPLUS."""
+    process = Started(place, *words, environment=environment)
+    out, err = process.communicate(timeout)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def shell_line(*words) -> str:
