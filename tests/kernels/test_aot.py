@@ -99,7 +99,7 @@ def documented() -> list[str]:
     return page[page.index("| kernel | d_head | registers |") :].split("\n\n")[0].splitlines()
 
 
-@pytest.mark.parametrize("version", ["pinned", "oldest"])
+@pytest.mark.parametrize("version", ["pinned", pytest.param("oldest", marks=pytest.mark.slow)])
 def test_largest_kernels_of_the_papers_head_size(version):
     from ratplus.kernels.aot import table
 

@@ -112,6 +112,43 @@ def test_infinite_logit_holds_the_state_exactly():
     assert torch.equal(scan.forward(logit, k, v, None, None, None, None)[3], short[3])
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.float16, 3e-3)])
+def test_gates_near_one_keep_what_is_left_of_them(dtype, bound):
+    """1 - sigmoid(18) is 1.5e-8, which subtracting from 1 would lose: relatively, forwards, backwards and in decoding.
+
+    Inputs are positive, so that no sum hides an error, and large, so that float16 holds the products.
+    """
+    logit = torch.arange(10, 18.5, 0.5).view(1, 17, 1, 1).expand(1, 17, 3, D_HEAD).to(dtype).contiguous()
+    k, v = (torch.full((1, 17, 3, D_HEAD), size, dtype=dtype) for size in (2e4, 3e4))
+    exact = [x.double().requires_grad_() for x in (logit, k, v)]
+    *outputs, state = gated_scan_reference(*exact)
+    expected = [*outputs, *state]
+    actual = scan.forward(logit, k, v, None, None, None, None)
+
+    def close(actual, expected):
+        for x, y in zip(actual, expected, strict=True):
+            torch.testing.assert_close(x.double(), y.detach(), atol=0, rtol=bound)
+
+    close(actual, expected)
+    ones = [torch.ones_like(x) for x in actual]
+    expected = torch.autograd.grad(sum(x.sum() for x in expected), exact)
+    found = scan.backward(*ones, logit, k, v, None, None, None, None, *actual[:2])[:3]
+    close(found[:1], expected[:1])  # the others hold (1 - g) itself, which float16 has no numbers for
+    if dtype == torch.float32:
+        close(found[1:], expected[1:])
+
+    held = [torch.zeros(1, 17, D_HEAD) for _ in range(2)]
+    columns = [[-1] * 17, [0] * 17, [1] * 17]
+    starts = [0, *accumulate(slot_counts(*columns, 1))]
+    cache = [torch.zeros(1, starts[-1], D_HEAD, dtype=dtype) for _ in range(2)]
+    token = [x[:, :, 0].contiguous() for x in (k, k, v, logit)]
+    settings = [torch.tensor(x, dtype=torch.int32) for x in columns]
+    tables = rope_tables(torch.arange(1), D_HEAD)
+    decode.step(*token, *cache, *held, torch.tensor([0]), *settings, torch.tensor(starts), *tables)
+    left = torch.sigmoid(-token[3].double())
+    close(held, [left * x.double() for x in token[1:3]])
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_a_summary_stops_where_the_gates_have_forgotten_everything(monkeypatch, held):
     """Gates near 0: the product of a split's gates is 0 after a few steps, and earlier inputs are never read.
