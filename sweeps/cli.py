@@ -12,6 +12,7 @@ from typing import NoReturn, cast
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.exits import EXIT_MISTAKE, leave
 from ratplus.sweeps.verbs import Verb
+from ratplus.training.foreign_settings import shut_out
 
 # Verb -> its module in ratplus.sweeps.verbs, in the order of `ratplus --help`.
 VERBS = {
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _run(words: list[str]) -> int:
-    _own_canvas()
+    shut_out()
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if words else EXIT_MISTAKE
@@ -57,16 +58,6 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(VERBS)}"
         raise UsageError(f"{name}: no such command; {hint}")
     return verb_module(name).run(parser_of(name).parse_intermixed_args(rest))
-
-
-def _own_canvas() -> None:
-    """Draw figures into files, whatever matplotlib's variables say.
-
-    Every notebook's kernel exports MPLBACKEND with a backend that stands in its own environment alone, and matplotlib
-    refuses to be imported with it. Our style is set in full, so the user's matplotlibrc is not needed either.
-    """
-    os.environ["MPLBACKEND"] = "agg"
-    os.environ["MATPLOTLIBRC"] = os.devnull
 
 
 def verb_module(name: str) -> Verb:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ratplus.pattern import is_whole
 from ratplus.records.atomic import tell_lost, unsupported, write_atomically
+from ratplus.records.process import gone, identity, is_identity
 from ratplus.records.reading import read_json
 
 LOCK_FILE = "lock.json"
@@ -26,7 +25,6 @@ BEAT_SECONDS = 2.0
 LEASE_SECONDS = 30.0
 SILENT_SECONDS = 600.0
 _UNREADABLE = "unreadable"
-_LONGEST_HOST = 255
 _TOKEN = re.compile(r"\w{1,64}")
 
 
@@ -67,7 +65,7 @@ class FolderLock:
             state = (holder.get("token"), holder.get("beat"))
             if state != seen:
                 seen, since = state, time.monotonic()
-            if (_gone(holder) or time.monotonic() - since > self.lease) and self._take_over(holder["token"]):
+            if (gone(holder) or time.monotonic() - since > self.lease) and self._take_over(holder["token"]):
                 break
             if self.on_wait and not told:
                 known = "pid" in holder
@@ -102,10 +100,7 @@ class FolderLock:
             {
                 "token": self.token,
                 "beat": self._beat,
-                "host": socket.gethostname(),
-                "space": _process_space(),
-                "pid": os.getpid(),
-                "started": _start_time(os.getpid()),
+                **identity(),
             }
         )
 
@@ -183,7 +178,7 @@ def is_locked(folder: Path) -> bool:
     """
     path = Path(folder) / LOCK_FILE
     holder = _read(path)
-    if holder is None or _gone(holder):
+    if holder is None or gone(holder):
         return False
     try:
         # A file from the future (a clock that was set back, or somebody's trick) would be locked for years.
@@ -199,45 +194,5 @@ def _read(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     # The token becomes part of a file's name, and the number is asked of the system.
-    whole = (
-        isinstance(holder, dict)
-        and isinstance(holder.get("token"), str)
-        and _TOKEN.fullmatch(holder["token"])
-        and isinstance(holder.get("host", ""), str)
-        and holder.get("host", "").isprintable()
-        and len(holder.get("host", "")) <= _LONGEST_HOST
-        and is_whole(holder.get("pid", 1))
-        and 0 < holder.get("pid", 1) < 1 << 31
-    )
+    whole = is_identity(holder) and isinstance(holder.get("token"), str) and _TOKEN.fullmatch(holder["token"])
     return holder if whole else None
-
-
-def _gone(holder: dict) -> bool:
-    """True if the holder was a process that we could see if it still ran, and it doesn't."""
-    if (holder.get("host"), holder.get("space")) != (socket.gethostname(), _process_space()):
-        return False
-    try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, KeyError, ValueError, TypeError):
-        return False
-    # The number may belong to a new process by now.
-    return holder.get("started") != _start_time(holder["pid"])
-
-
-def _process_space() -> str | None:
-    """Tells boots and containers of one host name apart: their process numbers mean different processes."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return None
-
-
-def _start_time(pid: int) -> str | None:
-    """A process's start time in clock ticks since boot (Linux), to tell a reused pid; None elsewhere."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]

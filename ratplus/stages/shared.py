@@ -53,7 +53,9 @@ def run_shared(cell: SharedCell, place: Place, last: str) -> Record:
         # Not a fork of this process, with which it would share CUDA and thread state, but of a fresh one that has
         # imported torch and Lightning once for all ranks.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ratplus.stages.cell", "ratplus.training.run", "ratplus.training.team"])
+        context.set_forkserver_preload(
+            ["ratplus.stages.rank_setup", "ratplus.stages.cell", "ratplus.training.run", "ratplus.training.team"]
+        )
         words = (type(cell), config, other, dict(os.environ))
         process = context.Process(target=_rank_process, args=words, name=f"ratplus-rank-{other.rank}", daemon=True)
         process.start()

@@ -28,6 +28,7 @@ from ratplus.model import RATPlus
 from ratplus.training.blocks import equipped
 from ratplus.training.divergence import DivergenceWatch
 from ratplus.training.errors import Interrupted
+from ratplus.training.foreign_settings import without_variables
 from ratplus.training.ranks import micro_batches
 from ratplus.training.spec import Layout, Outcome, Rows, Run, Shares, Watch
 from ratplus.training.state import ONE_RANK, layouts_of, load_state, save_state, what_it_reads
@@ -185,7 +186,8 @@ def _spoken(layout: Layout) -> str:
 def make_trainer(run: RunSection, precision: str, callbacks: list, team: Team | None = None) -> lightning.Trainer:
     """A Trainer that trains and nothing else: logs, progress and checkpoints are ours."""
     accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[run.accelerator]
-    with quiet_lightning():
+    # Each argument that is not given is otherwise taken from PL_TRAINER_..., such as the number of batches.
+    with quiet_lightning(), without_variables("PL_TRAINER_"):
         return lightning.Trainer(
             accelerator=accelerator, max_epochs=1, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ratplus.records.atomic import write_atomically
+from ratplus.records.process import identity
 from ratplus.records.reading import open_own, open_plain
 from ratplus.records.record import RECORD_FILE, provenance, write_record
 from ratplus.records.status import stage_state
@@ -26,7 +27,7 @@ from ratplus.stages.failures import describe_failure, memory_advice
 from ratplus.sweeps.define.compose import typed
 from ratplus.sweeps.define.manifest import planned_stages
 from ratplus.sweeps.launch.cell import EXIT_FAILED
-from ratplus.sweeps.launch.progress import LOGS
+from ratplus.sweeps.launch.progress import LOGS, Watch, job_file
 from ratplus.sweeps.launch.work import Job
 
 # How long a worker has to save its state when it is asked to stop.
@@ -97,15 +98,17 @@ class Child:
         self.job = job
         self._records = Records(job)
         base = Path(job["folder"]) / LOGS / job["id"]
-        self._file, self.progress, self.log = (base.with_suffix(s) for s in (".job.json", ".progress.json", ".log"))
+        self._file = job_file(Path(job["folder"]), job["id"])
+        self.progress, self.log = (base.with_suffix(s) for s in (".progress.json", ".log"))
         self._unfinished = False
         base.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._file, json.dumps(job | {"progress": str(self.progress)}))
         self.progress.unlink(missing_ok=True)
         everything = worker_environment(job["threads"]) | (environment or {})
         with open_own(self.log, append=True) as output:
             # The record of a failure quotes what is printed from here on.
             self._log_start = output.tell()
+            told: Watch = {"processes": [identity()], "log_start": self._log_start}
+            write_atomically(self._file, json.dumps({**job, "progress": str(self.progress), **told}))
             self.process = start(str(self._file), everything, job["cwd"], output.fileno())
 
     def stop(self, seconds: float = SAVE_SECONDS) -> None:

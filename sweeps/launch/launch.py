@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +20,8 @@ from ratplus.sweeps.batch.sbatch_options import check_gpus
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
-from ratplus.sweeps.launch.progress import LOGS, ProgressFile
+from ratplus.sweeps.launch.lost_processes import record_lost
+from ratplus.sweeps.launch.progress import LOGS, ProgressFile, at_work
 from ratplus.sweeps.launch.work import WorkItem, due_items, threads_per_cell, work_items
 from ratplus.training.ranks import external_place
 
@@ -64,6 +67,8 @@ def launch(entries: list[Entry], folder: Path, last: str, config: Config) -> End
             "and let trainer.devices start the ranks of each cell"
         )
     items = work_items(entries, last)
+    if place is None or place.rank == 0:
+        record_lost(folder, items)  # so that retry=failed finds what nobody has looked at since
     cells = [item for item in items if item.last == last]
     todo = due_items(items, folder, last, config.retry)
     if launcher.kind == "local" and len(entries) == 1:
@@ -144,6 +149,8 @@ def _run_single(entry: Entry, folder: Path, last: str) -> int:
     from ratplus.sweeps.launch.console import PipeConsole
     from ratplus.sweeps.launch.display import progress_bars
 
+    place = external_place()
+    first_rank = place is None or place.rank == 0
     console = PipeConsole(stderr=True, highlight=False, soft_wrap=True)
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     file = ProgressFile(folder / LOGS / f"{entry['stages'][last]}.progress.json")
@@ -158,12 +165,30 @@ def _run_single(entry: Entry, folder: Path, last: str) -> int:
             file.write(stage, done, total, numbers)
 
         try:
-            return run_cell(
-                cell_config(entry), entry["stages"], folder, last, progress,
-                print_line=lambda line: console.print(line, markup=False),
-            )  # fmt: skip
+            with _terminated_in_order(), at_work(folder, entry["stages"][last]) if first_rank else nullcontext():
+                return run_cell(
+                    cell_config(entry), entry["stages"], folder, last, progress,
+                    print_line=lambda line: console.print(line, markup=False),
+                )  # fmt: skip
         finally:
             file.remove()
+
+
+@contextmanager
+def _terminated_in_order():
+    """Let SIGTERM end this process as Ctrl-C does, with locks and notes removed; training, which saves, has its own."""
+
+    def leave(number: int, _frame) -> None:
+        raise SystemExit(128 + number)
+
+    if external_place() is not None or threading.current_thread() is not threading.main_thread():
+        yield  # torchrun and srun end their ranks themselves
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _submit_jobs(cells: list[WorkItem], todo: list[WorkItem], folder: Path, last: str, config: Config) -> Ended:

@@ -45,7 +45,7 @@ def record_lost_jobs(folder: Path, live: dict[str, LiveJob], wanted: Callable[[s
     from ratplus.sweeps.launch.child import folder_log, record_death, tail
 
     lost: list[tuple[WorkItem, str, list[str]]] = []
-    for identity, item in _items(read_manifest(folder)["cells"], set(ended)).items():
+    for identity, item in items_of(read_manifest(folder)["cells"], set(ended)).items():
         number, submission = ended[identity]
         state = item.state(folder)
         if not _unrecorded(state, submission["time"]):
@@ -77,7 +77,7 @@ def _log(folder: Path, submission: str, name: str) -> Path:
     return (own if own.is_dir() and not own.is_symlink() else place) / name
 
 
-def _items(cells: list[Entry], wanted: set[str]) -> dict[str, WorkItem]:
+def items_of(cells: list[Entry], wanted: set[str]) -> dict[str, WorkItem]:
     """The items of these ids."""
     from ratplus.sweeps.launch.work import WorkItem
 

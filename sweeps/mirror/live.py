@@ -22,6 +22,7 @@ from ratplus.records.record import Record
 from ratplus.records.secrets import scrub
 from ratplus.sweeps.mirror.runs import RunSpec, add_result, report_run, row_of, stage_head, sweep_runs
 
+_LONGEST_REASON = 500
 # Once W&B has failed in this process, its other stages don't wait for it again.
 _failed = False
 
@@ -166,8 +167,11 @@ def _give_up(error: Exception, sweep: Path) -> None:
     if _failed:
         return
     _failed = True
-    # The first line is not cut any further: `scrub` would not know a part of a secret.
-    reason = scrub(" ".join(str(error).split("\n", 1)[0].split())) or type(error).__name__
+    # Cut only once it is masked: `scrub` would not know a part of a secret.
+    lines = str(error).strip().split("\n")
+    # The first line of a setting that W&B refuses does not say which one it is.
+    text = " ".join(lines if "validation error" in lines[0] else lines[:1])
+    reason = scrub(" ".join(text.split()))[:_LONGEST_REASON] or type(error).__name__
     print(
         f"W&B mirror is off from here on ({reason}); records and curves are not affected, and "
         f"`ratplus sync {shlex.quote(str(sweep))}` can send them later",

@@ -17,6 +17,7 @@ from ratplus.records.atomic import write_atomically
 from ratplus.records.lines import first_line
 from ratplus.records.reading import read_json
 from ratplus.sweeps.mirror.runs import MODEL_FILES, RunSpec
+from ratplus.training.foreign_settings import without_variables
 
 # This file lies beside each whole offline run, and says which RunSpec the run holds.
 MARKER_FILE = "ratplus.json"
@@ -24,6 +25,11 @@ MARKER_FILE = "ratplus.json"
 _START_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 _FINISH_SECONDS_WITH_MODELS = 1800.0
+# Variables that say of one run what it is, and how it is written. A job script may hold those of another program's run.
+_OF_ANOTHER_RUN = (
+    "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_FORK_FROM", "WANDB_NAME", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RUN_GROUP",
+    "WANDB_JOB_TYPE", "WANDB_SWEEP_ID", "WANDB_PROGRAM", "WANDB_CONSOLE", "WANDB_MODE", "WANDB_START_METHOD",
+)  # fmt: skip
 _FOLDERS_FILE = "settings_workspace"  # W&B's name of the path of the current folder's settings file
 # Stands in for that path: an empty file.
 _NO_SETTINGS = property(lambda _settings: os.devnull)
@@ -84,11 +90,12 @@ def start_run(
         x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
     )  # fmt: skip
     # W&B's helper process writes the files, and takes a relative path from the folder in which it was started.
-    run = wandb.init(
-        project=project, entity=entity, mode=mode, dir=str(folder.resolve()), group=spec.group, job_type=spec.job_type,
-        id=spec.id, name=spec.name, tags=spec.tags, config=spec.config, resume=resume, reinit="finish_previous",
-        settings=settings,
-    )  # fmt: skip
+    with without_variables(*_OF_ANOTHER_RUN):
+        run = wandb.init(
+            project=project, entity=entity, mode=mode, dir=str(folder.resolve()), group=spec.group,
+            job_type=spec.job_type, id=spec.id, name=spec.name, tags=spec.tags, config=spec.config, resume=resume,
+            reinit="finish_previous", settings=settings,
+        )  # fmt: skip
     run.define_metric("*", step_metric="step")
     if spec.job_type == "report":
         run.define_metric("by_dilation/*", step_metric="by_dilation/dilation")

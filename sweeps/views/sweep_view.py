@@ -17,6 +17,7 @@ from ratplus.records.status import State, cell_state, stage_state
 from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
 from ratplus.sweeps.batch.reasons import LiveJob, queue_lines
 from ratplus.sweeps.launch.lost_jobs import record_lost_jobs
+from ratplus.sweeps.launch.lost_processes import record_lost_processes
 from ratplus.sweeps.launch.progress import LOGS, read_progress
 
 # The statuses of a cell, in the order in which they are counted. A stage (ratplus.records.status) is never queued.
@@ -80,7 +81,7 @@ class SweepView:
         try:
             # About what is done, nobody need be asked, who may be away.
             jobs = live_jobs(self.folder, is_open)
-            if record_lost_jobs(self.folder, jobs, is_open):
+            if record_lost_jobs(self.folder, jobs, is_open) + record_lost_processes(self.folder, jobs):
                 self._read_state.cache_clear()
         except JobsUnknown as error:
             self.notes.append(f"queued jobs are not known: {error}")

@@ -13,6 +13,7 @@ import pytest
 
 import ratplus.records.atomic as atomic_module
 import ratplus.records.lock as lock_module
+import ratplus.records.process as process
 from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
 
 
@@ -95,8 +96,8 @@ def test_a_beating_holder_is_never_replaced(tmp_path):
 
 
 def test_a_reused_pid_is_not_the_holder(tmp_path):
-    space = lock_module._process_space()
-    for started, locked in ((lock_module._start_time(os.getpid()), True), ("0", False)):
+    space = process._space()
+    for started, locked in ((process._start_time(os.getpid()), True), ("0", False)):
         foreign(tmp_path, host=socket.gethostname(), space=space, pid=os.getpid(), started=started)
         assert is_locked(tmp_path) == locked
     # The same numbers in another container say nothing about our processes.
@@ -212,7 +213,7 @@ def test_what_is_no_lock_is_removed_after_the_lease(tmp_path, kind):
 @pytest.mark.parametrize("pid", [0, -1, 1 << 31, True, "1", 1.5, None])
 def test_odd_process_numbers_are_never_asked_for(tmp_path, monkeypatch, pid):
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("asked"))
-    lock = {"token": "a", "beat": 1, "host": socket.gethostname(), "space": lock_module._process_space(), "pid": pid}
+    lock = {"token": "a", "beat": 1, "host": socket.gethostname(), "space": process._space(), "pid": pid}
     (tmp_path / "lock.json").write_text(json.dumps(lock))
     assert not is_locked(tmp_path)
 
