@@ -53,8 +53,9 @@ class _Entry:
         """Make the cache, for so many tokens of each sequence, and the loop that decodes on it."""
         cache = model.new_cache(self.batch, self.patterns, length)
         for layer in cache.layers:  # zeros would draw less power than a cache in use
-            layer.keys.normal_()
-            layer.values.normal_()
+            for kind in ("kv", "metadata"):
+                for held in layer.buffers().get(kind, []):
+                    held.normal_()
         self._held = cache, DecodeLoop.best(model, cache)
 
     def drop(self) -> None:

@@ -6,7 +6,6 @@ the order of float sums (1e-4 in float32, whatever the batch size).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +16,7 @@ from torch import Tensor
 from ratplus.evaluation.bad_logits import check_logits
 from ratplus.model import RATPlus
 from ratplus.model.cache import KVCache
+from ratplus.model.network import check_whole_texts
 from ratplus.pattern import Pattern, PatternMap
 
 TRUNCATIONS = ("left", "middle", "off")
@@ -92,8 +92,8 @@ class Scorer:
         """Score of each (context ids, continuation ids), in the order given. Contexts have at least one token.
 
         Raises:
-            ValueError: an id outside the vocabulary, a continuation that is longer than max_length, or a context that
-                is too long with truncation off.
+            ValueError: an id outside the vocabulary, a continuation that is longer than max_length, a context that is
+                too long with truncation off, or a pattern that depends on where a prompt ends.
             BadLogits: NaN or infinite logits.
         """
         whole: list[tuple[tuple, tuple]] = []
@@ -113,6 +113,7 @@ class Scorer:
                 too_long.add(tuple(context))
             whole.append((tuple(self.cut(list(context), room)), tuple(continuation)))
         self.truncated += len(too_long)
+        check_whole_texts(self.model.resolve_patterns(self.patterns))
         wanted = {pair: Score(0.0, True) for pair in whole if not pair[1]}
         missing = dict.fromkeys(pair for pair in whole if pair[1])
         total, groups = len(missing), _by_context(missing)
@@ -187,7 +188,7 @@ class Scorer:
         rest: dict[tuple, Tensor] = {}
         if longer:
             fed, lengths = self._padded([end[:-1] for _, end in longer])
-            logits = self.model.prefill(fed, branch(cache, [row for row, _ in longer]), lengths, every=True)
+            logits = self.model.prefill(fed, cache.branch([row for row, _ in longer]), lengths, every=True)
             rest = {item: logits[i, : len(item[1]) - 1] for i, item in enumerate(longer)}
         found = {}
         for row, end in batch:
@@ -218,20 +219,6 @@ def windows(ids: list[int], start: int, length: int) -> list[tuple[list[int], li
         end = min(done + length, len(ids))
         pairs.append((ids[end - length - 1 : done], ids[done:end]))
     return pairs
-
-
-def branch(cache: KVCache, rows: list[int]) -> KVCache:
-    """A cache of its own whose sequences are copies of these rows of `cache`."""
-    index = torch.tensor(rows, device=cache.positions.device)
-    positions, held = cache.positions[index], [cache.lengths[row] for row in rows]
-    layers = [
-        dataclasses.replace(
-            layer, keys=layer.keys[index], values=layer.values[index], positions=positions,
-            state=None if layer.state is None else tuple(state[index] for state in layer.state),
-        )
-        for layer in cache.layers
-    ]  # fmt: skip
-    return dataclasses.replace(cache, layers=layers, positions=positions, held=held, stepped=0)
 
 
 def _by_context(pairs) -> dict[tuple, list[tuple]]:

@@ -1,37 +1,39 @@
-"""The compact KV cache of a model: per head I sinks, a ring of the last tokens, and the dilated keys; plus the state.
+"""The KV cache of a model: what each layer holds, and where the sequences of a batch stand.
 
-What one layer holds and where is in `ratplus.model.cache_layer`; here are the batch's lengths, and making a cache.
+Static patterns have a compact cache (`ratplus.model.cache_layer`): per head I sinks, a ring of the last tokens, and the
+dilated keys. Heads that select blocks hold all keys and what they select by (`block_layer`); SnapKV holds the prompt
+until it ends (`snap_layer`); a layer that has several of these holds each for its heads (`parts_layer`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ratplus.config.model import ModelConfig
-from ratplus.kernels.attention.patterns import pattern_tensors
-from ratplus.kernels.decode.layout import slot_count
-from ratplus.model.cache_layer import Chunk, HeadGroup, LayerCache
-from ratplus.model.kernel_pattern import kernel_pattern
-from ratplus.pattern import Pattern, PatternMap
+from ratplus.model.cache_chunk import AnyLayer, Chunk, Room
+from ratplus.model.head_parts import head_parts
+from ratplus.model.parts_layer import empty_layer
+from ratplus.pattern import PatternMap
 
 
 @dataclass
 class KVCache:
-    """Compact cache of a whole model for a batch of sequences, each at its own position."""
+    """Cache of a whole model for a batch of sequences, each at its own position."""
 
     patterns: PatternMap
     kv_heads: int | None  # heads that hold keys and values, a layer; None: all
-    layers: list[LayerCache]
+    layers: list[AnyLayer]
     positions: Tensor  # int64 [B] on the model's device
     max_len: int
     # The same on the host, so that an overrun is seen without waiting for the device: tokens of each sequence, and
     # decoding steps since, which all sequences took together and which `lengths` adds.
     held: list[int]
     stepped: int = 0
+    # Tokens of each sequence's prompt, which ends at the first step; None: nothing has been generated yet.
+    prompts: list[int] | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -46,34 +48,9 @@ class KVCache:
         if batch < 1 or max_len < 1:
             raise ValueError(f"cache: batch={batch} and max_len={max_len} must both be ≥ 1")
         positions = torch.zeros(batch, dtype=torch.int64, device=device)
-        layers = []
-        for row in patterns.per_kv_head(config.kv_heads):
-            row = tuple(_bounded(p, max_len) for p in row)
-            counts = [_slots(p, max_len) for p in row]
-            offsets = [0, *accumulate(counts)]
-            groups = [
-                HeadGroup.of(
-                    pattern, [h for h, p in enumerate(row) if p == pattern], offsets, _slots(pattern, max_len), device
-                )
-                for pattern in dict.fromkeys(row)
-            ]
-            shape = (batch, offsets[-1], config.d_head)
-            state = None
-            if config.recurrence:
-                shape_of_state = (batch, config.key_heads, config.d_head)
-                state = torch.zeros(shape_of_state, device=device), torch.zeros(shape_of_state, device=device)
-            setting = kernel_pattern(row, torch.device(device))
-            # Tensors of its own, not those that `kernel_pattern` shares and may drop.
-            dilations, windows, sinks = pattern_tensors(*setting, config.key_heads, torch.device(device))
-            owned = dilations.clone(), windows.clone(), sinks.clone()
-            layers.append(
-                LayerCache(
-                    keys=torch.zeros(shape, device=device, dtype=dtype),
-                    values=torch.zeros(shape, device=device, dtype=dtype),
-                    state=state, positions=positions, setting=setting, step_setting=owned,
-                    offsets=torch.tensor(offsets, device=device), groups=groups,
-                )
-            )  # fmt: skip
+        room = Room(batch, max_len, config.d_head, positions, dtype, config.recurrence)
+        rows = patterns.per_kv_head(config.kv_heads)
+        layers = [empty_layer(room, head_parts(row), layer, config.group) for layer, row in enumerate(rows)]
         return cls(patterns, config.kv_heads, layers, positions, max_len, [0] * batch)
 
     def chunk(self, lengths: list[int] | None, width: int, batch: int) -> Chunk:
@@ -97,6 +74,17 @@ class KVCache:
         if max(self.held) + self.stepped >= self.max_len:
             self._check_room([1] * batch)
 
+    def begin_step(self, batch: int) -> None:
+        """The host's half of a decoding step that comes before the device's; the first step ends the prompts.
+
+        Raises ValueError as `check_step` does.
+        """
+        self.check_step(batch)
+        if self.prompts is None:
+            self.prompts = list(self.lengths)
+            for layer in self.layers:
+                layer.begin_decoding(self.prompts)
+
     def _check_room(self, new: list[int]) -> None:
         for row, (held, more) in enumerate(zip(self.lengths, new)):
             if held + more > self.max_len:
@@ -117,39 +105,73 @@ class KVCache:
     def rewind(self, length: int = 0) -> None:
         """Every sequence stands at `length` tokens, with an empty recurrent state; the slots keep what they hold.
 
-        At 0 the cache is as good as new. Raises ValueError if length is not between 0 and max_len.
+        At 0 the cache is as good as new. Before the end of a prompt, the prompt ends at the next step instead. A window
+        or a recurrent state of before is not restored.
+
+        Raises:
+            ValueError: length is not between 0 and max_len, or (but for 0) SnapKV can't go there: it has cut the prompt
+                behind it, or has to know the prompt's last queries, which newer ones have replaced.
         """
         if not 0 <= length <= self.max_len:
             raise ValueError(f"cache: cannot stand at {length} tokens; it was made for max_len={self.max_len}")
+        if length and self.compresses and length < max(self.lengths if self.prompts is None else self.prompts):
+            prompt = max(self.lengths if self.prompts is None else self.prompts)
+            why = "reads its last queries" if self.prompts is None else "has cut it, and what it dropped is gone"
+            raise ValueError(
+                f"cache: cannot stand at {length} tokens, within a prompt of {prompt}: SnapKV {why}; rewind to 0, or "
+                "to the prompt's end or later"
+            )
+        reopened = self.prompts is not None and length < max(self.prompts)
+        self.prompts = None if reopened else self.prompts
         self.held, self.stepped = [length] * len(self.held), 0
         self.positions.fill_(length)
         for layer in self.layers:
-            for state in layer.state or ():
+            layer.rewind(length, reopened)
+            for state in layer.buffers()["state"]:
                 state.zero_()
 
+    def branch(self, rows: list[int]) -> KVCache:
+        """A cache of its own whose sequences are copies of these rows."""
+        index = torch.tensor(rows, device=self.positions.device)
+        positions, held = self.positions[index], [self.lengths[row] for row in rows]
+        prompts = None if self.prompts is None else [self.prompts[row] for row in rows]
+        layers = [layer.branch(index, positions) for layer in self.layers]
+        return replace(self, layers=layers, positions=positions, held=held, stepped=0, prompts=prompts)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether some head drops entries at the end of a prompt (SnapKV), and so moves to other tensors there."""
+        return any(p.snap is not None for row in self.patterns for p in row)
+
     def kv_entries(self) -> list[list[list[int]]]:
-        """Entries held, [layers][key heads][B]: what the next query will see besides itself at most."""
+        """Entries held, [layers][key heads][B]: what later queries will see at most."""
         held = self.patterns.per_kv_head(self.kv_heads)
-        return [[[p.kv_entries(n) for n in self.lengths] for p in row] for row in held]
+        # A prompt that has not ended is held whole.
+        ends = [n + 1 for n in self.lengths] if self.prompts is None else self.prompts
+        return [[[p.kv_entries(n, end) for n, end in zip(self.lengths, ends)] for p in row] for row in held]
 
     def bytes(self) -> int:
-        """Bytes that the cache occupies: keys, values and recurrent state of all layers."""
-        return self.kv_bytes() + self.state_bytes()
+        """Bytes that the cache occupies: keys, values, what blocks are selected by, and recurrent state of all layers.
+
+        With SnapKV before the first step also the last queries of the prompts.
+        """
+        return sum(_bytes(found) for layer in self.layers for found in layer.buffers().values())
 
     def kv_bytes(self) -> int:
         """Bytes of the key and value slots of all layers."""
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values))
+        return self._bytes_of("kv")
+
+    def metadata_bytes(self) -> int:
+        """Bytes of what blocks are selected by: means, or smallest and largest channels; 0 if none are selected."""
+        return self._bytes_of("metadata")
 
     def state_bytes(self) -> int:
         """Bytes of the recurrent state of all layers; 0 without a recurrence."""
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer.state or ())
+        return self._bytes_of("state")
+
+    def _bytes_of(self, kind: str) -> int:
+        return sum(_bytes(layer.buffers().get(kind, [])) for layer in self.layers)
 
 
-def _bounded(pattern: Pattern, max_len: int) -> Pattern:
-    """The pattern that sees the same keys of at most max_len tokens, and needs no more slots than that."""
-    p = pattern.canonical
-    return Pattern(p.dilation, min(p.window, max_len - 1), min(p.sinks, max_len))
-
-
-def _slots(pattern: Pattern, max_len: int) -> int:
-    return slot_count(pattern.dilation, pattern.window, pattern.sinks, max_len)
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -13,46 +13,22 @@ either its new token or what it held before.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ratplus.kernels.decode.layout import dilated_slot, ring_slot
+from ratplus.kernels import decode_attention, dilated_attention
+from ratplus.kernels.attention.patterns import pattern_tensors
+from ratplus.kernels.decode.layout import dilated_slot, ring_slot, slot_count
+from ratplus.model.cache_chunk import Chunk, Room
+from ratplus.model.kernel_pattern import kernel_pattern
 from ratplus.pattern import Pattern
 
 # Queries per block in chunked prefill: bounds the mask, whatever the chunk's length.
 _QUERY_BLOCK = 512
-
-
-def to_device(numbers: list[int], device: torch.device) -> Tensor:
-    """int64 [len(numbers)] on `device`; on CUDA from pinned memory, since any other copy makes the host wait."""
-    held = torch.tensor(numbers, dtype=torch.int64)
-    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The next tokens of every sequence: how many each holds already, and how many of `width` are real.
-
-    `start` is the position of the first token if all sequences stand there and none is padded, else None.
-    `real_B` (int64 [B], real tokens of each) and `real_BT` (bool [B, T]) are None if nothing is padded.
-    """
-
-    width: int
-    held: list[int]
-    new: list[int]
-    start: int | None
-    real_B: Tensor | None
-    real_BT: Tensor | None
-
-    @classmethod
-    def of(cls, held: list[int], new: list[int], width: int, device: torch.device) -> Chunk:
-        if all(n == width for n in new):
-            return cls(width, held, new, held[0] if len(set(held)) == 1 else None, None, None)
-        real_B = to_device(new, device)
-        return cls(width, held, new, None, real_B, torch.arange(width, device=device) < real_B[:, None])
 
 
 @dataclass
@@ -115,13 +91,68 @@ class LayerCache:
     offsets: Tensor  # int64 [H_kv + 1], first slot of each head
     groups: list[HeadGroup]
 
+    @classmethod
+    def empty(cls, room: Room, row: tuple[Pattern, ...]) -> LayerCache:
+        """Slots for key heads of these patterns, which select nothing."""
+        row, device = tuple(_bounded(p, room.max_len) for p in row), room.device
+        counts = [_slots(p, room.max_len) for p in row]
+        offsets = [0, *accumulate(counts)]
+        groups = [
+            HeadGroup.of(
+                pattern, [h for h, p in enumerate(row) if p == pattern], offsets, _slots(pattern, room.max_len), device
+            )
+            for pattern in dict.fromkeys(row)
+        ]
+        shape = (room.batch, offsets[-1], room.d_head)
+        setting = kernel_pattern(row, device)
+        # Tensors of its own, not those that `kernel_pattern` shares and may drop.
+        dilations, windows, sinks = pattern_tensors(*setting, len(row), device)
+        return cls(
+            keys=torch.zeros(shape, device=device, dtype=room.dtype),
+            values=torch.zeros(shape, device=device, dtype=room.dtype),
+            state=room.state(len(row)), positions=room.positions, setting=setting,
+            step_setting=(dilations.clone(), windows.clone(), sinks.clone()),
+            offsets=torch.tensor(offsets, device=device), groups=groups,
+        )  # fmt: skip
+
+    # ---- as all layers' caches have it (`ratplus.model.cache`) ----------------------------------------------------
+
+    def buffers(self) -> dict[str, list[Tensor]]:
+        """What is held, by what it is: keys and values ("kv"), "state"."""
+        return {"kv": [self.keys, self.values], "state": [*(self.state or ())]}
+
+    def branch(self, index: Tensor, positions: Tensor) -> LayerCache:
+        """A copy of the rows `index` of the batch, which stand at `positions`."""
+        state = None if self.state is None else (self.state[0][index], self.state[1][index])
+        return replace(self, keys=self.keys[index], values=self.values[index], state=state, positions=positions)
+
+    def begin_decoding(self, lengths: list[int]) -> None:
+        """Nothing changes where a prompt ends."""
+
+    def rewind(self, length: int, reopened: bool) -> None:
+        """The slots keep what they hold; only the newest token's slot of a dense head gets that token again.
+
+        A window's tokens that newer ones have overwritten are gone.
+        """
+        for group in self.groups:
+            if group.pattern.dense:
+                newest = self.positions[:, None, None, None]  # its slot among all tokens', which begin at slot 1
+                for flat in (self.keys, self.values):
+                    held = group.read(flat, 0, group.slots)
+                    index = newest.expand(-1, held.shape[1], 1, held.shape[3])
+                    group.write(flat, 0, held.gather(2, index))
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, logit: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """One token a sequence: q [B, H, d], k, v and gate logit [B, H_kv, d], un-rotated; returns [B, H, d]."""
+        return decode_attention(
+            q, k, v, logit, self.keys, self.values, self.state, self.positions, *self.step_setting, self.offsets, rope
+        )
+
     # ---- what a chunk sees -------------------------------------------------------------------------------------
 
     def attend_chunk(self, q: Tensor, k: Tensor, v: Tensor, chunk: Chunk) -> Tensor:
         """Attention [B,H,T,d] of a chunk over what is stored and over itself; k, v [B,H_kv,T,d]; q and k rotated."""
         if max(chunk.held) == 0:
-            from ratplus.kernels import dilated_attention
-
             return dilated_attention(q, k, v, *self.setting)
         q = q.unflatten(1, (k.shape[1], -1))  # [B, H_kv, queries of each, T, d]
         out = torch.empty_like(q)
@@ -234,3 +265,13 @@ def _slices(p: Pattern, start: int, end: int) -> Iterator[tuple[int, slice]]:
             first = (p.sinks // p.dilation + 1 + low) * p.dilation - 1
             slot, _ = dilated_slot(first, p.dilation, p.window, p.sinks)
             yield slot, slice(first - start, end - start, p.dilation)
+
+
+def _bounded(pattern: Pattern, max_len: int) -> Pattern:
+    """The pattern that sees the same keys of at most max_len tokens, and needs no more slots than that."""
+    p = pattern.canonical
+    return Pattern(p.dilation, min(p.window, max_len - 1), min(p.sinks, max_len))
+
+
+def _slots(pattern: Pattern, max_len: int) -> int:
+    return slot_count(pattern.dilation, pattern.window, pattern.sinks, max_len)

@@ -46,10 +46,10 @@ def no_graph_reason(model: Network, cache: KVCache) -> str | None:
     """Why a step of this model can't be captured, in one line; None if it can, and on a CPU an empty text."""
     from ratplus.kernels.dispatch import VARIABLE, implementation
 
-    keys = cache.layers[0].keys
-    if keys.device.type != "cuda":
+    weight = model.embed.weight  # caches have its device and type
+    if weight.device.type != "cuda":
         return ""
-    if implementation("decode_attention", model.config.d_head, keys) != "fused":
+    if implementation("decode_attention", model.config.d_head, weight) != "fused":
         forced = os.environ.get(VARIABLE)
         return f"{VARIABLE}={forced} makes the host wait for the device" if forced else "the Triton kernels can't run"
     if torch.is_autocast_enabled("cuda"):
@@ -95,7 +95,7 @@ class DecodeLoop:
         """Feed one token [B] a sequence; logits [B, vocab]. Raises ValueError on overrun or another batch size."""
         if self._capture is None:
             return self.model.step(token, self.cache)
-        self.cache.check_step(token.shape[0])
+        self.cache.begin_step(token.shape[0])
         self._token.copy_(token)
         if self._replay is None and self._warm:
             self._try_to_capture(self._capture)
@@ -161,7 +161,7 @@ def keep(loop: DecodeLoop) -> None:
 
     A loop without a graph is left alone: a new one is as good. `release` frees what is kept.
     """
-    if loop.graphed:
+    if loop.graphed and not loop.cache.compresses:  # a prompt cut anew lies elsewhere, where no graph looks
         model = loop.model
         del loop.model
         _kept[model] = (_key(model, len(loop.cache.lengths), loop.cache.patterns), loop)

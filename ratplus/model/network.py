@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ratplus.config.model import ModelConfig
-from ratplus.kernels import block_attention, decode_attention, dilated_attention, gated_scan
+from ratplus.kernels import block_attention, dilated_attention, gated_scan
 from ratplus.model.cache import KVCache
-from ratplus.model.cache_layer import Chunk, LayerCache
+from ratplus.model.cache_chunk import AnyLayer, Chunk
 from ratplus.model.feed_forward import FeedForward
 from ratplus.model.head_parts import HeadPart, head_parts, heads_in_order
 from ratplus.model.rope import attention_scale, rope_tables, rotate
@@ -131,7 +131,7 @@ class Mixer(nn.Module):
         assert part.kind == "blocks", part  # `Network.forward` refuses SnapKV, and phases
         return block_attention(q, k, v, *setting, **part.block_setting(self.layer, q.device))
 
-    def prefill(self, x_BTd: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
+    def prefill(self, x_BTd: Tensor, layer: AnyLayer, rope: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
         """Like forward, but over what `layer` already holds, and storing what it must keep. Right padding is not real.
 
         `rope` tables are [T, d_head], or [B, T, d_head] where sequences stand at different positions.
@@ -146,15 +146,12 @@ class Mixer(nn.Module):
         layer.store_chunk(k, v, chunk, final)
         return self._finish(x_BTd, y, gate)
 
-    def step(self, x_B1d: Tensor, layer: LayerCache, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def step(self, x_B1d: Tensor, layer: AnyLayer, rope: tuple[Tensor, Tensor]) -> Tensor:
         """One token per sequence; `rope` are the full tables [max_len, d_head], read at `layer.positions`."""
         gate, q, k, v, logit = self._project(x_B1d)
         q, k, v = (x[:, :, 0] for x in (q, k, v))
         logit, k, v = self._restart(None if logit is None else logit[:, :, 0], k, v, layer.positions)
-        y = decode_attention(
-            q, k, v, logit, layer.keys, layer.values, layer.state, layer.positions,
-            *layer.step_setting, layer.offsets, rope,
-        )  # fmt: skip
+        y = layer.step(q, k, v, logit, rope)
         return self._finish(x_B1d, y[:, :, None], gate)
 
 
@@ -369,7 +366,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def step(self, token: Tensor, cache: KVCache) -> Tensor:
         """Feed one token [B] per sequence at its own position; logits [B, vocab]. Raises ValueError on overrun."""
-        cache.check_step(token.shape[0])
+        cache.begin_step(token.shape[0])
         self._check_tokens(token)
         logits = self.step_on_device(token, cache)
         cache.count_step()

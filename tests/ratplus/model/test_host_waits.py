@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.kernels import attention, decode
 from ratplus.kernels.attention.patterns import pattern_tensors
-from ratplus.model import cache_layer
+from ratplus.model import cache_chunk
 from ratplus.model.kernel_pattern import kernel_pattern
 
 LAYERS, HEADS = 2, 4
@@ -115,7 +115,7 @@ def test_prompts_with_padding(on_device, monkeypatch, name):
     """The lengths go to the device from pinned memory, which stand-ins do not have; nothing else is copied."""
     model = on_device()
     monkeypatch.setattr(
-        cache_layer, "to_device", lambda numbers, device: torch.zeros(len(numbers), dtype=torch.int64, device=device)
+        cache_chunk, "to_device", lambda numbers, device: torch.zeros(len(numbers), dtype=torch.int64, device=device)
     )
     cache = model.new_cache(2, PATTERNS[name], 96)
     tokens = torch.zeros(2, 40, dtype=torch.int64)
