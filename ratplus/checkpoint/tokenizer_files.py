@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,6 +73,18 @@ def _ids(tokenizer: dict) -> list[int]:
     return ids + [int(token["id"]) for token in tokenizer.get("added_tokens") or []]
 
 
+def begins_texts(files: Mapping[str, bytes]) -> bool:
+    """Whether a tokenizer.json itself puts a token before every text, as those of Llama and Mistral do."""
+    try:
+        after = parse_json(files[TOKENIZER_FILE]).get("post_processor") or {}
+        return any(
+            step.get("type") == "TemplateProcessing" and "SpecialToken" in step["single"][0]
+            for step in (after, *after.get("processors", []))
+        )
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+        return False
+
+
 def write_tokenizer_files(files: Mapping[str, bytes], folder: Path) -> None:
     """Put a tokenizer's files beside a model, and take away those of a model that lay there before."""
     for name in NAMES:
@@ -81,14 +92,3 @@ def write_tokenizer_files(files: Mapping[str, bytes], folder: Path) -> None:
             write_atomically(folder / name, files[name])
         else:
             (folder / name).unlink(missing_ok=True)
-
-
-def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """What tokenizer_config.json says of begin and end of text: {"bos_token": ..., "eos_token": ...}, where it does."""
-    try:
-        words = json.loads(files["tokenizer_config.json"])
-        told = {key: words.get(key) for key in ("bos_token", "eos_token")}
-    except (KeyError, ValueError, AttributeError):
-        return {}
-    plain = {key: value.get("content") if isinstance(value, dict) else value for key, value in told.items()}
-    return {key: value for key, value in plain.items() if isinstance(value, str)}

@@ -79,6 +79,10 @@ class DataSection:
     Bytes need no file. Allowed: bytes, a path, null."""
     eos: Any = None
     """Token, or its id, that ends a text. Null takes what the tokenizer's file says. Allowed: a token, ≥ 0, null."""
+    bos: Any = None
+    """Token, or its id, that begins every text of the corpus and every prompt; true takes the one that the tokenizer's
+    file puts there, as those of Llama and Mistral do. Null puts none, as in the paper. Allowed: true, a token, ≥ 0,
+    null."""
     lossy: float = 0.001
     """Largest share of characters that may not come back when the tokenizer's ids are decoded (a sample is looked at);
     more is refused. A thousandth, since rare symbols are no loss that a model would notice, while a tokenizer without
@@ -132,4 +136,7 @@ class DataSection:
         eos = self.eos
         is_id = is_whole(eos) and eos >= 0
         check(eos is None or isinstance(eos, str) or is_id, "data.eos", eos, "it must be a token, or an id ≥ 0")
+        bos = self.bos
+        given = bos is True or isinstance(bos, str) or (is_whole(bos) and bos >= 0)
+        check(bos is None or given, "data.bos", bos, "it must be true, a token, an id ≥ 0, or null")
         check_least(self, "data", validation_files=1, workers=1, vocab_size=1, eos_id=0)

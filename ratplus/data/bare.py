@@ -87,7 +87,7 @@ def check_bare(data: DataSection, folder: Path) -> None:
 def _tokenizer(data: DataSection) -> Tokenizer | dict:
     """A tokenizer, or what is known of one whose file nobody has."""
     if data.tokenizer is not None:
-        tokenizer = load_tokenizer(data.tokenizer, data.eos)
+        tokenizer = load_tokenizer(data.tokenizer, data.eos, bos=data.bos)
         for key in ("vocab_size", "eos_id"):
             given, real = getattr(data, key), getattr(tokenizer, key)
             if given is not None and given != real:

@@ -85,7 +85,7 @@ class Corpus:
                 f"{self.folder}: the tokenizer of these streams is not known; name its file with data.tokenizer=..."
             )
         path = _below(self.folder, facts["file"])
-        tokenizer = load_tokenizer(path, facts["eos_id"])
+        tokenizer = load_tokenizer(path, facts["eos_id"], bos=facts.get("bos_id"))
         if tokenizer.facts.get("sha256") != facts.get("sha256", ""):
             raise CorpusError(f"{path}: SHA-256 differs from the manifest: the file was altered; {_REDO}")
         return tokenizer
@@ -196,6 +196,8 @@ def _misshapen(manifest: dict) -> str:
     facts = manifest["tokenizer"]
     if not (_is_count(facts["vocab_size"]) and facts["vocab_size"] <= 1 << 32 and _is_count(facts["eos_id"])):
         return "tokenizer: vocab_size and eos_id are no ids of 32 bits"
+    if facts.get("bos_id") is not None and not _is_count(facts["bos_id"]):
+        return "tokenizer: bos_id is no id of 32 bits"
     if not isinstance(facts["name"], str) or not isinstance(facts.get("file", ""), str):
         return "tokenizer: name and file are no texts"
     for split in SPLITS:

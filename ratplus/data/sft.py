@@ -106,7 +106,10 @@ def answer_ids(tokenizer, prompt: str, prompt_ids: list[int], answer: str) -> li
     that the evaluation's prompt is followed by it.
     """
     whole = tokenizer.encode(prompt + answer)
-    return whole[len(prompt_ids) :] if whole[: len(prompt_ids)] == prompt_ids else tokenizer.encode(answer)
+    if whole[: len(prompt_ids)] == prompt_ids:
+        return whole[len(prompt_ids) :]
+    alone = tokenizer.encode(answer)
+    return alone if getattr(tokenizer, "bos_id", None) is None else alone[1:]
 
 
 def check_split(config: Config, corpus: Corpus) -> None:

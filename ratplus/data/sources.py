@@ -42,9 +42,10 @@ def corpus_folder(data: DataSection) -> Path:
         more = (data.source, data.files, data.revision, data.column, data.separator, data.split, data.validation_files,
                 data.validation_path, data.vocab_size, data.eos_id)  # fmt: skip
         name = f"{Path(place).name.partition('.')[0]}-{_digest(repr((place, *more)))}"
-    if data.tokenizer not in (None, ByteTokenizer.name) or data.eos is not None:
+    if data.tokenizer not in (None, ByteTokenizer.name) or data.eos is not None or data.bos is not None:
         where = os.path.realpath(data.tokenizer) if data.tokenizer else ""
-        name += f"-{Path(where).stem}-{_digest(where + (f' {data.eos!r}' if data.eos is not None else ''))}"
+        more = ("" if data.eos is None else f" {data.eos!r}") + ("" if data.bos is None else f" bos {data.bos!r}")
+        name += f"-{Path(where).stem}-{_digest(where + more)}"
     return Path(data.root) / f"{name}-v{data.validation_fraction:g}"
 
 
@@ -77,7 +78,7 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
             return write_bare(data, folder)
         check_bare(data, folder)
         return folder
-    tokenizer = None if made and data.tokenizer is None else load_tokenizer(data.tokenizer, data.eos)
+    tokenizer = None if made and data.tokenizer is None else load_tokenizer(data.tokenizer, data.eos, bos=data.bos)
     if made and tokenizer is not None:
         _same_tokenizer(data, folder, tokenizer)
     if data.source in ("files", "hub"):
@@ -159,6 +160,12 @@ def _changed(data: DataSection, folder: Path) -> CorpusError:
 
 def _same_tokenizer(data: DataSection, folder: Path, tokenizer: Tokenizer) -> None:
     made_with = read_manifest(folder)["tokenizer"]
+    begun = made_with.get("bos_id")
+    if (tokenizer.name, tokenizer.eos_id) == (made_with["name"], made_with["eos_id"]) and tokenizer.bos_id != begun:
+        raise CorpusError(
+            f"data.bos={data.bos}: texts begin with token {tokenizer.bos_id}, but {folder} was made with {begun}; give "
+            "the same, or delete the folder"
+        )
     if (tokenizer.name, tokenizer.eos_id) != (made_with["name"], made_with["eos_id"]):
         raise CorpusError(
             f"data.tokenizer={data.tokenizer}: it is {tokenizer.name} with end of text {tokenizer.eos_id}, but "
@@ -170,7 +177,7 @@ def _prepared(data: DataSection, folder: Path) -> Path:
     """A folder that is whole as it is; a tokenizer that is named must be its own."""
     read_manifest(folder)
     if data.tokenizer not in (None, ByteTokenizer.name):
-        _same_tokenizer(data, folder, load_tokenizer(data.tokenizer, data.eos))
+        _same_tokenizer(data, folder, load_tokenizer(data.tokenizer, data.eos, bos=data.bos))
     return folder
 
 

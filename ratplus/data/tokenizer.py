@@ -35,6 +35,7 @@ class ByteTokenizer:
 
     name = "bytes"
     eos_id = 256
+    bos_id = None
     vocab_size = 257
     bytes_per_token = 1
     file = None
@@ -62,6 +63,7 @@ class _FileTokenizer:
     package: str
     called: str
     bytes_per_token = 4  # of English; only for estimates
+    bos_id: int | None = None  # that begins every text; None: nothing does
 
     def __init__(self, path: Path, vocab_size: int, eos_id: int):
         self.file = path
@@ -77,17 +79,49 @@ class _FileTokenizer:
         return {
             "name": self.name, "vocab_size": self.vocab_size, "eos_id": self.eos_id, "kind": self.kind,
             "file": stored, "sha256": self.sha256,
+            **({} if self.bos_id is None else {"bos_id": self.bos_id}),
         }  # fmt: skip
+
+    def begin_with(self, bos: str | int | None) -> None:
+        """Let every text that is encoded begin with a token (`data.bos`): its name or id; True is the file's own.
+
+        Raises:
+            TokenizerError: no such token, or a file that puts none there.
+        """
+        if bos is True:
+            self.bos_id = self.own_bos()
+            if self.bos_id is None:
+                raise TokenizerError(f"data.bos: got true; {self.file} puts no token before a text; leave it null")
+        elif isinstance(bos, str):
+            self.bos_id = self._id_of(bos)
+            if self.bos_id is None:
+                raise TokenizerError(f"data.bos: {self.file} has no token {bos!r}; give one that it has, or an id")
+        else:
+            if bos is not None and not 0 <= bos < self.vocab_size:
+                raise TokenizerError(f"data.bos: id {bos} is not among the {self.vocab_size} ids of {self.file}")
+            self.bos_id = bos
+
+    def own_bos(self) -> int | None:
+        """Id of the one token that the file itself says stands before a text; None if it says so of none."""
+        raise NotImplementedError
+
+    def _id_of(self, token: str) -> int | None:
+        raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, without end-of-text.
+        """Ids of each text, without end-of-text; with `bos_id` before it, if there is one.
 
         A text of more than PIECE characters is encoded in pieces, since the libraries need hundreds of bytes for each
         character of a text. Pieces end before a single space between words, where tokenizers part text anyway.
         """
+        if self.bos_id is None:
+            return self._encode_bare(texts)
+        return [np.concatenate(([self.bos_id], ids)) for ids in self._encode_bare(texts)]
+
+    def _encode_bare(self, texts: list[str]) -> list[np.ndarray]:
         if all(len(text) <= PIECE for text in texts):
             return self._encode(texts)
         encoded: list[np.ndarray] = []
@@ -130,6 +164,14 @@ class HuggingFaceTokenizer(_FileTokenizer):
             raise _cannot(self.file, "encode a text", error) from None
         return [np.asarray(e.ids, dtype=np.int64) for e in encoded]
 
+    def own_bos(self) -> int | None:
+        """Id of the one token that the file's post-processor puts before a text; None if it puts none there."""
+        ids = self._tokenizer.encode("", add_special_tokens=True).ids
+        return ids[0] if len(ids) == 1 else None
+
+    def _id_of(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
     def decode(self, ids) -> str:
         """Text of ids; special tokens and ids outside the vocabulary are left out."""
         own = [int(i) for i in ids if 0 <= i < self.vocab_size]
@@ -162,6 +204,15 @@ class SentencePieceTokenizer(_FileTokenizer):
             raise _cannot(self.file, "encode a text", error) from None
         return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
+    def own_bos(self) -> int | None:
+        """Id of the model's begin of text; None if it has none."""
+        own = self._processor.bos_id()
+        return own if own >= 0 else None
+
+    def _id_of(self, token: str) -> int | None:
+        known = self._processor.piece_to_id(token)
+        return known if self._processor.id_to_piece(known) == token else None
+
     def decode(self, ids) -> str:
         """Text of ids; end-of-text and ids outside the vocabulary are left out."""
         own = [int(i) for i in ids if 0 <= i < self.vocab_size and i != self.eos_id]
@@ -188,7 +239,9 @@ def _pieces(text: str) -> list[str]:
 Tokenizer = ByteTokenizer | HuggingFaceTokenizer | SentencePieceTokenizer
 
 
-def load_tokenizer(which: str | Path | None, eos: str | int | None = None, tried: bool = False) -> Tokenizer:
+def load_tokenizer(
+    which: str | Path | None, eos: str | int | None = None, tried: bool = False, bos: str | int | None = None
+) -> Tokenizer:
     """The tokenizer of `data.tokenizer`.
 
     Args:
@@ -196,6 +249,7 @@ def load_tokenizer(which: str | Path | None, eos: str | int | None = None, tried
         eos: token or id that ends a text (`data.eos`); None takes what the file, or a tokenizer_config.json beside
             it, says.
         tried: that another process has just loaded the same file; else it is tried out first.
+        bos: token or id that begins every text (`data.bos`), True for the file's own; None puts nothing there.
 
     Raises:
         TokenizerError: one line that says what is wrong.
@@ -208,6 +262,8 @@ def load_tokenizer(which: str | Path | None, eos: str | int | None = None, tried
     if str(which) == ByteTokenizer.name:
         if eos is not None:
             raise TokenizerError(f"data.eos: got {eos!r}; bytes have their own end of text, 256; leave it null")
+        if bos is not None:
+            raise TokenizerError(f"data.bos: got {bos!r}; bytes have no token that begins a text; leave it null")
         return ByteTokenizer()
     path = Path(which)
     if path.is_dir():
@@ -236,7 +292,9 @@ def load_tokenizer(which: str | Path | None, eos: str | int | None = None, tried
             problem = "" if tried else problem_of(str(path), kind.kind, (found.st_size, found.st_mtime_ns))
             if problem:
                 raise TokenizerError(f"{path}: not a {kind.called}: {first_line(ValueError(problem))}")
-            return kind(path, eos)
+            tokenizer = kind(path, eos)
+            tokenizer.begin_with(bos)
+            return tokenizer
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
     raise TokenizerError(f"data.tokenizer={path}: unknown kind of file; allowed: bytes, a tokenizer.json, or a .model")

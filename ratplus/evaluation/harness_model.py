@@ -21,7 +21,7 @@ class Adapter:
 
     Args:
         tokenizer: anything with encode(text) -> ids, decode(ids) -> text, eos_id, vocab_size. Nothing is put before a
-            context; an empty one becomes [eos_id].
+            context, save the bos_id of a tokenizer that has one; an empty one becomes [eos_id], or [bos_id].
         patterns: what the heads see; None is dense.
         batch_size: sequences at a time; changes no score beyond 1e-4.
         max_length: longest input in tokens; None takes the model's max_len.
@@ -90,8 +90,17 @@ class Adapter:
     # ---- text to ids ----
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        """Ids of a text; no special tokens, whatever is asked for."""
+        """Ids of a text; no special tokens, whatever is asked for, but what begins every text (`data.bos`)."""
         return [int(i) for i in self.tokenizer.encode(string)]
+
+    @property
+    def _first(self) -> int:
+        """What stands before a text that nothing precedes: the token that begins every text, else end-of-text."""
+        begin = getattr(self.tokenizer, "bos_id", None)
+        return self.eot_token_id if begin is None else begin
+
+    def _without_first(self, ids: list[int]) -> list[int]:
+        return ids if getattr(self.tokenizer, "bos_id", None) is None else ids[1:]
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of a context and its continuation, as they are tokenized together.
@@ -100,7 +109,7 @@ class Adapter:
         """
         bare = context.rstrip()
         if not bare:
-            return [self.eot_token_id], self.tok_encode(context + continuation)
+            return [self._first], self._without_first(self.tok_encode(context + continuation))
         whole, start = self.tok_encode(context + continuation), self.tok_encode(bare)
         return start or [self.eot_token_id], whole[len(start) :]
 
@@ -117,7 +126,8 @@ class Adapter:
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each request's text, its first token after end-of-text."""
-        return self.scorer.rolling([self.tok_encode(request.args[0]) for request in requests], self.eot_token_id)
+        texts = [self._without_first(self.tok_encode(request.args[0])) for request in requests]
+        return self.scorer.rolling(texts, self._first)
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
         """Continuation of each request's (context, generation_kwargs); see `Decoding.of` for the settings."""

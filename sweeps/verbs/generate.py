@@ -111,13 +111,15 @@ def _load(request: Request):
     from ratplus import checkpoint
     from ratplus.checkpoint.facts import default_patterns
     from ratplus.checkpoint.tokenizer_files import has_tokenizer
-    from ratplus.data.tokenizer import load_tokenizer
+    from ratplus.data.tokenizer import ByteTokenizer, load_tokenizer
     from ratplus.pattern import Pattern
 
     folder = Path(request.model)
     if (folder / "config.json").exists():
         own = folder if has_tokenizer(folder) else "bytes"
         tokenizer = load_tokenizer(request.tokenizer or own)
+        if request.tokenizer is None and not isinstance(tokenizer, ByteTokenizer):
+            tokenizer.bos_id = tokenizer.own_bos()  # as the model was trained
     elif folder.exists():
         raise UsageError(f"model={request.model}: not a model folder (config.json is missing)")
     elif not re.fullmatch(r"[0-9a-f]{1,12}", request.model):

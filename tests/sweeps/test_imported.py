@@ -109,6 +109,29 @@ def test_what_does_not_fit_an_imported_model(place, capsys):
         compose_one([*WORDS, "model.kv_heads=5"])
 
 
+def test_texts_begin_with_the_models_token(place, capsys):
+    """data.bos: in the corpus, in prompts, and in what an evaluation scores; never in what is scored or answered."""
+    from ratplus.data.sft import answer_ids
+    from ratplus.data.sources import corpus_of
+    from ratplus.evaluation.harness_model import Adapter
+
+    plain, begun = (corpus_of(compose_one([*WORDS, *more]).config.data) for more in ([], ["data.bos=true"]))
+    assert list(begun.train[:1]) + list(begun.train[-1:]) == [256, 257]
+    assert list(begun.train[1:20]) == list(plain.train[:19])
+    assert "bos_id" not in plain.manifest["tokenizer"]
+    tokenizer = begun.tokenizer()
+    ids = tokenizer.encode("ab")
+    assert ids[0] == 256
+    assert tokenizer.decode(ids) == "ab"
+    assert answer_ids(tokenizer, "ab", ids, " c") == plain.tokenizer().encode(" c")
+    harness = Adapter(load("ours"), tokenizer)
+    assert harness.encode_pair("ab", " c") == (ids, plain.tokenizer().encode(" c"))
+    assert harness.encode_pair("", "c") == ([256], plain.tokenizer().encode("c"))
+    for word, told in (("data.bos=false", "data.bos: got False"), ("data.bos=no_such", "has no token 'no_such'"),
+                       ("data.bos=999", "id 999 is not among the 258 ids")):  # fmt: skip
+        assert told in refused(capsys, word)
+
+
 def test_generate_takes_the_models_own_tokenizer_and_pattern(place, capsys):
     assert ratplus("generate", "model=ours", "prompt=Some text", "max_new_tokens=3", "temperature=0") == 0
     assert "--- stream-W23 ---" in capsys.readouterr().out
@@ -120,7 +143,7 @@ def test_words_of_import(place, capsys, monkeypatch):
     assert ratplus("import", "theirs", "again") == 0
     told = capsys.readouterr().out
     assert "its own pattern, with which it was trained: stream-W23" in told
-    assert "use it with: model.init_from=again data.tokenizer=again data.recall.fraction=0" in told
+    assert "use it with: model.init_from=again data.tokenizer=again data.bos=true data.recall.fraction=0" in told
 
     def line(*words) -> str:
         assert ratplus("import", *words) == 2

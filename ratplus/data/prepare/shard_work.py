@@ -60,6 +60,7 @@ class Job:
     tokenizer: str  # as load_tokenizer takes it
     tokenizer_name: str
     eos: int | None
+    bos: int | None
     longest: int  # bytes of the longest line that is read
 
 
@@ -125,8 +126,8 @@ def _tokenize_in_worker(job: Job) -> dict:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(which: str, eos: int | None) -> Tokenizer:
-    return load_tokenizer(which, eos, tried=True)  # whoever began the work has loaded it
+def _tokenizer(which: str, eos: int | None, bos: int | None) -> Tokenizer:
+    return load_tokenizer(which, eos, tried=True, bos=bos)  # whoever began the work has loaded it
 
 
 def _paths(job: Job) -> dict[str, Path]:
@@ -161,7 +162,7 @@ def _sha256(path: Path) -> str:
 
 def tokenize(job: Job, report: Callable[[int, int, int], None]) -> dict:
     """Make the shards of one input and their record. `report` is told (index, input bytes read, tokens)."""
-    tokenizer = _tokenizer(job.tokenizer, job.eos)
+    tokenizer = _tokenizer(job.tokenizer, job.eos, job.bos)
     if tokenizer.name != job.tokenizer_name:
         raise CorpusError(f"data.tokenizer={job.tokenizer}: the file changed meanwhile; run prepare again")
     vocab, source, settings = tokenizer.vocab_size, job.source, job.settings

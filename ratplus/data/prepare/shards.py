@@ -63,7 +63,8 @@ def write_shards(
         jobs = [
             Job(i, item, folder / FOLDER, settings, None if settings.split == "hash" else i >= first_held_out,
                  "bytes" if tokenizer.file is None else os.path.realpath(tokenizer.file), tokenizer.name,
-                 None if tokenizer.file is None else tokenizer.eos_id, longest_mib << 20)
+                 None if tokenizer.file is None else tokenizer.eos_id, tokenizer.bos_id,
+                 longest_mib << 20)
             for i, item in enumerate(inputs)
         ]  # fmt: skip
         (folder / FOLDER).mkdir(exist_ok=True)
