@@ -36,9 +36,16 @@ def run(
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """`block_decode_attention` by the named implementation; the fused one needs int32 [H_kv] settings."""
+    blocks = Blocks(block, score, first, stride, seed)
+    if implementation == "fused":
+        from ratplus.kernels.block_decode.fused import step  # Triton is imported only here
+
+        return step(
+            q, k, v, logit, keys, values, metadata, k_state, v_state, positions, dilation, window, sinks, top, heads,
+            cos, sin, blocks, slots,
+        )  # fmt: skip
     state = None if k_state is None or v_state is None else (k_state, v_state)
     rope = None if cos is None or sin is None else (cos, sin)
-    blocks = Blocks(block, score, first, stride, seed)
     settings = head_settings(dilation, window, sinks, top, k.shape[1], blocks)
     shared = (q, k, v, logit, keys, values, metadata, state, positions, settings, blocks)
     if implementation == "reference":

@@ -85,7 +85,6 @@ def block_attention(
     _check(q, k, v, blocks, start, metadata)
     batch, count = k.shape[:2]
     chosen = implementation("block_attention", q.shape[3], q)
-    chosen = "eager" if chosen == "fused" else chosen  # the Triton kernels come next
     if not on_device(dilation, window, sinks, top):
         settings = head_settings(dilation, window, sinks, top, count, blocks)
         slots = max(setting.top for setting in settings) if slots is None else slots

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _state_step(state, new, logit, at, GATED: tl.constexpr):
+def state_step(state, new, logit, at, GATED: tl.constexpr):
     """The recurrence's next value, float32: g state + (1 - g) new. Without gates: new."""
     x = tl.load(new).to(tl.float32)
     if GATED:
@@ -29,9 +29,9 @@ def take_token(
     k, v, logit, keys, values: pointers to this head; at: where its state begins; d, partner: channels, and the others
     of their rotated pairs; c, s: this position's rotation; step: the dilation, at least 1.
     """
-    key = _state_step(k_state + at, k + d, logit + d, d, GATED)
-    other = _state_step(k_state + at, k + partner, logit + partner, partner, GATED)
-    value = _state_step(v_state + at, v + d, logit + d, d, GATED)
+    key = state_step(k_state + at, k + d, logit + d, d, GATED)
+    other = state_step(k_state + at, k + partner, logit + partner, partner, GATED)
+    value = state_step(v_state + at, v + d, logit + d, d, GATED)
     if GATED:
         tl.debug_barrier()  # `other` was read by threads that don't own the channel
         tl.store(k_state + at + d, key)

@@ -1,0 +1,121 @@
+"""The Triton kernels of block attention, in Triton's interpreter, against the definition and against eager.
+
+Fresh memory is filled with NaN, so an element that a kernel leaves out shows.
+"""
+
+import os
+
+import pytest
+import torch
+from helpers import gradients, projections, rope_tables
+
+from ratplus.kernels import block_attention, block_decode_attention
+from ratplus.kernels.blocks.reference import block_attention_reference
+from ratplus.kernels.blocks.settings import Blocks, head_settings
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+
+from ratplus.kernels.block_decode import fused as block_decode
+from ratplus.kernels.blocks import fused
+
+D_HEAD, BATCH, HEADS = 16, 2, 2
+
+
+@pytest.fixture(autouse=True)
+def _fused(monkeypatch):
+    monkeypatch.setenv("RATPLUS_KERNELS", "fused")
+    torch.manual_seed(0)
+    empty, new_empty = torch.empty, torch.Tensor.new_empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(empty(*a, **k)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: _poison(new_empty(self, *a, **k)))
+
+
+def _poison(x):
+    return x.fill_(torch.nan) if x.is_floating_point() else x
+
+
+def _per_head(*columns):
+    return [torch.tensor(x, dtype=torch.int32) for x in columns]
+
+
+CASES = {
+    "blocks alone": ((None, 0, 0), {"top": 3, "block": 4}),
+    "bounds, dilation, window, sinks": ((4, 5, 3), {"top": 3, "block": 4, "score": "bounds"}),
+    "blocks of dilated keys": ((None, 3, 2), {"top": 2, "block": 3, "stride": 4, "first": False}),
+    "blocks of many tiles, at random": ((8, 0, 0), {"top": 2, "block": 20, "score": "random"}),
+    "each head its own": (_per_head([-1, 4], [5, 0], [2, 0]), {"top": _per_head([0, 3])[0], "block": 4}),
+}
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_its_gradients(name, group):
+    static, choice = CASES[name]
+    length, start, keys = (41, 0, 41) if group == 1 else (9, torch.tensor([3, 20]), 40)
+    (q,) = projections(BATCH, HEADS * group, length, D_HEAD, parts=1)
+    k, v = projections(BATCH, HEADS, keys, D_HEAD, parts=2)
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    out, ids = block_attention(*inputs, *static, **choice, start=start, return_blocks=True)
+    blocks = Blocks(**{name: value for name, value in choice.items() if name != "top"})
+    settings = head_settings(*static, choice["top"], HEADS, blocks)
+    starts = start.tolist() if isinstance(start, torch.Tensor) else [start] * BATCH
+    expected, _, chosen = block_attention_reference(*exact, settings, blocks, [0, 1], starts, ids.shape[3])
+    assert torch.equal(ids, chosen)
+    torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=2e-5)
+    for x, y in zip(gradients([out], inputs), gradients([expected], exact), strict=True):
+        torch.testing.assert_close(x.double(), y, atol=2e-5, rtol=2e-5)
+
+
+def test_half_precision():
+    inputs = [x.detach() for x in projections(1, 2, 41, D_HEAD, parts=3, dtype=torch.float16)]
+    out, ids = block_attention(*inputs, 8, 3, 0, top=3, block=4, return_blocks=True)
+    exact = [x.double() for x in inputs]
+    settings = head_settings(8, 3, 0, 3, 2, Blocks(4))
+    expected, _, chosen = block_attention_reference(*exact, settings, Blocks(4), [0, 1], [0], 3)
+    assert out.dtype == torch.float16
+    assert torch.equal(ids, chosen)
+    torch.testing.assert_close(out.double(), expected, atol=6e-3, rtol=6e-3)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 20])
+def test_lists_of_a_tile(monkeypatch, limit):
+    monkeypatch.setattr(fused, "FLAGS_LIMIT", limit)
+    ids = torch.randint(-1, 9, (2, 2, 21, 3), dtype=torch.int32)
+    lists, counts = fused.tile_lists(ids, 8, 9)
+    for b in range(2):
+        for h in range(2):
+            for tile in range(3):
+                chosen = sorted(set(ids[b, h, 8 * tile : 8 * tile + 8].flatten().tolist()) - {-1})
+                assert lists[b, h, tile, : counts[b, h, tile]].tolist() == chosen
+
+
+@pytest.mark.parametrize(("group", "splits"), [(1, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_those_of_eager(monkeypatch, name, group, splits):
+    """Caches, metadata, state, choice and output, step by step, ragged, over the border of a block."""
+    static, choice = CASES[name]
+    blocks = Blocks(**{name: value for name, value in choice.items() if name != "top"})
+    tables = rope_tables(torch.arange(50), D_HEAD)
+    keys, values = (torch.randn(BATCH, HEADS, 50, D_HEAD) for _ in range(2))
+    metadata = torch.randn(BATCH, HEADS, 50 // blocks.span, blocks.parts, D_HEAD)
+    state = [torch.randn(BATCH, HEADS, D_HEAD) for _ in range(2)]
+    held = [[x.clone() for x in (keys, values, metadata, *state)] for _ in range(2)]
+    monkeypatch.setattr(block_decode, "choose_splits", lambda *shapes: splits)
+    for step in range(5):
+        positions = torch.tensor([0, 37]) + step
+        token = [torch.randn(BATCH, n * HEADS, D_HEAD) for n in (group, 1, 1, 1)]
+        results = []
+        for way, (keys, values, metadata, *state) in zip(("fused", "eager"), held, strict=True):
+            monkeypatch.setenv("RATPLUS_KERNELS", way)
+            results.append(
+                block_decode_attention(
+                    *token, keys, values, metadata, tuple(state), positions, *static, **choice, rope=tables,
+                    return_blocks=True,
+                )
+            )  # fmt: skip
+        (out, ids), (expected, chosen) = results
+        assert torch.equal(ids, chosen)
+        torch.testing.assert_close(out, expected, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(*held, atol=1e-5, rtol=1e-5)
