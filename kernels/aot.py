@@ -21,6 +21,11 @@ from triton.compiler import ASTSource
 from ratplus.kernels.attention import fused as attention
 from ratplus.kernels.attention import fused_backward as attention_backward
 from ratplus.kernels.attention import fused_forward as attention_forward
+from ratplus.kernels.block_decode import fused as block_decode
+from ratplus.kernels.block_decode import fused_kernels as block_decode_kernels
+from ratplus.kernels.blocks import fused as blocks
+from ratplus.kernels.blocks import fused_forward as blocks_forward
+from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.decode import fused as decode
 from ratplus.kernels.decode import fused_group as decode_group
 from ratplus.kernels.decode import fused_kernels as decode_kernels
@@ -39,7 +44,10 @@ TYPES = {
     **dict.fromkeys(("k_state", "v_state", "part_acc", "part_max", "part_sum"), "*fp32"),
     **dict.fromkeys(("part_k", "part_v"), "*fp32"),
     **dict.fromkeys(("dilations", "windows", "sinks_of"), "*i32"),
-    **dict.fromkeys(("positions", "offsets"), "*i64"),
+    **dict.fromkeys(("ids", "lists", "counts"), "*i32"),
+    **dict.fromkeys(("positions", "offsets", "starts"), "*i64"),
+    **dict.fromkeys(("q_out",), "*bf16"),
+    "metadata": "*fp32",
     "scale": "fp32",
 }
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -68,6 +76,8 @@ def configurations(
                 if every_group or name in ("attention forward", "attention dKV, far list, split"):
                     yield f"{name}, 4 heads a key", d_head, kernel, constants
         for name, kernel, constants in _decode(dtype, d_head):
+            yield name, d_head, kernel, constants
+        for name, kernel, constants in _blocks(dtype, d_head):
             yield name, d_head, kernel, constants
     for reverse in (False, True):
         name = "scan carry" + (", reversed" if reverse else "")
@@ -115,6 +125,21 @@ def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict
         constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
         yield f"decode, split, {group} heads a key", decode_group.group_step_kernel, constants
     yield "decode, combine", decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}
+
+
+def _blocks(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:
+    """Of blocks of 64 keys, 16 a query: other sizes change loop bounds alone."""
+    chosen, slots = Blocks(64), 16
+    size = blocks.tiles(d_head, dtype)
+    yield "blocks forward", blocks_forward.forward_kernel, size.constants(d_head, 1, chosen)
+    yield "blocks forward, 4 heads a key", blocks_forward.forward_kernel, size.constants(d_head, 4, chosen)
+    token = {"D": d_head, "ROPE": True, "GATED": True, "GROUP": 1, "num_warps": block_decode.TOKEN_WARPS}
+    yield "blocks decode, token", block_decode_kernels.token_kernel, token
+    summary = {"D": d_head, "BLOCK": 64, "STRIDE": 1, "BN": block_decode.METADATA_KEYS, "BOUNDS": False}
+    yield "blocks decode, metadata", block_decode_kernels.metadata_kernel, summary | {"num_warps": 1}
+    for group in (1, 4):
+        walk = {"D": d_head, "SPLIT": True, **block_decode.constants(group, slots, chosen, dtype)}
+        yield f"blocks decode, split, {group} heads a key", block_decode_kernels.attend_kernel, walk
 
 
 def compiled(kernel, constants: dict, dtype: torch.dtype = torch.bfloat16, sizes_are_one: bool = False):

@@ -21,6 +21,29 @@ DENSE = "dense SDPA"
 
 
 @dataclass(frozen=True)
+class Selection:
+    """A static pattern and `top` blocks of `block` keys that each query chooses."""
+
+    static: Triple
+    top: int
+    block: int
+    score: str
+
+    @property
+    def label(self) -> str:
+        """As patterns are called: top8x64, quest16x64, D64-top8x64."""
+        word = {"mean": "top", "bounds": "quest", "random": "random"}[self.score]
+        static = "" if self.static == (None, 0, 0) else label(self.static) + "-"
+        return f"{static}{word}{self.top}x{self.block}"
+
+
+SELECTIONS = (
+    Selection((None, 0, 0), 8, 64, "mean"), Selection((None, 0, 0), 16, 64, "bounds"),
+    Selection((64, 0, 0), 8, 64, "mean"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Shapes:
     """What is measured. The defaults are the paper's: T tokens in batches that make 262,144, d_head 128.
 
@@ -31,6 +54,8 @@ class Shapes:
         dense_beside_flops: dense attention of more FLOPs is timed once, with the dense pattern, not beside every one.
         repeats, budget_s: calls of a candidate, and the seconds that they may take.
         peers_only: nothing but the plans that have peers.
+        selections: selections of blocks, timed last, with the first of d_models and of decode_batches, up to a length
+            (block_cases.py).
     """
 
     d_models: tuple[int, ...] = (4096, 2048)
@@ -48,6 +73,7 @@ class Shapes:
     repeats: int = 20
     budget_s: float = 0.5
     peers_only: bool = False
+    selections: tuple[Selection, ...] = SELECTIONS
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
 
@@ -133,11 +159,11 @@ def plans(shapes: Shapes) -> Iterator[Plan]:
 def _all_plans(shapes: Shapes) -> Iterator[Plan]:
     for d_model in shapes.d_models:
         for length in shapes.lengths:
-            for batch in shapes.scan_batches or (_batch(shapes, length),):
+            for batch in shapes.scan_batches or (batch_of(shapes, length),):
                 shape = f"B{batch} T{length} d{d_model}"
                 make = partial(_scan_cases, shapes, d_model, length, batch, shape)
                 yield Plan("scan", shape, "-", make, shapes.with_peers(d_model, length))
-            batch = _batch(shapes, length)
+            batch = batch_of(shapes, length)
             for pattern in shapes.patterns:
                 shape = f"B{batch} T{length} d{d_model}"
                 make = partial(_attention_cases, shapes, d_model, length, batch, pattern, shape)
@@ -157,7 +183,7 @@ def label(pattern: Triple) -> str:
     return "-".join(parts + [f"W{window}"] * (window > 0) + [f"I{sinks}"] * (sinks > 0))
 
 
-def _batch(shapes: Shapes, length: int) -> int:
+def batch_of(shapes: Shapes, length: int) -> int:
     return max(1, shapes.tokens // length)
 
 

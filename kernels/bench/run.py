@@ -6,9 +6,11 @@ measured in the same run, and results are fractions of these, not of a data shee
 
 import time
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 
+from ratplus.kernels.bench.block_cases import block_plans
 from ratplus.kernels.bench.cases import Case, Plan, Shapes, plans, reason
 from ratplus.kernels.bench.timing import Ceilings, check_device, device_name, interleaved, measure_ceilings, peak_bytes
 
@@ -73,7 +75,7 @@ def _bench(
         "rows": [],
         "skipped": [],
     }
-    for plan in filter(only, plans(shapes)):
+    for plan in filter(only, chain(plans(shapes), block_plans(shapes))):
         if seconds is not None and time.monotonic() - started > seconds:
             head = {"op": plan.op, "shape": plan.shape, "pattern": plan.pattern}
             result["skipped"].append(head | {"candidate": "all", "reason": f"the {seconds:g} s were used up"})

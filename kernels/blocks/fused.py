@@ -45,7 +45,7 @@ def tiles(d_head: int, dtype: torch.dtype) -> Tiles:
     if interpreted():
         return Tiles(16, 16, 1, 1)
     if dtype == torch.float32:  # no tensor cores: what the registers hold decides
-        return Tiles(32, 16, 4, 2) if d_head <= 64 else Tiles(16, 16, 8, 1)
+        return Tiles(32, 16, 4, 2) if d_head == 64 else Tiles(16, 16, 8, 1)
     if d_head == 256:
         return Tiles(32, 32, 8, 2)
     return TILES[d_head]

@@ -42,7 +42,8 @@ QUICK = {
     "pinned": [
         "scan forward", "scan forward, summary of a split", "scan backward", "attention forward",
         "attention forward, long list", "attention dQ, and own dK, dV", "attention dKV, band",
-        "attention dKV, far list", "decode, split", "decode, split, 4 heads a key",
+        "attention dKV, far list", "decode, split", "decode, split, 4 heads a key", "blocks forward",
+        "blocks decode, split, 1 heads a key",
     ],
     "oldest": [
         "scan forward, summary of a split", "attention forward, long list", "attention dQ, and own dK, dV",
@@ -82,10 +83,10 @@ def check(rows: list[dict], version: str) -> None:
     assert [row for row in rows if row["stack_bytes"] > allowed_stack(row)[version]] == []
     assert [row for row in rows if row["shared_bytes"] > SHARED_LIMIT] == []
     # float32 is multiplied exactly, without them; decoding needs them where several query heads meet the same keys.
+    of_products = re.compile("attention|blocks forward|(blocks )?decode, split, .* heads a key")
     products = [
         row for row in rows
-        if row["dtype"] != "float32" and not row["kernel"].startswith(NO_PRODUCTS)
-        and (row["kernel"].startswith("attention") or re.match("decode, split, .* heads a key", row["kernel"]))
+        if row["dtype"] != "float32" and not row["kernel"].startswith(NO_PRODUCTS) and of_products.match(row["kernel"])
     ]  # fmt: skip
     assert [row for row in products if row["tensor_core"] == 0] == []
 
@@ -161,5 +162,5 @@ def test_everything_that_ships(version, dtype):
         f"result = aot.report(torch.{dtype}, sizes, every_group=True)"
     )
     rows = run(version, code)
-    assert len(rows) == (4 if dtype == "float32" else 5) * 29 + 2
+    assert len(rows) == (4 if dtype == "float32" else 5) * 35 + 2
     check(rows, version)

@@ -12,6 +12,7 @@ from ratplus import Pattern
 from ratplus.kernels import dilated_attention, gated_scan
 from ratplus.kernels.attention.patterns import HeadPattern
 from ratplus.kernels.attention.reference import visible_mask
+from ratplus.kernels.bench import block_cases
 from ratplus.kernels.bench import cases as bench_cases
 from ratplus.kernels.bench import peers as bench_peers
 from ratplus.kernels.bench import run as bench
@@ -21,7 +22,7 @@ from ratplus.kernels.bench.timing import Ceilings, Times
 SMALL = bench_cases.Shapes(
     d_models=(32,), d_head=16, tokens=64, lengths=(64,), patterns=((1, 0, 0), (4, 3, 2), (None, 5, 1)),
     decode_batches=(2,), backward_lengths=(64,), peer_lengths=(64,), peer_patterns=((4, 3, 2),), peer_d_models=(32,),
-    repeats=3, device="cpu", dtype=torch.float32,
+    repeats=3, selections=(), device="cpu", dtype=torch.float32,
 )  # fmt: skip
 SMALL_CPU = replace(
     bench_cases.CPU_SHAPES, d_models=(32,), d_head=16, tokens=64, lengths=(64,), decode_batches=(2,)
@@ -51,11 +52,23 @@ def test_what_the_cpu_is_timed_at():
     seen = {(row["op"], row["pattern"], row["candidate"]) for row in result["rows"]}
     for baseline in ("ours", "copy_ of the same bytes", "clone of the same bytes"):
         assert ("scan forward", "-", baseline) in seen
-    for pattern in ("D1", "D16", "D64", "D16-W256", "stream-W256-I4"):
+    for pattern in ("D1", "D16", "D64", "D16-W256", "stream-W256-I4", "top8x64", "quest16x64", "D64-top8x64"):
         for op, dense in (("attention forward", "dense SDPA"), ("decode", "dense SDPA, one query")):
             assert {(op, pattern, "ours"), (op, pattern, dense)} <= seen
     assert not result["skipped"]
     assert {row["shape"] for row in result["rows"] if row["op"] == "scan forward"} == {"B1 T64 d32", "B4 T64 d32"}
+
+
+def test_work_of_selected_blocks_is_what_the_masks_show():
+    for static, top, block, score in (
+        ((None, 0, 0), 3, 4, "mean"),
+        ((2, 0, 0), 2, 8, "bounds"),
+        ((4, 0, 0), 3, 4, "mean"),
+    ):
+        selection = bench_cases.Selection(static, top, block, score)
+        q, k = torch.randn(2, 1, 40, 8)
+        mask = Pattern.from_label(selection.label).visible_from(q.numpy(), k.numpy())[0]
+        assert [block_cases.selected_pairs(t, selection) for t in range(40)] == mask.sum(axis=1).tolist()
 
 
 def test_repeats_must_be_positive():
