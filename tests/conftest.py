@@ -11,6 +11,12 @@ GUARD = Guard()
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from cpu_times import (  # noqa: E402, F401
+    pytest_addoption,
+    pytest_runtest_makereport,
+    pytest_runtest_protocol,
+    pytest_terminal_summary,
+)
 
 if not torch.cuda.is_available():
     # Read when a kernel is decorated, so it must be set before any kernel module is imported.

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runs import RATPLUS, TINY, descendants, leftovers, ratplus, ratplus_here, records, wait_for
+from cli_runs import RATPLUS, TINY, Started, descendants, leftovers, ratplus_here, records, wait_for
 
 
 @pytest.fixture
@@ -23,10 +23,15 @@ def place(tmp_path):
     return tmp_path
 
 
+def script(place, *words, timeout=60) -> subprocess.CompletedProcess:
+    """The console script, as users start it."""
+    return subprocess.run([RATPLUS, *words], cwd=place, capture_output=True, text=True, timeout=timeout)
+
+
 def test_smoke_experiment(place):
     """The shipped smoke sweep, whole: 2 models x 3 patterns, W&B offline, table and figure."""
     started = time.monotonic()
-    done = ratplus(place, "sweep", "experiment=smoke", timeout=400)
+    done = script(place, "sweep", "experiment=smoke", timeout=400)
     assert done.returncode == 0, done.stderr
     assert "6 done; table: outputs/smoke/report/accuracy_vs_dilation.md" in done.stdout
     sweep = place / "outputs" / "smoke"
@@ -82,16 +87,14 @@ def curve(place) -> str:
 
 def test_ctrl_c_stops_a_sweep_and_its_workers(place):
     words = [*TINY, "pattern=dense,dilated", "train.pretrain.steps=100000", "output=out"]
-    process = subprocess.Popen(
-        [RATPLUS, "sweep", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+    process = Started(place, "sweep", *words)
     wait_for(lambda: list(place.glob("out/pretrain/*/curve.csv")) and "\n1," in curve(place))
     workers = descendants(process.pid)
     assert workers
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"stopped by SIGINT; run the same command again to continue" in stderr
+    assert "stopped by SIGINT; run the same command again to continue" in stderr
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert len(list(place.glob("out/pretrain/*/training-*.pt"))) == 1
 
@@ -112,10 +115,8 @@ def test_one_failed_cell_does_not_stop_the_rest(place):
 
 
 def test_two_processes_on_one_cell(place):
-    words = [RATPLUS, "evaluate", *TINY, "train.pretrain.steps=20", "output=out"]
-    both = [
-        subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    words = ["evaluate", *TINY, "train.pretrain.steps=20", "output=out"]
+    both = [Started(place, *words) for _ in range(2)]
     outputs = [process.communicate(timeout=200) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert len(records(place / "out")) == 3
@@ -240,13 +241,13 @@ def test_damaged_files_of_a_sweep(place):
 
 
 def test_help_and_version(place):
-    assert "ratplus <command> --help" in ratplus(place, "--help").stdout
+    assert "ratplus <command> --help" in script(place, "--help").stdout
     for verb in ("sweep", "pretrain", "adapt", "evaluate", "status", "report", "sync", "bench", "prepare", "import"):
         done = ratplus_here(place, verb, "--help")
         assert done.returncode == 0
         assert f"ratplus {verb} " in done.stdout.partition("examples:")[2] or verb == "bench"
-    assert ratplus(place, "--version").stdout.startswith("ratplus 0.")
-    assert ratplus(place).returncode == 2
+    assert script(place, "--version").stdout.startswith("ratplus 0.")
+    assert script(place).returncode == 2
 
 
 def test_prepare_and_import(place, golden):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli_runs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -258,35 +259,34 @@ def test_a_killed_rank_is_a_recorded_failure(text, tmp_path):
 RANK = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from test_distributed import config_of
 from ratplus.stages.cell import Cell
 from ratplus.stages.run_stage import Surroundings
 import ratplus.training.step as training_step
 
-text, root, rank, plant = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-if rank == 1 and plant == "memory":
-    step = training_step.TrainingModule.training_step
-    def broken(self, batch, index):
-        if batch[0] == 2:
-            raise MemoryError("planted")
-        return step(self, batch, index)
-    training_step.TrainingModule.training_step = broken
-config = config_of(text, "ddp", 2, micro=2)
-if rank == 1 and plant == "other config":
-    config.seed = 1
-if __name__ == "__main__":
+def main():
+    text, root, rank, plant = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    if rank == 1 and plant == "memory":
+        step = training_step.TrainingModule.training_step
+        def broken(self, batch, index):
+            if batch[0] == 2:
+                raise MemoryError("planted")
+            return step(self, batch, index)
+        training_step.TrainingModule.training_step = broken
+    config = config_of(text, "ddp", 2, micro=2)
+    if rank == 1 and plant == "other config":
+        config.seed = 1
     print("record", Cell(config, Surroundings(root)).run("pretrain")["id"])
 """
 
 
 def start_ranks(text, root, tmp_path, plant="", by="torchrun") -> list[subprocess.CompletedProcess]:
-    """Both ranks as torchrun or srun would start them, to their end."""
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
+    """Both ranks as torchrun or srun would start them, to their end; forked, so that they need not import torch."""
+    (tmp_path / "rank_script.py").write_text(RANK)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    folders = [tmp_path, Path(__file__).parent, Path(cli_runs.__file__).parent]
     processes = []
     for rank in range(2):
         given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
@@ -294,19 +294,21 @@ def start_ranks(text, root, tmp_path, plant="", by="torchrun") -> list[subproces
             given = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_STEP_NUM_TASKS": 2}
         environment = os.environ | {k: str(v) for k, v in given.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, script, Path(__file__).parent, text, root, rank, plant]
-        processes.append(
-            subprocess.Popen(
-                [str(word) for word in command], env=environment, text=True, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+        with (tmp_path / f"out{rank}").open("wb") as out, (tmp_path / f"err{rank}").open("wb") as err:
+            processes.append(
+                cli_runs.warm_server().fork(
+                    "rank_script:main", ["rank", str(text), str(root), str(rank), plant], environment=environment,
+                    cwd=str(tmp_path), stdout=out.fileno(), stderr=err.fileno(),
+                )
+            )  # fmt: skip
     try:
-        ended = [(*process.communicate(timeout=2 * LIMIT), process.returncode) for process in processes]
+        codes = [process.wait(2 * LIMIT) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [subprocess.CompletedProcess(p.args, code, out, err) for p, (out, err, code) in zip(processes, ended)]
+    printed = [[(tmp_path / f"{name}{rank}").read_text() for name in ("out", "err")] for rank in range(2)]
+    return [subprocess.CompletedProcess([], code, *texts) for code, texts in zip(codes, printed, strict=True)]
 
 
 def test_a_failure_of_another_rank_is_recorded_in_its_words(text, tmp_path):

@@ -436,6 +436,7 @@ def test_a_job_that_came_too_late_does_not_start(tmp_path):
     assert array_task.why_not(job) == "its pretraining failed"
 
 
+@pytest.mark.slow
 def test_jobs_as_processes_end_to_end(place, monkeypatch):
     """submitit's local executor: the same jobs, waited for, with the report at the end; no pickle is read here."""
     from submitit.core import utils

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import cli_runs
 import pytest
 from fake_wandb import FakeWandb
 from wandb_files import offline_runs, read_run
@@ -43,10 +44,7 @@ def environment(place, extra=None) -> dict:
 
 
 def ratplus(place, *words, extra=None, timeout=120):
-    return subprocess.run(
-        [RATPLUS, *words], cwd=place, env=environment(place, extra), capture_output=True, text=True, timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return cli_runs.ratplus(place, *words, environment=environment(place, extra), timeout=timeout)
 
 
 @pytest.fixture(scope="module")
