@@ -44,7 +44,7 @@ class BlockLayer:
     @classmethod
     def empty(cls, room: Room, part: HeadPart, layer: int) -> BlockLayer:
         heads, device = len(part.heads), room.device
-        setting, selection = part.static_setting(device), part.block_setting(layer, device)
+        setting, selection = part.static_setting(device), part.block_setting(layer, room.max_len, device)
         blocks = _blocks(selection)
         tensors = pattern_tensors(*setting, heads, device)
         # Where steps are dense instead of selecting: every key is static, and no block is read.

@@ -51,7 +51,10 @@ class HeadGroup:
     def of(cls, pattern: Pattern, heads: list[int], offsets: list[int], slots: int, device) -> HeadGroup:
         together = heads == list(range(heads[0], heads[-1] + 1))
         index = slice(heads[0], heads[-1] + 1) if together else torch.tensor(heads, device=device)
-        starts = torch.tensor([offsets[head] for head in heads], device=device)
+        if together:  # no copy from the host, which SnapKV's cut would wait for
+            starts = torch.arange(offsets[heads[0]], offsets[heads[0]] + len(heads) * slots, slots, device=device)
+        else:
+            starts = torch.tensor([offsets[head] for head in heads], device=device)
         return cls(pattern, index, starts, offsets[heads[0]], slots)
 
     def read(self, flat: Tensor, low: int, high: int) -> Tensor:
@@ -112,7 +115,7 @@ class LayerCache:
             values=torch.zeros(shape, device=device, dtype=room.dtype),
             state=room.state(len(row)), positions=room.positions, setting=setting,
             step_setting=(dilations.clone(), windows.clone(), sinks.clone()),
-            offsets=torch.tensor(offsets, device=device), groups=groups,
+            offsets=_first_slots(offsets, counts, device), groups=groups,
         )  # fmt: skip
 
     # ---- as all layers' caches have it (`ratplus.model.cache`) ----------------------------------------------------
@@ -271,6 +274,13 @@ def _bounded(pattern: Pattern, max_len: int) -> Pattern:
     """The pattern that sees the same keys of at most max_len tokens, and needs no more slots than that."""
     p = pattern.canonical
     return Pattern(p.dilation, min(p.window, max_len - 1), min(p.sinks, max_len))
+
+
+def _first_slots(offsets: list[int], counts: list[int], device: torch.device) -> Tensor:
+    """int64 [heads + 1]: the first slot of each head; on the device from the start where all have as many slots."""
+    if len(set(counts)) == 1:
+        return torch.arange(len(offsets), device=device) * counts[0]
+    return torch.tensor(offsets, device=device)
 
 
 def _slots(pattern: Pattern, max_len: int) -> int:

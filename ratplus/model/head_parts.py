@@ -51,14 +51,18 @@ class HeadPart:
         dilation, window, sinks = zip(*((-1 if d is None else d, w, i) for d, w, i in rows), strict=True)
         return _numbers(dilation, device), _numbers(window, device), _numbers(sinks, device)
 
-    def block_setting(self, layer: int, device: torch.device) -> dict[str, Any]:
-        """How the heads select blocks, as `block_attention` and `block_decode_attention` take it."""
-        p, tops = self.pattern, [_top(p) for p in self.row]
+    def block_setting(self, layer: int, length: int, device: torch.device) -> dict[str, Any]:
+        """How the heads select blocks of at most `length` tokens, as the operators of blocks take it."""
+        p = self.pattern
+        stride = p.dilation or 1 if p.over == "kept" else 1
+        # More blocks than there are would only be empty places; the forced ones count even then.
+        most = max(1 + p.first, -(-length // (p.block * stride)))
+        tops = [min(_top(p), most) for p in self.row]
         drawn = {"seed": layer_seed(p.seed, layer), "heads": _index(self.heads, device)} if p.score == "random" else {}
         return {
             "top": tops[0] if len(set(tops)) == 1 else _numbers(tuple(tops), device), "slots": max(tops),
             "block": p.block, "score": p.score, "first": p.first,
-            "stride": p.dilation if p.over == "kept" else 1, **drawn,
+            "stride": stride, **drawn,
         }  # fmt: skip
 
 

@@ -129,7 +129,7 @@ class Mixer(nn.Module):
         if part.kind == "static":
             return dilated_attention(q, k, v, *setting)
         assert part.kind == "blocks", part  # `Network.forward` refuses SnapKV, and phases
-        return block_attention(q, k, v, *setting, **part.block_setting(self.layer, q.device))
+        return block_attention(q, k, v, *setting, **part.block_setting(self.layer, q.shape[2], q.device))
 
     def prefill(self, x_BTd: Tensor, layer: AnyLayer, rope: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
         """Like forward, but over what `layer` already holds, and storing what it must keep. Right padding is not real.

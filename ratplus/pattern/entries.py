@@ -16,10 +16,11 @@ def entries_held(pattern: Any, length, prompt: int | None = None):
     if pattern.snap is not None:
         start = n if prompt is None else prompt
         held = np.where(n < start, n, np.minimum(start, pattern.snap) + n - start)  # cut where the prompt ends
-    elif not pattern.data_dependent or (pattern.over == "kept" and pattern.phase == "both"):
+    elif not pattern.data_dependent:
         held = _static(pattern.canonical, n)
     else:
-        held = n  # any block may be asked for later
+        # Any block may be asked for later. Of blocks of kept keys, kept keys alone would do; our cache holds all.
+        held = n
     return _like(held, length)
 
 

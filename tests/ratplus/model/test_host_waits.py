@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
-from ratplus.kernels import attention, decode
+from ratplus.kernels import attention, block_decode, blocks, decode
 from ratplus.kernels.attention.patterns import pattern_tensors
-from ratplus.model import cache_chunk
+from ratplus.model import cache_chunk, head_parts
 from ratplus.model.kernel_pattern import kernel_pattern
 
 LAYERS, HEADS = 2, 4
@@ -26,6 +26,18 @@ PATTERNS = {
     "layers": PatternMap.per_layer([Pattern(), Pattern(8)], HEADS),
     "heads side by side": PatternMap.per_head([Pattern(), Pattern(), Pattern(8), Pattern(8)], LAYERS),
     "heads in turn": PatternMap.per_head([Pattern(), Pattern(8), Pattern(), Pattern(8)], LAYERS),
+}
+
+
+SELECTING = {
+    "blocks": Pattern(top=3, block=8),
+    "blocks in decoding": Pattern(8, top=3, block=8, score="bounds", phase="decode"),
+    "random blocks": Pattern(top=3, block=8, score="random"),
+    "several": PatternMap.per_head(
+        [Pattern(8), Pattern(top=3, block=8), Pattern(), Pattern(4, top=5, block=8)], LAYERS
+    ),
+    "snap": Pattern(snap=24, observe=8),
+    "snap and static": PatternMap.per_head([Pattern(8), Pattern(snap=24, observe=8)] * 2, LAYERS),
 }
 
 
@@ -56,11 +68,13 @@ def on_device(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(RATPlus, "_check_tokens", lambda self, tokens: None)
     monkeypatch.setattr(decode, "run", decode.decode_op)
-    for module in (attention, decode):
+    monkeypatch.setattr(block_decode, "run", block_decode.block_decode_op)
+    for module in (attention, decode, blocks, block_decode):
         monkeypatch.setattr(module, "on_device", lambda *settings: any(isinstance(x, torch.Tensor) for x in settings))
-    kernel_pattern.cache_clear()
     with ExitStack() as stack:
-        stack.callback(kernel_pattern.cache_clear)  # tensors of one test's stand-ins are no use to another test
+        for cached in (kernel_pattern, head_parts._index, head_parts._numbers):
+            cached.cache_clear()
+            stack.callback(cached.cache_clear)  # tensors of one test's stand-ins are no use to another test
 
         def make(**kwargs):
             with torch.device("meta"):
@@ -140,6 +154,30 @@ def test_steps(on_device, name):
     assert cache.lengths == [2, 2]
     # What a captured graph may hold: operators on the device that were there before the step, or are made in it.
     assert "aten::full" not in watch.seen
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_heads_that_select(on_device, monkeypatch, name):
+    """Prompts with and without padding, what ends them, and steps."""
+    model = on_device()
+    monkeypatch.setattr(
+        cache_chunk, "to_device", lambda numbers, device: torch.zeros(len(numbers), dtype=torch.int64, device=device)
+    )
+    cache = model.new_cache(2, SELECTING[name], 96)
+    tokens, token = torch.zeros(2, 40, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    model.rope()
+    with Watch():
+        model.prefill(tokens, cache)
+        model.prefill(tokens[:, :7], cache, lengths=[7, 3])
+        model.step(token, cache)
+    with Watch() as watch:
+        model.step(token, cache)
+    assert "aten::full" not in watch.seen  # as in `test_steps`
+    with Watch():
+        model.prefill(tokens[:, :5], cache)
+        cache.rewind(70)
+        model.step(token, cache)
+    assert cache.lengths == [71, 71]
 
 
 @pytest.mark.parametrize("name", ["dilated", "heads in turn"])

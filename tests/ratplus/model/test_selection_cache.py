@@ -240,7 +240,8 @@ def test_a_branch_is_its_own(patterns):
 
 def test_bytes_are_those_of_the_cost():
     model = tiny()
-    for patterns in (TOP, BOUNDS, UNION, Pattern(2, top=3, block=3, score="random")):
+    kept, drawn_at_random = (Pattern.from_label(label) for label in ("D4-ktop2x3", "D2-random3x3"))
+    for patterns in (TOP, BOUNDS, UNION, kept, drawn_at_random):
         cache = model.new_cache(1, patterns, LENGTH)
         spent = cost(PatternMap.uniform(patterns, 2, 8), LENGTH, 4, recurrence=True, bytes_per_element=4)
         assert cache.kv_bytes() == spent.kv_bytes
