@@ -68,7 +68,7 @@ def gates_of(frame: pd.DataFrame) -> dict[str, dict]:
                 raise ValueError(problem)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             logging.getLogger(__name__).warning("recurrence: %s is left out (%s); measure it again", path, error)
             continue
         found[cell] = gates

@@ -41,6 +41,10 @@ def leave(command: Callable[[], int]) -> NoReturn:
         code = _mistake(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except MemoryError as error:
         code = _mistake(f"not enough memory on this machine ({str(error) or 'an allocation was refused'})")
+    except RuntimeError as error:
+        # What torch raises where the system refuses memory is no MemoryError.
+        refused = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+        code = _mistake("not enough memory on this machine or GPU") if refused else _our_fault(error)
     except ImportError as error:
         code = _mistake(f"{error}; a package that ratplus needs is missing or damaged: install ratplus again")
     except BaseException as error:  # libraries in Rust panic with an exception that is no Exception

@@ -161,7 +161,7 @@ class TrainSection:
 
     context: int = 512
     """Tokens of a training sequence, and the longest that evaluation reads. 512 shows D=64 beside dense on a CPU; the
-    paper's is 4096. Allowed: ≥ 2, ≤ 1073741824."""
+    paper's is 4096. Allowed: ≥ 2, ≤ 16777216."""
     precision: str = "float32"
     """float32, or bf16: bfloat16 autocast over float32 weights and moments (the paper's). float32, since CPUs gain
     nothing from bf16. Allowed: float32, bf16."""

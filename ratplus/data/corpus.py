@@ -202,6 +202,8 @@ def _misshapen(manifest: dict) -> str:
         return "tokenizer: name and file are no texts"
     for split in SPLITS:
         facts = manifest["splits"][split]
+        if not all(_is_count(facts[key]) for key in ("tokens", "documents", "bytes")):
+            return f"splits.{split}: tokens, documents and bytes are whole numbers"
         for part in [*facts.get("shards", [facts]), {"file": "", "bytes": 0, "tokens": 0, "sha256": facts["sha256"]}]:
             texts, counts = (part["file"], part["sha256"]), (part["bytes"], part["tokens"], part.get("first", 0))
             if not all(isinstance(text, str) for text in texts) or not all(map(_is_count, counts)):

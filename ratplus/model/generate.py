@@ -57,6 +57,12 @@ def generate(
     return torch.stack(out, dim=1) if out else rows.new_zeros((len(rows), 0))
 
 
+_NOT_FINITE = (
+    "generate: the model's logits are not finite numbers; its weights have diverged, are damaged, or are not of its "
+    "config"
+)
+
+
 @torch.no_grad()
 def stream(
     model: Network,
@@ -84,6 +90,8 @@ def stream(
     model.check_length(needed)
     loop = take(model, batch, model.resolve_patterns(patterns), needed)
     logits = _prefill(model, tokens, lengths, loop.cache, prefill_chunk or tokens.shape[1])
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(_NOT_FINITE)
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
 
     stopped = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -124,7 +132,10 @@ def _choose(logits: Tensor, temperature: float, top_p: float, generator) -> Tens
         # Drop a token when those before it already reach top_p; the first always stays.
         ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
         probability = torch.zeros_like(probability).scatter_(-1, index, ordered)
-    return torch.multinomial(probability, 1, generator=generator)[:, 0]
+    try:
+        return torch.multinomial(probability, 1, generator=generator)[:, 0]
+    except RuntimeError as error:  # asked of each step's logits beforehand, the device would be waited for
+        raise ValueError(_NOT_FINITE) if "probability tensor contains" in str(error) else error from None
 
 
 def _as_batch(tokens, lengths, device) -> tuple[Tensor, list[int]]:

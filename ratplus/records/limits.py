@@ -13,7 +13,7 @@ from ratplus.pattern import is_whole
 
 MOST = {
     "vocab_size": 1 << 32, "layers": 10_000, "d_model": 1 << 17, "d_head": 1 << 17, "ffn_mult": 1024,
-    "max_len": 1 << 30, "query_heads": 1 << 16, "ffn_size": 1 << 24,
+    "max_len": 1 << 24, "query_heads": 1 << 16, "ffn_size": 1 << 24,
 }  # fmt: skip
 _MAY_BE_NULL = ("query_heads", "ffn_size")
 MOST_HEADS = 100_000  # of all layers together

@@ -15,7 +15,7 @@ MANIFEST_FILE = "sweep.json"
 # Of a name, and of an axis with its value. The label of a hybrid names each of its heads.
 MOST_CHARACTERS = 200_000
 MOST_AXES = 1_000
-_SIZES = ("layers", "d_model", "d_head", "query_heads", "vocab_size", "ffn_mult", "ffn_size")
+_SIZES = ("layers", "d_model", "d_head", "query_heads", "vocab_size")
 # Sections of a cell that are objects where they are there; outer ones first.
 _SECTIONS = (
     "config.model", "config.data", "config.data.recall", "config.train", "config.train.pretrain", "config.train.adapt",

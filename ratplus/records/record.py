@@ -31,6 +31,7 @@ RECORD_FILE = "record.json"
 STAGES = ("pretrain", "adapt", "sft", "evaluate")
 TRAINING = STAGES[:-1]
 LONGEST_NAME = 500  # characters of a metric's name
+MOST_METRICS = 10_000
 
 
 class Metric(TypedDict):
@@ -254,6 +255,8 @@ def _misshapen(record: dict) -> str:
             return f"{key} is a {type(record.get(key)).__name__}"
     if record["stage"] not in STAGES or record["status"] not in ("done", "failed"):
         return f"stage {record['stage']!r}, status {record['status']!r}"
+    if len(record["metrics"]) > MOST_METRICS:
+        return f"it has {len(record['metrics']):,} metrics"
     for name, metric in record["metrics"].items():
         if len(name) > LONGEST_NAME:
             return f"the name of a metric has {len(name):,} characters"

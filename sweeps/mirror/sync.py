@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratplus.config.run import LoggerSection
+from ratplus.records.lines import plain
 from ratplus.records.lock import FolderLock
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.define.mistakes import UsageError
@@ -77,7 +78,8 @@ def _tell_other_place(folder: Path, entity: str | None, project: str | None) -> 
         if given is None and logger.get(key) not in (None, getattr(default, key))
     ]
     if words:
-        print(f"{folder} was made to send to another place; to send there, add {' '.join(words)}", file=sys.stderr)
+        line = f"{folder} was made to send to another place; to send there, add {' '.join(words)}"
+        print(plain(line), file=sys.stderr)
 
 
 def _fresh_report(folder: Path) -> None:
@@ -136,7 +138,7 @@ def _list(folder: Path, runs: list[RunSpec], offline: bool, entity: str | None, 
     known = offline_checksums(folder) if offline else read_ledger(folder)["targets"].get(target, {})
     difference = _compare(runs, known)
     for run, why in difference.send:
-        print(f"{why:<8} {run.job_type:<9} {run.id}  {run.name}  ({len(run.rows)} rows, {_ending(run)})")
+        print(plain(f"{why:<8} {run.job_type:<9} {run.id}  {run.name}  ({len(run.rows)} rows, {_ending(run)})"))
     where = f"written to {folder / 'wandb'}" if offline else f"sent to {target}"
     print(f"{len(difference.send)} runs would be {where}{difference.rest}")
 

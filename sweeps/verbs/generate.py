@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ratplus.records.lines import plain
 from ratplus.records.record import TRAINING
 from ratplus.sweeps.define.mistakes import UsageError
 
@@ -189,6 +190,8 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
     )  # fmt: skip
     made: list[int] = []
     shown, started = "", 0.0
+    # What a model says may be what somebody trained it to say: a terminal shows it, and obeys none of it.
+    display = plain if sys.stdout.isatty() else str
     sys.stdout.write(request.prompt)
     for token in steps:
         made.append(int(token))
@@ -197,7 +200,7 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
         # A character may take several tokens: it is printed once it is whole.
         text = tokenizer.decode(made).rstrip("\ufffd")
         if text.startswith(shown):
-            sys.stdout.write(text[len(shown) :])
+            sys.stdout.write(display(text[len(shown) :]))
             sys.stdout.flush()
             shown = text
     return len(made), time.perf_counter() - started

@@ -144,6 +144,24 @@ def test_a_long_table_is_cut_in_print_but_not_in_the_csv(tmp_path, monkeypatch):
     assert f"{more} more rows: see the CSV file." in (tmp_path / "efficiency_kernels.tex").read_text()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": [1]}, {"rows": [{}]}, {"device": [1]}, {"complete": 1}, {"skipped": 7}, {"skipped": [{"reason": 1}]},
+        {"rows": [{"op": "scan", "ms_p50": "fast"}]},
+    ],
+)  # fmt: skip
+def test_a_benchmark_of_other_types_is_damaged(tmp_path, change):
+    """The folder may be a stranger's: a report leaves the file out, and names it."""
+    whole = {"benchmark": "kernels", "complete": True, "device": "d", "torch": "t", "threads": 1, "dtype": "float32",
+             "rows": [], "skipped": []}  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(whole))
+    assert len(read_results(tmp_path)) == 1
+    (tmp_path / "x.json").write_text(json.dumps(whole | change))
+    with pytest.raises(ValueError, match=r"x.json: damaged"):
+        read_results(tmp_path)
+
+
 def test_what_is_no_benchmark(tmp_path):
     with pytest.raises(ValueError, match="no such file or folder"):
         read_results(tmp_path / "nothing.json")

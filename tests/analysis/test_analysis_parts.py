@@ -401,3 +401,26 @@ def test_sweeps_of_two_models_are_joined_by_pattern_and_others_refused(two):
     second.add("ratplus_tiny", Pattern(32), first.results(1.9))
     with pytest.raises(ValueError, match="no pattern and seed in common"):
         compare(first.path, second.write())
+
+
+GATES = {
+    "format": 1, "positions": [0, 1, 2], **{name: [[0.5, 0.5]] * 2 for name in ("gate_mean", "gate_p10", "gate_p90")},
+    "memory_tokens": [[1, 2.5]] * 2, "key_norm": [[1, 1, 1]] * 2, "value_norm": [[1, 1, 1]] * 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"memory_tokens": 7}, {"gate_mean": [[0.5]]}, {"gate_p10": [["x", None]] * 2}, {"positions": "abc"},
+     {"key_norm": [[1]] * 2}, {"value_norm": {"a": 1}}, {"gate_mean": []}, {"recurrence_chunk": "x"}],
+)  # fmt: skip
+def test_gates_of_other_types_are_left_out(tmp_path, caplog, change):
+    frame = pd.DataFrame({"cell": ["0123456789ab"], "status": ["done"]})
+    frame.attrs["folder"] = str(tmp_path)
+    path = tmp_path / "evaluate" / "0123456789ab" / "gates.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(GATES))
+    assert recurrence.gates_of(frame) == {"0123456789ab": GATES}
+    path.write_text(json.dumps(GATES | change))
+    assert recurrence.gates_of(frame) == {}
+    assert "gates.json is left out" in caplog.text

@@ -7,6 +7,7 @@ from ratplus import ModelConfig, RATPlus
 from ratplus.checkpoint import save
 from ratplus.model.generate import stream
 from ratplus.sweeps import cli
+from ratplus.sweeps.verbs import generate as verb
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,28 @@ def test_mistakes(capfd, model, words, message):
     assert code == 2
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_terminal_obeys_nothing_that_a_model_says(monkeypatch, capsys):
+    class Evil:
+        eos_id = 256
+
+        def decode(self, ids):
+            return "\x1b]52;c;Y3Vy\x07ok"[: len(ids)]
+
+    monkeypatch.setattr("ratplus.model.generate.stream", lambda *_, **__: iter(range(13)))
+    request = verb.parse(["model=m", "prompt=> "])
+    verb._stream(None, Evil(), [1], None, request)
+    assert capsys.readouterr().out == "> \x1b]52;c;Y3Vy\x07ok"[: 2 + 13]  # a file gets what the model said
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    verb._stream(None, Evil(), [1], None, request)
+    assert capsys.readouterr().out == "> \\x1b]52;c;Y3Vy\\x07o"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_model_of_nan_is_told(temperature):
+    model = RATPlus(ModelConfig(vocab_size=257, layers=1, d_model=32, d_head=16, max_len=64))
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits are not finite"):
+        list(stream(model, [[1, 2]], max_new_tokens=3, temperature=temperature))
