@@ -47,7 +47,7 @@ def where_it_began(model: RATPlus, tokens: Tensor, patterns: PatternMap | Patter
 
     handles = [part.register_forward_hook(look(name)) for name, part in parts]
     try:
-        logits = model(tokens, patterns)
+        logits = model(tokens, model.resolve_patterns(patterns).in_prompt)
     finally:
         for handle in handles:
             handle.remove()

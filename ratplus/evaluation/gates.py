@@ -49,7 +49,7 @@ def measure_gates(model: RATPlus, patterns: PatternMap, tokens: np.ndarray, batc
     ]
     try:
         for start in range(0, len(tokens), batch):
-            model(torch.from_numpy(np.ascontiguousarray(tokens[start : start + batch])).to(device), patterns)
+            model(torch.from_numpy(np.ascontiguousarray(tokens[start : start + batch])).to(device), patterns.in_prompt)
     finally:
         for handle in handles:
             handle.remove()

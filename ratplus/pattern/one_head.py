@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ratplus.pattern.entries import entries_held, entries_read, read_is_exact
@@ -113,6 +113,13 @@ class Pattern:
     def needs_prompt(self) -> bool:
         """True if what is visible depends on where the prompt ends: a phase, or SnapKV."""
         return self.data_dependent and (self.phase != "both" or self.snap is not None)
+
+    @property
+    def in_prompt(self) -> Pattern:
+        """What a prompt sees, wherever it ends: dense if only what follows it selects."""
+        if not self.needs_prompt:
+            return self
+        return replace(self, phase="both") if self.phase == "prefill" else DENSE
 
     @property
     def canonical(self) -> Pattern:

@@ -99,6 +99,11 @@ class PatternMap:
         return next((p for row in self.rows for p in row if p.needs_prompt), None)
 
     @property
+    def in_prompt(self) -> PatternMap:
+        """The map that a prompt sees (`Pattern.in_prompt`)."""
+        return PatternMap(tuple(tuple(p.in_prompt for p in row) for row in self.rows))
+
+    @property
     def label(self) -> str:
         """`D16` if uniform; else runs such as `layers[D1x2,D64x2]` or `heads[D1,D64x3]`, `mixed[...]` for both."""
         return label_of_rows(self.rows)

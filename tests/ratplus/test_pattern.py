@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,18 @@ def test_plain_forms_of_before_are_as_they_were():
     assert Pattern(64, top=8).to_dict() == {
         "dilation": 64, "window": 0, "sinks": 0, "top": 8, "block": 64, "score": "mean",
     }  # fmt: skip
+
+
+def test_what_a_prompt_sees():
+    top = Pattern(16, top=4, block=8)
+    for pattern, seen in [
+        (top, top), (Pattern(16), Pattern(16)), (replace(top, phase="prefill"), top),
+        (replace(top, phase="decode"), Pattern()), (Pattern(snap=99), Pattern()),
+        (Pattern(1, top=4), Pattern(1, top=4)),
+    ]:  # fmt: skip
+        assert pattern.in_prompt == seen
+        assert PatternMap.uniform(pattern, 1, 2).in_prompt == PatternMap.uniform(seen, 1, 2)
+        assert not seen.needs_prompt
 
 
 def test_one_block_length_a_layer():

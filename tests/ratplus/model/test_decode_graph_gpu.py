@@ -16,6 +16,9 @@ PATTERNS = [
     Pattern(None, 20, 4),
     PatternMap.per_head([Pattern(), Pattern(16, 8), Pattern(None, 9, 1), Pattern(4)], 2),
     PatternMap.per_layer([Pattern(), Pattern(16)], 4),
+    Pattern(top=4, block=16),
+    PatternMap.per_head([Pattern(16), Pattern(top=4, block=16), Pattern(16, top=3, block=16), Pattern()], 2),
+    Pattern(top=3, block=32, score="bounds", phase="decode"),
 ]
 
 

@@ -15,6 +15,9 @@ from ratplus.model.decode_loop import DecodeLoop, keep, no_graph_reason, release
 PATTERNS = [Pattern(), Pattern(4, 3, 2), Pattern(None, 5, 1)]
 
 
+TOP, SNAP = Pattern(top=2, block=4, phase="decode"), Pattern(snap=6, observe=3)
+
+
 class Graphs:
     """Captures as CUDA does, as far as the loop can tell; counts what it did."""
 
@@ -50,7 +53,10 @@ def use(monkeypatch, graphs):
     monkeypatch.setattr("ratplus.model.generate.take", lambda *args: take(*args, capture=graphs))
 
 
-@pytest.mark.parametrize("patterns", [*PATTERNS, PatternMap.per_head([Pattern(), Pattern(4)], 2)])
+@pytest.mark.parametrize(
+    "patterns",
+    [*PATTERNS, PatternMap.per_head([Pattern(), Pattern(4)], 2), TOP, PatternMap.per_head([Pattern(4), TOP], 2), SNAP],
+)
 def test_a_graph_generates_what_plain_steps_do(model, monkeypatch, patterns):
     """Ragged prompts, greedy and sampled."""
     for options in ({}, {"temperature": 0.8, "seed": 3, "top_p": 0.9}):
@@ -76,6 +82,19 @@ def test_the_second_call_captures_nothing(model, monkeypatch):
     assert graphs.captured == before  # only `fresh` captured anew
     model.generate(prompts(), PATTERNS[0], 10)  # another pattern does
     assert graphs.captured == before + 1
+
+
+def test_a_cache_that_selects_is_kept_and_one_that_was_cut_is_not(model, monkeypatch):
+    """SnapKV's entries move to other tensors at each prompt's end, where no graph of before looks."""
+    for pattern, captures in ((TOP, 1), (SNAP, 2)):
+        with monkeypatch.context() as patch:
+            graphs = Graphs()
+            use(patch, graphs)
+            found = [model.generate(prompts(lengths), pattern, 10) for lengths in ((5, 9, 7), (8, 2, 9))]
+            assert graphs.captured == captures
+        fresh = copy.deepcopy(model)
+        for new, lengths in zip(found, ((5, 9, 7), (8, 2, 9)), strict=True):
+            assert torch.equal(fresh.generate(prompts(lengths), pattern, 10), new)
 
 
 def test_a_kept_loop_sees_trained_weights_but_not_moved_ones(model, monkeypatch):
