@@ -11,7 +11,7 @@ from ratplus.kernels.scan.reference import rotate
 Pair = tuple[Tensor, Tensor]
 
 # Keys that are gathered at a time, in bytes: they should still lie in the processor's cache when they are multiplied.
-GATHERED_BYTES = 1 << 21
+GATHERED_BYTES = 1 << 20
 
 
 def block_decode_eager(

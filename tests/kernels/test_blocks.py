@@ -1,18 +1,20 @@
 """Attention to selected blocks: eager against the float64 definition, its choice, its gradients, what it may read."""
 
+import json
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from helpers import gradients, projections
+from helpers import GOLDEN, golden, gradients, projections, rope_tables
 
-from ratplus.kernels import block_attention, dilated_attention
+from ratplus.kernels import block_attention, dilated_attention, gated_scan
 from ratplus.kernels.bench.timing import peak_bytes
 from ratplus.kernels.blocks import block_metadata
 from ratplus.kernels.blocks.reference import block_attention_reference, block_scores, visible_mask
 from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, random_scores, without_ties
 from ratplus.kernels.blocks.settings import Blocks, head_settings
+from ratplus.kernels.scan.reference import rotate
 
 ALL = 1000
 
@@ -46,6 +48,36 @@ def _check(length, static=(None, 0, 0), *, top, block, heads=2, group=1, start=0
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
     for x, y in zip(gradients([out], inputs), gradients([expected], inputs), strict=True):
         torch.testing.assert_close(x, y, atol=1e-10, rtol=0)
+
+
+TOPK = golden("topk/topk_golden_public")
+CASES = json.loads((GOLDEN / "topk" / "topk_golden_public.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "reference"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["method"] == "topk"])
+def test_cases_of_the_oracle(monkeypatch, name, implementation):
+    """Blocks and output of an independent oracle in float64."""
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+    settings = dict(CASES[name]["settings"])
+    q, k, v, picked, expected = (torch.tensor(TOPK[f"public/{name}/{x}"]) for x in ("q", "k", "v", "picked", "out"))
+    if CASES[name]["raw_projections"]:
+        tables = rope_tables(torch.arange(q.shape[1]), q.shape[2])
+        k, v, _ = (
+            x[0] for x in gated_scan(torch.tensor(TOPK[f"public/{name}/logit"])[None], k[None], v[None], rope=tables)
+        )
+        q = rotate(q, *tables)
+    dilation, kept = settings.get("dilation"), settings.get("over") == "kept"
+    prompt = settings.get("prompt", 0) if settings.get("phase") == "decode" else 0  # before it everything is visible
+    out, ids = block_attention(
+        q[None, :, prompt:], k[None], v[None], None if kept else dilation, settings.get("window", 0),
+        settings.get("sinks", 0), top=settings["top"], block=settings["block"], score=settings.get("kind", "mean"),
+        first=settings.get("first", True), stride=dilation if kept else 1, start=prompt, return_blocks=True,
+    )  # fmt: skip
+    count = picked.shape[2]
+    found = torch.zeros(*ids.shape[1:3], count + 1, dtype=torch.bool).scatter_(2, ids[0].long() % (count + 1), True)
+    assert torch.equal(found[..., :count], picked[:, prompt:].bool())
+    torch.testing.assert_close(out[0].double(), expected[:, prompt:], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("score", ["mean", "bounds", "random"])

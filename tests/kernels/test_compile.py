@@ -9,8 +9,16 @@ from helpers import projections, rope_tables
 from torch.library import opcheck
 
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
-from ratplus.kernels import decode_attention, dilated_attention, gated_scan
+from ratplus.kernels import (
+    block_attention,
+    block_decode_attention,
+    decode_attention,
+    dilated_attention,
+    gated_scan,
+)  # fmt: skip
 from ratplus.kernels.attention.ops import attention_op
+from ratplus.kernels.block_decode.ops import block_decode_op
+from ratplus.kernels.blocks.ops import block_attention_op
 from ratplus.kernels.decode.ops import decode_op
 from ratplus.kernels.scan.ops import scan_op
 
@@ -118,6 +126,54 @@ def test_one_graph_for_a_decoding_step(monkeypatch, implementation):
         torch.testing.assert_close(*outs)
     torch.testing.assert_close(*caches)
     torch.testing.assert_close(*states)
+
+
+def _block_arguments(implementation: str) -> tuple:
+    top, start = torch.tensor([0, 2], dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    return (*_patterns(), top, torch.arange(2), start, None, 2, "bounds", True, 1, 0, 2, implementation)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_block_attention_opcheck(implementation):
+    opcheck(block_attention_op, (*_leaves(3), *_block_arguments(implementation)))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_block_decode_opcheck(implementation):
+    token = [torch.randn(2, 2, D_HEAD) for _ in range(4)]
+    cache = [torch.zeros(2, 2, 8, D_HEAD), torch.zeros(2, 2, 8, D_HEAD), torch.zeros(2, 2, 4, 1, D_HEAD)]
+    state = [torch.zeros(2, 2, D_HEAD) for _ in range(2)]
+    tables = rope_tables(torch.arange(8), D_HEAD)
+    top = torch.tensor([0, 3], dtype=torch.int32)
+    arguments = (*token, *cache, *state, torch.tensor([5, 7]), *_patterns(), top, torch.arange(2), *tables)
+    opcheck(block_decode_op, (*arguments, 2, "mean", True, 1, 0, 3, implementation))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_one_graph_for_block_attention_its_gradients_and_a_step(monkeypatch, implementation):
+    monkeypatch.setenv("RATPLUS_KERNELS", implementation)
+    inputs = _leaves(3)
+
+    def attend(q, k, v):
+        return block_attention(q, k, v, 4, 1, 0, top=2, block=2)
+
+    def step(token, keys, values, metadata, positions):
+        return block_decode_attention(
+            token, token + 1, token + 2, None, keys, values, metadata, None, positions, 4, 1, 1, top=2, block=2
+        )
+
+    results = []
+    caches = [
+        [torch.zeros(2, 2, 8, D_HEAD), torch.zeros(2, 2, 8, D_HEAD), torch.zeros(2, 2, 4, 1, D_HEAD)] for _ in "ab"
+    ]
+    for compiled, cache in zip((False, True), caches, strict=True):
+        f, g = (torch.compile(x, fullgraph=True, backend="aot_eager") if compiled else x for x in (attend, step))
+        out = f(*inputs)
+        torch.manual_seed(1)
+        outs = [g(torch.randn(2, 2, D_HEAD), *cache, torch.tensor([t, t + 1])) for t in range(4)]
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs), *outs, *cache])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 # The whole model: nothing in it breaks the graph, on either path. One layer, since all are alike.
