@@ -6,6 +6,7 @@ Ray places the tasks and counts CPUs and GPUs; which task comes next is the pool
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable
@@ -65,20 +66,17 @@ def ray_cluster(launcher: LauncherSection):
     Raises:
         UsageError: no Ray, no such cluster, or one without room for a single cell.
     """
-    # Ray reports its use over the network unless this forbids it.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _set_environment(launcher)
     try:
         import ray
     except ImportError:
         raise UsageError("launcher=ray: Ray is not installed; pip install 'ratplus[ray]'") from None
     try:
-        # A cluster of this machine alone need not be reached from others.
-        own = {} if launcher.address else {"_node_ip_address": "127.0.0.1"}
         # Ray puts the current folder before all others on the path of its workers, so that is one without modules. A
         # task goes to the user's folder itself (run_job).
         with tempfile.TemporaryDirectory() as empty, chdir(empty):
             ray.init(address=launcher.address or "local", include_dashboard=False, log_to_driver=False,
-                     configure_logging=False, **own)  # fmt: skip
+                     configure_logging=False)  # fmt: skip
     except Exception as error:
         raise UsageError(f"launcher.address: {launcher.address or 'a local cluster'}: {first_line(error)}") from None
     try:
@@ -102,6 +100,22 @@ def ray_cluster(launcher: LauncherSection):
         yield min(at_once, launcher.workers or at_once), starter
     finally:
         ray.shutdown()
+
+
+def _set_environment(launcher: LauncherSection) -> None:
+    """Variables that Ray reads when it is imported, and that its processes inherit."""
+    # Ray reports its use over the network unless this forbids it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if launcher.address:
+        return
+    # A cluster of this machine alone is not to be reached from others. Ray listens on loopback where it may not form
+    # clusters, whatever the system; given 127.0.0.1 as an address, it takes that of the network all the same.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # Other users of this machine reach loopback. Ray 2.52 and later ask for a token, and would keep theirs in the home
+    # folder.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def run_job(job: Job) -> tuple[int, str]:

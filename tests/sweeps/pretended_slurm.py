@@ -1,6 +1,7 @@
 """Stand-ins for SLURM's commands, which only note what they are asked and answer what a test has written."""
 
 import os
+import shlex
 from pathlib import Path
 
 # $NOTES is a folder: queue (what squeue prints), config (of scontrol show config), ended-<job> (of scontrol show job),
@@ -52,3 +53,9 @@ def refuse(notes: Path, text: str, after: int = 0) -> None:
     """Let sbatch refuse what comes after so many accepted submissions."""
     (notes / "refuse").write_text(text)
     (notes / "refuse_from").write_text(str(after))
+
+
+def submitted_command(script: Path) -> list[str]:
+    """What the script hands to srun."""
+    (line,) = (line for line in script.read_text().splitlines() if line.startswith("srun "))
+    return shlex.split(line)[1:]

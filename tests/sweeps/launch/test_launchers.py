@@ -11,10 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cli_runs import TINY, ratplus, ratplus_here, wait_for
+from cli_runs import TINY, ratplus, wait_for
 from made_cells import entry, settle
 
-from ratplus.records.manifest import read_manifest
 from ratplus.records.record import read_record
 from ratplus.records.status import cell_state
 from ratplus.sweeps.define.compose import compose_cells, compose_one
@@ -249,21 +248,25 @@ def test_a_worker_s_own_record_is_left_as_it_is(job):
     assert not list(Path(job["folder"]).glob("*/*/record.json"))
 
 
-def test_ray_s_lost_task_is_recorded(job, monkeypatch):
+def test_ray_s_lost_tasks_are_recorded_each_with_its_own_reason(job):
     from ratplus.sweeps.launch.ray import RayRun
 
     class Lost(Exception):
         pass
 
-    def get(_ref):
-        raise Lost("the worker died: out of memory\nmore")
-
-    ray = SimpleNamespace(wait=lambda refs, timeout: (refs, []), get=get, exceptions=SimpleNamespace(RayError=Lost))
     item = SimpleNamespace(id=job["id"], job=lambda folder, threads: job)
-    run = RayRun(ray, SimpleNamespace(remote=lambda job: "ref"), item, 0, Path(job["folder"]), 1)
-    assert run.poll() == 1
-    (folder,) = (Path(job["folder"]) / "pretrain").iterdir()
-    assert read_record(folder)["error"]["message"] == "Ray's task was lost: the worker died: out of memory"
+    for attempt, reason in enumerate(["the worker died: out of memory", "the node died"], 1):
+
+        def get(_ref, reason=reason):
+            raise Lost(f"{reason}\nmore")
+
+        ray = SimpleNamespace(wait=lambda refs, timeout: (refs, []), get=get, exceptions=SimpleNamespace(RayError=Lost))
+        run = RayRun(ray, SimpleNamespace(remote=lambda job: "ref"), item, 0, Path(job["folder"]), 1)
+        assert run.poll() == 1
+        assert run.ending() == f"Lost: {reason}"
+        (folder,) = (Path(job["folder"]) / "pretrain").iterdir()
+        error = read_record(folder)["error"]
+        assert (error["message"], error["attempt"]) == (f"Ray's task was lost: {reason}", attempt)
 
 
 def test_worker_and_parent_agree_on_the_ids_and_the_corpus_is_opened_once(job, monkeypatch):
@@ -368,35 +371,6 @@ def test_ray_starts_away_from_the_working_folder(place, monkeypatch):
     with ray_cluster(LauncherSection(kind="ray", workers=2)) as (at_once, _):
         assert (at_once, Path.cwd()) == (2, place)
     assert seen == [[]]
-
-
-# ---- Ray -----------------------------------------------------------------------------------------------------------
-
-
-def test_ray_says_what_is_missing(place):
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        done = ratplus_here(place, "sweep", *TINY, "output=out", "launcher=ray")
-        assert done.returncode == 2
-        assert "launcher=ray: Ray is not installed; pip install 'ratplus[ray]'" in done.stderr
-    else:
-        pytest.skip("Ray is installed here")
-
-
-@pytest.mark.slow
-def test_ray_end_to_end(place):
-    """A cluster of this machine: two cells, one of which fails, and the failed one again."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ratplus[ray]'")
-    words = ["sweep", "-m", *TINY, "train.adapt.lr=1e-3,1e30", "train.adapt.lr_min=0", "output=out", "launcher=ray"]
-    done = ratplus(place, *words, timeout=400)
-    assert done.returncode == 1, done.stderr
-    assert "1 of 2 cells failed" in done.stderr
-    assert "1 done, 1 failed" in done.stdout
-    cells = read_manifest(place / "out")["cells"]
-    states = [cell_state(place / "out", cell["stages"]) for cell in cells]
-    assert sorted(state.status for state in states) == ["done", "failed"]
-    assert any("training diverged" in state.error for state in states)
 
 
 @pytest.mark.slow
