@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from ratplus.config.cell import Config
 from ratplus.records.manifest import Entry
 from ratplus.records.status import stage_state
+from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
 from ratplus.sweeps.batch.sbatch_options import check_gpus
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
-from ratplus.sweeps.launch.lost_processes import record_lost
+from ratplus.sweeps.launch.lost_work import record_lost, record_lost_jobs
 from ratplus.sweeps.launch.progress import LOGS, ProgressFile, at_work
 from ratplus.sweeps.launch.work import WorkItem, due_items, threads_per_cell, work_items
 from ratplus.training.ranks import external_place
@@ -68,7 +69,11 @@ def launch(entries: list[Entry], folder: Path, last: str, config: Config) -> End
         )
     items = work_items(entries, last)
     if place is None or place.rank == 0:
-        record_lost(folder, items)  # so that retry=failed finds what nobody has looked at since
+        try:
+            record_lost(folder, items)  # so that retry=failed finds what nobody has looked at since
+        except JobsUnknown as error:
+            if launcher.kind == "slurm":
+                raise UsageError(f"launcher=slurm: cannot tell which jobs are queued already: {error}") from None
     cells = [item for item in items if item.last == last]
     todo = due_items(items, folder, last, config.retry)
     if launcher.kind == "local" and len(entries) == 1:
@@ -232,9 +237,7 @@ def _wait_for_jobs(submission: Submission, todo: list[WorkItem], folder: Path) -
     Returns:
         False if some are left in the queue that can never start.
     """
-    from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
     from ratplus.sweeps.batch.reasons import queue_lines, stuck
-    from ratplus.sweeps.launch.lost_jobs import record_lost_jobs
 
     ids = {item.id for item in todo}
     printed: list[str] = []

@@ -16,8 +16,7 @@ from ratplus.records.record import STAGES
 from ratplus.records.status import State, cell_state, stage_state
 from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
 from ratplus.sweeps.batch.reasons import LiveJob, queue_lines
-from ratplus.sweeps.launch.lost_jobs import record_lost_jobs
-from ratplus.sweeps.launch.lost_processes import record_lost_processes
+from ratplus.sweeps.launch.lost_work import record_lost_jobs, record_lost_processes
 from ratplus.sweeps.launch.progress import LOGS, read_progress
 
 # The statuses of a cell, in the order in which they are counted. A stage (ratplus.records.status) is never queued.

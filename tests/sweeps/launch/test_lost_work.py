@@ -18,9 +18,9 @@ from ratplus.records.lock import SILENT_SECONDS, FolderLock
 from ratplus.records.record import read_record
 from ratplus.sweeps.define.compose import compose_cells
 from ratplus.sweeps.define.manifest import add_cells, plan_cells
-from ratplus.sweeps.launch import lost_processes
+from ratplus.sweeps.launch import lost_work
 from ratplus.sweeps.launch.child import Child
-from ratplus.sweeps.launch.lost_processes import record_lost
+from ratplus.sweeps.launch.lost_work import record_lost
 from ratplus.sweeps.launch.progress import at_work, job_file
 from ratplus.sweeps.launch.work import WorkItem
 
@@ -145,7 +145,7 @@ def test_what_has_a_record_by_now_is_left_as_it_is(item):
 
 
 def test_a_queued_job_is_not_lost(item, monkeypatch):
-    monkeypatch.setattr(lost_processes, "live_jobs", lambda *_: {item.id: "a job that is queued"})
+    monkeypatch.setattr(lost_work, "live_jobs", lambda *_: {item.id: "a job that is queued"})
     path = note(item, ended())
     record_lost(Path("out"), [item])
     assert path.exists()
