@@ -31,7 +31,7 @@ from ratplus.costs.memory import training_memory
 from ratplus.data.batches import Batches
 from ratplus.kernels.bench.timing import Ceilings, Times, check_device, measure_ceilings
 from ratplus.records.lines import first_line
-from ratplus.training.blocks import check_compiler, equipped
+from ratplus.training.blocks import blocks_configured, check_compiler
 from ratplus.training.errors import LayoutError
 from ratplus.training.run import StepLoader, make_trainer, quiet_lightning
 from ratplus.training.step import TrainingModule
@@ -156,7 +156,7 @@ def _run(
             model = random_model(subject.config, settings.device, torch.float32)
             module = TrainingModule(model, recipe, arl=recipe.arl_pattern)
             run = RunSection(accelerator=settings.device)
-            with quiet_lightning(), equipped(model, trainer):
+            with quiet_lightning(), blocks_configured(model, trainer):
                 loader = StepLoader(batches, recipe, "pretrain", 0, pinned=settings.device == "cuda")
                 make_trainer(run, precision, [clock]).fit(module, loader)
     except _Overdue:

@@ -69,7 +69,9 @@ def _same_model(folder: Path, found: Checkpoint) -> bool:
     return config == found.config and sha256 == sha256_of(found.weights)
 
 
-def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Callable[[str], None] = print) -> int:
+def adopt(
+    source: Path, folder: Path, config: ModelConfig, sha256: str, print_line: Callable[[str], None] = print
+) -> int:
     """Make `folder` a model folder with the weights of another one: a hard link where the disk allows it, else a copy.
 
     Args:
@@ -90,7 +92,7 @@ def adopt(source: Path, folder: Path, config: ModelConfig, sha256: str, say: Cal
     there, here = asdict(found), asdict(config)
     changed = [f"{k}={here[k]} instead of {there[k]}" for k in here if k != "max_len" and here[k] != there[k]]
     if changed:
-        say(f"model.init_from={source}: used with {', '.join(changed)}")
+        print_line(f"model.init_from={source}: used with {', '.join(changed)}")
     folder.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     if from_hub:

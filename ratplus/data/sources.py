@@ -53,11 +53,11 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path:
+def prepare(data: DataSection, print_line: Callable[[str], None] | None = None) -> Path:
     """Make the corpus of a data section unless it is there and its source unchanged; returns its folder.
 
     Args:
-        say: told one-line messages; None prints them to stderr.
+        print_line: told one-line messages; None prints them to stderr.
 
     Raises:
         CorpusError: missing or unreadable source files, or a source that changed since the corpus was made.
@@ -82,12 +82,12 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
     if made and tokenizer is not None:
         _same_tokenizer(data, folder, tokenizer)
     if data.source in ("files", "hub"):
-        return _prepare_files(data, folder, tokenizer, made, say or _to_stderr)
+        return _prepare_files(data, folder, tokenizer, made, print_line or _to_stderr)
     if data.source == "pydocs":
         if not made:
             assert tokenizer is not None
             source = {"name": "pydocs", "python": platform.python_version()}
-            documents = _watched(pydocs(), tokenizer, data, say)
+            documents = _watched(pydocs(), tokenizer, data, print_line)
             write_corpus(
                 folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
             )
@@ -99,8 +99,8 @@ def prepare(data: DataSection, say: Callable[[str], None] | None = None) -> Path
             raise _changed(data, folder)
         return folder
     assert tokenizer is not None
-    _check_heads([Input(name, str(path), path.stat().st_size) for name, path in files], say or _to_stderr)
-    documents = _watched(_read_documents(files, data.validation_fraction), tokenizer, data, say)
+    _check_heads([Input(name, str(path), path.stat().st_size) for name, path in files], print_line or _to_stderr)
+    documents = _watched(_read_documents(files, data.validation_fraction), tokenizer, data, print_line)
     return write_corpus(
         folder, documents, source=source, validation_fraction=data.validation_fraction, tokenizer=tokenizer
     )
@@ -181,7 +181,7 @@ def _prepared(data: DataSection, folder: Path) -> Path:
     return folder
 
 
-def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer | None, made: bool, say) -> Path:
+def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer | None, made: bool, print_line) -> Path:
     # What is made of a commit stays what it was, and compute nodes have no network; raw files may be gone by now.
     if made and (data.source == "hub" or not Path(data.given_path).exists()):
         return folder
@@ -190,18 +190,20 @@ def _prepare_files(data: DataSection, folder: Path, tokenizer: Tokenizer | None,
         _same_files(data, folder, inputs)
         return folder
     assert tokenizer is not None  # only what is made already needs none
-    _check_heads(inputs, say)
+    _check_heads(inputs, print_line)
     settings = Settings(data.column, data.separator, data.split, data.validation_fraction, data.validation_files)
     source = {"name": data.source}
     if data.source == "hub":
         source |= {"data_set": data.path, "commit": inputs[0].path.partition("@")[2].partition("/")[0]}
-    return write_shards(folder, inputs, settings, tokenizer, data.workers, source, say, data.lossy, data.longest_mib)
+    return write_shards(
+        folder, inputs, settings, tokenizer, data.workers, source, print_line, data.lossy, data.longest_mib
+    )
 
 
-def _check_heads(inputs: list[Input], say: Callable[[str], None]) -> None:
+def _check_heads(inputs: list[Input], print_line: Callable[[str], None]) -> None:
     notes = [note for item in inputs if (note := check_head(item))]
     if notes:
-        say(notes[0] + (f"; {len(notes) - 1} more files do so" if notes[1:] else ""))
+        print_line(notes[0] + (f"; {len(notes) - 1} more files do so" if notes[1:] else ""))
 
 
 def _same_files(data: DataSection, folder: Path, inputs: list[Input]) -> None:
@@ -284,7 +286,10 @@ def _read_documents(files: list[tuple[str, Path]], validation_fraction: float) -
 
 
 def _watched(
-    documents: Iterable[tuple[str, str]], tokenizer: Tokenizer, data: DataSection, say: Callable[[str], None] | None
+    documents: Iterable[tuple[str, str]],
+    tokenizer: Tokenizer,
+    data: DataSection,
+    print_line: Callable[[str], None] | None,
 ) -> Iterator[tuple[str, str]]:
     """The same documents; when they have ended, what the tokenizer loses of them is told, or refused.
 
@@ -296,7 +301,7 @@ def _watched(
         sample.look(tokenizer, text)
         yield name, text
     if said := check_loss(sample, tokenizer, data.lossy):
-        (say or _to_stderr)(said)
+        (print_line or _to_stderr)(said)
 
 
 def _sha256(path: Path) -> str:

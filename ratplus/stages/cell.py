@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class Cell:
     """A cell, one point of a sweep: `Cell(config, surroundings).run("evaluate")` makes sure of its stages."""
 
-    def __init__(self, config: Config, around: Surroundings, corpus: Corpus | None = None):
+    def __init__(self, config: Config, surroundings: Surroundings, corpus: Corpus | None = None):
         """The corpus is prepared unless it is given."""
-        self.config, self.around = config, around
+        self.config, self.surroundings = config, surroundings
         self.corpus: Corpus = corpus_of(config.data) if corpus is None else corpus
         self.plan = plan(config, self.corpus.identity, self.corpus.vocab_size)
         self._team: Team | None = None  # of several ranks, while rank 0 runs the stages
@@ -72,7 +72,7 @@ class Cell:
             raise ValueError(f"train.{last}.steps: got 0, so there is no stage `{last}`; set it to the steps to train")
         record = None
         for stage in self.plan:
-            record = run_stage(stage, self.around, self.config, work[stage.name])
+            record = run_stage(stage, self.surroundings, self.config, work[stage.name])
             if stage.name == last:
                 break
         assert record is not None  # a plan has stages
@@ -131,7 +131,7 @@ class Cell:
 
         source, weights = Path(self.config.model.init_from or ""), stage.config["weights"]
         trained, _ = read_start(source)
-        parameters = adopt(source, folder, self.model_config(), weights, self.around.say)
+        parameters = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
         found = {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}
         return Result(found, weights_sha256=weights)
 
@@ -149,9 +149,9 @@ class Cell:
         from ratplus.checkpoint.facts import read_facts
         from ratplus.evaluation.metrics import metric
 
-        source = parent.folder(self.around.root)
+        source = parent.folder(self.surroundings.root)
         _, weights = read_facts(source)
-        parameters = adopt(source, folder, self.model_config(), weights, self.around.say)
+        parameters = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
         found = {"parameters": metric(parameters, None, 1)}
         return Result(found, {"train_seconds": 0.0, "resumed_at_step": 0}, weights_sha256=weights)
 
@@ -162,9 +162,9 @@ class Cell:
         from ratplus.training.spec import Watch
 
         def progress(done: int, total: int, numbers: dict) -> None:
-            self.around.progress(stage.name, done, total, numbers)
+            self.surroundings.progress(stage.name, done, total, numbers)
 
-        watch = Watch(log=log, progress=progress, before_saving=lock.check, say=self.around.say)
+        watch = Watch(log=log, progress=progress, before_saving=lock.check, print_line=self.surroundings.print_line)
         outcome = train(model, self._training(stage), folder, watch, self._team)
         weights = save_weights(outcome.model.config, outcome.model.state_dict(), folder)
         # The report is that of the last step, and its losses are means over that step's labels.
@@ -186,7 +186,7 @@ class Cell:
         started = time.monotonic()
         found = evaluate_suites(
             model.to(device), self.config.patterns, self.batches(), self.config.eval,
-            lambda done, total: self.around.progress(stage.name, done, total, {}),
+            lambda done, total: self.surroundings.progress(stage.name, done, total, {}),
         )  # fmt: skip
         metrics, timing = found.metrics, {"evaluate_seconds": time.monotonic() - started}
         write_samples(folder, found.samples)
@@ -217,7 +217,7 @@ class Cell:
         from ratplus.checkpoint import load
         from ratplus.checkpoint.facts import CheckpointError
 
-        folder = parent.folder(self.around.root)
+        folder = parent.folder(self.surroundings.root)
         try:
             return load(folder, self.model_config())
         except CheckpointError as error:

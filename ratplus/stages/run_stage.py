@@ -61,47 +61,51 @@ class Surroundings:
         root: the sweep folder.
         make_mirror: (stage, sweep folder, config) -> stage_log.Mirror or None.
         progress: told (stage name, steps done, steps in all, numbers).
-        say: told one-line messages (waiting for a lock, a damaged record).
+        print_line: told one-line messages (waiting for a lock, a damaged record).
     """
 
     root: Path
     make_mirror: Callable | None = None
     progress: Progress = lambda *_: None
-    say: Callable[[str], None] = print
+    print_line: Callable[[str], None] = print
 
 
-def run_stage(stage: Stage, around: Surroundings, config: Config, work: Work) -> Record:
+def run_stage(stage: Stage, surroundings: Surroundings, config: Config, work: Work) -> Record:
     """Do a stage unless it is done; returns its record. Failures are recorded, then raised."""
-    folder = stage.folder(around.root)
-    record = _finished(folder, say=lambda _line: None)
+    folder = stage.folder(surroundings.root)
+    record = _finished(folder, print_line=lambda _line: None)
     if record is not None:
         _tidy(folder)
         return record
-    with FolderLock(folder, on_wait=lambda who: around.say(f"{stage.name} {stage.id}: waiting for {who}")) as lock:
-        record = _finished(folder, around.say)  # somebody may have done it while we waited
+    with FolderLock(
+        folder, on_wait=lambda who: surroundings.print_line(f"{stage.name} {stage.id}: waiting for {who}")
+    ) as lock:
+        record = _finished(folder, surroundings.print_line)  # somebody may have done it while we waited
         if record is not None:
             return record
-        return _work(stage, folder, around, config, work, lock)
+        return _work(stage, folder, surroundings, config, work, lock)
 
 
-def _finished(folder: Path, say: Callable[[str], None]) -> Record | None:
+def _finished(folder: Path, print_line: Callable[[str], None]) -> Record | None:
     try:
         record = read_record(folder)
     except ForeignRecord:
         raise
     except RecordError as error:
-        say(f"{error}; doing this stage again")
+        print_line(f"{error}; doing this stage again")
         return None
     if record is not None and (unfit := unfit_metric(record)):
-        say(f"{folder}: the record is of training that diverged ({unfit}); doing this stage again")
+        print_line(f"{folder}: the record is of training that diverged ({unfit}); doing this stage again")
         return None
     return record if record is not None and record["status"] == "done" else None
 
 
-def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work: Work, lock: FolderLock) -> Record:
+def _work(
+    stage: Stage, folder: Path, surroundings: Surroundings, config: Config, work: Work, lock: FolderLock
+) -> Record:
     """Do the work and write its record, done or failed; only an interruption leaves none."""
     remove_temporaries(folder)
-    mirror = around.make_mirror(stage, around.root, config) if around.make_mirror else None
+    mirror = surroundings.make_mirror(stage, surroundings.root, config) if surroundings.make_mirror else None
     device = training_device(config.run.accelerator)
     started = time.monotonic()
     reset_gpu_peak(device)
@@ -111,7 +115,7 @@ def _work(stage: Stage, folder: Path, around: Surroundings, config: Config, work
         timing = {"seconds": time.monotonic() - started, **peak_memory(device), **outcome.pop("timing")}
         record = write_record(
             folder, stage=stage.name, config=stage.config, parent=stage.parent,
-            provenance=provenance(around.root if config.run.save_diff else None, **_hardware(config), **facts),
+            provenance=provenance(surroundings.root if config.run.save_diff else None, **_hardware(config), **facts),
             timing=timing, **outcome,
         )  # fmt: skip
         if mirror is not None:

@@ -51,7 +51,7 @@ def _has_cxx() -> bool:
 
 
 @contextmanager
-def equipped(model: RATPlus, trainer: TrainerSection) -> Generator[None]:
+def blocks_configured(model: RATPlus, trainer: TrainerSection) -> Generator[None]:
     """Within, the model's blocks are run as `trainer` says; after, as before.
 
     Compiled are the blocks rather than the model: all of one shape share a graph, checkpointing has the border where

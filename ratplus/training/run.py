@@ -25,7 +25,7 @@ from ratplus.config.model import ModelConfig
 from ratplus.config.run import RunSection
 from ratplus.config.train import RecipeSection
 from ratplus.model import RATPlus
-from ratplus.training.blocks import equipped
+from ratplus.training.blocks import blocks_configured
 from ratplus.training.divergence import DivergenceWatch
 from ratplus.training.errors import Interrupted
 from ratplus.training.foreign_settings import without_variables
@@ -89,7 +89,9 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
     first = 0
     if state is not None and not all(math.isfinite(v) for k, v in state["report"].items() if k.endswith("loss")):
         # Earlier versions saved such states. Nothing comes of them any more.
-        watch.say(f"{run.purpose} {run.stage_id}: its training state has a loss that is not finite; starting again")
+        watch.print_line(
+            f"{run.purpose} {run.stage_id}: its training state has a loss that is not finite; starting again"
+        )
         state = None
     if state is not None:
         model.load_state_dict(state.pop("model"))
@@ -97,7 +99,7 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
     layout = ONE_RANK if team is None else Shares(strategy=run.trainer.strategy, ranks=team.place.world)
     layouts = layouts_of(state, {**layout, "micro_batches": parts, "compile": run.trainer.compile})
     if layouts[-1]["from_step"] == first > 0:
-        watch.say(
+        watch.print_line(
             f"{run.purpose} {run.stage_id}: continues at step {first} with {_spoken(layouts[-1])}, before with "
             f"{_spoken(layouts[-2])}; each step reads the same data, but sums it in another order"
         )
@@ -169,7 +171,7 @@ def _fit(module: TrainingModule, run: Run, first: int, saver: _Saver, team: Team
     loader = StepLoader(run.rows, run.recipe, run.purpose, first, _on_gpu(run.run))
     if team is not None:
         team.meet()
-    with quiet_lightning(), equipped(module.model, run.trainer):
+    with quiet_lightning(), blocks_configured(module.model, run.trainer):
         make_trainer(run.run, run.precision, [saver], team).fit(module, loader)
 
 

@@ -72,13 +72,13 @@ class Watch:
         progress: called after each step with (steps done, steps in all, {"loss", "lr", ...}).
         before_saving: called before each training state is written; it may raise, to keep this process from writing
             into a folder that is not its own any more.
-        say: called with one-line messages for the user.
+        print_line: called with one-line messages for the user.
     """
 
     log: StageLog | None = None
     progress: Callable[[int, int, dict], None] | None = None
     before_saving: Callable[[], None] = lambda: None
-    say: Callable[[str], None] = lambda _line: None
+    print_line: Callable[[str], None] = lambda _line: None
 
 
 class Shares(TypedDict):

@@ -32,7 +32,7 @@ PLAN_FILE = "preparing.json"
 
 def write_shards(
     folder: Path, inputs: list[Input], settings: Settings, tokenizer: Tokenizer, workers: int,
-    source: dict, say: Callable[[str], None] = print, lossy: float = 1.0, longest_mib: int = 64,
+    source: dict, print_line: Callable[[str], None] = print, lossy: float = 1.0, longest_mib: int = 64,
 ) -> Path:  # fmt: skip
     """Tokenize inputs into a corpus folder, or finish what an interrupted call began there.
 
@@ -54,7 +54,7 @@ def write_shards(
             "needs at least one; use fewer, or data.split=hash"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder, on_wait=lambda who: say(f"{folder}: waiting for {who}")) as lock:
+    with FolderLock(folder, on_wait=lambda who: print_line(f"{folder}: waiting for {who}")) as lock:
         if (folder / MANIFEST_FILE).exists():
             return folder  # somebody made it while we waited
         remove_temporaries(folder)
@@ -71,7 +71,7 @@ def write_shards(
         remove_temporaries(folder / FOLDER)
         records = {job.index: record for job in jobs if (record := kept(job)) is not None}
         if records:
-            say(f"{folder}: {len(records)} of {len(jobs)} input files are done already")
+            print_line(f"{folder}: {len(records)} of {len(jobs)} input files are done already")
         _check_space(folder, [job.source for job in jobs if job.index not in records], tokenizer)
         made = sum(job.source.bytes for job in jobs if job.index in records)
         progress = Progress(sum(item.bytes for item in inputs), made)
@@ -82,7 +82,7 @@ def write_shards(
         lock.check()
         whole = merged(records[i].get("round_trip", {}) for i in range(len(jobs)))
         if said := check_loss(whole, tokenizer, lossy):
-            say(f"{folder}: {said}")
+            print_line(f"{folder}: {said}")
         _check_splits(folder, list(records.values()), inputs, settings)
         return _finish(folder, [records[i] for i in range(len(jobs))], settings, tokenizer, source)
 

@@ -205,7 +205,7 @@ class Scripted:
         return "".join(self.pieces[i] for i in ids if i != self.eos_id)
 
 
-def say(monkeypatch, ids: list[int]) -> Adapter:
+def scripted(monkeypatch, ids: list[int]) -> Adapter:
     """An adapter whose model says these ids, whatever it is asked."""
     model = build(vocab=10)
     said = iter(range(100))
@@ -234,19 +234,19 @@ def say(monkeypatch, ids: list[int]) -> Adapter:
     ],
 )
 def test_stop_strings(monkeypatch, until, text):
-    adapter = say(monkeypatch, [0, 1, 2, 3, 4, 5, 6])
+    adapter = scripted(monkeypatch, [0, 1, 2, 3, 4, 5, 6])
     assert adapter.generate_until([request("x", {"until": until, "max_gen_toks": 30})]) == [text]
 
 
 def test_generation_ends_at_the_stop_string_at_the_limit_and_at_end_of_text(monkeypatch, model):
     steps = []
-    adapter = say(monkeypatch, [0, 1, 2, 3, 4, 5, 6])
+    adapter = scripted(monkeypatch, [0, 1, 2, 3, 4, 5, 6])
     step = RATPlus.step
     monkeypatch.setattr(RATPlus, "step", lambda *a: steps.append(1) or step(*a))
     adapter.generate_until([request("x", {"until": ["llo"], "max_gen_toks": 30})])
     assert len(steps) == 1
-    assert say(monkeypatch, [0, 1, 2, 3]).generate_until([request("x", {"max_gen_toks": 3})]) == ["hello w"]
-    assert say(monkeypatch, [0, 7, 2, 3]).generate_until([request("x", {"max_gen_toks": 9})]) == ["he"]
+    assert scripted(monkeypatch, [0, 1, 2, 3]).generate_until([request("x", {"max_gen_toks": 3})]) == ["hello w"]
+    assert scripted(monkeypatch, [0, 7, 2, 3]).generate_until([request("x", {"max_gen_toks": 9})]) == ["he"]
 
 
 def test_repetition_penalty(monkeypatch):

@@ -72,7 +72,7 @@ def cell_of(config: Config, root: Path, on_step=lambda done: None, said=None) ->
         if stage == "pretrain":
             on_step(done)
 
-    return Cell(config, Surroundings(root, progress=progress, say=(said if said is not None else []).append))
+    return Cell(config, Surroundings(root, progress=progress, print_line=(said if said is not None else []).append))
 
 
 def trained(cell: Cell, root: Path, stage="pretrain") -> tuple[dict, list[list[float]]]:

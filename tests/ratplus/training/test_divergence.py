@@ -77,7 +77,7 @@ def test_a_bad_last_step_is_a_failure_whatever_the_limit():
 
 def test_a_diverged_stage_fails_and_keeps_no_bad_state(config, tmp_path):
     said = []
-    around = Surroundings(tmp_path / "sweep", say=said.append)
+    around = Surroundings(tmp_path / "sweep", print_line=said.append)
     cell = Cell(config, around)
     folder = cell.plan.pretrain.folder(around.root)
     for attempt in (1, 2):
@@ -102,7 +102,7 @@ def test_a_diverged_stage_fails_and_keeps_no_bad_state(config, tmp_path):
 def test_an_older_record_of_a_nan_counts_as_failed(config, tmp_path):
     config = replace(config, train=replace(config.train, pretrain=replace(RECIPE, lr=1e-3, steps=2)))
     said = []
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=said.append))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append))
     record = cell.run("pretrain")
     folder = cell.plan.pretrain.folder(tmp_path / "sweep")
     assert stage_state(folder).status == "done"
@@ -125,10 +125,10 @@ def test_a_bad_training_state_of_an_earlier_version_is_not_continued(config, tmp
     with monkeypatch.context() as before:
         before.setattr(DivergenceWatch, "bad", False)
         before.setattr(DivergenceWatch, "step", lambda self, done, report: 1 / (6 - done))
-        cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+        cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=lambda _line: None))
         with pytest.raises(ZeroDivisionError):
             cell.run("pretrain")
     said = []
     with pytest.raises(Diverged, match="since step 2"):
-        Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run("pretrain")
+        Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append)).run("pretrain")
     assert "its training state has a loss that is not finite; starting again" in said[0]

@@ -290,7 +290,7 @@ def config(tmp_path):
 
 def test_three_stages_once(config, tmp_path):
     said = []
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=said.append))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append))
     record = cell.run()
     assert record["stage"] == "evaluate"
     assert record["parent"] == cell.plan.adapt.id
@@ -299,7 +299,7 @@ def test_three_stages_once(config, tmp_path):
         assert metric["count"] > 0
         assert metric["stderr"] >= 0
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("*") if p.is_file()}
-    assert Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run() == record
+    assert Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append)).run() == record
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("*") if p.is_file()} == stamps
     names = {p.name for p in stamps}
     assert names == {"record.json", "samples.jsonl", "curve.csv", "model.safetensors", "config.json"}
@@ -311,7 +311,7 @@ def test_a_kill_before_the_record_costs_no_training(config, tmp_path, monkeypatc
     import ratplus.stages.run_stage as stages
 
     config.run = RunSection(accelerator="cpu", checkpoint_seconds=0.0)
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=lambda _line: None))
     folder = cell.plan.pretrain.folder(tmp_path / "sweep")
 
     def killed(*_args, **_kwargs):
@@ -333,10 +333,10 @@ def test_a_kill_before_the_record_costs_no_training(config, tmp_path, monkeypatc
 
 def test_damaged_record_is_told_and_redone(config, tmp_path):
     said = []
-    first = Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run()
+    first = Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append)).run()
     path = tmp_path / "sweep" / "evaluate" / first["id"] / "record.json"
     path.write_text(path.read_text()[:50])
-    again = Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run()
+    again = Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append)).run()
     assert again["metrics"] == first["metrics"]
     assert len(said) == 1
     assert "not a whole record" in said[0]
@@ -387,7 +387,7 @@ def test_failure_is_recorded_then_retried(config, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("first line\nlast line")
 
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=lambda _line: None))
     with monkeypatch.context() as patched:
         patched.setattr(suites, "evaluate_suites", broken)
         with pytest.raises(RuntimeError, match="last line"):
@@ -428,7 +428,7 @@ def test_out_of_memory_says_what_to_try(config, tmp_path, monkeypatch, broken, b
     from ratplus.training.step import TrainingModule
 
     config.train.pretrain = RecipeSection(steps=2, batch=batch, micro_batch=micro)
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=lambda _line: None))
     monkeypatch.setattr(TrainingModule, "training_step", broken)
     with pytest.raises(RuntimeError, match=advice):
         cell.run("pretrain")
@@ -460,7 +460,7 @@ def test_the_advice_continues_the_same_stage(config, tmp_path, monkeypatch):
     from ratplus.training.step import TrainingModule
 
     config.train.pretrain, said = RecipeSection(steps=4, batch=4), []
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=said.append))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append))
     step = TrainingModule.training_step
     with monkeypatch.context() as patched:
         patched.setattr(
@@ -470,7 +470,7 @@ def test_the_advice_continues_the_same_stage(config, tmp_path, monkeypatch):
             cell.run("pretrain")
     config.train.pretrain.micro_batch = 2
     config.trainer.activation_checkpointing = True
-    record = Cell(config, Surroundings(tmp_path / "sweep", say=said.append)).run("pretrain")
+    record = Cell(config, Surroundings(tmp_path / "sweep", print_line=said.append)).run("pretrain")
     assert record["id"] == cell.plan.pretrain.id
     assert record["timing"]["resumed_at_step"] == 2
     assert [(at["from_step"], at["micro_batches"]) for at in record["timing"]["layouts"]] == [(0, 1), (2, 2)]
@@ -480,7 +480,7 @@ def test_the_advice_continues_the_same_stage(config, tmp_path, monkeypatch):
 def test_nan_model_fails_its_evaluation(config, tmp_path):
     from ratplus import checkpoint
 
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=lambda _line: None))
     cell.run("adapt")
     folder = cell.plan.adapt.folder(tmp_path / "sweep")
     model = checkpoint.load(folder)
@@ -494,7 +494,7 @@ def test_nan_model_fails_its_evaluation(config, tmp_path):
 
 
 def test_missing_weights_of_a_done_parent(config, tmp_path):
-    cell = Cell(config, Surroundings(tmp_path / "sweep", say=lambda _line: None))
+    cell = Cell(config, Surroundings(tmp_path / "sweep", print_line=lambda _line: None))
     cell.run("pretrain")
     (cell.plan.pretrain.folder(tmp_path / "sweep") / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="SHA-256 differs"):

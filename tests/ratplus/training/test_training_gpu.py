@@ -10,7 +10,7 @@ import torch
 
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.config.run import TrainerSection
-from ratplus.training.blocks import equipped
+from ratplus.training.blocks import blocks_configured
 from ratplus.training.step import token_loss
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -125,7 +125,7 @@ def test_blocks_as_the_trainer_runs_them(monkeypatch, device):
         monkeypatch.setenv("RATPLUS_KERNELS", "eager")
         monkeypatch.setattr("ratplus.training.blocks.BACKEND", "aot_eager")
     plain = train_steps(copy.deepcopy(model), inputs, labels, PATTERNS["hybrid"])
-    with equipped(model, TrainerSection(compile=True, activation_checkpointing=True)):
+    with blocks_configured(model, TrainerSection(compile=True, activation_checkpointing=True)):
         found = train_steps(model, inputs, labels, PATTERNS["hybrid"])
     for ours, expected in zip(found, plain):
         assert distance(ours, expected) < 1e-3
