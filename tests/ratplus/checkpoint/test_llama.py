@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ratplus import Pattern, PatternMap
 from ratplus.checkpoint import load
 from ratplus.checkpoint.adopt import bring_in, read_foreign
 from ratplus.checkpoint.facts import CheckpointError, default_patterns, family_of
+from ratplus.checkpoint.llama.weights import names_of
 from ratplus.checkpoint.llama.words import read_llama
 from ratplus.costs.budget import parameters
 from ratplus.model import RATPlus
@@ -285,3 +288,31 @@ def test_quantised_and_missing_tensors(folder, tmp_path):
     save_file({key: tensor for key, tensor in weights.items() if key != "lm_head.weight"}, other / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"tie_word_embeddings=false, but there is no lm_head\.weight"):
         read_foreign(other)
+
+
+@pytest.mark.slow
+def test_memory_of_an_import(tmp_path):
+    """Beside torch itself, an import of 110 MB takes less than 1.3 times that, mapped pages included."""
+    from safetensors.torch import save_file
+
+    words = {"model_type": "llama", "vocab_size": 16000, "hidden_size": 768, "intermediate_size": 2048,
+             "num_hidden_layers": 6, "num_attention_heads": 12, "num_key_value_heads": 4, "tie_word_embeddings": True,
+             "max_position_embeddings": 512}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(words))
+    names = names_of(read_llama(words, "config.json").config)
+    shapes = {name: shape for parts in names.values() for name, shape in parts.items()}
+    save_file({k: torch.zeros(shape, dtype=torch.bfloat16) for k, shape in shapes.items()},
+              tmp_path / "model.safetensors")  # fmt: skip
+    code = """
+import re, sys
+from pathlib import Path
+from ratplus.checkpoint.adopt import bring_in, read_foreign
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before, source = peak(), Path(sys.argv[1])
+bring_in(read_foreign(source), source, Path(sys.argv[2]))
+print((peak() - before) / (source / "model.safetensors").stat().st_size)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "ours")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.3
