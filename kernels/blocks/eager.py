@@ -187,9 +187,8 @@ def _backward(
     group, dtype, end, scale = heads // k.shape[1], _dtype(q), start + length, d_head**-0.5
     setting = _as_pattern(setting, end, blocks)
     plan = TilePlan(setting, blocks, start, length, q.device)
-    q_rows, g_rows, lse_rows, delta_rows = (
-        _rows(x, dtype).unflatten(0, (-1, group)) for x in (q * scale, d_out, lse, delta)
-    )
+    q_rows, g_rows, lse_rows, delta_rows = (_rows(x, dtype).unflatten(0, (-1, group)) for x in (q, d_out, lse, delta))
+    q_rows = q_rows * scale  # in float32: not every scale is a power of two
     k_rows, v_rows = _rows(k, dtype), _rows(v, dtype)
     past = _rows(_past(ids, setting), torch.int32)
     dq, dk, dv = torch.empty_like(q_rows), torch.zeros_like(k_rows), torch.zeros_like(v_rows)

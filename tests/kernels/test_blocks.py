@@ -230,7 +230,7 @@ def test_random_scores_are_those_of_patterns():
 
 
 def test_half_precision_scores_and_accumulates_in_float32():
-    half = [x.detach().bfloat16().requires_grad_() for x in _inputs(70, d_head=16)]
+    half = [x.detach().bfloat16().requires_grad_() for x in _inputs(70, d_head=32)]
     exact = [x.detach().float().requires_grad_() for x in half]
     out, ids = block_attention(*half, 8, 0, 0, top=3, block=4, return_blocks=True)
     expected, chosen = block_attention(*exact, 8, 0, 0, top=3, block=4, return_blocks=True)
