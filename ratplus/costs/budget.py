@@ -69,10 +69,12 @@ def stage_flops(config: Config, vocab_size: int) -> dict[str, int]:
     train = config.train
     first = config.patterns if train.pretrain.sparse else None
     rows = [(train.sft.batch, train.sft.length or train.context)]
-    fine = {"sft": training_flops(config, train.sft, config.patterns, model, rows)} if train.sft.steps else {}
+    # None is dense: a recipe may leave the cell's pattern to inference.
+    adapted, tuned = (None if recipe.dense else config.patterns for recipe in (train.adapt, train.sft))
+    fine = {"sft": training_flops(config, train.sft, tuned, model, rows)} if train.sft.steps else {}
     return {
         "pretrain": 0 if config.model.init_from else training_flops(config, train.pretrain, first, model),
-        "adapt": training_flops(config, train.adapt, config.patterns, model),
+        "adapt": training_flops(config, train.adapt, adapted, model),
         **fine,
         "evaluate": sum(
             rows * forward_flops(model, config.patterns, length) for rows, length in evaluation_rows(config)

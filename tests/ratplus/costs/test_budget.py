@@ -73,6 +73,8 @@ def test_stages_of_a_cell():
     both = compose_one([*words[:1], "pattern.dilation=16"]).config
     arl = training_flops(both, both.train.pretrain, None, model)
     assert arl == 3 * 320 * 8 * (dense + forward_flops(model, Pattern(64), 512))
+    inference = compose_one([*words, "train.adapt.dense=true"]).config
+    assert stage_flops(inference, 257)["adapt"] == 3 * 40 * 8 * dense
     scratch = compose_one([*words, "train.pretrain.sparse=true"]).config
     assert stage_flops(scratch, 257)["pretrain"] == 3 * 320 * 8 * sparse
     # Half of the tokens in recall rows of 128: shorter rows attend to less.
