@@ -43,7 +43,7 @@ from ratplus.analysis.notebook import run
 
 NAME = "accuracy_vs_budget"
 # A figure has room for so many models, methods of each, and results.
-MOST_RUNS, MOST_METHODS, MOST_RESULTS = 3, 9, 3
+MOST_RUNS, MOST_METHODS, MOST_RESULTS = 4, 9, 3
 # Metrics of a pattern that selects, as the evaluation measured it on real prompts.
 DENSITY, HIT_RATE = "selection_density", "selection_hit_rate"
 REFERENCE = (0, (1, 1.6))
@@ -129,7 +129,9 @@ def caption(frame: pd.DataFrame) -> str:
     """What the columns of `summary` mean."""
     contexts = " or ".join(str(context) for context in sorted(frame["context"].unique()))
     measured = (
-        " Measured: the share of all entries that a step after real prompts read." if DENSITY in frame else ""
+        " Measured: the share of all entries that a step at the end of real rows, of their own length, read."
+        if DENSITY in frame
+        else ""
     ) + (
         " Hits: how often a head sees the answer where it is asked for, mean over layers and heads."
         if HIT_RATE in frame
@@ -190,6 +192,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             axes.set_title(run_key)
         for axes in grid[-1]:
             axes.set_xscale("log", base=2)
+            axes.set_xticks(_ticks(rows.loc[rows["method"].isin(methods), "kv_read"]))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.minorticks_off()
             axes.set_xlabel("KV entries read a step and head")
@@ -207,6 +210,15 @@ def _draw(axes: Axes, rows: pd.DataFrame, name: str, scale: float, look: style.L
             part["kv_read"], part[name] * scale, yerr=part[f"{name}_stderr"] * scale, elinewidth=0.8, linestyle="none",
             marker=marker, color=look.colour, markerfacecolor=look.colour if exact else "white", zorder=3,
         )  # fmt: skip
+
+
+def _ticks(reads: pd.Series) -> list[float]:
+    """Powers of two, at most five of them, from below what is read least to above what is read most."""
+    reads = reads[reads > 0]
+    if reads.empty:
+        return [1.0]
+    low, high = int(np.floor(np.log2(reads.min()))), int(np.ceil(np.log2(reads.max())))
+    return [2.0**power for power in range(low, high + 1, max(1, -(-(high - low) // 4)))]
 
 
 def _legend(rows: pd.DataFrame, methods: list[str], looks: dict, marks: dict) -> list[Line2D]:
