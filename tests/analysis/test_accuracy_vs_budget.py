@@ -71,7 +71,7 @@ def test_figure_has_a_line_a_method_and_a_column_a_model(frame):
     legend = [text.get_text() for text in drawing.legends[0].get_texts()]
     assert legend[:2] == ["dilated", "streaming"]
     assert legend[-2:] == ["dense", "at most so many read"]
-    assert [text.get_text() for text in drawing.axes[-1].get_xticklabels()] == ["4", "8", "16", "32", "64", "128"]
+    assert [text.get_text() for text in drawing.axes[-1].get_xticklabels()] == ["8", "16", "32", "64", "128"]
     lines = drawing.axes[0].get_lines()
     assert any(list(line.get_xdata()) == [48, 112] for line in lines)  # top4x16 and top8x16
 
