@@ -57,7 +57,18 @@ def _run(words: list[str]) -> int:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(VERBS)}"
         raise UsageError(f"{name}: no such command; {hint}")
-    return verb_module(name).run(parser_of(name).parse_intermixed_args(rest))
+    return verb_module(name).run(parser_of(name).parse_intermixed_args([_expand_home(word) for word in rest]))
+
+
+def _expand_home(word: str) -> str:
+    """An option such as `--config-dir=~/my`, whose ~ a shell leaves alone, with the home folder in it."""
+    option, sign, value = word.partition("=")
+    if not (option.startswith("--") and sign and value.startswith("~")):
+        return word
+    expanded = os.path.expanduser(value)
+    if expanded == value:
+        raise UsageError(f"{option}: got {value!r}; there is no home folder of that name; write the path in full")
+    return f"{option}={expanded}"
 
 
 def verb_module(name: str) -> Verb:

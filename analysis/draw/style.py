@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ratplus.analysis.draw.fonts import equip
 from ratplus.records.atomic import write_atomically
 
 COLUMN_WIDTH_IN = 3.25
@@ -73,7 +75,9 @@ def sequence(names: list) -> dict:
 @contextmanager
 def context() -> Generator[None]:
     """Draw with the style file, whatever the user's own matplotlibrc says; the user's settings come back afterwards."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A line for each sign and each time that it is measured; `fonts.equip` says it once.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False))
         yield
@@ -109,6 +113,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     stem = Path(stem)
     paths = []
     with context():
+        equip(figure)
         for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
             drawn = io.BytesIO()
             figure.savefig(drawn, format=suffix[1:], metadata=metadata)

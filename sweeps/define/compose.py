@@ -8,7 +8,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import cast, get_type_hints
 
@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import OverrideType, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +29,7 @@ from ratplus.sweeps.define import grid
 from ratplus.sweeps.define.given_model import take_shape
 from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line, omegaconf_line
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.open_keys import open_keys, open_line, refuse_open
+from ratplus.sweeps.define.open_keys import NO_EFFECT, open_keys, open_line, refuse_hydra_section, refuse_open
 from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
 from ratplus.sweeps.define.yaml_aliases import refuse_many_aliases
 
@@ -169,6 +169,8 @@ class _Composer:
         for key, value in flatten(plain).items():
             _refuse_secret(key, value)
         if whole:
+            if self._config_dir is not None:
+                refuse_hydra_section(self._config_dir, chosen)
             refuse_open(plain)
             self._refuse_unset(chosen, {_plain_key(o.get_key_element()) for o in self.parse(overrides)})
         _expand_homes(plain)
@@ -218,10 +220,13 @@ class _Composer:
         for override in parsed:
             key = override.key_or_group
             if re.match(r"hydra\b", key) and key != "hydra.searchpath":
-                raise UsageError(
-                    f"{override.input_line}: {key} has no effect, since ratplus composes with Hydra but does not run "
-                    "under it; output= names the folder of a sweep, launcher= how it runs"
-                )
+                raise UsageError(f"{override.input_line}: {key} {NO_EFFECT}")
+            if not key:
+                raise UsageError(f"{override.input_line!r}: no key before =; give key=value")
+            if not override.is_sweep_override() and self._is_group(override):
+                value = override.value()
+                if not isinstance(value, (str, dict, QuotedString)):
+                    raise UsageError(f"{override.input_line}: {key} takes the name of one choice, or {{key: value}}")
             if override.is_delete():
                 raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
         return parsed
@@ -305,12 +310,16 @@ def _refuse_secret(key: str, value) -> None:
 def _values(override) -> list[str]:
     """The words of an override with several values, one a value."""
     try:
-        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    except HydraException:
+        # A range may hold more values than there is memory for.
+        values = list(islice(override.sweep_string_iterator(), grid.MOST_CELLS + 1))
+    except (HydraException, ArithmeticError, TypeError, ValueError):
         raise UsageError(
             f"{override.input_line}: its values cannot be listed; allowed: a,b,c, choice(a,b), range(start,stop,step), "
             "and glob(*) of a config group"
         ) from None
+    if len(values) > grid.MOST_CELLS:
+        raise UsageError(f"{override.input_line}: more than {grid.MOST_CELLS:,} values, the most that an axis may have")
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def _expand_homes(plain: dict) -> None:

@@ -27,6 +27,9 @@ def hydra_line(error: Exception) -> str:
         group, _, choice = found[1].rpartition("/")
         options = ", ".join((found[2] or "").split())
         return f"{group}={choice}: no such choice" + (f"; available: {options}" if options else "")
+    found = re.search(r"Could not override '(\w+)'.*\n.*use \+(\S.*)", text)
+    if found and found[1] in _SECTIONS:
+        return f"{found[2]}: holds a key that {found[1]} has not; give each as {found[1]}.key=value"
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1])
     for cause in (error, error.__cause__, error.__context__):
@@ -40,12 +43,17 @@ def omegaconf_line(error: OmegaConfBaseException) -> str:
     first = first_line(error)
     key = getattr(error, "full_key", None) or ""
     if "not in" in first and key:
-        return _unknown_key(key)
+        found = re.match(r"Key '([^']+)'", first)
+        # The whole key, or that of the section alone.
+        return _unknown_key(f"{key}.{found[1]}" if found is not None and key in _SECTIONS and found[1] != key else key)
     if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
         kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         return f"{key}: got {found[1]!r}; it must be {kinds.get(found[2], found[2])}"
     if found := re.match(r"Value '(.*)' is not a valid bool", first):
         return f"{key}: got {found[1]!r}; it must be true or false"
+    if found := re.match(r"Cannot convert '(\w+)' to string: '(.*)'$", first):
+        kind = {"ListConfig": "a list", "DictConfig": "a mapping"}.get(found[1], found[1])
+        return f"{key}: got {kind} ({found[2]}); it must be one text, quoted if it holds brackets: '{key}=\"...\"'"
     return f"{key}: {first}" if key else first
 
 

@@ -16,6 +16,10 @@ from ratplus import conf
 from ratplus.records.record import flatten
 from ratplus.sweeps.define.mistakes import UsageError
 
+NO_EFFECT = (
+    "has no effect, since ratplus composes with Hydra but does not run under it; output= names the folder of a sweep, "
+    "launcher= how it runs"
+)
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 
 
@@ -36,6 +40,32 @@ def open_keys(config_dir: str, chosen: dict[str, str]) -> set[str]:
                     (unset.add if is_open(value) else unset.discard)(key)
                 break
     return unset
+
+
+def refuse_hydra_section(config_dir: str, chosen: dict[str, str]) -> None:
+    """Refuse a chosen file of the user's that sets what Hydra does with a program that runs under it.
+
+    Args:
+        config_dir: the user's folder of config groups.
+        chosen: config group -> name of the choice.
+
+    Raises:
+        UsageError: names the file and the key.
+    """
+    for group, choice in chosen.items():
+        path = Path(config_dir) / group / f"{choice}.yaml"
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            continue
+        keys = [str(key) for key in flatten({str(key): value for key, value in content.items()})]
+        keys += [word for item in content.get("defaults") or [] for word in (item if isinstance(item, dict) else ())]
+        package = found[1] if (found := _PACKAGE.search(text)) else ""
+        own = [key for key in keys if re.match(r"(override +)?/?hydra(\b|/)", str(key))]
+        if own or package.partition(".")[0] == "hydra":
+            raise UsageError(f"{path}: {own[0] if own else package}: {NO_EFFECT}")
 
 
 def refuse_open(plain: dict) -> None:

@@ -22,6 +22,7 @@ _KEYS = {
     "model": None, "prompt": None, "pattern": None, "max_new_tokens": 128, "temperature": 0.8, "top_p": 0.95, "seed": 0,
     "tokenizer": None, "sweep": None,
 }  # fmt: skip
+_PLACES = ("model", "tokenizer", "sweep")
 
 
 @dataclass
@@ -97,11 +98,17 @@ def parse(words: list[str]) -> Request:
             except ValueError:
                 what = "a whole number" if kind is int else "a number"
                 raise UsageError(f"{key}: got {value!r}; it must be {what}") from None
+        if key in _PLACES and isinstance(value, str) and value.startswith("~"):
+            from ratplus.sweeps.define.override_words import home_of
+
+            value = home_of(key, value)
         values[key] = value
         given.add(key)
     for key, what in (("model", "a model folder, or the id of a trained stage"), ("prompt", "the text to continue")):
         if values[key] is None:
             raise UsageError(f"generate: {key}= is missing; give {what}")
+    if not 0 <= values["seed"] < 1 << 63:
+        raise UsageError(f"seed: got {values['seed']}; it must be ≥ 0 and below 2^63")
     if values["max_new_tokens"] < 1:
         raise UsageError(f"max_new_tokens: got {values['max_new_tokens']}; it must be ≥ 1")
     return Request(**values, given=given)
