@@ -28,7 +28,7 @@ LONGEST_TEXT = 4 << 20
 _ROWS_BYTES = 8 << 20
 # What is compressed further, and holds more than SPARED bytes, is refused: tokenizing it would fill the disk.
 MOST_TIMES = 200
-SPARED = 256 << 20
+SPARED = 32 << 20
 
 
 def batches(
