@@ -27,6 +27,7 @@ FILES = (
     "tests/ratplus/model/test_decode_graph_gpu.py",
     "tests/ratplus/training/test_training_gpu.py",
     "tests/ratplus/stages/test_peak_memory.py",
+    "tests/kernels/test_gpu_blocks.py",
 )
 SECONDS = 170  # for all files together
 AGAIN_SECONDS = 40  # for one failed test, alone
