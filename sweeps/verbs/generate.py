@@ -107,6 +107,12 @@ def parse(words: list[str]) -> Request:
     for key, what in (("model", "a model folder, or the id of a trained stage"), ("prompt", "the text to continue")):
         if values[key] is None:
             raise UsageError(f"generate: {key}= is missing; give {what}")
+    try:
+        values["prompt"].encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            "prompt: not UTF-8 text; the terminal or the script that gave it uses another encoding"
+        ) from None
     if not 0 <= values["seed"] < 1 << 63:
         raise UsageError(f"seed: got {values['seed']}; it must be ≥ 0 and below 2^63")
     if values["max_new_tokens"] < 1:

@@ -237,3 +237,14 @@ def test_a_stream_and_a_corpus_of_pointers(tmp_path):
 @pytest.mark.parametrize("head", [b"", b"version 2 of my notes", b"<p>no page", b"{}", b"<?xml version='1.0'?><book>"])
 def test_what_is_no_stand_in(head):
     assert stand_in(head) == ""
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "a.jsonl", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    text = '{"text": "one"}\n{"text": "two"}\n' if "jsonl" in name else "one\n-\ntwo\n"
+    data = b"\xef\xbb\xbf" + text.encode()
+    if name.endswith("zst"):
+        data = pytest.importorskip("zstandard").compress(data)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert [found.strip() for found in read(tmp_path / "in", separator="-")] == ["one", "two"]

@@ -66,3 +66,10 @@ def test_home_folders_are_found(monkeypatch, tmp_path):
 def test_a_seed_that_no_generator_takes(seed):
     with pytest.raises(UsageError, match=f"seed: got {seed}"):
         generate.parse(["model=m", "prompt=x", f"seed={seed}"])
+
+
+@pytest.mark.parametrize("prompt", ["caf\udce9", "\ud800"])
+def test_a_prompt_that_is_no_text(prompt):
+    """Python reads bytes of the command line that are no UTF-8 as halves of surrogate pairs."""
+    with pytest.raises(UsageError, match="prompt: not UTF-8 text"):
+        generate.parse(["model=m", f"prompt={prompt}"])

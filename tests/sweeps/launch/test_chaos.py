@@ -91,6 +91,25 @@ def test_killed_again_and_again(place):
     assert pretrain["timing"]["resumed_at_step"] > 0
 
 
+# What a small preloaded library answers in place of the C library: as exFAT, SMB, and mounts of cloud storage do.
+_REFUSALS = {
+    "link": "int link(const char *a, const char *b) { (void)a; (void)b; errno = EPERM; return -1; }",
+    "chmod": "int chmod(const char *a, unsigned m) { (void)a; (void)m; errno = EPERM; return -1; }",
+    "fsync": "int fsync(int f) { (void)f; errno = EINVAL; return -1; }",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", _REFUSALS)
+def test_kills_on_a_file_system_that_lacks_an_operation(place, monkeypatch, refused):
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    (place / "no.c").write_text(f"#include <errno.h>\n{_REFUSALS[refused]}\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "no.so", "no.c"], cwd=place, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(place / "no.so"))
+    test_killed_again_and_again(place)
+
+
 @pytest.mark.slow
 def test_twenty_kills_of_the_smoke_sweep(place):
     words = ["sweep", "experiment=smoke", "run.checkpoint_seconds=0", "train.pretrain.steps=60"]
