@@ -431,6 +431,11 @@ def test_shares():
     assert count(5, None, 2) == 2  # a row more here than there: labels weigh alike
     with pytest.raises(LayoutError, match=r"micro_batch: got 2, which cuts the batch of 6 in 3 parts.*allowed: 1$"):
         count(6, 2, 2)
+    # Neither fewer parts than ranks that do not divide them, nor parts of uneven size, are an answer.
+    with pytest.raises(LayoutError, match=r"micro_batch: got 3, which cuts the batch of 6 in 2 parts.*allowed: 1, 2$"):
+        count(6, 3, 3)
+    with pytest.raises(LayoutError, match=r"micro_batch: got 6, which cuts the batch of 18 in 3.*allowed: 1, 3$"):
+        count(18, 6, 2)
     with pytest.raises(LayoutError, match=r"train.pretrain.batch: got 2; 4 ranks need at least a row each"):
         count(2, None, 4)
 

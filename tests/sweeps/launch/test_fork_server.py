@@ -133,7 +133,7 @@ def test_cells_of_forked_workers_equal_those_of_this_process(tmp_path, monkeypat
 def test_forked_workers_stop_when_the_sweep_is_killed(tmp_path):
     """They notice that the server has gone, which goes with the sweep; and they have saved their state."""
     (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
-    words = ["sweep", "-m", *TINY, "seed=0,1,2,3,4", "launcher.workers=1", "train.pretrain.steps=2000", "output=out"]
+    words = ["pretrain", "-m", *TINY, "seed=0,1,2", "launcher.workers=1", "train.pretrain.steps=300", "output=out"]
     sweep = subprocess.Popen([RATPLUS, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         # The first pretraining is a process of its own, and a later one is forked.
@@ -142,12 +142,22 @@ def test_forked_workers_stop_when_the_sweep_is_killed(tmp_path):
         wait_for(lambda: descendants(server) and "\n10," in newest_curve(tmp_path), 300)
         workers = descendants(server)
         sweep.kill()
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (server, *workers)))
+        wait_for(lambda: not any(map(is_running, (server, *workers))))
     finally:
         sweep.kill()
         sweep.wait()
-    assert len(list(tmp_path.glob("out/pretrain/*/training-*.pt"))) == 1
-    assert ratplus_here(tmp_path, *words, "train.pretrain.steps=2000").returncode == 0
+    (state,) = tmp_path.glob("out/pretrain/*/training-*.pt")
+    assert ratplus_here(tmp_path, *words).returncode == 0
+    resumed = json.loads((state.parent / "record.json").read_text())["timing"]["resumed_at_step"]
+    assert resumed == int(state.name.split("-")[1]) > 0
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and that nobody has waited for does not count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def command_line(pid: int) -> bytes:
