@@ -133,7 +133,7 @@ def test_cells_of_forked_workers_equal_those_of_this_process(tmp_path, monkeypat
 def test_forked_workers_stop_when_the_sweep_is_killed(tmp_path):
     """They notice that the server has gone, which goes with the sweep; and they have saved their state."""
     (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
-    words = ["pretrain", "-m", *TINY, "seed=0,1,2", "launcher.workers=1", "train.pretrain.steps=300", "output=out"]
+    words = ["pretrain", "-m", *TINY, "seed=0,1,2", "launcher.workers=1", "train.pretrain.steps=100", "output=out"]
     sweep = subprocess.Popen([RATPLUS, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         # The first pretraining is a process of its own, and a later one is forked.
