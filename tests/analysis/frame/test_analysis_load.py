@@ -191,3 +191,25 @@ def test_many_cells_load_quickly(sweep):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(sweep.write())], check=True, timeout=60)
+
+
+def test_heads_of_keys_are_counted_apart_from_heads(sweep):
+    sweep.add("ratplus_tiny", Pattern(4), sweep.results(1.7), kv_heads=1)
+    frame = load_sweep(sweep.write())
+    assert list(frame["kv_heads"]) == [1]
+    assert list(frame["heads"]) == [4]
+
+
+def test_finished_cells_without_a_loss_are_named(sweep):
+    sweep.add("ratplus_tiny", Pattern(1), sweep.results(1.7))
+    without = sweep.add("ratplus_tiny", Pattern(2), {"my_task": 0.5})
+    sweep.add("ratplus_tiny", Pattern(4), status="missing")
+    assert load_sweep(sweep.write()).attrs["no_loss"] == [without["id"]]
+
+
+def test_no_standard_error_takes_the_place_of_a_metric(sweep):
+    """`seed` becomes `metric:seed`, whose error would be called like a metric that is there."""
+    sweep.add("ratplus_tiny", Pattern(1), {"seed": (3.0, 0.5), "metric:seed_stderr": (5.0, 0.25)})
+    frame = load_sweep(sweep.write())
+    assert (frame["metric:seed_stderr"][0], frame["metric:seed_stderr_stderr"][0]) == (5.0, 0.25)
+    assert (frame["metric:metric:seed"][0], frame["metric:metric:seed_stderr"][0]) == (3.0, 0.5)

@@ -254,3 +254,9 @@ def test_prepared_folder_can_be_moved(corpus, tmp_path):
     before = open_corpus(corpus).identity
     moved = shutil.move(corpus, tmp_path / "elsewhere")
     assert open_corpus(moved).identity == before
+
+
+def test_recall_asks_for_every_pair():
+    task = RecallTask(base=10, length=64, keys=4, values=4, pairs=4)
+    inputs, _, _ = task.rows(seed=0, stream=0, step=0, batch=8)
+    assert [len(set(row[32:].tolist())) for row in inputs] == [4] * 8
