@@ -26,7 +26,7 @@ from ratplus.analysis.draw.dilation_axis import DilationAxis
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, run_name, short_patterns, with_loss_delta
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 
 NAME = "ablation"
 ARL, DILATION, STEPS = "train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps"

@@ -46,7 +46,7 @@ from ratplus.analysis.frame.aggregate import (
 from ratplus.analysis.frame.load import METRICS
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.frame.rows import groups_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 from ratplus.costs.facts import at_most
 
 NAME = "accuracy_vs_dilation"

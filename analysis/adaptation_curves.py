@@ -28,7 +28,7 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
 from ratplus.analysis.frame.rows import groups_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 from ratplus.records.curve import CURVE_FILE, curve_rows
 
 NAME = "adaptation_curves"

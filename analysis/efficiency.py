@@ -29,7 +29,7 @@ from ratplus.analysis.draw.efficiency import OURS, case_names, kernels_figure, l
 from ratplus.analysis.draw.output import Picture, write
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.bench_results import BenchResult, read_results
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 
 NAME = "efficiency"
 # Rows of a printed table beyond these are in the CSV file alone.

@@ -25,7 +25,7 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.frame.selection import mask_of, selections_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 from ratplus.costs.cost import visible_ratio
 from ratplus.costs.facts import at_most
 from ratplus.costs.selection import forward_is_exact

@@ -27,7 +27,7 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import error_source, first_runs, in_order, over_seeds, short_patterns, unfinished
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 
 NAME = "niah_depth"
 # A figure has room for so many models, and for so many patterns of each.

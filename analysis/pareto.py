@@ -32,7 +32,7 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, sharing, short_patterns
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 from ratplus.costs.facts import at_most
 
 NAME = "pareto"

@@ -23,7 +23,7 @@ from ratplus.analysis.frame.aggregate import error_source, in_order, over_seeds,
 from ratplus.analysis.frame.reference import paper_rows
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import SUITES, ResultColumn, by_suite, is_share, niah_groups
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 
 NAME = "pattern_tables"
 # With more tasks than this, a table shows standard errors of the average only, and with more still it is continued.

@@ -39,7 +39,7 @@ from ratplus.analysis.frame.aggregate import (
     unfinished,
 )
 from ratplus.analysis.frame.rows import groups_of, rows_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 from ratplus.records.record import RecordError, read_record
 
 NAME = "positions"

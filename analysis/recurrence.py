@@ -34,7 +34,7 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name
 from ratplus.analysis.frame.rows import groups_of, rows_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 from ratplus.pattern import is_whole
 from ratplus.records.reading import read_json
 

@@ -11,7 +11,6 @@ import pandas as pd
 
 from ratplus.analysis import (
     ablation,
-    accuracy_vs_budget,
     accuracy_vs_dilation,
     adaptation_curves,
     efficiency,
@@ -22,7 +21,6 @@ from ratplus.analysis import (
     positions,
     recurrence,
     scaling_gap,
-    selection_hits,
     sensitivity,
 )
 from ratplus.analysis.draw.output import remove_others, write
@@ -32,6 +30,7 @@ from ratplus.analysis.frame.load import Sweep, read_sweep
 from ratplus.analysis.frame.reference import check_reference
 from ratplus.analysis.frame.tasks import SUITES
 from ratplus.analysis.page.page import write_page
+from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.records.manifest import Entry
 
 # Each has `applies(frame)` and `contents(frame)`; in the order in which a reader should meet them. `efficiency` is not

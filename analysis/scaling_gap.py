@@ -24,7 +24,7 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, short_patterns, spread_patterns, with_loss_delta
 from ratplus.analysis.frame.reference import PARAMETERS, paper_rows
 from ratplus.analysis.frame.rows import groups_of, rows_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 
 NAME = "scaling_gap"
 MOST_PATTERNS = 8

@@ -25,7 +25,7 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, with_loss_delta
 from ratplus.analysis.frame.rows import rows_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 from ratplus.pattern import Pattern
 
 NAME = "sensitivity"

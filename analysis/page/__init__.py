@@ -1,1 +1,1 @@
-"""The report as one HTML page."""
+"""How results are shown: the report and a comparison as one HTML page each, a module of figures as a notebook."""

@@ -12,12 +12,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ratplus.analysis import accuracy_vs_dilation as module
-from ratplus.analysis import notebook as runner
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.latex import to_latex
 from ratplus.analysis.draw.output import write
 from ratplus.analysis.draw.tables import to_markdown
 from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.page import notebook as runner
 from ratplus.pattern import Pattern, PatternMap
 
 SUFFIXES = [".md", ".tex", ".csv", ".png", ".pdf"]

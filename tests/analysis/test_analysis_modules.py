@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ratplus.analysis import notebook as runner
 from ratplus.analysis import report as reports
 from ratplus.analysis.draw import style
 from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.page import notebook as runner
 from ratplus.pattern import Pattern
 
 NAMES = [module.NAME for module in reports.MODULES]

@@ -10,8 +10,8 @@ that must give an answer sees every position of the answer in the text before (a
 - `summary`: one row a model and pattern: mean over heads, and the best head
 - `figure`: a heat map, layers downwards and heads to the right, for each model and pattern
 
-Run it as `python -m ratplus.analysis.selection_hits outputs/topk`, through `ratplus report`, or as a notebook (with
-jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+Run it as `python -m ratplus.analysis.selection.selection_hits outputs/topk`, through `ratplus report`, or as a
+notebook (with jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 """
 
 # %%
@@ -28,7 +28,7 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.frame.selection import selections_of
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 
 NAME = "selection_hits"
 # A figure has room for so many models, and patterns of each.

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from ratplus.analysis import accuracy_vs_budget, accuracy_vs_dilation, masks, pareto, pattern_tables, selection_hits
+from ratplus.analysis import accuracy_vs_dilation, masks, pareto, pattern_tables
 from ratplus.analysis.frame.aggregate import in_order
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.tasks import is_cost
+from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.pattern import Pattern, PatternMap
 
 LABELS = (

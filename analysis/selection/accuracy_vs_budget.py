@@ -10,8 +10,8 @@ sinks, random blocks.
 - `summary`: one row a model, method and pattern, mean over seeds, rounded; what was measured beside what was counted
 - `figure`: a column a model, a row a result, a line a method
 
-Run it as `python -m ratplus.analysis.accuracy_vs_budget outputs/topk`, through `ratplus report`, or as a notebook (with
-jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
+Run it as `python -m ratplus.analysis.selection.accuracy_vs_budget outputs/topk`, through `ratplus report`, or as a
+notebook (with jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 """
 
 # %%
@@ -39,7 +39,7 @@ from ratplus.analysis.frame.aggregate import (
 )
 from ratplus.analysis.frame.reads import READ_CAPTION, entries
 from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
-from ratplus.analysis.notebook import run
+from ratplus.analysis.page.notebook import run
 
 NAME = "accuracy_vs_budget"
 # A figure has room for so many models, methods of each, and results.
