@@ -195,7 +195,8 @@ def figure(frame: pd.DataFrame) -> Figure:
             axes.set_xticks(_ticks(rows.loc[rows["method"].isin(methods), "kv_read"]))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.minorticks_off()
-            axes.set_xlabel("KV entries read a step and head")
+        # One for all columns: below a narrow one it would reach over the edge of the page.
+        drawing.supxlabel("KV entries read a step and head", fontsize=8)
         style.legend_below(drawing, _legend(rows, methods, looks, marks), most=4, left_out="; ".join(notes))
     return drawing
 

@@ -81,8 +81,13 @@ Mean over tasks and seeds. Darker: the head sees the answer more often.
 
 
 # %%
-def figure(rows: pd.DataFrame) -> Figure:
-    """A heat map for each model (rows) and pattern (columns) of a `table`."""
+def figure(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> Figure:
+    """A heat map for each model (rows) and pattern (columns).
+
+    Args:
+        rows: of `table`, where they are at hand.
+    """
+    rows = table(frame) if rows is None else rows
     rows, left_out = first_runs(rows, MOST_RUNS)
     patterns, left_out = spread_patterns(dict.fromkeys(rows["pattern"]), rows, MOST_PATTERNS, left_out)
     runs, names = list(dict.fromkeys(rows["run"])), short_patterns(rows, longest=18)
@@ -150,7 +155,7 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
         "mean over layers and heads, and the head that has most. Mean over seeds."
     )
     data = rows.drop(columns="pattern_name")
-    return [Table(NAME, data, summary(rows), caption, names=4, grouped=True), Picture(NAME, figure(rows))]
+    return [Table(NAME, data, summary(rows), caption, names=4, grouped=True), Picture(NAME, figure(frame, rows))]
 
 
 # %%

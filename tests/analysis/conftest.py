@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from ratplus.pattern import Pattern, PatternMap
@@ -196,6 +198,16 @@ class SweepFolder:
                             gates = self.path / "evaluate" / cell["id"] / "gates.json"
                             gates.write_text(json.dumps(made_up_gates()))
 
+    def add_selecting(self) -> None:
+        """Cells of patterns that select by query, with what they selected, beside static ones."""
+        labels = ("D1", "D64", "stream-W60-I4", "top4x16", "top8x16", "quest4x16", "D64-top4x16", "snap128x16")
+        for model in ("attention_tiny", "ratplus_tiny"):
+            for rank, label in enumerate(labels):
+                cell = self.add(model, Pattern.from_label(label), self.results(1.7 + rank / 50, 0.9 - rank / 15))
+                if rank > 2:
+                    path = self.path / "evaluate" / cell["id"] / "selection.json"
+                    path.write_text(json.dumps(made_up_selection(label, 0.2)))
+
     def add_failures(self) -> None:
         """A finished pair, a cell that diverged, and a cell for each way not to finish."""
         self.add("ratplus_tiny", Pattern(1), self.results(1.67, 0.9))
@@ -213,6 +225,16 @@ def made_up_gates() -> dict:
         "format": 1, "rows": 4, "context": CONTEXT, "positions": list(range(0, CONTEXT, CONTEXT // 16)),
         "gate_mean": per_head, "gate_p10": per_head, "gate_p90": per_head,
         "memory_tokens": [[g / (1 - g) for g in heads] for heads in per_head], "key_norm": norms, "value_norm": norms,
+    }  # fmt: skip
+
+
+def made_up_selection(label: str, rate: float) -> dict:
+    """What `selection.json` holds of a model of LAYERS × HEADS."""
+    seen = np.tril(np.ones((40, 40), dtype=bool))
+    mask = {"task": "recall", "layer": 0, "head": 0, "length": 40, "bits": base64.b64encode(np.packbits(seen)).decode()}
+    rates = [[rate + 0.1 * layer + 0.01 * head for head in range(HEADS)] for layer in range(LAYERS)]
+    return {
+        "format": 1, "rows": {"recall": 2}, "density": rates, "hit_rate": {"recall": rates}, "masks": {label: mask},
     }  # fmt: skip
 
 
@@ -248,6 +270,21 @@ def everything(tmp_path_factory) -> Path:
     with mock.patch("os.fsync"):
         folder.add_everything()
     return folder.write("everything")
+
+
+@pytest.fixture(scope="session")
+def selecting(tmp_path_factory) -> Path:
+    """A finished sweep of patterns that select by query. Read it, and write its `report/`; change nothing else."""
+    folder = SweepFolder(tmp_path_factory.mktemp("outputs") / "selecting")
+    with mock.patch("os.fsync"):
+        folder.add_selecting()
+    return folder.write("selecting")
+
+
+@pytest.fixture(scope="session")
+def stored():
+    """What makes the content of a `selection.json`."""
+    return made_up_selection
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,18 @@ from ratplus.pattern import Pattern
 
 NAMES = [module.NAME for module in reports.MODULES]
 MODULES = {module.NAME: module for module in reports.MODULES}
+# Those that only show patterns that select by query.
+SELECTING = ("accuracy_vs_budget", "selection_hits")
 
 
-def test_every_module_applies_and_writes(reported):
-    names = {path.name for path in reported}
+@pytest.fixture
+def folder_for(everything, selecting):
+    """Gives the sweep that a module has something to show of."""
+    return lambda name: selecting if name in SELECTING else everything
+
+
+def test_every_module_applies_and_writes(reported, selecting):
+    names = {path.name for path in reported} | {path.name for path in reports.report(selecting)}
     for name in NAMES:
         mine = {found for found in names if found.startswith(name)}
         assert {found.rpartition(".")[2] for found in mine} >= {"md", "tex", "csv"}, name
@@ -59,8 +67,8 @@ def test_latex_of_all_tables_compiles_and_fits(reported, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if hasattr(MODULES[name], "figure")])
-def test_figures_keep_to_the_page_and_titles_do_not_touch(everything, name):
-    figure = MODULES[name].figure(load_sweep(everything))
+def test_figures_keep_to_the_page_and_titles_do_not_touch(folder_for, name):
+    figure = MODULES[name].figure(load_sweep(folder_for(name)))
     assert figure.get_figwidth() in (style.COLUMN_WIDTH_IN, style.TEXT_WIDTH_IN)
     with style.context():
         canvas = FigureCanvasAgg(figure)
@@ -84,9 +92,10 @@ def test_figures_keep_to_the_page_and_titles_do_not_touch(everything, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_as_a_script_a_wrong_folder_is_one_line(name, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "absent")])
-    monkeypatch.delitem(sys.modules, f"ratplus.analysis.{name}")
+    module = MODULES[name].__name__
+    monkeypatch.delitem(sys.modules, module)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"ratplus.analysis.{name}", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -105,13 +114,13 @@ def test_runs_as_a_script(demo, tmp_path, monkeypatch, capsys, elsewhere):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_opens_and_runs_as_a_notebook(everything, name, monkeypatch):
+def test_opens_and_runs_as_a_notebook(folder_for, name, monkeypatch):
     jupytext = pytest.importorskip("jupytext")
     notebook = jupytext.read(MODULES[name].__file__)
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith("# ")
     shown = []
-    monkeypatch.setenv("RATPLUS_SWEEP", str(everything))
+    monkeypatch.setenv("RATPLUS_SWEEP", str(folder_for(name)))
     monkeypatch.setattr(runner, "in_notebook", lambda: True)
     monkeypatch.setattr(runner, "display_files", shown.extend)
     # Drawn, but not rendered to files: that takes most of the time, and `reported` has done it.

@@ -1,9 +1,7 @@
 """Accuracy against entries read: methods side by side, entries held and read apart, bounds marked."""
 
-import base64
 import json
 
-import numpy as np
 import pytest
 
 from ratplus.analysis import accuracy_vs_dilation, masks, pareto, pattern_tables
@@ -103,17 +101,7 @@ def test_masks_know_the_patterns_within_maps(sweep):
     ]  # fmt: skip
 
 
-def stored(label: str, rate: float) -> dict:
-    """A `selection.json` of a model of 4 layers of 4 heads."""
-    seen = np.tril(np.ones((40, 40), dtype=bool))
-    mask = {"task": "recall", "layer": 0, "head": 0, "length": 40, "bits": base64.b64encode(np.packbits(seen)).decode()}
-    rates = [[rate + 0.1 * layer + 0.01 * head for head in range(4)] for layer in range(4)]
-    return {
-        "format": 1, "rows": {"recall": 2}, "density": rates, "hit_rate": {"recall": rates}, "masks": {label: mask},
-    }  # fmt: skip
-
-
-def test_hits_and_masks_of_real_rows(sweep, caplog):
+def test_hits_and_masks_of_real_rows(sweep, caplog, stored):
     for label in ("D1", "top4x16", "quest4x16"):
         cell = sweep.add("ratplus_tiny", Pattern.from_label(label), sweep.results(1.7))
         if label != "D1":
@@ -124,7 +112,7 @@ def test_hits_and_masks_of_real_rows(sweep, caplog):
     assert len(rows) == 2 * 16
     shown = selection_hits.summary(rows)
     assert shown.loc[0].tolist() == ["ratplus_tiny", "top-k", "top4x16", "recall", "36.5", "53.0", "3, 3"]
-    drawing = selection_hits.figure(rows)
+    drawing = selection_hits.figure(frame, rows)
     assert [axes.get_title() for axes in drawing.axes[:2]] == ["top4x16", "quest4x16"]
     titles = [axes.get_title() for axes in masks.figure(frame).axes if axes.get_title()]
     assert titles == ["D1", "quest4x16", "top4x16"]
