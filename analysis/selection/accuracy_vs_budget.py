@@ -149,7 +149,8 @@ def caption(frame: pd.DataFrame) -> str:
 ## Figure
 
 A method has a colour, a line and a marker, over all models. The dotted line is the model's dense value. White markers
-stand where the entries read are an upper bound. Hybrids are points: what they read is a mean over unlike heads.
+stand where the entries read, by a head at a decoding step, are an upper bound. Hybrids are points: what they read is a
+mean over unlike heads.
 """
 
 
@@ -189,14 +190,13 @@ def figure(frame: pd.DataFrame) -> Figure:
                     _draw(axes, own[own["method"].eq(method)], name, scale, looks[method], marks[method])
             line[0].set_ylabel(title)
         for axes, run_key in zip(grid[0], runs):
-            axes.set_title(run_key)
+            axes.set_title(run_key.replace(", ", "\n"))  # the model above its variant: columns are narrow
         for axes in grid[-1]:
             axes.set_xscale("log", base=2)
             axes.set_xticks(_ticks(rows.loc[rows["method"].isin(methods), "kv_read"]))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.minorticks_off()
-        # One for all columns: below a narrow one it would reach over the edge of the page.
-        drawing.supxlabel("KV entries read a step and head", fontsize=8)
+            axes.set_xlabel("KV entries read")
         style.legend_below(drawing, _legend(rows, methods, looks, marks), most=4, left_out="; ".join(notes))
     return drawing
 
