@@ -225,7 +225,7 @@ class _Composer:
                 raise UsageError(f"{override.input_line!r}: no key before =; give key=value")
             if not override.is_sweep_override() and self._is_group(override):
                 value = override.value()
-                if not isinstance(value, (str, dict, QuotedString)):
+                if not override.is_delete() and not isinstance(value, (str, dict, QuotedString)):
                     raise UsageError(f"{override.input_line}: {key} takes the name of one choice, or {{key: value}}")
             if override.is_delete():
                 raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")

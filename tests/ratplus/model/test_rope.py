@@ -108,10 +108,16 @@ def test_gradients_are_those_of_the_slow_path(scaling, monkeypatch):
     ("words", "message"),
     [
         ({"rope_scaling": "ntk"}, "model.rope_scaling: got 'ntk'.*allowed: none, linear, yarn"),
-        ({"rope_factor": 4}, "model.rope_factor: got 4.*rope_scaling=none has no factor; choose linear or yarn"),
+        (
+            {"rope_factor": 4},
+            "model.rope_factor: got 4.*rope_scaling=none has no factor; choose linear, yarn or llama3",
+        ),
         ({"rope_scaling": "linear"}, "model.rope_factor: got 1.0.*it must be > 1"),
         ({"rope_scaling": "yarn", "rope_factor": 4}, "model.rope_original: got None.*the context that the model was"),
-        ({"rope_scaling": "linear", "rope_factor": 4, "rope_original": 8}, "only model.rope_scaling=yarn reads it"),
+        (
+            {"rope_scaling": "linear", "rope_factor": 4, "rope_original": 8},
+            "only model.rope_scaling=yarn and llama3 read it",
+        ),
         ({"rope_original": 8}, "model.rope_original: got 8.*use null"),
         ({"rope_scaling": "yarn", "rope_factor": 4, "rope_original": 8, "rope_base": 0.5}, "model.rope_base: got 0.5"),
     ],

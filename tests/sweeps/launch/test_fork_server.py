@@ -112,6 +112,8 @@ def test_cells_of_forked_workers_equal_those_of_this_process(tmp_path, monkeypat
     (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
     words = ["adapt", "-m", *TINY, "train.adapt.lr_min=0"]
     monkeypatch.setattr(launch_local, "start_process", lambda *_: pytest.fail("not forked"))
+    # Whatever variables other tests of this process have left behind.
+    monkeypatch.setattr(launch_local, "server_for", lambda _: server)
     assert ratplus_here(tmp_path, *words, "train.adapt.lr=1e-3,1e30", "output=forked").returncode == 1
     assert ratplus_here(tmp_path, *words, "train.adapt.lr=1e-3", "output=here").returncode == 0
     found, expected = records(tmp_path / "forked"), records(tmp_path / "here")
