@@ -1,6 +1,7 @@
 """Reads W&B's own files back without W&B's server: frames of a LevelDB log, each a protobuf Record."""
 
 import json
+import time
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
@@ -56,5 +57,11 @@ def _items(items) -> dict:
 def offline_runs(sweep: Path) -> dict[str, dict]:
     """{run id: run} of a sweep's offline runs; two of one id are a mistake."""
     runs = [read_run(folder) for folder in sweep.glob("wandb/offline-run-*")]
+    end = time.monotonic() + 20
+    # Seen once, on a busy machine: the process that writes for W&B had not written the run's first record when it was
+    # said to be finished.
+    while not all("id" in run for run in runs) and time.monotonic() < end:
+        time.sleep(0.2)
+        runs = [read_run(folder) for folder in sweep.glob("wandb/offline-run-*")]
     assert len({run["id"] for run in runs}) == len(runs)
     return {run["id"]: run for run in runs}
