@@ -19,9 +19,7 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
-import logging
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,10 +31,10 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name
+from ratplus.analysis.frame.beside import read_beside
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.page.notebook import run
 from ratplus.pattern import is_whole
-from ratplus.records.reading import read_json
 
 NAME = "recurrence"
 GATES_FILE = "gates.json"
@@ -57,22 +55,12 @@ _CHUNK = re.compile(r"(?:^|, )model\.recurrence_chunk=[^,]*")
 # %%
 def gates_of(frame: pd.DataFrame) -> dict[str, dict]:
     """{cell id: its gates.json} of the finished cells that have one; one of another format is left out, with a line."""
-    found = {}
-    for cell in frame.loc[frame["status"].eq("done"), "cell"]:
-        path = Path(frame.attrs["folder"]) / "evaluate" / cell / GATES_FILE
-        try:
-            gates = read_json(path, follow=False)
-            if gates["format"] != FORMAT:
-                raise ValueError(f"format {gates['format']!r}")
-            if problem := _misshapen(gates):
-                raise ValueError(problem)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            logging.getLogger(__name__).warning("recurrence: %s is left out (%s); measure it again", path, error)
-            continue
-        found[cell] = gates
-    return found
+    return read_beside(frame, GATES_FILE, FORMAT, _check)
+
+
+def _check(gates: dict) -> None:
+    if problem := _misshapen(gates):
+        raise ValueError(problem)
 
 
 def _misshapen(gates: dict) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import logging
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ratplus.records.reading import read_json
+from ratplus.analysis.frame.beside import read_beside
 
 SELECTION_FILE = "selection.json"
 FORMAT = 1
@@ -17,24 +15,14 @@ FORMAT = 1
 
 def selections_of(frame: pd.DataFrame) -> dict[str, dict]:
     """{cell id: its selection.json} of the finished cells that have one; a damaged or foreign one is left out, told."""
-    found = {}
-    for cell in frame.loc[frame["status"].eq("done"), "cell"]:
-        path = Path(frame.attrs["folder"]) / "evaluate" / cell / SELECTION_FILE
-        try:
-            plain = read_json(path, follow=False)
-            if plain["format"] != FORMAT:
-                raise ValueError(f"format {plain['format']!r}")
-            for rates in plain["hit_rate"].values():
-                np.asarray(rates, dtype=np.float64).reshape(len(rates), -1)
-            for mask in plain["masks"].values():
-                mask_of(mask)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logging.getLogger(__name__).warning("selection: %s is left out (%s)", path, error)
-            continue
-        found[cell] = plain
-    return found
+    return read_beside(frame, SELECTION_FILE, FORMAT, _check)
+
+
+def _check(plain: dict) -> None:
+    for rates in plain["hit_rate"].values():
+        np.asarray(rates, dtype=np.float64).reshape(len(rates), -1)
+    for mask in plain["masks"].values():
+        mask_of(mask)
 
 
 def mask_of(stored: dict) -> np.ndarray:

@@ -52,20 +52,20 @@ def attention_backward_op(
     return _home(implementation).backward(d_out, q, k, v, dilation, window, sinks)
 
 
-def _time_major(like: Tensor) -> Tensor:
-    """[B, H, T, d], stored [B, T, H, d]."""
+def time_major(like: Tensor) -> Tensor:
+    """Empty [B, H, T, d] like another, stored [B, T, H, d]: what the attention operators return."""
     return torch.empty_like(like.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 @attention_op.register_fake
 def _(q, k, v, dilation, window, sinks, longest_far, widest_window, return_lse, implementation):
     columns = q.shape[2] if return_lse or implementation == "fused" else 0
-    return _time_major(q), q.new_empty(q.shape[0], q.shape[1], columns, dtype=torch.float32)
+    return time_major(q), q.new_empty(q.shape[0], q.shape[1], columns, dtype=torch.float32)
 
 
 @attention_backward_op.register_fake
 def _(d_out, q, k, v, *rest):
-    return _time_major(q), _time_major(k), _time_major(v)
+    return time_major(q), time_major(k), time_major(v)
 
 
 def _setup_context(ctx, inputs, output):

@@ -6,7 +6,7 @@ from torch import Tensor
 from ratplus.kernels.blocks.metadata import summarise
 from ratplus.kernels.blocks.selection import ABSENT, select_blocks
 from ratplus.kernels.blocks.settings import Blocks, HeadSetting, group_settings
-from ratplus.kernels.scan.reference import rotate
+from ratplus.kernels.decode.eager import take_token
 
 Pair = tuple[Tensor, Tensor]
 
@@ -21,15 +21,7 @@ def block_decode_eager(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `block_decode_attention`: out [B, H, d] and ids int32 [B, H_kv, slots]."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-    if state is not None and logit is not None:
-        take = torch.sigmoid(logit.to(state[0].dtype).neg())
-        for held, new in zip(state, (k, v)):
-            held.lerp_(new.to(held.dtype), take)
-        k, v = state
-    q, k = q.to(dtype), k.to(dtype)
-    if rope is not None:
-        cos, sin = (table[positions].unsqueeze(1).to(dtype) for table in rope)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k, v = take_token(q, k, v, logit, state, positions, rope, dtype)
     q = q.to(keys.dtype).to(dtype)
     rows = torch.arange(q.shape[0], device=q.device)
     keys[rows, :, positions], values[rows, :, positions] = k.to(keys.dtype), v.to(values.dtype)

@@ -10,6 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from ratplus.kernels.attention.ops import time_major
 from ratplus.kernels.blocks.settings import Blocks
 
 
@@ -68,11 +69,6 @@ def block_attention_backward_op(
     return _home(implementation).backward(d_out, q, k, v, dilation, window, sinks, top, start, out, lse, ids, blocks)
 
 
-def _time_major(like: Tensor) -> Tensor:
-    """[B, H, T, d], stored [B, T, H, d]."""
-    return torch.empty_like(like.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-
-
 @block_attention_op.register_fake
 def _(
     q,
@@ -95,12 +91,12 @@ def _(
 ):
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     ids = q.new_empty(q.shape[0], k.shape[1], q.shape[2], slots, dtype=torch.int32)
-    return _time_major(q), q.new_empty(q.shape[:3], dtype=lse_dtype), ids
+    return time_major(q), q.new_empty(q.shape[:3], dtype=lse_dtype), ids
 
 
 @block_attention_backward_op.register_fake
 def _(d_out, q, k, v, *rest):
-    return _time_major(q), _time_major(k), _time_major(v)
+    return time_major(q), time_major(k), time_major(v)
 
 
 def _setup_context(ctx, inputs, output):

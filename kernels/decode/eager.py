@@ -27,15 +27,7 @@ def decode_attention_eager(
 ) -> Tensor:
     """See `decode_attention`; `patterns` holds one pattern a key head, `offsets` the first slot of each."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-    if state is not None and logit is not None:
-        take = torch.sigmoid(logit.to(state[0].dtype).neg())
-        for held, new in zip(state, (k, v)):
-            held.lerp_(new.to(held.dtype), take)
-        k, v = state
-    q, k = q.to(dtype), k.to(dtype)
-    if rope is not None:
-        cos, sin = (table[positions].unsqueeze(1).to(dtype) for table in rope)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k, v = take_token(q, k, v, logit, state, positions, rope, dtype)
     q = q.to(keys.dtype).to(dtype) * q.shape[-1] ** -0.5
     k, v = k.to(keys.dtype), v.to(values.dtype)
     first, last = (int(x) for x in positions.aminmax())
@@ -55,6 +47,23 @@ def decode_attention_eager(
             q[:, part], k[:, part], v[:, part], keys, values, positions, pattern, starts, (first, last)
         )
     return out.flatten(1, 2) if shared else out
+
+
+def take_token(
+    q: Tensor, k: Tensor, v: Tensor, logit: Tensor | None, state: Pair | None, positions: Tensor, rope: Pair | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """q and k of a new token, rotated, and v, after the recurrence has taken it in (`state` changes in place)."""
+    if state is not None and logit is not None:
+        take = torch.sigmoid(logit.to(state[0].dtype).neg())
+        for held, new in zip(state, (k, v)):
+            held.lerp_(new.to(held.dtype), take)
+        k, v = state
+    q, k = q.to(dtype), k.to(dtype)
+    if rope is not None:
+        cos, sin = (table[positions].unsqueeze(1).to(dtype) for table in rope)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return q, k, v
 
 
 def _step(

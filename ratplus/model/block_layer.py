@@ -19,7 +19,7 @@ from ratplus.kernels import block_attention, block_decode_attention, dilated_att
 from ratplus.kernels.attention.patterns import int_tensor, pattern_tensors
 from ratplus.kernels.blocks.metadata import metadata_dtype, summarise
 from ratplus.kernels.blocks.settings import Blocks
-from ratplus.model.cache_chunk import Chunk, Room
+from ratplus.model.cache_chunk import Chunk, Room, keep_state, put
 from ratplus.model.head_parts import HeadPart
 
 
@@ -100,24 +100,16 @@ class BlockLayer:
 
     def store_chunk(self, k: Tensor, v: Tensor, chunk: Chunk, final: tuple[Tensor, Tensor] | None) -> None:
         """As of `AnyLayer`; keys and values are written already."""
-        if final is not None:
-            assert self.state is not None  # only a recurrence ends in a state
-            for state, new in zip(self.state, final):
-                state.copy_(new)
+        keep_state(self.state, final)
 
     def _write(self, k: Tensor, v: Tensor, chunk: Chunk) -> None:
         low, high = min(chunk.held), max(chunk.ends)
         if chunk.start is not None:
             self.keys[:, :, low:high], self.values[:, :, low:high] = k, v
         else:
-            token = torch.arange(low, high, device=k.device)
-            held = self.positions[:, None]
-            end = held + (chunk.width if chunk.real_B is None else chunk.real_B[:, None])
-            fresh = ((token >= held) & (token < end))[:, None, :, None]
-            column = (token - held).clamp_(0, chunk.width - 1)[:, None, :, None]
-            for flat, new in ((self.keys, k), (self.values, v)):
-                new = new.gather(2, column.expand(-1, new.shape[1], -1, new.shape[3])).to(flat.dtype)
-                flat[:, :, low:high] = torch.where(fresh, new, flat[:, :, low:high])
+            places = chunk.places(torch.arange(low, high, device=k.device), self.positions)
+            for held, new in ((self.keys, k), (self.values, v)):
+                held[:, :, low:high] = put(held[:, :, low:high], new, places)
         blocks = _blocks(self.selection)
         first, last = low // blocks.span, high // blocks.span
         if first < last:

@@ -42,11 +42,39 @@ class Chunk:
         """Tokens that each sequence holds after the chunk."""
         return [held + new for held, new in zip(self.held, self.new)]
 
+    def places(self, token: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the tokens [B, S] or [S] of each sequence are in the chunk, and where: bool and int64 [B, 1, S, 1].
+
+        `positions` int64 [B], the tokens that each sequence held before it.
+        """
+        held = positions[:, None]
+        fresh = (token >= held) & (token < self.ends_B(positions)[:, None])
+        return fresh[:, None, :, None], (token - held).clamp_(0, self.width - 1)[:, None, :, None]
+
+    def ends_B(self, positions: Tensor) -> Tensor:
+        """`ends` on the device, int64 [B]."""
+        return positions + (self.width if self.real_B is None else self.real_B)
+
     def moved(self, by: list[int]) -> Chunk:
         """The same tokens, as sequences that hold so many fewer before it see them."""
         held = [before - gone for before, gone in zip(self.held, by)]
         together = self.real_B is None and len(set(held)) == 1
         return replace(self, held=held, start=held[0] if together else None)
+
+
+def put(old: Tensor, new: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
+    """`old` [B, heads, S, d] with what a chunk's `new` [B, heads, T, d] has in its place, by `Chunk.places`."""
+    fresh, column = places
+    found = new.gather(2, column.expand(-1, new.shape[1], -1, new.shape[3])).to(old.dtype)
+    return torch.where(fresh, found, old)
+
+
+def keep_state(state: tuple[Tensor, Tensor] | None, final: tuple[Tensor, Tensor] | None) -> None:
+    """Write the recurrent state after a chunk into that of a cache; without a recurrence there is none."""
+    if final is not None:
+        assert state is not None  # only a recurrence ends in a state
+        for held, new in zip(state, final):
+            held.copy_(new)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ratplus.kernels import decode_attention, dilated_attention
 from ratplus.kernels.attention.patterns import pattern_tensors
 from ratplus.kernels.decode.layout import dilated_slot, ring_slot, slot_count
-from ratplus.model.cache_chunk import Chunk, Room
+from ratplus.model.cache_chunk import Chunk, Room, keep_state, put
 from ratplus.model.kernel_pattern import kernel_pattern
 from ratplus.pattern import Pattern
 
@@ -210,28 +210,20 @@ class LayerCache:
                         group.write(flat, slot, new[:, group.heads, tokens])
             else:
                 self._store_ragged(group, k, v, chunk)
-        if final is not None:
-            assert self.state is not None  # only a recurrence ends in a state
-            for state, new in zip(self.state, final):
-                state.copy_(new)
+        keep_state(self.state, final)
 
     def _store_ragged(self, group: HeadGroup, k: Tensor, v: Tensor, chunk: Chunk) -> None:
         """Each slot that may change gets the token that it holds after the chunk, if that token is in the chunk."""
-        p, held = group.pattern, self.positions[:, None]
-        ends = [before + new for before, new in zip(chunk.held, chunk.new)]
-        end = held + (chunk.width if chunk.real_B is None else chunk.real_B[:, None])
-        low, high = _dilated_before(p, min(chunk.held)), _dilated_before(p, max(ends))
-        sinks, last, kept = _tokens_of_slots(p, end, low, high)
+        p = group.pattern
+        low, high = _dilated_before(p, min(chunk.held)), _dilated_before(p, max(chunk.ends))
+        sinks, last, kept = _tokens_of_slots(p, chunk.ends_B(self.positions)[:, None], low, high)
         for slot, token_BS in ((0, torch.cat((sinks, last), dim=1)), (p.sinks + p.window + 1 + low, kept)):
             if not token_BS.shape[1]:
                 continue
-            fresh = ((token_BS >= held) & (token_BS < end))[:, None, :, None]
-            column = (token_BS - held).clamp_(0, chunk.width - 1)[:, None, :, None]
+            places = chunk.places(token_BS, self.positions)
             for flat, new in ((self.keys, k), (self.values, v)):
-                new = new[:, group.heads]
-                new = new.gather(2, column.expand(-1, new.shape[1], -1, new.shape[3])).to(flat.dtype)
                 old = group.read(flat, slot, slot + token_BS.shape[1])
-                group.write(flat, slot, torch.where(fresh, new, old))
+                group.write(flat, slot, put(old, new[:, group.heads], places))
 
 
 def _dilated_before(p: Pattern, length: int) -> int:

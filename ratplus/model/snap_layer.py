@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ratplus.model.cache_chunk import Chunk, Room
+from ratplus.model.cache_chunk import Chunk, Room, keep_state, put
 from ratplus.model.cache_layer import LayerCache
 from ratplus.model.head_parts import HeadPart
 from ratplus.model.rope import rotate
@@ -87,10 +87,7 @@ class SnapLayer:
 
     def store_chunk(self, k: Tensor, v: Tensor, chunk: Chunk, final: tuple[Tensor, Tensor] | None) -> None:
         self.entries.store_chunk(k, v, self._placed(chunk), None)
-        if final is not None:
-            assert self.state is not None  # only a recurrence ends in a state
-            for state, new in zip(self.state, final):
-                state.copy_(new)
+        keep_state(self.state, final)
 
     def _placed(self, chunk: Chunk) -> Chunk:
         """The chunk as the sequences' places in the cache have it."""
@@ -108,13 +105,13 @@ class SnapLayer:
     def _remember(self, q: Tensor, chunk: Chunk) -> None:
         """Keep the queries of the last tokens: slot s has the last token t with t % observe == s."""
         assert self.queries is not None
-        ring, held = self.pattern.observe, self.positions[:, None]
-        last = held + (chunk.width if chunk.real_B is None else chunk.real_B[:, None]) - 1
-        token = last - (last - torch.arange(ring, device=q.device)) % ring
-        fresh = (token >= held)[:, None, :, None]
-        column = (token - held).clamp_(0, chunk.width - 1)[:, None, :, None]
-        new = q.gather(2, column.expand(-1, q.shape[1], -1, q.shape[3])).to(self.queries.dtype)
-        self.queries.copy_(torch.where(fresh, new, self.queries))
+        token = self._tokens_of_queries(chunk.ends_B(self.positions)[:, None])
+        self.queries.copy_(put(self.queries, q, chunk.places(token, self.positions)))
+
+    def _tokens_of_queries(self, held: Tensor) -> Tensor:
+        """int64 [B, observe]: the token of each slot, where sequences hold so many, int64 [B, 1]; negative: none."""
+        ring, last = self.pattern.observe, held - 1
+        return last - (last - torch.arange(ring, device=held.device)) % ring
 
     # ---- the cut -----------------------------------------------------------------------------------------------
 
@@ -156,10 +153,9 @@ class SnapLayer:
     def _scores(self, keys: Tensor, held: Tensor, position: Tensor, first: Tensor) -> Tensor:
         """Pooled attention float32 [B, H_kv, longest] that the last queries give to the entries before them."""
         assert self.queries is not None
-        ring, width = self.pattern.observe, keys.shape[-1]
+        width = keys.shape[-1]
         wide = torch.promote_types(keys.dtype, torch.float32)
-        last = held - 1
-        token = last - (last - torch.arange(ring, device=keys.device)) % ring  # [B, observe], of each slot
+        token = self._tokens_of_queries(held)
         queries = self.queries.to(wide).unflatten(1, (self.heads, -1))
         total = keys.new_zeros(*keys.shape[:3], dtype=wide)
         hidden = (position > token[..., None])[:, None]

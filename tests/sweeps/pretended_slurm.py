@@ -4,6 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
+SLURM = ["launcher=slurm", "launcher.gpus=0"]
+SECRET = "not-to-be-found-0123456789"
 # $NOTES is a folder: queue (what squeue prints), config (of scontrol show config), ended-<job> (of scontrol show job),
 # refuse and refuse_from (see `refuse`), unreachable (what scontrol ping says), down (squeue fails), uncancelled.
 _SCRIPTS = {

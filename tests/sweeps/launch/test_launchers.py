@@ -25,16 +25,6 @@ from ratplus.sweeps.launch.child import Child, record_death
 from ratplus.sweeps.launch.pool import Stopped, run_pool
 from ratplus.sweeps.launch.work import WorkItem, due_items, threads_per_cell, work_items
 
-SLURM = ["launcher=slurm", "launcher.gpus=0"]
-SECRET = "not-to-be-found-0123456789"
-
-
-@pytest.fixture
-def place(tmp_path):
-    (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
-    return tmp_path
-
-
 # ---- which items, and in which order ------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from cli_runs import TINY, ratplus_here, wait_for
 from made_cells import entry, settle
-from pretended_slurm import pretend_slurm, submitted_command
+from pretended_slurm import SLURM, submitted_command
 
 from ratplus.records.record import read_record
 from ratplus.sweeps.define.compose import compose_cells, compose_one
@@ -22,21 +22,6 @@ from ratplus.sweeps.define.manifest import plan_cells
 from ratplus.sweeps.launch import array_task
 from ratplus.sweeps.launch import slurm as launch_slurm
 from ratplus.sweeps.launch.work import work_items
-
-SLURM = ["launcher=slurm", "launcher.gpus=0"]
-SECRET = "not-to-be-found-0123456789"
-
-
-@pytest.fixture
-def place(tmp_path):
-    (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
-    return tmp_path
-
-
-@pytest.fixture
-def cluster(place, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    return pretend_slurm(place, monkeypatch)
 
 
 def test_a_job_that_ends_without_a_record_is_recorded_by_the_next_status(place, cluster):

@@ -10,27 +10,12 @@ from pathlib import Path
 import pytest
 from cli_runs import TINY, ratplus_here
 from made_cells import entry
-from pretended_slurm import pretend_slurm, refuse, submitted_command
+from pretended_slurm import SECRET, SLURM, refuse, submitted_command
 
 from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch import slurm as launch_slurm
 from ratplus.sweeps.launch.work import WorkItem, work_items
-
-SLURM = ["launcher=slurm", "launcher.gpus=0"]
-SECRET = "not-to-be-found-0123456789"
-
-
-@pytest.fixture
-def place(tmp_path):
-    (tmp_path / "text.txt").write_text("Sphinx of black quartz, judge my vow. " * 600)
-    return tmp_path
-
-
-@pytest.fixture
-def cluster(place, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    return pretend_slurm(place, monkeypatch)
 
 
 def test_slurm_submits_two_arrays_and_leaves(place, cluster):
