@@ -32,27 +32,49 @@ from ratplus.analysis.page.notebook import run
 NAME = "niah_depth"
 # A figure has room for so many models, and for so many patterns of each.
 MOST_RUNS, MOST_PATTERNS = 4, 14
-# `<task>_overlap_<from>_<to>` in percent of the haystack, <to> excluded; the last bin ends at 101.
-_BIN = re.compile(r"(?:.*[/:])?(niah_\w+?)_overlap_(\d+)_(\d+)")
+# `<task>_<score>_<from>_<to>` in percent of the haystack, <to> excluded; the last bin ends at 101.
+_BIN = re.compile(r"(?:.*[/:])?(niah_\w+?)_(overlap|substring)_(\d+)_(\d+)")
+_SAYS = {
+    "substring": "An answer counts if it occurs in what the model says (RULER's score).",
+    "overlap": "An answer counts if it is all that the model says between two commas (the paper's score).",
+}
 
 # %% [markdown]
 """
 ## Tables
 
-The score is the paper's: the share of the answers among the comma-separated parts of what the model says. It is all or
-nothing for one needle: a wrong digit counts as much as a wrong number.
+The score is RULER's: whether what the model says holds the answer. It is all or nothing for one needle: a wrong digit
+counts as much as a wrong number. Records of before the suite's version 2 have by depth the paper's score alone, which
+compares the comma-separated parts of the answer word for word; where a cell has no other, all are shown by that one.
 """
 
 
 # %%
 def bins(frame: pd.DataFrame) -> dict[str, dict[tuple[int, int], str]]:
-    """{task: {(from, to) in percent: column}} that a finished cell has a value of, from the haystack's start on."""
+    """{task: {(from, to) in percent: column}} that a finished cell has a value of, from the haystack's start on.
+
+    The columns are those of `score(frame)`.
+    """
     found: dict[str, dict[tuple[int, int], str]] = {}
+    for name, (task, depth) in _columns(frame, score(frame)).items():
+        found.setdefault(task, {})[depth] = name
+    return {task: dict(sorted(columns.items())) for task, columns in found.items()}
+
+
+def score(frame: pd.DataFrame) -> str:
+    """`substring`, or `overlap` where some cell has accuracies by depth of that one alone: one score for all cells."""
+    both = {name: frame[list(_columns(frame, name))].notna().any(axis=1) for name in ("overlap", "substring")}
+    return "overlap" if (both["overlap"] & ~both["substring"]).any() else "substring"
+
+
+def _columns(frame: pd.DataFrame, wanted: str) -> dict[str, tuple[str, tuple[int, int]]]:
+    """{column: (task, (from, to))} of a score, of those that a finished cell has a value of."""
+    found = {}
     for name in frame.attrs["metrics"]:
         match = _BIN.fullmatch(name.removeprefix("metric:"))
-        if match and frame[name].notna().any():
-            found.setdefault(match[1], {})[int(match[2]), int(match[3])] = name
-    return {task: dict(sorted(columns.items())) for task, columns in found.items()}
+        if match and match[2] == wanted and frame[name].notna().any():
+            found[name] = match[1], (int(match[3]), int(match[4]))
+    return found
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -86,22 +108,21 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             ]
             if row["status"] != "done":
                 texts[0] = f"**{row['status']}**"
-            whole = f"{task}_overlap"
-            there = f"{whole}_all" in row
-            all_ = number(100 * row[f"{whole}_all"], 1, 100 * row[f"{whole}_all_stderr"]) if there else "—"
+            whole = f"{task}_all"
+            all_ = number(100 * row[whole], 1, 100 * row[f"{whole}_stderr"]) if whole in row else "—"
             shown.append(line | dict(zip(map(_depth_title, depths), texts)) | {"All (%)": all_})
     return pd.DataFrame(shown)
 
 
 def _over_seeds(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
-    """(rows of model and pattern with each bin's mean over seeds and `<task>_overlap_all`; the bins)."""
-    tasks, cells = bins(frame), in_order(frame)
+    """(rows of model and pattern with each bin's mean over seeds and `<task>_all`; the bins)."""
+    tasks, cells, chosen = bins(frame), in_order(frame), score(frame)
     names = [name for columns in tasks.values() for name in columns.values()]
     for task in tasks:
-        whole = next((n for n in frame.attrs["metrics"] if re.split(r"[/:]", n)[-1] == f"{task}_overlap"), None)
+        whole = next((n for n in frame.attrs["metrics"] if re.split(r"[/:]", n)[-1] == f"{task}_{chosen}"), None)
         if whole is not None:
-            cells[f"{task}_overlap_all"], cells[f"{task}_overlap_all_stderr"] = cells[whole], cells[f"{whole}_stderr"]
-            names.append(f"{task}_overlap_all")
+            cells[f"{task}_all"], cells[f"{task}_all_stderr"] = cells[whole], cells[f"{whole}_stderr"]
+            names.append(f"{task}_all")
     return over_seeds(cells, names), tasks
 
 
@@ -209,7 +230,8 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     shown = summary(frame)
     caption = (
         "Needle in a haystack (NIAH): accuracy in percent by pattern and by the needle's depth, from the haystack's "
-        f"start (0 %) to its end; ± is the standard error {error_source(frame)}. Tasks that ask for one needle."
+        f"start (0 %) to its end; ± is the standard error {error_source(frame)}. Tasks that ask for one needle. "
+        + _SAYS[score(frame)]
     )
     notes = unfinished(frame)
     names = 3 if "Task" in shown else 2

@@ -26,7 +26,7 @@ _COMMONSENSE = ("piqa", "arc_easy", "arc_challenge", "winogrande", "lambada_open
 _LANGUAGE = ("wikitext", "paloma", "next_token")
 # A task may have several measures: the one that stands first here enters the average of its suite.
 _MEASURES = (
-    "accuracy", "acc", "score", "exact_match", "em", "f1", "acc_norm", "rouge", "overlap", "substring", "contains",
+    "accuracy", "acc", "score", "exact_match", "em", "f1", "acc_norm", "rouge", "substring", "overlap", "contains",
     "loss", "perplexity", "ppl", "word_perplexity", "byte_perplexity", "bits_per_byte",
 )  # fmt: skip
 # These measures are shown in percent where all values lie within 0 and 1.

@@ -11,7 +11,7 @@ from ratplus.config.check import check, check_least
 
 # Versions of the questions and their scoring: another version gives another result, and so another id.
 CLOZE_VERSION = 2
-NIAH_VERSION = 1
+NIAH_VERSION = 2  # 1 had accuracy by depth of the stricter score alone
 POSITIONS_VERSION = 1
 # Continuations that a cloze question offers, one of them the true one.
 CHOICES = 4

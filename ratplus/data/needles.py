@@ -2,7 +2,7 @@
 
 A needle says the value of a key, the haystack hides it, the question asks for it. Prompts are filled with haystack up
 to a length in tokens. Our own words for keys and any text for a haystack, so items are not RULER's own; the tasks'
-shapes are. Two scorers: `overlap`, the paper's, and `substring`, RULER's and lm-eval's.
+shapes are. Two scorers: `substring`, RULER's and lm-eval's, and `overlap`, the paper's.
 """
 
 from __future__ import annotations

@@ -11,9 +11,13 @@ from ratplus.pattern import Pattern
 DEPTHS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
 
 
-def results(task: str, values) -> dict:
-    found = {f"{task}_overlap_{low}_{high}": (value, 0.1) for (low, high), value in zip(DEPTHS, values)}
-    return found | {f"{task}_overlap": (sum(values) / 5, 0.05), f"{task}_substring": (1.0, 0.0)}
+def results(task: str, values, score: str = "substring") -> dict:
+    """With other values of the other score, which none of the tables may show."""
+    other = {"substring": "overlap", "overlap": "substring"}[score]
+    found = {f"{task}_{score}_{low}_{high}": (value, 0.1) for (low, high), value in zip(DEPTHS, values)}
+    if score == "substring":
+        found |= {f"{task}_{other}_{low}_{high}": (0.123, 0.0) for low, high in DEPTHS}
+    return found | {f"{task}_{score}": (sum(values) / 5, 0.05), f"{task}_{other}": (0.123, 0.0)}
 
 
 def test_depths_of_each_pattern(sweep):
@@ -48,6 +52,20 @@ def test_several_tasks_are_rows_and_a_mean(sweep):
     (image,) = [axes.images[0] for axes in niah_depth.figure(frame).axes if axes.get_title()]
     assert np.allclose(image.get_array()[0], 75)
     assert np.ma.masked_invalid(image.get_array()).mask[1].all()  # a mean over both, or none
+
+
+def test_records_that_have_the_papers_score_alone_by_depth(sweep):
+    """Those of version 1 of the suite: one such cell, and the others are shown by that score too."""
+    sweep.add("ratplus_tiny", Pattern(), results("niah_single_1", (1.0, 0.9, 0.8, 0.7, 0.6), "overlap"))
+    frame = load_sweep(sweep.write())
+    assert niah_depth.score(frame) == "overlap"
+    assert list(niah_depth.summary(frame).iloc[0])[2:] == [
+        "100 ± 10", "90 ± 10", "80 ± 10", "70 ± 10", "60 ± 10", "80.0 ± 5.0"
+    ]  # fmt: skip
+    sweep.add("ratplus_tiny", Pattern(16), results("niah_single_1", (1.0,) * 5))
+    frame = load_sweep(sweep.write())
+    assert list(niah_depth.summary(frame)["0–20 %"]) == ["100 ± 10", "12"]
+    assert "the paper's score" in niah_depth.contents(frame)[0].caption
 
 
 def test_seeds_are_averaged(sweep):

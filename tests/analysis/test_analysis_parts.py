@@ -115,8 +115,8 @@ def test_the_papers_values_stand_beside_ours_and_say_so(sweep, monkeypatch):
 
 
 def test_needles_by_depth_and_by_another_scorer_do_not_enter_the_average(sweep):
-    metrics = {"niah_single_1_overlap": 0.8, "niah_single_1_substring": 0.2, "niah_multikey_1_overlap": 0.4}
-    sweep.add("ratplus_tiny", Pattern(1), metrics | {"niah_single_1_overlap_0_25": 0.1})
+    metrics = {"niah_single_1_overlap": 0.2, "niah_single_1_substring": 0.8, "niah_multikey_1_substring": 0.4}
+    sweep.add("ratplus_tiny", Pattern(1), metrics | {"niah_single_1_substring_0_25": 0.1})
     row = pattern_tables.table(load_sweep(sweep.write()), "niah").iloc[0]
     assert row["average"] == pytest.approx(0.6)
     assert (row["group:single"], row["group:multi-key"]) == pytest.approx((0.8, 0.4))

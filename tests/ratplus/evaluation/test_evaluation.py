@@ -303,8 +303,10 @@ def test_needle_suite_reads_the_models_answers(monkeypatch):
     metrics, samples, facts = niah_suite.evaluate_niah(Scorer(model), ByteTokenizer(), {"niah_single_1": items})
     assert metrics["niah_single_1_overlap"]["value"] == 0.5
     assert metrics["niah_single_1_substring"]["value"] == 1.0
-    depths = [v["count"] for k, v in metrics.items() if k.startswith("niah_single_1_overlap_")]
-    assert sum(depths) == 6
+    for score, right in (("overlap", 3), ("substring", 6)):
+        by_depth = [v for k, v in metrics.items() if k.startswith(f"niah_single_1_{score}_")]
+        assert sum(v["count"] for v in by_depth) == 6
+        assert sum(v["count"] * v["value"] for v in by_depth) == pytest.approx(right)
     assert [row["overlap"] for row in samples] == [1, 1, 1, 0, 0, 0]
     assert facts["niah_single_1"]["samples"] == len(told) == 6
 
@@ -321,6 +323,7 @@ def test_what_is_off_does_not_enter_an_id():
     assert EvalSection(niah=NiahSection(samples=3), harness=HarnessSection(limit=2)).science(64) == plain
     on = EvalSection(cloze=ClozeSection(8), niah=NiahSection(["niah_single_1"]), tasks=["piqa"]).science(64)
     assert on["cloze"] == {"version": 2, "items": 8, "context": 32, "continuation": 16}
+    assert on["niah"]["version"] == 2  # 1 had no substring by depth, and is another id
     assert on["niah"]["length"] == on["harness"]["max_length"] == 64
     with pytest.raises(ValueError, match="eval.niah.tasks: got 'niah_4'; allowed: niah_single_1, "):
         NiahSection(["niah_4"])
