@@ -24,6 +24,7 @@ from ratplus.kernels.attention import fused_forward as attention_forward
 from ratplus.kernels.block_decode import fused as block_decode
 from ratplus.kernels.block_decode import fused_kernels as block_decode_kernels
 from ratplus.kernels.blocks import fused as blocks
+from ratplus.kernels.blocks import fused_backward as blocks_backward
 from ratplus.kernels.blocks import fused_forward as blocks_forward
 from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.decode import fused as decode
@@ -42,7 +43,7 @@ TYPES = {
     **dict.fromkeys(("grad_k", "grad_v", "d_logit", "keys", "values"), "*bf16"),
     **dict.fromkeys(("summary", "start", "initial", "final", "d_initial", "cos", "sin", "lse", "delta"), "*fp32"),
     **dict.fromkeys(("k_state", "v_state", "part_acc", "part_max", "part_sum"), "*fp32"),
-    **dict.fromkeys(("part_k", "part_v"), "*fp32"),
+    **dict.fromkeys(("part_k", "part_v", "sum_k", "sum_v"), "*fp32"),
     **dict.fromkeys(("dilations", "windows", "sinks_of"), "*i32"),
     **dict.fromkeys(("ids", "lists", "counts"), "*i32"),
     **dict.fromkeys(("positions", "offsets", "starts"), "*i64"),
@@ -130,9 +131,13 @@ def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict
 def _blocks(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:
     """Of blocks of 64 keys, 16 a query: other sizes change loop bounds alone."""
     chosen, slots = Blocks(64), 16
-    size = blocks.tiles(d_head, dtype)
-    yield "blocks forward", blocks_forward.forward_kernel, size.constants(d_head, 1, chosen)
-    yield "blocks forward, 4 heads a key", blocks_forward.forward_kernel, size.constants(d_head, 4, chosen)
+    sizes = {kind: blocks.tiles(d_head, dtype, kind) for kind in ("forward", "dq", "dkv")}
+    yield "blocks forward", blocks_forward.forward_kernel, sizes["forward"].constants(d_head, 1, chosen)
+    yield "blocks forward, 4 heads a key", blocks_forward.forward_kernel, sizes["forward"].constants(d_head, 4, chosen)
+    yield "blocks dQ", blocks_backward.dq_kernel, sizes["dq"].constants(d_head, 1, chosen)
+    for part in ("chosen", "far", "band"):
+        kernel = getattr(blocks_backward, f"dkv_{part}_kernel")
+        yield f"blocks dKV, {part}", kernel, sizes["dkv"].constants(d_head, 1, chosen)
     token = {"D": d_head, "ROPE": True, "GATED": True, "GROUP": 1, "num_warps": block_decode.TOKEN_WARPS}
     yield "blocks decode, token", block_decode_kernels.token_kernel, token
     summary = {"D": d_head, "BLOCK": 64, "STRIDE": 1, "BN": block_decode.METADATA_KEYS, "BOUNDS": False}

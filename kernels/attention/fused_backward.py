@@ -17,7 +17,7 @@ from ratplus.kernels.attention.fused_forward import far_count, far_position, til
 
 
 @triton.jit
-def _d_scores(a, b, c, d, visible, lse2, delta, scale2, MASK: tl.constexpr):
+def d_scores(a, b, c, d, visible, lse2, delta, scale2, MASK: tl.constexpr):
     """(weights, d scores) of one tile: scores = a b^T, d weights = c d^T; lse2 and delta broadcast along queries.
 
     MASK: whether some pair of the tile isn't `visible`.
@@ -82,7 +82,7 @@ def dq_kernel(
     step = tl.maximum(dilation, 1).to(tl.int64) * BN
     for _ in range(start, full, BN):
         k_tile, v_tile = tl.load(k_at), tl.load(v_at)
-        _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, True, lse2, d_sum, scale2, False)
+        _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, True, lse2, d_sum, scale2, False)
         acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
         k_at += step * k_t
         v_at += step * v_t
@@ -93,7 +93,7 @@ def dq_kernel(
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there, other=0.0)
         v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there, other=0.0)
         visible = (position[None, :] < limit) & (n < far_end)[None, :]
-        _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
+        _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
         acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
     if window > 0:
@@ -103,7 +103,7 @@ def dq_kernel(
             k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there, other=0.0)
             v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
             visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
-            _weights, ds = _d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
+            _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
     tl.store(tile_pointers(dq + packed, t, size, D), (acc * scale).to(dq.dtype.element_ty), mask=inside)
@@ -112,14 +112,14 @@ def dq_kernel(
 @triton.jit
 def _add_tile(dk, dv, k, v, q_tile, do_tile, lse2, d_sum, visible, scale2, MASK: tl.constexpr):
     """One tile of queries into dk, dv [keys, D]. visible: [keys, queries]; MASK: whether some pair isn't."""
-    weights, ds = _d_scores(k, q_tile, v, do_tile, visible, lse2[None, :], d_sum[None, :], scale2, MASK)
+    weights, ds = d_scores(k, q_tile, v, do_tile, visible, lse2[None, :], d_sum[None, :], scale2, MASK)
     dv = tl.dot(weights.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
     dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
     return dk, dv
 
 
 @triton.jit
-def _add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D: tl.constexpr):
+def add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D: tl.constexpr):
     """The queries t into dk, dv [keys, D], where some pair isn't `visible` [keys, queries].
 
     Queries past the end are read as zeros, as are their gradient, lse and delta: they add zeros.
@@ -169,7 +169,7 @@ def dkv_band_kernel(
         for t0 in range(j0, tl.minimum(j0 + BN + window, length), BM):
             t = t0 + tl.arange(0, BM)
             away = t[None, :] - j[:, None]
-            acc_k, acc_v = _add_queries(
+            acc_k, acc_v = add_queries(
                 acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length,
                 (away > 0) & (away <= window), scale2, D,
             )  # fmt: skip
@@ -180,7 +180,7 @@ def dkv_band_kernel(
 
 
 @triton.jit
-def _add_to_keys(dk, dv, more_k, more_v, base, position, size, there, D: tl.constexpr):
+def add_to_keys(dk, dv, more_k, more_v, base, position, size, there, D: tl.constexpr):
     """dk, dv += more_k, more_v [keys, D] at the keys' positions."""
     dk_at, dv_at = tile_pointers(dk + base, position, size, D), tile_pointers(dv + base, position, size, D)
     more_k += tl.load(dk_at, mask=there, other=0.0).to(tl.float32)
@@ -249,7 +249,7 @@ def dkv_far_kernel(
         for i in range(first, start + last - full, BM):  # the tiles before and behind those
             t = i + tl.where(i < start, 0, full - start) + tl.arange(0, BM)
             visible = there & (t[None, :] - position[:, None] > window)
-            acc_k, acc_v = _add_queries(
+            acc_k, acc_v = add_queries(
                 acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
             )
         if SPLIT:
@@ -257,7 +257,7 @@ def dkv_far_kernel(
             tl.store(tile_pointers(part_k, at + tl.arange(0, BN), D, D), acc_k)
             tl.store(tile_pointers(part_v, at + tl.arange(0, BN), D, D), acc_v)
         else:
-            _add_to_keys(dk, dv, acc_k * scale, acc_v, b * length * size + h * D, position, size, there, D)
+            add_to_keys(dk, dv, acc_k * scale, acc_v, b * length * size + h * D, position, size, there, D)
 
 
 @triton.jit(do_not_specialize=["length", "tiles", "splits"])
@@ -284,4 +284,4 @@ def dkv_combine_kernel(
         size = tl.cast(heads, tl.int64) * D
         position = far_position(n, dilation, sinks)
         there = (n < far_end)[:, None]
-        _add_to_keys(dk, dv, acc_k * scale, acc_v, b * length * size + h * D, position, size, there, D)
+        add_to_keys(dk, dv, acc_k * scale, acc_v, b * length * size + h * D, position, size, there, D)

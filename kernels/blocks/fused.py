@@ -3,7 +3,9 @@
 Blocks are scored and chosen by a few PyTorch operations that never make the host wait. A program of the forward kernel
 takes a tile of queries and walks over the blocks that any of them chose: neighbouring queries choose alike, and a key
 that is loaded once meets all queries of the tile. Queries that chose another block are masked, so a tile's list may be
-a superset of what each needs but no query sees a key too many. No atomics: results are bitwise repeatable.
+a superset of what each needs but no query sees a key too many. The backward pass walks the same lists for queries, and
+for keys their converse: the tiles of queries in which some query chose a block. No atomics: results are bitwise
+repeatable.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ratplus.kernels.blocks import eager
+from ratplus.kernels.blocks.fused_backward import dkv_band_kernel, dkv_chosen_kernel, dkv_far_kernel, dq_kernel
 from ratplus.kernels.blocks.fused_forward import forward_kernel
 from ratplus.kernels.blocks.selection import blocks_of_forward
 from ratplus.kernels.blocks.settings import Blocks
@@ -36,19 +38,23 @@ class Tiles:
         return {"D": d_head, "BM": self.BM, "BN": self.BN, **shape, **launch}
 
 
-# Chosen without a GPU: what compiles for sm_90 without spills. Not measured.
-TILES = {16: Tiles(64, 32, 4, 2), 32: Tiles(64, 32, 4, 2), 64: Tiles(64, 32, 4, 2), 128: Tiles(64, 32, 4, 2)}
+# Chosen without a GPU: the largest that compile for sm_90 without spills. Not measured. By the largest head size that
+# they serve, of half precision; float32 has no tensor cores, and what the registers hold decides.
+TILES = {
+    "forward": {64: Tiles(64, 32, 4, 2), 128: Tiles(64, 32, 4, 2), 256: Tiles(32, 32, 8, 2)},
+    "dq": {64: Tiles(64, 32, 4, 2), 128: Tiles(64, 32, 8, 2), 256: Tiles(32, 32, 8, 2)},
+    "dkv": {64: Tiles(32, 64, 4, 2), 128: Tiles(32, 32, 8, 2), 256: Tiles(32, 32, 8, 2)},
+}
+FLOAT32_TILES = {32: Tiles(16, 16, 4, 1), 64: Tiles(32, 16, 4, 2), 128: Tiles(16, 16, 8, 1)}
 
 
-def tiles(d_head: int, dtype: torch.dtype) -> Tiles:
-    """Tile sizes of the forward kernel."""
+def tiles(d_head: int, dtype: torch.dtype, kind: str = "forward") -> Tiles:
+    """Tile sizes of the kernels of a kind of TILES."""
     if interpreted():
         return Tiles(16, 16, 1, 1)
-    if dtype == torch.float32:  # no tensor cores: what the registers hold decides
-        return Tiles(32, 16, 4, 2) if d_head == 64 else Tiles(16, 16, 8, 1)
-    if d_head == 256:
-        return Tiles(32, 32, 8, 2)
-    return TILES[d_head]
+    if dtype == torch.float32:
+        return FLOAT32_TILES[max(d_head, 32)]
+    return TILES[kind][max(d_head, 64)]
 
 
 @on_its_device
@@ -73,18 +79,71 @@ def forward(
     return out.transpose(1, 2), lse, ids
 
 
+@on_its_device
+def backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, top: Tensor,
+    start: Tensor, out: Tensor, lse: Tensor, ids: Tensor, blocks: Blocks,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `eager.backward`: gradients of q, k, v, each stored [B, T, H, d], under the choice `ids`."""
+    batch, heads, length, d_head = q.shape
+    total, group, slots, rows = k.shape[2], heads // k.shape[1], ids.shape[3], batch * heads
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    # In memory order [B, T, H, d]; the gradient of a sum arrives with stride 0 and is written out here.
+    out, d_out = (x.transpose(1, 2).contiguous() for x in (out, d_out))
+    delta = torch.empty_like(lse)
+    dq = q.new_empty(batch, length, heads, d_head)
+    # Of every query head its own, in float32: three kernels add to them, and a group's heads are summed below.
+    sum_k, sum_v = (q.new_zeros(batch, total, heads, d_head, dtype=torch.float32) for _ in range(2))
+    scale, strides = d_head**-0.5, [stride for x in (q, k, v) for stride in x.stride()[:3]]
+    static, number = (dilation, window, sinks), blocks.reach(total)
+
+    size = tiles(d_head, q.dtype, "dq")
+    lists, counts = tile_lists(ids, size.BM, number)
+    of_queries = counts.shape[2]
+    dq_kernel[(of_queries * rows,)](
+        q, k, v, *static, start, ids, lists, counts, out, d_out, lse, delta, dq, sum_k, sum_v, length, total,
+        of_queries, lists.shape[3], slots, heads, scale, *strides, **size.constants(d_head, group, blocks),
+    )  # fmt: skip
+    size = tiles(d_head, q.dtype, "dkv")
+    constants = size.constants(d_head, group, blocks)
+    lists, counts = query_lists(ids, size.BM, number)
+    dkv_chosen_kernel[(number * -(-blocks.block // size.BN) * rows,)](
+        q, k, v, start, ids, lists, counts, d_out, lse, delta, sum_k, sum_v, length, total, number, lists.shape[3],
+        slots, heads, scale, *strides, **constants,
+    )  # fmt: skip
+    of_keys = -(-total // size.BN)
+    after = (start, ids, d_out, lse, delta, sum_k, sum_v, length, total, of_keys, slots, heads, scale, *strides)
+    dkv_far_kernel[(of_keys * rows,)](q, k, v, *static, *after, **constants)
+    dkv_band_kernel[(of_keys * rows,)](q, k, v, window, *after, **constants)
+    if group > 1:
+        sum_k, sum_v = (x.unflatten(2, (-1, group)).sum(dim=3) for x in (sum_k, sum_v))
+    return tuple(x.to(q.dtype).transpose(1, 2) for x in (dq, sum_k, sum_v))
+
+
 def tile_lists(ids: Tensor, size: int, blocks: int) -> tuple[Tensor, Tensor]:
     """The blocks that any query of each tile of `size` queries chose: lists and their lengths.
 
     ids: int32 [B, H, T, slots]; blocks: how many there are. Returns int32 [B, H, tiles, width], ascending, and
-    [B, H, tiles]. Nothing waits for the device.
+    [B, H, tiles]; a list's last column is none of it. Nothing waits for the device.
     """
+    return _lists(ids, size, blocks, max(1, min(blocks, size * ids.shape[3])), of_blocks=False)
+
+
+def query_lists(ids: Tensor, size: int, blocks: int) -> tuple[Tensor, Tensor]:
+    """The tiles of `size` queries in which any query chose each block: lists and their lengths, as `tile_lists`.
+
+    Returns int32 [B, H, blocks, tiles], ascending, and [B, H, blocks].
+    """
+    return _lists(ids, size, blocks, -(-ids.shape[2] // size), of_blocks=True)
+
+
+def _lists(ids: Tensor, size: int, blocks: int, width: int, of_blocks: bool) -> tuple[Tensor, Tensor]:
     batch, heads, length, slots = ids.shape
     number = -(-length // size)
-    width = max(1, min(blocks, size * slots))
-    lists = ids.new_zeros(batch * heads, number, width + 1)
-    counts = ids.new_zeros(batch * heads, number)
-    index = torch.arange(blocks, dtype=torch.int32, device=ids.device)
+    outer, inner = (blocks, number) if of_blocks else (number, blocks)
+    lists = ids.new_zeros(batch * heads, outer, width + 1)
+    counts = ids.new_zeros(batch * heads, outer)
+    index = torch.arange(inner, dtype=torch.int32, device=ids.device)
     padded = torch.nn.functional.pad(ids.flatten(0, 1), (0, 0, 0, number * size - length), value=-1)
     chosen = padded.view(batch * heads, number, size * slots)
     step = max(1, FLAGS_LIMIT // max(1, number * blocks))
@@ -94,11 +153,8 @@ def tile_lists(ids: Tensor, size: int, blocks: int) -> tuple[Tensor, Tensor]:
         flags = torch.zeros(*some.shape[:2], blocks + 1, dtype=torch.bool, device=ids.device)
         flags.scatter_(2, some.where(some >= 0, blocks), True)
         flags = flags[:, :, :blocks]
+        flags = flags.transpose(1, 2) if of_blocks else flags
         rank = flags.cumsum(dim=2, dtype=torch.int32)
         counts[part] = rank[:, :, -1]
         lists[part].scatter_(2, torch.where(flags, rank - 1, width).long(), index.expand(flags.shape))
-    return lists.view(batch, heads, number, -1), counts.view(batch, heads, number)
-
-
-# The gradients come from PyTorch operations, in tiles and block by block, on a GPU too.
-backward = on_its_device(eager.backward)
+    return lists.view(batch, heads, outer, -1), counts.view(batch, heads, outer)

@@ -71,14 +71,17 @@ def test_forward_and_its_gradients(name, group):
 
 
 def test_half_precision():
-    inputs = [x.detach() for x in projections(1, 2, 41, D_HEAD, parts=3, dtype=torch.float16)]
+    inputs = [x.detach().requires_grad_() for x in projections(1, 2, 41, D_HEAD, parts=3, dtype=torch.float16)]
     out, ids = block_attention(*inputs, 8, 3, 0, top=3, block=4, return_blocks=True)
-    exact = [x.double() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
     settings = head_settings(8, 3, 0, 3, 2, Blocks(4))
     expected, _, chosen = block_attention_reference(*exact, settings, Blocks(4), [0, 1], [0], 3)
     assert out.dtype == torch.float16
     assert torch.equal(ids, chosen)
     torch.testing.assert_close(out.double(), expected, atol=6e-3, rtol=6e-3)
+    for x, y in zip(gradients([out], inputs), gradients([expected], exact), strict=True):
+        assert x.dtype == torch.float16
+        torch.testing.assert_close(x.double(), y, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("limit", [1, 1 << 20])
@@ -91,6 +94,12 @@ def test_lists_of_a_tile(monkeypatch, limit):
             for tile in range(3):
                 chosen = sorted(set(ids[b, h, 8 * tile : 8 * tile + 8].flatten().tolist()) - {-1})
                 assert lists[b, h, tile, : counts[b, h, tile]].tolist() == chosen
+    lists, counts = fused.query_lists(ids, 8, 9)
+    for b in range(2):
+        for h in range(2):
+            for block in range(9):
+                tiles = sorted(set((ids[b, h] == block).any(dim=1).nonzero().flatten().div(8).int().tolist()))
+                assert lists[b, h, block, : counts[b, h, block]].tolist() == tiles
 
 
 @pytest.mark.parametrize(("name", "group"), NAMES)
