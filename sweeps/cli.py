@@ -25,6 +25,7 @@ VERBS = {
     "generate": "generate",
     "status": "status",
     "show": "show",
+    "ls": "ls",
     "report": "report",
     "sync": "sync",
     "bench": "bench",

@@ -33,6 +33,8 @@ OPERATORS = (
     "ratplus.kernels.block_decode",
 )  # fmt: skip
 MOST_FILES = 15
+# Each verb of the command line is one file there, whatever their number.
+ONE_FILE_EACH = ("sweeps/verbs",)
 # Folder -> other people's packages that it must never import.
 FORBIDDEN = {
     "kernels": ("hydra", "omegaconf", "wandb", "lightning", "pandas", "matplotlib", "rich"),
@@ -175,7 +177,7 @@ def test_no_folder_is_crowded():
             counts[path.parent] = counts.get(path.parent, 0) + 1
     assert len(counts) > 20
     crowded = {str(folder.relative_to(ROOT)): count for folder, count in counts.items() if count > MOST_FILES}
-    assert crowded == {}
+    assert crowded.keys() <= set(ONE_FILE_EACH)
 
 
 @pytest.mark.parametrize("folder", NAMES)

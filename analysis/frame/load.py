@@ -22,11 +22,12 @@ Columns, always there and in this order:
 | rope | how positions become angles, where not as usual: `yarn × 4 of 512`, `base 43873`; else empty |
 | parameters | of the model, as its pretraining counted them |
 | pretrain, adapt | ids of the cell's other stages; null if it has none |
-| context | tokens per sequence; the length at which the next seven are taken |
+| context | tokens per sequence; the length at which the next eight are taken |
 | kv_entries | cache entries a head holds, mean over layers and heads of keys |
 | kv_read | those of them that a decoding step reads; fewer only where a pattern selects by query |
 | kv_read_exact | False where kv_read is an upper bound, since overlaps of selected and static keys depend on data |
 | kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, metadata, float32 state |
+| kv_ratio | kv_entries over those of dense attention in the same heads |
 | attention_flops | FLOPs of Q K^T, P V and selection of one forward over the context, all layers and heads |
 | attention_flops_ratio | the same relative to dense attention |
 | flops_exact | False where those two are upper bounds |
@@ -58,8 +59,8 @@ METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "method", "dilation", "window",
     "sinks", "seed", "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt",
-    "context", "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "attention_flops", "attention_flops_ratio",
-    "flops_exact",
+    "context", "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "kv_ratio", "attention_flops",
+    "attention_flops_ratio", "flops_exact",
 )  # fmt: skip
 # Tables add columns of these names to the frame, and others called `<name>_delta` and `frontier_<cost>`.
 DERIVED = {
@@ -176,6 +177,7 @@ def _describe(cell: Entry) -> dict:
         "kv_read": facts.cost.kv_read_per_head,
         "kv_read_exact": facts.cost.kv_read_exact,
         "kv_bytes": facts.cost.cache_bytes,
+        "kv_ratio": facts.cost.kv_ratio,
         "attention_flops": facts.cost.attention_flops + facts.cost.selection_flops,
         "attention_flops_ratio": facts.cost.attention_flops_ratio,
         "flops_exact": facts.cost.pairs_exact,
