@@ -26,6 +26,7 @@ VERBS = {
     "status": "status",
     "show": "show",
     "ls": "ls",
+    "note": "note",
     "report": "report",
     "sync": "sync",
     "bench": "bench",

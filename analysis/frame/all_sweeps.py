@@ -19,7 +19,7 @@ from ratplus.records.manifest import MANIFEST_FILE
 
 # Always shown; the others of `_OFTEN` where they say something.
 _ALWAYS = ("sweep", "cell", "model", "pattern", "status", "kv_ratio")
-_OFTEN = ("variant", "seed", "loss", "recall_accuracy")
+_OFTEN = ("variant", "seed", "loss", "recall_accuracy", "note")
 _MOST_FOLDERS = 100_000
 
 
@@ -134,8 +134,10 @@ def list_cells(
 
 
 def _tells(column: pd.Series) -> bool:
-    """Whether a column is worth its room: `seed` and `variant` where they differ, results where there are any."""
+    """Whether a column is worth its room: `seed` and `variant` where they differ, others where there are any."""
     known = column.dropna()
+    if column.name == "note":
+        return known.ne("").any()
     if column.name in ("seed", "variant"):
         return known.nunique() > 1
     return len(known) > 0

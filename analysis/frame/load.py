@@ -17,6 +17,7 @@ Columns, always there and in this order:
 | seed | seed of the run |
 | status | `done`, `failed`, `running`, `missing`, `damaged` |
 | error | last line of what went wrong; empty otherwise |
+| note | what somebody wrote of the cell with `ratplus note`; empty otherwise |
 | layers, heads | of the model |
 | kv_heads | heads of keys and values in a layer; fewer than `heads` where query heads share them |
 | rope | how positions become angles, where not as usual: `yarn × 4 of 512`, `base 43873`; else empty |
@@ -52,14 +53,15 @@ import pandas as pd
 
 from ratplus.costs.facts import pattern_facts
 from ratplus.records.manifest import MANIFEST_FILE, Entry, read_manifest
+from ratplus.records.note import read_note
 from ratplus.records.record import STAGES, Record
 from ratplus.records.status import State, cell_state, stage_state
 
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
 FIXED = (
     "cell", "model", "recurrence", "variant", "pattern", "pattern_name", "kind", "method", "dilation", "window",
-    "sinks", "seed", "status", "error", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain", "adapt",
-    "context", "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "kv_ratio", "attention_flops",
+    "sinks", "seed", "status", "error", "note", "layers", "heads", "kv_heads", "parameters", "rope", "pretrain",
+    "adapt", "context", "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "kv_ratio", "attention_flops",
     "attention_flops_ratio", "flops_exact",
 )  # fmt: skip
 # Tables add columns of these names to the frame, and others called `<name>_delta` and `frontier_<cost>`.
@@ -126,6 +128,7 @@ def read_sweep(folder: Path | str) -> Sweep:
             folder, stages, look=lambda path: (look if path.parent.name != "evaluate" else stage_state)(path)
         )
         row["status"], row["error"] = state.status, state.error
+        row["note"] = read_note(folder / "evaluate" / stages["evaluate"])
         row["pretrain"], row["adapt"] = stages.get("pretrain"), stages.get("adapt")
         row["parameters"] = (
             _parameters(look(folder / "pretrain" / stages["pretrain"])) if "pretrain" in stages else None

@@ -153,7 +153,8 @@ def _main_table(frame: pd.DataFrame) -> tuple[list[dict], list[dict]]:
         words = "" if names[cell.pattern] == cell.pattern else cell.pattern
         rows.append(
             {"place": cell.place, "model": texts[0][index]["text"], "kind": cell.method, "status": cell.status,
-             "words": f"{words} {cell.error}".strip(), "cells": [(t[index], c) for t, c in zip(texts, columns)]}
+             "words": f"{words} {cell.error} {cell.note}".strip(),
+             "cells": [(t[index], c) for t, c in zip(texts, columns)]}
         )  # fmt: skip
     return columns, rows
 
@@ -242,7 +243,7 @@ def _details(sweep: Sweep, configs: list, provenances: list, reproduce: Callable
     metrics = [(name, frame[name].tolist(), frame[f"{name}_stderr"].tolist()) for name in frame.attrs["metrics"]]
     timings = [name for name in frame.columns if name.startswith("timing:")]
     times = [(name, frame[name].tolist()) for name in timings]
-    plain = frame[["cell", "model", "variant", "pattern", "seed", "status", "error"]].to_dict("records")
+    plain = frame[["cell", "model", "variant", "pattern", "seed", "status", "error", "note"]].to_dict("records")
     for place in order:
         cell, entry = plain[place], sweep.entries[place]
         stages = [(stage, name) for stage, name in entry["stages"].items() if name]
@@ -258,7 +259,8 @@ def _details(sweep: Sweep, configs: list, provenances: list, reproduce: Callable
         cells.append(
             {
                 "title": f"{run_name(cell['model'], cell['variant'])} · {cell['pattern']} · seed {cell['seed']}",
-                "status": cell["status"], "error": cell["error"], "results": results, "stages": stages,
+                "status": cell["status"], "error": cell["error"], "note": cell["note"], "results": results,
+                "stages": stages,
                 "config": configs[place], "provenance": [p for p in provenances[place] if p[0] in _PROVENANCE],
                 "command": reproduce(entry) if reproduce else shlex.join([*show, cell["cell"], str(sweep.folder)]),
             }

@@ -9,6 +9,7 @@ from pathlib import Path
 from ratplus.pattern import is_whole
 from ratplus.records.lines import plain
 from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.note import read_note
 from ratplus.records.record import STAGES, Record, RecordError, read_record, unfit_metric
 from ratplus.sweeps.define.find_stage import find_stage
 from ratplus.sweeps.define.mistakes import UsageError
@@ -46,6 +47,8 @@ def _lines(sweep: Path, stage: str, stage_id: str, record: Record | None, cells:
         f"{stage} {stage_id}: {_status(record)}",
         f"  folder  {sweep / stage / stage_id}",
     ]
+    if note := read_note(sweep / stage / stage_id):
+        lines.append(f"  note    {note}")
     if record and record["parent"]:
         before = [s for s in STAGES[: STAGES.index(stage)] if s in cells[0]["stages"]]
         lines.append(f"  parent  {before[-1]} {record['parent']}")

@@ -26,6 +26,7 @@ _COLOURS = {
 _MOST_ROWS = 60
 _MOST_COLUMNS = 8
 _MOST_ERRORS = 10
+_MOST_NOTES = 10
 _PLAIN_WIDTH = 160
 
 
@@ -89,6 +90,10 @@ def _parts(view: SweepView) -> list[Table | Text]:
         parts.append(Text(f"{_column(cell)} {cell['label']} ({cell['stage']}{again}): {cell['error']}"))
     if len(bad) > _MOST_ERRORS:
         parts.append(Text(f"... and {len(bad) - _MOST_ERRORS} more; --json lists all"))
+    noted = [cell for cell in view.cells if cell["note"]]
+    parts += [Text(f"{_column(cell)} {cell['label']}, note: {cell['note']}") for cell in noted[:_MOST_NOTES]]
+    if len(noted) > _MOST_NOTES:
+        parts.append(Text(f"... and {len(noted) - _MOST_NOTES} more notes; --json lists all"))
     parts += [Text(note) for note in view.notes]
     parts.append(Text(summary(cell["status"] for cell in view.cells) + _time_left(view)))
     return parts

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.note import read_note
 from ratplus.records.record import STAGES
 from ratplus.records.status import State, cell_state, stage_state
 from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
@@ -34,7 +35,7 @@ class SweepView:
         cells: one a cell of the manifest, with keys id, model, label, seed, axes, status (one of CELL_STATUSES), stage
             (at work or failed; else empty), error (one line), attempt (of the failure; else null), job (of a batch
             system; else null), reason (why that job is queued, in SLURM's word; else null), progress (of a running
-            stage: stage, done, total, maybe loss; else null).
+            stage: stage, done, total, maybe loss; else null), note (what somebody wrote of it; else empty).
         counts: cells by status.
         running_stages: stages at work now; several cells may wait for one.
         eta_seconds: time left at as many at once as now; None if nothing runs or no cell has finished yet.
@@ -118,6 +119,7 @@ class SweepView:
             "job": job and job.id,
             "reason": (job and status == "queued" and job.reason) or None,
             "progress": progress,
+            "note": read_note(self.folder / "evaluate" / entry["stages"]["evaluate"]),
         }
 
     def _progress_by_item(self) -> dict[str, dict]:
