@@ -41,12 +41,13 @@ from ratplus.analysis.frame.aggregate import (
     run_name,
     short_patterns,
     unfinished,
-    with_loss_delta,
 )
 from ratplus.analysis.frame.load import METRICS
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import stored_results, with_differences, with_row_errors
+from ratplus.analysis.paired.ties import delta_texts, difference_notes, mark_ties
 from ratplus.costs.facts import at_most
 
 NAME = "accuracy_vs_dilation"
@@ -54,12 +55,14 @@ NAME = "accuracy_vs_dilation"
 MOST_ERRORS = 10
 # Models and variants that a figure has room for.
 MOST_RUNS = 8
+# Results that patterns are compared by; perplexity would only say the loss's once more.
+COMPARED = {"loss": "loss", "next_token_accuracy": "next token", "recall_accuracy": "recall"}
 # Line style of the dense value; thin and dotted, unlike any model's.
 REFERENCE = (0, (1, 1.6))
 # What the CSV starts with; all other columns of the loaded frame follow.
 LEADING = [
-    "model", "pattern", "dilation", "window", "sinks", "seed", "loss", "loss_stderr", "loss_delta", "perplexity",
-    "perplexity_stderr", "next_token_accuracy", "next_token_accuracy_stderr", "recall_accuracy",
+    "model", "pattern", "dilation", "window", "sinks", "seed", "loss", "loss_stderr", "loss_delta", "loss_delta_pm",
+    "perplexity", "perplexity_stderr", "next_token_accuracy", "next_token_accuracy_stderr", "recall_accuracy",
     "recall_accuracy_stderr", "kv_entries", "kv_read", "attention_flops_ratio", "status", "error",
 ]  # fmt: skip
 
@@ -74,17 +77,21 @@ LEADING = [
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a cell with plain values: `LEADING`, then the frame's other columns; models in the sweep's order."""
-    cells = with_loss_delta(in_order(frame))
+    cells = with_differences(in_order(frame), list(COMPARED))
     return cells[LEADING + [name for name in cells if name not in LEADING]]
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for each model and pattern as rounded strings: mean ± standard error, Δ to dense, what is missing."""
+    """One row for each model and pattern as rounded strings: mean ± standard error, Δ ± to dense, what is missing.
+
+    The best sparse pattern of each model is bold, those that tie with it are marked.
+    """
     rows = _rows(frame)
     shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(short_patterns(rows))})
     if (rows["cells"] > 1).any():
         seeds = zip(rows["done"], rows["cells"])
         shown["Seeds"] = [str(done) if done == cells else f"{done} of {cells}" for done, cells in seeds]
+    stored = stored_results(frame, list(COMPARED))
     for title, name, scale, digits in (
         ("Loss", "loss", 1, 3),
         ("Δ loss", "loss_delta", 1, 3),
@@ -92,10 +99,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         ("Next token (%)", "next_token_accuracy", 100, 1),
         ("Recall (%)", "recall_accuracy", 100, 1),
     ):
-        if name in ("loss", "loss_delta") or rows[name].notna().any():
+        if name == "loss_delta":
+            shown[title] = delta_texts(rows, "loss", scale, digits)
+        elif name == "loss" or rows[name].notna().any():
             # The perplexity's spread is the loss's once more: it would only take room.
             errors = rows[f"{name}_stderr"] * scale * (np.nan if name == "perplexity" else 1)
-            shown[title] = [number(value, digits, error) for value, error in zip(rows[name] * scale, errors)]
+            texts = [number(value, digits, error) for value, error in zip(rows[name] * scale, errors)]
+            shown[title] = mark_ties(rows, name, texts) if name in stored.sampled else texts
     # A finished cell whose loss is not a number has diverged: a result, unlike that of a cell which was not asked.
     unasked = set(
         frame.loc[frame["cell"].isin(frame.attrs.get("no_loss", ())), GROUP].itertuples(index=False, name=None)
@@ -130,6 +140,9 @@ def caption(frame: pd.DataFrame) -> str:
 def notes(frame: pd.DataFrame) -> list[str]:
     """Lines under the table: patterns whose label has no room in it, cells without a result and what went wrong."""
     lines = [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
+    stored = stored_results(frame, list(COMPARED))
+    marked = {name: title for name, title in COMPARED.items() if name in (*stored.sampled, *stored.odd)}
+    lines += difference_notes(_rows(frame), {"loss": "loss"}, marked, stored)
     lines += unfinished(frame)
     wrong = in_order(frame[frame["error"].ne("")])
     alike = list(groups_of(wrong, [*RUN, "pattern", "status", "error"]))
@@ -263,7 +276,9 @@ def _rows(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each model and pattern, mean over seeds."""
     if frame.empty:
         raise ValueError("no cells: the sweep is empty, so there is nothing to show")
-    return over_seeds(with_loss_delta(in_order(frame)), [*METRICS, "loss_delta"])
+    cells = in_order(frame)
+    rows = over_seeds(with_differences(cells, ["loss"]), [*METRICS, "loss_delta"])
+    return with_row_errors(rows, frame, list(COMPARED))
 
 
 def _local(kind: str, window: int, sinks: int) -> tuple[int, int] | None:

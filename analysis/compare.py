@@ -8,7 +8,6 @@ sweeps with several seeds.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from pathlib import Path
@@ -25,14 +24,14 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, run_name, short_patterns
 from ratplus.analysis.frame.load import read_sweep
 from ratplus.analysis.frame.rows import groups_of
-from ratplus.analysis.frame.samples import same_items, scores
-from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
+from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_column
 from ratplus.analysis.page.compare import write_compare_page
+from ratplus.analysis.paired.bootstrap import BOOTSTRAP, ERRORS, RESAMPLES, holm
+from ratplus.analysis.paired.pairs import difference_of
+from ratplus.analysis.paired.samples import scores
 
-RESAMPLES = 2000
 # What says which pattern a row is of, and in which order it stands.
 NAMES = ("pattern", "pattern_name", "kind", "dilation", "window", "sinks", "kv_read")
-BOOTSTRAP, ERRORS = "paired bootstrap", "standard errors"
 
 
 def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]:
@@ -104,13 +103,16 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
             errors = (ours[f"{name}_stderr"].iloc[places].to_numpy(), theirs[f"{name}_stderr"].iloc[places].to_numpy())
             if not (np.isfinite(values[0]).all() and np.isfinite(values[1]).all()):
                 continue
+            samples = [
+                (scores(first).get(recorded(name)), scores(second).get(recorded(name))) for first, second in folders
+            ]
             rows.append(
                 {
                     "run_a": run_name(one["model"], one["variant"]),
                     "run_b": run_name(*theirs[RUN].iloc[places[0]]),
                     **{key: one[key] for key in NAMES},
                     "metric": name, "seeds": len(places), "a": values[0].mean(), "b": values[1].mean(),
-                    **_difference(values, errors, [_pair(*pair, name) for pair in folders]),
+                    **difference_of(np.array(values), np.array(errors), samples),
                 }
             )  # fmt: skip
     columns = ["run_a", "run_b", *NAMES, "metric", "seeds",
@@ -122,60 +124,6 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
 
 def _folder(frame: pd.DataFrame, cell: str) -> Path:
     return Path(frame.attrs["folder"]) / "evaluate" / cell
-
-
-def _pair(first: Path, second: Path, metric: str) -> tuple:
-    """The samples of a metric in two evaluate folders, if both have them and they are of the same items."""
-    pair = scores(first).get(metric), scores(second).get(metric)
-    there = pair[0] is not None and pair[1] is not None
-    return pair if there and same_items(first, second, metric) else (None, None)
-
-
-def _difference(values, errors, samples) -> dict:
-    """The difference of means, its standard error, interval and p; by items where every seed has them in both."""
-    joined = [
-        x.add_suffix("_a").join(y.add_suffix("_b"), how="inner") if x is not None and y is not None else None
-        for x, y in samples
-    ]
-    known = [items for items in joined if items is not None and len(items) > 1]
-    if len(known) == len(joined):
-        # Every seed has the same items, so the difference of an item is its mean over seeds.
-        mean = pd.concat(known).groupby(level=0).mean()
-        weight = mean["weight_a"].to_numpy()
-        return paired_bootstrap((mean["value_b"] - mean["value_a"]).to_numpy(), weight)
-    difference = float((values[1] - values[0]).mean())
-    stderr = float(np.sqrt((errors[0] ** 2 + errors[1] ** 2).sum()) / len(values[0]))
-    if not stderr > 0:
-        stderr = math.nan
-    p = math.erfc(abs(difference) / stderr / math.sqrt(2)) if stderr > 0 else math.nan
-    return {"difference": difference, "stderr": stderr, "low": difference - 1.96 * stderr,
-            "high": difference + 1.96 * stderr, "p": p, "method": ERRORS, "items": 0}  # fmt: skip
-
-
-def paired_bootstrap(differences: np.ndarray, weights: np.ndarray | None = None, seed: int = 0) -> dict:
-    """Mean of paired differences [items], with a percentile interval and a two-sided p from resampled items.
-
-    p is twice the smaller share of resampled means on one side of zero, at least 1 / RESAMPLES.
-    """
-    weights = np.ones_like(differences) if weights is None else weights
-    generator = np.random.default_rng(seed)
-    mean = float((differences * weights).sum() / weights.sum())
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 200):  # in parts, because a large task has many items
-        picked = generator.integers(0, len(differences), (200, len(differences)))
-        means[start : start + 200] = (differences * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    side = min((means <= 0).mean(), (means >= 0).mean())
-    p = float(min(1.0, max(2 * side, 1 / RESAMPLES)))
-    return {"difference": mean, "stderr": float(means.std(ddof=1)), "low": float(low), "high": float(high), "p": p,
-            "method": BOOTSTRAP, "items": len(differences)}  # fmt: skip
-
-
-def holm(p: pd.Series) -> pd.Series:
-    """Holm's adjustment of several p values: what each is worth when all are looked at; null stays null."""
-    known = p.dropna().sort_values()
-    steps = known * np.arange(len(known), 0, -1)
-    return steps.cummax().clip(upper=1.0).reindex(p.index)
 
 
 # ---- what is shown ----

@@ -19,15 +19,26 @@ import numpy as np
 import pandas as pd
 
 from ratplus.analysis.draw.tables import Table, number
-from ratplus.analysis.frame.aggregate import error_source, in_order, over_seeds, short_patterns, unfinished, with_delta
+from ratplus.analysis.frame.aggregate import error_source, in_order, over_seeds, short_patterns, unfinished
+from ratplus.analysis.frame.averages import averaged, has_average, one_measure, suites_of
+from ratplus.analysis.frame.load import ENDINGS
 from ratplus.analysis.frame.reference import paper_rows
 from ratplus.analysis.frame.rows import groups_of
-from ratplus.analysis.frame.tasks import SUITES, ResultColumn, by_suite, is_share, niah_groups
+from ratplus.analysis.frame.tasks import SUITES, ResultColumn, is_share, niah_groups
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import (
+    baseline_title,
+    stored_results,
+    with_differences,
+    with_row_errors,
+)
+from ratplus.analysis.paired.ties import delta_texts, difference_notes, mark_ties
 
 NAME = "pattern_tables"
 # With more tasks than this, a table shows standard errors of the average only, and with more still it is continued.
 MOST_WITH_ERRORS, MOST_TASKS = 5, 12
+# Without an average, the difference of each of so few tasks is shown.
+MOST_WITH_DELTA = 3
 
 # %% [markdown]
 """
@@ -39,45 +50,35 @@ records a total of its own has that instead. It is null where one of its tasks i
 
 
 # %%
-def suites(frame: pd.DataFrame) -> dict[str, list[ResultColumn]]:
-    """{suite: tasks} that a finished cell has a value of; loss and perplexity stand in accuracy_vs_dilation already."""
-    measured = [name for name in frame.attrs["metrics"] if frame[name].notna().any()]
-    found = by_suite(measured)
-    found.pop("positions", None)  # the module of that name shows them
-    if all(task.column in ("loss", "perplexity", "next_token_accuracy") for task in found.get("language", ())):
-        found.pop("language", None)
-    return found
-
-
 def table(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
-    """One row a cell: which it is, its tasks with `_stderr`, `average`, `average_stderr`, `average_delta`, status."""
-    tasks = suites(frame)[suite]
+    """One row a cell: which it is, its tasks with `_stderr` and their differences, the same of `average`, status."""
+    tasks = suites_of(frame)[suite]
     cells = _with_average(in_order(frame), tasks)
-    results = [name + end for task in tasks for name in (task.column,) for end in ("", "_stderr")]
-    groups = [name for name in cells if name.startswith("group:")]
-    names = ["model", "variant", "pattern", "dilation", "window", "sinks", "seed", *results, *groups]
-    return cells[[*names, "average", "average_stderr", "average_delta", "status", "error"]]
+    ends = ("", "_stderr", *ENDINGS)
+    results = [name + end for name in _compared(tasks) if name != "average" for end in ends if name + end in cells]
+    names = ["model", "variant", "pattern", "dilation", "window", "sinks", "seed", *results]
+    return cells[[*names, *(f"average{end}" for end in ends), "status", "error"]]
 
 
 def summary(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
-    """One row for each model and pattern, rounded; the best sparse pattern of each model in each column is bold."""
-    tasks = suites(frame)[suite]
+    """One row for each model and pattern, rounded; of each model the best sparse pattern is bold, its ties marked."""
+    tasks = suites_of(frame)[suite]
     cells = _with_average(in_order(frame), tasks)
     columns = _shown_columns(cells, tasks)
-    names = [column for _, column, *_ in columns]
-    rows = over_seeds(cells, list(dict.fromkeys([*names, "average", "average_delta"])))
+    rows = _rows(frame, cells, tasks)
     shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(short_patterns(rows))})
     if (rows["cells"] > 1).any():
         seeds = zip(rows["done"], rows["cells"])
         shown["Seeds"] = [str(done) if done == cells_ else f"{done} of {cells_}" for done, cells_ in seeds]
     few = len(columns) <= MOST_WITH_ERRORS + 2
-    for title, column, scale, digits, lower in columns:
-        errors = rows[f"{column}_stderr"] if few or column in ("average", "average_delta") else np.nan
+    for title, column, scale, digits in columns:
+        if column.endswith("_delta"):
+            shown[title] = delta_texts(rows, column.removesuffix("_delta"), scale, digits)
+            continue
+        errors = rows[f"{column}_stderr"] if few or column == "average" else np.nan
         values = rows[column] * scale
         texts = [number(v, digits, e) for v, e in zip(values, np.broadcast_to(errors * scale, len(rows)))]
-        if column != "average_delta":
-            texts = _bold_best(rows, [number(v, digits) for v in values], values, texts, lower)
-        shown[title] = texts
+        shown[title] = mark_ties(rows, column, texts, [number(v, digits) for v in values])
     first = shown.columns[list(shown.columns).index("Pattern") + 1 + ("Seeds" in shown)]
     shown[first] = [f"**{status}**" if status != "done" else text for status, text in zip(rows["status"], shown[first])]
     return shown if frame.attrs.get("reference") != "paper" else _with_paper(shown, suite)
@@ -86,22 +87,26 @@ def summary(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
 def _with_average(cells: pd.DataFrame, tasks: list[ResultColumn]) -> pd.DataFrame:
     """The cells with `average`, its standard error and its difference to dense; for needles also the paper's groups."""
     cells = cells.copy()
-    averaged = [task for task in tasks if task.whole] or _one_measure(tasks)
-    averaged = [task for task in averaged if not task.part] or averaged
-    if averaged[0].suite == "niah":
-        for name, members in niah_groups(averaged).items():
+    chosen = averaged(tasks)
+    if chosen[0].suite == "niah":
+        for name, members in niah_groups(chosen).items():
             cells[f"group:{name}"], cells[f"group:{name}_stderr"] = _mean(cells, members)
-    alike = len({task.lower for task in averaged}) == 1 and averaged[0].suite != "other"
-    cells["average"], cells["average_stderr"] = _mean(cells, averaged) if alike else (np.nan, np.nan)
-    return with_delta(cells, "average")
+    cells["average"], cells["average_stderr"] = _mean(cells, chosen) if has_average(chosen) else (np.nan, np.nan)
+    return with_differences(cells, _compared(tasks))
 
 
-def _one_measure(tasks: list[ResultColumn]) -> list[ResultColumn]:
-    best: dict[str, ResultColumn] = {}
-    for task in tasks:
-        if task.task not in best or task.rank < best[task.task].rank:
-            best[task.task] = task
-    return list(best.values())
+def _compared(tasks: list[ResultColumn]) -> dict[str, str]:
+    """{column of `_with_average`: what it is called in `averages_of`} of all that patterns are compared by."""
+    chosen = averaged(tasks)
+    groups = niah_groups(chosen) if chosen[0].suite == "niah" else {}
+    columns = [*(task.column for task in tasks), *(f"group:{name}" for name in groups)]
+    return {**{name: name for name in columns}, "average": f"average:{tasks[0].suite}"}
+
+
+def _rows(frame: pd.DataFrame, cells: pd.DataFrame, tasks: list[ResultColumn]) -> pd.DataFrame:
+    """One row for each model and pattern, mean over seeds, with the errors of differences."""
+    compared = _compared(tasks)
+    return with_row_errors(over_seeds(cells, [*compared, *(f"{name}_delta" for name in compared)]), frame, compared)
 
 
 def _mean(cells: pd.DataFrame, tasks: list[ResultColumn]) -> tuple[pd.Series, pd.Series]:
@@ -111,31 +116,34 @@ def _mean(cells: pd.DataFrame, tasks: list[ResultColumn]) -> tuple[pd.Series, pd
     return cells[names].mean(axis=1, skipna=False), np.sqrt((errors**2).sum(axis=1, skipna=False)) / len(names)
 
 
-def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple[str, str, float, int, bool]]:
-    """(title, column, scale, digits, lower is better) of each column of numbers; titles all different."""
-    columns: list[tuple[str, str, float, int, bool]] = []
+def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple[str, str, float, int]]:
+    """(title, column, scale, digits) of each column of numbers; titles all different."""
+    columns: list[tuple[str, str, float, int]] = []
     parts = [task for task in tasks if not task.whole]
     if len(parts) > MOST_TASKS:
         # Every task once, and whole: its other measures and its parts are in the CSV file.
-        parts = [task for task in _one_measure(parts) if not task.part] or parts
+        parts = [task for task in one_measure(parts) if not task.part] or parts
+    average = cells["average"].notna().any() and (len(parts) > 1 or len(parts) < len(tasks))
     for task in parts:
         scale, unit = _unit(cells[task.column], task.measure)
         several = sum(other.task == task.task for other in parts) > 1
         title = task.task.replace("_", " ") + (f" {task.measure}" if several else "")
-        columns.append((f"{title}{unit}{' ↓' if task.lower else ''}", task.column, scale, _digits(scale), task.lower))
-    for name in [name for name in cells if name.startswith("group:") and not name.endswith("_stderr")]:
+        columns.append((f"{title}{unit}{' ↓' if task.lower else ''}", task.column, scale, _digits(scale)))
+        if not average and len(parts) <= MOST_WITH_DELTA:
+            columns.append((f"Δ {title}", f"{task.column}_delta", scale, _digits(scale)))
+    for name in [name for name in _compared(tasks) if name.startswith("group:")]:
         scale, unit = _unit(cells[name], "accuracy")
-        columns.append((f"{name.removeprefix('group:')}{unit}", name, scale, _digits(scale), False))
-    if cells["average"].notna().any() and (len(parts) > 1 or len(parts) < len(tasks)):
+        columns.append((f"{name.removeprefix('group:')}{unit}", name, scale, _digits(scale)))
+    if average:
         whole = next((task for task in tasks if task.whole), tasks[0])
         scale, unit = _unit(cells["average"], whole.measure)
         name = "All" if whole.whole else "Average"
-        columns.append((f"{name}{unit}{' ↓' if whole.lower else ''}", "average", scale, _digits(scale), whole.lower))
-        columns.append((f"Δ {name.lower()}", "average_delta", scale, _digits(scale), whole.lower))
+        columns.append((f"{name}{unit}{' ↓' if whole.lower else ''}", "average", scale, _digits(scale)))
+        columns.append((f"Δ {name.lower()}", "average_delta", scale, _digits(scale)))
     titles = [title for title, *_ in columns]
     return [
-        (title if titles.count(title) == 1 else column, column, scale, digits, lower)
-        for title, column, scale, digits, lower in columns
+        (title if titles.count(title) == 1 else column, column, scale, digits)
+        for title, column, scale, digits in columns
     ]
 
 
@@ -145,20 +153,6 @@ def _unit(values: pd.Series, measure: str) -> tuple[float, str]:
 
 def _digits(scale: float) -> int:
     return 1 if scale == 100 else 2
-
-
-def _bold_best(rows: pd.DataFrame, rounded: list[str], values: pd.Series, texts: list[str], lower: bool) -> list[str]:
-    """Bold for the best sparse pattern of each model, and for those that round to the same."""
-    texts = list(texts)
-    sparse = rows["kind"].ne("dense") & np.isfinite(values)
-    for _, places in rows[sparse].groupby("run", sort=False).groups.items():
-        if len(places) < 2:
-            continue
-        best = values.loc[places].idxmin() if lower else values.loc[places].idxmax()
-        for place in places:
-            if rounded[place] == rounded[best]:
-                texts[place] = f"**{texts[place]}**"
-    return texts
 
 
 # %% [markdown]
@@ -200,15 +194,25 @@ def caption(frame: pd.DataFrame, suite: str, shown: pd.DataFrame) -> str:
     text = f"{SUITES[suite]} by inference pattern; ± is the standard error {error_source(frame)}."
     text += " Bold: the best sparse pattern of each model. ↓: lower is better."
     if any(name.startswith("Δ") for name in shown):
-        text += " Δ: difference to the dense pattern of the same model."
+        text += f" Δ: difference to {baseline_title(frame)} of the same model."
     if frame.attrs.get("reference") == "paper" and len(paper_rows(suite)):
         text += " Rows marked (paper) are those of arXiv 2602.18196: other models, data and harness."
     return text
 
 
+def _difference_notes(frame: pd.DataFrame, suite: str) -> list[str]:
+    """What the errors and marks of the suite's `summary` are of."""
+    tasks = suites_of(frame)[suite]
+    cells = _with_average(in_order(frame), tasks)
+    titles = {column: title for title, column, *_ in _shown_columns(cells, tasks)}
+    deltas = {name.removesuffix("_delta"): title for name, title in titles.items() if name.endswith("_delta")}
+    marked = {name: title for name, title in titles.items() if not name.endswith("_delta")}
+    return difference_notes(_rows(frame, cells, tasks), deltas, marked, stored_results(frame, _compared(tasks)))
+
+
 def applies(frame: pd.DataFrame) -> bool:
     """Whether any cell was evaluated on a task beside the loss."""
-    return len(frame) > 0 and bool(suites(frame))
+    return len(frame) > 0 and bool(suites_of(frame))
 
 
 def contents(frame: pd.DataFrame) -> list[Table]:
@@ -220,14 +224,14 @@ def contents(frame: pd.DataFrame) -> list[Table]:
     if not applies(frame):
         raise ValueError("no task results: none of the sweep's finished cells was evaluated on more than the loss")
     made = []
-    for suite in suites(frame):
+    for suite in suites_of(frame):
         data, shown = table(frame, suite), summary(frame, suite)
         names = 3 if "Seeds" in shown else 2
         heads, rest = list(shown.columns[:names]), list(shown.columns[names:])
         last = [name for name in rest if name.startswith(("Average", "All", "Δ"))]
         rest = [name for name in rest if name not in last]
         pages = [rest[i : i + MOST_TASKS] for i in range(0, len(rest), MOST_TASKS)] or [[]]
-        notes = unfinished(frame)
+        notes = [*_difference_notes(frame, suite), *unfinished(frame)]
         notes += [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
         text = caption(frame, suite, shown)
         for page, titles in enumerate(pages, start=1):

@@ -51,21 +51,37 @@ def with_loss_delta(frame: pd.DataFrame) -> pd.DataFrame:
 
     The column stands behind `loss_stderr`; it is null where there is no such dense cell.
     """
-    return with_delta(frame, "loss")
-
-
-def with_delta(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The frame with `<name>_delta` behind `<name>_stderr`: as `with_loss_delta`, of any result."""
-    keys = [*RUN, "seed"]
-    dense = frame[frame["kind"].eq("dense") & frame["status"].eq("done")]
-    # D1 with a window is dense too. Where a sweep has both, plain D1 is the reference.
-    dense = in_order(dense).drop_duplicates(keys)[[*keys, name]].rename(columns={name: "dense"})
-    joined = frame[keys].merge(dense, on=keys, how="left")
     frame = frame.copy()
-    place = list(frame.columns).index(f"{name}_stderr") + 1
-    with np.errstate(invalid="ignore"):
-        frame.insert(place, f"{name}_delta", frame[name].to_numpy() - joined["dense"].to_numpy())
+    place = list(frame.columns).index("loss_stderr") + 1
+    frame.insert(place, "loss_delta", deltas_to(frame, "loss", frame.attrs.get("baseline") or "dense"))
     return frame
+
+
+def deltas_to(frame: pd.DataFrame, name: str, baseline: str) -> np.ndarray:
+    """A result of each row minus that of the baseline's cell: as `with_loss_delta`, of any result and any baseline."""
+    cells = reference_cells(frame, baseline)
+    values = dict(zip(frame["cell"], frame[name]))
+    keys = frame[[*RUN, "seed"]].itertuples(index=False, name=None)
+    reference = np.array([values.get(cells.get(key, ""), np.nan) for key in keys], dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return frame[name].to_numpy(dtype=np.float64) - reference
+
+
+def reference_cells(frame: pd.DataFrame, baseline: str = "dense") -> dict[tuple, str]:
+    """{(model, variant, seed): id of the finished cell that others of these are compared with}.
+
+    Args:
+        baseline: "dense", or a pattern by its label or the name of its config group.
+    """
+    named = frame["kind"] if baseline == "dense" else frame["pattern"]
+    chosen = named.eq(baseline)
+    if not chosen.any():
+        chosen = frame["pattern_name"].eq(baseline)
+    cells = frame[chosen & frame["status"].eq("done")]
+    # D1 with a window is dense too. Where a sweep has both, plain D1 is the reference.
+    cells = in_order(cells).drop_duplicates([*RUN, "seed"])
+    keys = cells[[*RUN, "seed"]].itertuples(index=False, name=None)
+    return dict(zip(keys, cells["cell"]))
 
 
 def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

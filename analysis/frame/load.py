@@ -46,6 +46,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,16 @@ FIXED = (
     "adapt", "context", "kv_entries", "kv_read", "kv_read_exact", "kv_bytes", "kv_ratio", "attention_flops",
     "attention_flops_ratio", "flops_exact",
 )  # fmt: skip
-# Tables add columns of these names to the frame, and others called `<name>_delta` and `frontier_<cost>`.
+# Tables add columns of these names to the frame, and others called `frontier_<cost>` or `<name>` with one of ENDINGS.
+ENDINGS = ("_delta", "_delta_pm", "_delta_p", "_best", "_tied", "_tied_seeds")
 DERIVED = {
     "run", "cells", "done", "place", "average", "average_stderr", "arl", "adapted", "adaptation_steps", "combination",
     "local", "name", "x",
 }  # fmt: skip
 # Entries of `timing` that earlier versions wrote under another name.
 OLDER_NAMES = {"peak_memory_bytes": "process_peak_memory_bytes"}
+# Numbers each frame that is loaded, so that what is computed from one is not taken for another's.
+_LOADED = count()
 WHOLE_NUMBERS = ("dilation", "window", "sinks", "seed", "layers", "heads", "kv_heads", "context", "kv_bytes")
 
 
@@ -95,8 +99,8 @@ def load_sweep(folder: Path | str) -> pd.DataFrame:
     """All cells of a sweep folder, in the order of its `sweep.json`; columns as in the module's docstring.
 
     `attrs` of the frame: "sweep", the sweep's name; "folder", where it lies; "no_loss", the finished cells that were
-    not asked for a loss; "metrics" and "axes", the names of the
-    columns that hold results (each with its `_stderr`) and the sweep's other axes.
+    not asked for a loss; "loaded", a number that no other frame of this process has; "metrics" and "axes", the names
+    of the columns that hold results (each with its `_stderr`) and the sweep's other axes.
 
     Raises:
         ValueError: no such folder, no `sweep.json` in it, or one that is damaged or of another format. A damaged
@@ -148,6 +152,7 @@ def read_sweep(folder: Path | str) -> Sweep:
     frame.attrs["sweep"] = str(sweep.get("name", folder.name))
     frame.attrs["folder"] = str(folder)
     frame.attrs["no_loss"] = no_loss
+    frame.attrs["loaded"] = next(_LOADED)
     frame.attrs |= names
     return Sweep(folder, frame, sweep["cells"], records)
 
@@ -239,7 +244,7 @@ def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: l
 def _derived(name: str) -> bool:
     """Whether a table may add a column of that name."""
     plain = ":" not in name
-    return name in DERIVED or (plain and (name.endswith("_delta") or name.startswith("frontier_")))
+    return name in DERIVED or (plain and (name.endswith(ENDINGS) or name.startswith("frontier_")))
 
 
 def _parameters(pretrain: State) -> float | None:

@@ -114,6 +114,13 @@ def result_column(name: str) -> ResultColumn:
     return ResultColumn(name, suite, title, measure, lower, whole=task == suite and not bins, part="–" in bins)
 
 
+def recorded(column: str) -> str:
+    """What the record calls a metric of the frame, which has `metric:` before a name that is taken."""
+    while column.startswith("metric:"):
+        column = column.removeprefix("metric:")
+    return column
+
+
 def niah_groups(tasks: list[ResultColumn]) -> dict[str, list[ResultColumn]]:
     """The paper's three groups of needle tasks, as far as the given columns have them."""
     groups = {name: [t for t in tasks if re.search(rule, t.column)] for name, rule in _NIAH_GROUPS.items()}

@@ -9,11 +9,12 @@ import pytest
 
 from ratplus.analysis import ablation, adaptation_curves, masks, pareto, pattern_tables, recurrence, sensitivity
 from ratplus.analysis import report as reports
-from ratplus.analysis.compare import compare, differences, holm, join, paired_bootstrap
+from ratplus.analysis.compare import compare, differences, join
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import check_reference, paper_rows
-from ratplus.analysis.frame.samples import scores
 from ratplus.analysis.frame.tasks import is_cost, result_column
+from ratplus.analysis.paired.bootstrap import holm, paired_bootstrap
+from ratplus.analysis.paired.samples import scores
 from ratplus.analysis.report import report
 from ratplus.analysis.scaling_gap import table as gaps
 from ratplus.pattern import Pattern, PatternMap
@@ -283,7 +284,9 @@ def test_with_samples_the_same_small_difference_is_certain(two):
     hardness = generator.normal(1.75, 0.5, 200)
     for folder, shift in zip(two, (0.0, 0.01)):
         for cell in folder.cells:
-            losses = hardness + shift * (cell["label"] == "D4") + generator.normal(0, 0.002, 200)
+            losses = hardness + generator.normal(0, 0.002, 200)
+            # Samples make up what the record says.
+            losses += 1.7 + (0.05 + shift) * (cell["label"] == "D4") - losses.mean()
             items = [{"task": "loss", "id": i, "loss": loss, "count": 512} for i, loss in enumerate(losses)]
             write_samples(folder.path / "evaluate" / cell["id"], items)
     a, b = (load_sweep(folder.write()) for folder in two)
@@ -358,7 +361,8 @@ def test_weights_and_seeds_of_stored_samples(two):
         for folder, sign in zip(two, (0, 1), strict=True):
             folder.cells.clear()
             for seed in seeds:
-                cell = folder.add("ratplus_tiny", Pattern(4), folder.results(1.7 + sign * 0.1), seed=seed)
+                loss = 1 + sign * np.average(shifts, weights=counts)
+                cell = folder.add("ratplus_tiny", Pattern(4), folder.results(loss), seed=seed)
                 items = [{"task": "loss", "id": i, "loss": 1 + sign * shifts[i], "count": int(counts[i])}
                          for i in range(50)]  # fmt: skip
                 write_samples(folder.path / "evaluate" / cell["id"], items)
