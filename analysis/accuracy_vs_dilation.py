@@ -46,7 +46,7 @@ from ratplus.analysis.frame.load import METRICS
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.page.notebook import run
-from ratplus.analysis.paired.differences import stored_results, with_differences, with_row_errors
+from ratplus.analysis.paired.differences import baseline_title, stored_results, with_differences, with_row_errors
 from ratplus.analysis.paired.ties import delta_texts, difference_notes, mark_ties
 from ratplus.costs.facts import at_most
 
@@ -131,9 +131,9 @@ def caption(frame: pd.DataFrame) -> str:
     read = READ_CAPTION if reads_apart(frame) else ""
     return (
         "Held-out loss (nats per token) and accuracy by inference pattern; ± is the standard error "
-        f"{error_source(frame)}. Δ loss: difference to the dense pattern of the same model. KV entries: cache entries "
-        f"a head before the step at position {contexts}, mean over layers and heads.{read} FLOPs: attention FLOPs "
-        "relative to dense."
+        f"{error_source(frame)}. Δ loss: difference to {baseline_title(frame)} of the same model. KV entries: cache "
+        f"entries a head before the step at position {contexts}, mean over layers and heads.{read} FLOPs: attention "
+        "FLOPs relative to dense."
     )
 
 

@@ -28,6 +28,8 @@ from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import error_source, first_runs, in_order, over_seeds, short_patterns, unfinished
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import baseline_title, stored_results, with_differences, with_row_errors
+from ratplus.analysis.paired.ties import delta_texts, difference_notes, mark_ties
 
 NAME = "niah_depth"
 # A figure has room for so many models, and for so many patterns of each.
@@ -97,8 +99,14 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     rows, tasks = _over_seeds(frame)
     depths = _depths(tasks)
     short, several = short_patterns(rows), len(tasks) > 1
-    shown = []
-    for row in rows.to_dict("records"):
+    shown, alls, deltas = [], {}, {}
+    for task in tasks:
+        name = f"{task}_all"
+        if name in rows:
+            errors = rows[f"{name}_stderr"] * 100
+            texts = [number(value, 1, error) for value, error in zip(rows[name] * 100, errors)]
+            alls[task], deltas[task] = mark_ties(rows, name, texts), delta_texts(rows, name, 100, 1)
+    for place, row in enumerate(rows.to_dict("records")):
         for task, columns in tasks.items():
             line = {"Model": row["run"], "Pattern": short[row["pattern"]]}
             line |= {"Task": _title(task)} if several else {}
@@ -108,22 +116,27 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             ]
             if row["status"] != "done":
                 texts[0] = f"**{row['status']}**"
-            whole = f"{task}_all"
-            all_ = number(100 * row[whole], 1, 100 * row[f"{whole}_stderr"]) if whole in row else "—"
-            shown.append(line | dict(zip(map(_depth_title, depths), texts)) | {"All (%)": all_})
+            line |= dict(zip(map(_depth_title, depths), texts))
+            line["All (%)"] = alls[task][place] if task in alls else "—"
+            shown.append(line | ({"Δ all": deltas[task][place] if task in deltas else "—"} if deltas else {}))
     return pd.DataFrame(shown)
 
 
 def _over_seeds(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
     """(rows of model and pattern with each bin's mean over seeds and `<task>_all`; the bins)."""
-    tasks, cells, chosen = bins(frame), in_order(frame), score(frame)
+    tasks, cells, wholes = bins(frame), in_order(frame), _wholes(frame)
     names = [name for columns in tasks.values() for name in columns.values()]
-    for task in tasks:
-        whole = next((n for n in frame.attrs["metrics"] if re.split(r"[/:]", n)[-1] == f"{task}_{chosen}"), None)
-        if whole is not None:
-            cells[f"{task}_all"], cells[f"{task}_all_stderr"] = cells[whole], cells[f"{whole}_stderr"]
-            names.append(f"{task}_all")
-    return over_seeds(cells, names), tasks
+    for name, whole in wholes.items():
+        cells[name], cells[f"{name}_stderr"] = cells[whole], cells[f"{whole}_stderr"]
+    rows = over_seeds(with_differences(cells, wholes), [*names, *wholes, *(f"{name}_delta" for name in wholes)])
+    return with_row_errors(rows, frame, wholes), tasks
+
+
+def _wholes(frame: pd.DataFrame) -> dict[str, str]:
+    """{`<task>_all`: column of the task's score over all depths}."""
+    ends = {re.split(r"[/:]", name)[-1]: name for name in reversed(frame.attrs["metrics"])}
+    chosen = score(frame)
+    return {f"{task}_all": ends[f"{task}_{chosen}"] for task in bins(frame) if f"{task}_{chosen}" in ends}
 
 
 def _depths(tasks: dict) -> list[tuple[int, int]]:
@@ -231,9 +244,11 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     caption = (
         "Needle in a haystack (NIAH): accuracy in percent by pattern and by the needle's depth, from the haystack's "
         f"start (0 %) to its end; ± is the standard error {error_source(frame)}. Tasks that ask for one needle. "
-        + _SAYS[score(frame)]
+        f"Δ: difference to {baseline_title(frame)} of the same model. " + _SAYS[score(frame)]
     )
-    notes = unfinished(frame)
+    wholes = {name: f"{_title(name.removesuffix('_all'))} over all depths" for name in _wholes(frame)}
+    notes = difference_notes(_over_seeds(frame)[0], wholes, wholes, stored_results(frame, _wholes(frame)))
+    notes += unfinished(frame)
     names = 3 if "Task" in shown else 2
     made = Table(NAME, table(frame), shown, caption, notes, names=names, grouped=True)
     return [made, Picture(NAME, figure(frame))]

@@ -229,7 +229,9 @@ def _to_best(found, ps, run, name, columns, cells, value, lower) -> None:
     if len([mean for mean in means.values() if math.isfinite(mean)]) < 2 or not candidates:
         return
     best = (min if lower else max)(candidates, key=means.__getitem__)
-    ps[name].setdefault((*run, best), {})["best"] = True
+    for pattern in candidates:
+        if means[pattern] == means[best]:
+            ps[name].setdefault((*run, pattern), {})["best"] = True
     of_best = by_pattern[best]
     others = {
         pattern: [cell for seed, cell in own.items() if seed in of_best]

@@ -37,13 +37,18 @@ from ratplus.analysis.frame.aggregate import (
     short_patterns,
     unfinished,
 )
+from ratplus.analysis.frame.load import ENDINGS
 from ratplus.analysis.frame.reads import READ_CAPTION, entries
 from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import baseline_title, stored_results, with_differences, with_row_errors
+from ratplus.analysis.paired.ties import delta_texts, difference_notes, mark_ties
 
 NAME = "accuracy_vs_budget"
 # A figure has room for so many models, methods of each, and results.
 MOST_RUNS, MOST_METHODS, MOST_RESULTS = 4, 9, 3
+# A table shows the differences of so many results; the CSV file has all.
+MOST_WITH_DELTA = 3
 # Metrics of a pattern that selects, as the evaluation measured it on real prompts.
 DENSITY, HIT_RATE = "selection_density", "selection_hit_rate"
 REFERENCE = (0, (1, 1.6))
@@ -77,9 +82,10 @@ def results_of(frame: pd.DataFrame) -> list[str]:
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a cell: which, what it holds and reads, its results with `_stderr`, status."""
-    cells = in_order(frame)
-    measured = [name for name in (DENSITY, HIT_RATE) if name in cells]
-    results = [name + end for name in [*results_of(frame), *measured] for end in ("", "_stderr")]
+    results = results_of(frame)
+    cells = with_differences(in_order(frame), results)
+    measured = [name + end for name in (DENSITY, HIT_RATE) if name in cells for end in ("", "_stderr")]
+    results = [*(name + end for name in results for end in ("", "_stderr", *ENDINGS)), *measured]
     names = ["model", "variant", "method", "pattern", "seed", "context", "kv_entries", "kv_read", "kv_read_exact"]
     return cells[[*names, *results, "status", "error"]]
 
@@ -100,11 +106,14 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     if HIT_RATE in rows:
         shown["Hits (%)"] = [number(100 * value, 1) for value in rows[HIT_RATE]]
     first = None
-    for name in results_of(frame):
+    results = results_of(frame)
+    for name in results:
         scale, digits, title = _shown(frame, name)
         first = first or title
         pairs = zip(rows[name] * scale, rows[f"{name}_stderr"] * scale)
-        shown[title] = [number(value, digits, error) for value, error in pairs]
+        shown[title] = mark_ties(rows, name, [number(value, digits, error) for value, error in pairs])
+        if len(results) <= MOST_WITH_DELTA:
+            shown[f"Δ {title.removesuffix(' (%)').lower()}"] = delta_texts(rows, name, scale, digits)
     place = first or "KV read"
     shown[place] = [f"**{status}**" if status != "done" else text for status, text in zip(rows["status"], shown[place])]
     return shown
@@ -120,9 +129,11 @@ def _shown(frame: pd.DataFrame, name: str) -> tuple[float, int, str]:
 
 def _rows(frame: pd.DataFrame) -> pd.DataFrame:
     """One row for each model and pattern, mean over seeds."""
-    cells = in_order(frame)
+    results = results_of(frame)
+    cells = with_differences(in_order(frame), results)
     measured = [name for name in (DENSITY, HIT_RATE) if name in cells]
-    return over_seeds(cells, [*results_of(frame), *measured])
+    rows = over_seeds(cells, [*results, *(f"{name}_delta" for name in results), *measured])
+    return with_row_errors(rows, frame, results)
 
 
 def caption(frame: pd.DataFrame) -> str:
@@ -140,7 +151,8 @@ def caption(frame: pd.DataFrame) -> str:
     return (
         f"Results by method and by what a decoding step reads; ± is the standard error {error_source(frame)}. KV held: "
         f"cache entries of a head before the step at position {contexts}, mean over layers and heads.{READ_CAPTION}"
-        f"{measured}"
+        f"{measured} Bold: the best sparse pattern of each model. Δ: difference to {baseline_title(frame)} of the same "
+        "model."
     )
 
 
@@ -256,7 +268,9 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     """
     if not applies(frame):
         raise ValueError(f"{NAME}: no pattern of the sweep selects by query; see accuracy_vs_dilation")
-    notes = unfinished(frame)
+    titles = {name: _shown(frame, name)[2] for name in results_of(frame)}
+    deltas = titles if len(titles) <= MOST_WITH_DELTA else {}
+    notes = [*difference_notes(_rows(frame), deltas, titles, stored_results(frame, list(titles))), *unfinished(frame)]
     notes += [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
     made = Table(NAME, table(frame), summary(frame), caption(frame), notes, names=3, grouped=True)
     return [made, Picture(NAME, figure(frame))] if results_of(frame) else [made]

@@ -28,9 +28,10 @@ def test_depths_of_each_pattern(sweep):
     frame = load_sweep(sweep.write())
     assert niah_depth.applies(frame)
     shown = niah_depth.summary(frame)
-    assert list(shown) == ["Model", "Pattern", "0–20 %", "20–40 %", "40–60 %", "60–80 %", "80–100 %", "All (%)"]
+    depths = ["0–20 %", "20–40 %", "40–60 %", "60–80 %", "80–100 %"]
+    assert list(shown) == ["Model", "Pattern", *depths, "All (%)", "Δ all"]
     assert list(shown.iloc[1]) == ["attention_tiny", "D16", "50 ± 10", "40 ± 10", "30 ± 10", "20 ± 10", "0 ± 10",
-                                   "28.0 ± 5.0"]  # fmt: skip
+                                   "28.0 ± 5.0", "−52.0"]  # fmt: skip
     assert list(shown.iloc[-1])[1:4] == ["D64", "**failed**", "—"]
     rows = niah_depth.table(frame)
     assert len(rows) == 5 * 5
@@ -60,7 +61,7 @@ def test_records_that_have_the_papers_score_alone_by_depth(sweep):
     frame = load_sweep(sweep.write())
     assert niah_depth.score(frame) == "overlap"
     assert list(niah_depth.summary(frame).iloc[0])[2:] == [
-        "100 ± 10", "90 ± 10", "80 ± 10", "70 ± 10", "60 ± 10", "80.0 ± 5.0"
+        "100 ± 10", "90 ± 10", "80 ± 10", "70 ± 10", "60 ± 10", "80.0 ± 5.0", "0.0"
     ]  # fmt: skip
     sweep.add("ratplus_tiny", Pattern(16), results("niah_single_1", (1.0,) * 5))
     frame = load_sweep(sweep.write())
