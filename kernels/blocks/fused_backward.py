@@ -117,7 +117,7 @@ def dkv_chosen_kernel(
     """Adds to sum_k, sum_v what keys of blocks receive from later queries that chose the block.
 
     One program: BN keys of one block, as one head's queries see them. lists [B, H // GROUP, number, width]: of each of
-    `number` blocks the tiles of queries in which some query chose it; counts [B, H // GROUP, number]: how many these are.
+    `number` blocks the tiles of queries in which some query chose it; counts [B, H // GROUP, number]: how many.
     """
     parts = tl.cdiv(BLOCK, BN)
     row = tl.program_id(0) // (number * parts)
