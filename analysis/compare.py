@@ -22,7 +22,7 @@ from ratplus.analysis.draw.dilation_axis import DilationAxis
 from ratplus.analysis.draw.output import Picture, write
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, run_name, short_patterns
-from ratplus.analysis.frame.load import read_sweep
+from ratplus.analysis.frame.load import evaluations_of, read_sweep
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_column
 from ratplus.analysis.page.compare import write_compare_page
@@ -104,7 +104,7 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
             if not (np.isfinite(values[0]).all() and np.isfinite(values[1]).all()):
                 continue
             samples = [
-                (scores(first).get(recorded(name)), scores(second).get(recorded(name))) for first, second in folders
+                (scores(*first).get(recorded(name)), scores(*second).get(recorded(name))) for first, second in folders
             ]
             rows.append(
                 {
@@ -122,8 +122,8 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
     return frame.astype({"dilation": "Int64"})
 
 
-def _folder(frame: pd.DataFrame, cell: str) -> Path:
-    return Path(frame.attrs["folder"]) / "evaluate" / cell
+def _folder(frame: pd.DataFrame, cell: str) -> tuple[Path, tuple[str, ...]]:
+    return Path(frame.attrs["folder"]), evaluations_of(frame, cell)
 
 
 # ---- what is shown ----

@@ -135,11 +135,17 @@ def headline(frame: pd.DataFrame) -> str:
 
     It speaks of the largest plain dilation (no window, no sinks) that a RAT+ model has a finite loss for (any model,
     if there is no RAT+), against the same model's dense loss; then of the recall there, of the cache that is left, and
-    of cells without a result.
+    of cells and added suites without a result.
     """
     sentences = [_comparison(frame)] if len(frame) else []
     if not frame["status"].eq("done").all() or frame.empty:
         sentences.append(progress(frame) + ".")
+    for suite, states in frame.attrs.get("added", {}).items():
+        left = ", ".join(f"{count} {status}" for status, count in sorted(states.items()) if status != "done")
+        if left:
+            sentences.append(
+                f"The added suite {suite}: {states.get('done', 0)} of {sum(states.values())} done ({left})."
+            )
     return " ".join(sentence for sentence in sentences if sentence)
 
 

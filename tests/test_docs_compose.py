@@ -35,5 +35,7 @@ def test_commands_parse_and_compose(page, words, tmp_path, monkeypatch):
     (tmp_path / "mytask.yaml").write_text("task: mine\n")  # of docs/evaluation.md
     monkeypatch.chdir(tmp_path)
     arguments = parser_of(words[0]).parse_intermixed_args(words[1:])
+    if getattr(arguments, "add", None):  # the first word is a folder, and the suite's name a choice of `eval`
+        arguments.overrides[0] = f"eval={arguments.add}"
     if hasattr(arguments, "overrides"):
         assert compose_cells(arguments.overrides, arguments.config_dir, sweep=words[0] == "sweep")

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,8 +100,10 @@ def load_sweep(folder: Path | str) -> pd.DataFrame:
     """All cells of a sweep folder, in the order of its `sweep.json`; columns as in the module's docstring.
 
     `attrs` of the frame: "sweep", the sweep's name; "folder", where it lies; "no_loss", the finished cells that were
-    not asked for a loss; "loaded", a number that no other frame of this process has; "metrics" and "axes", the names
-    of the columns that hold results (each with its `_stderr`) and the sweep's other axes.
+    not asked for a loss; "loaded", a number that no other frame of this process has; "added", of suites that were
+    added to finished cells, {suite: {status: cells}}; "evaluations", {cell: ids of its added evaluations that are
+    done}, whose results stand in the cell's row; "metrics" and "axes", the names of the columns that hold results (each
+    with its `_stderr`) and the sweep's other axes.
 
     Raises:
         ValueError: no such folder, no `sweep.json` in it, or one that is damaged or of another format. A damaged
@@ -116,6 +119,8 @@ def read_sweep(folder: Path | str) -> Sweep:
     look = lru_cache(maxsize=None)(stage_state)
     rows, results, axes, timings, records = [], [], [], [], []
     no_loss: list[str] = []
+    suites: dict[str, Counter[str]] = {}
+    more = _Kept()
     for number, cell in enumerate(sweep["cells"]):
         try:
             row = _describe(cell)
@@ -139,11 +144,20 @@ def read_sweep(folder: Path | str) -> Sweep:
         )
         record: Mapping[str, Any] = state.record if state.status == "done" and state.record is not None else {}
         rows.append(row)
-        results.append(_flatten(record.get("metrics") or {}))
-        if record and "loss" not in (record.get("metrics") or {}):
+        own = _Evaluation.of(record)
+        if record:
+            found = [(added, stage_state(folder / "evaluate" / added["id"])) for added in cell.get("added", [])]
+            for added, one in found:
+                suites.setdefault(added["suite"], Counter())[one.status] += 1
+                if one.status == "done" and one.record is not None:
+                    own.join(one.record)
+            if done := [added["id"] for added, one in found if one.status == "done"]:
+                more[row["cell"]] = done
+        results.append(own.metrics)
+        if record and "loss" not in own.metrics:
             no_loss.append(row["cell"])
-        timings.append(_timing(record.get("timing") or {}))
-        records.append({k: record[k] for k in ("provenance", "timing") if k in record} if record else None)
+        timings.append(own.timing)
+        records.append({"provenance": own.provenance, "timing": own.whole_timing} if record else None)
     columns, names = _columns(rows, results, timings, axes)
     frame = pd.DataFrame(columns)
     for name in WHOLE_NUMBERS:
@@ -153,8 +167,44 @@ def read_sweep(folder: Path | str) -> Sweep:
     frame.attrs["folder"] = str(folder)
     frame.attrs["no_loss"] = no_loss
     frame.attrs["loaded"] = next(_LOADED)
+    frame.attrs["added"] = suites
+    frame.attrs["evaluations"] = more
     frame.attrs |= names
     return Sweep(folder, frame, sweep["cells"], records)
+
+
+class _Kept(dict):
+    """A large dict among a frame's `attrs`, which pandas would copy, entry by entry, with every step of a table."""
+
+    def __deepcopy__(self, _memo: dict) -> _Kept:
+        return self
+
+
+@dataclass
+class _Evaluation:
+    """What the evaluations of one cell found, brought together: the cell's own, and those that were added."""
+
+    metrics: dict[str, tuple[float, float]]
+    timing: dict[str, float]
+    provenance: dict[str, Any]
+    whole_timing: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> _Evaluation:
+        timing = record.get("timing") or {}
+        return cls(_flatten(record.get("metrics") or {}), _timing(timing), dict(record.get("provenance") or {}), timing)
+
+    def join(self, added: Record) -> None:
+        """Take in an added suite: what the cell's own evaluation says of a name counts."""
+        self.metrics = _flatten(added["metrics"]) | self.metrics
+        self.timing = _timing(added["timing"]) | self.timing
+        if tasks := added["provenance"].get("tasks"):
+            self.provenance["tasks"] = tasks | (self.provenance.get("tasks") or {})
+
+
+def evaluations_of(frame: pd.DataFrame, cell: str) -> tuple[str, ...]:
+    """Ids of a cell's evaluations that are done: its own, which is the cell's, and those of added suites."""
+    return (cell, *frame.attrs.get("evaluations", {}).get(cell, ()))
 
 
 def _describe(cell: Entry) -> dict:

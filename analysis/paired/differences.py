@@ -32,10 +32,11 @@ import pandas as pd
 
 from ratplus.analysis.frame.aggregate import GROUP, RUN, deltas_to, reference_cells
 from ratplus.analysis.frame.averages import averages_of
+from ratplus.analysis.frame.load import evaluations_of
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import is_cost, recorded, result_column
 from ratplus.analysis.paired.bootstrap import CERTAIN, RESAMPLES, holm, p_values, resampled_means, t_p
-from ratplus.analysis.paired.samples import Items, read_items
+from ratplus.analysis.paired.samples import Items, joined_items
 from ratplus.analysis.paired.ties import Stored
 
 # With fewer seeds than this, nothing is said about them: of two, Student's t tells hardly any difference apart.
@@ -179,7 +180,7 @@ def _compute(frame: pd.DataFrame) -> Differences:
     for run, own in groups_of(plain[plain["status"].eq("done")], RUN):
         cells = [
             _Cell(row["place"], row["cell"], row["pattern"], row["seed"], row["kind"] == "dense",
-                  read_items(folder / "evaluate" / row["cell"]))
+                  joined_items(folder, evaluations_of(frame, row["cell"])))
             for row in own.to_dict("records")
         ]  # fmt: skip
         stored = {name for cell in cells for name, items in cell.items.items() if items.whole}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -78,8 +78,21 @@ def read_items(folder: Path) -> dict[str, Items]:
     return {metric: kept for metric, kept in items.items() if kept is not None}
 
 
+def joined_items(folder: Path, evaluations: Iterable[str]) -> dict[str, Items]:
+    """`read_items` of all evaluations of a cell, of which the first that has a metric counts.
+
+    Args:
+        folder: the sweep folder.
+        evaluations: their ids: the cell's own first, then those of suites that were added to it.
+    """
+    found: dict[str, Items] = {}
+    for identity in evaluations:
+        found = read_items(Path(folder) / "evaluate" / identity) | found
+    return found
+
+
 # Two sweeps are compared pattern by pattern, so a folder is asked for as often as it has metrics.
-scores = lru_cache(maxsize=64)(read_items)
+scores = lru_cache(maxsize=64)(joined_items)
 
 
 def _items(parts: list[tuple[str, list[dict]]], record: Mapping[str, Any], metric: str) -> Items | None:

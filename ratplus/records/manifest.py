@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from ratplus.records.limits import check_shape
 from ratplus.records.lines import first_line
@@ -15,12 +16,27 @@ MANIFEST_FILE = "sweep.json"
 # Of a name, and of an axis with its value. The label of a hybrid names each of its heads.
 MOST_CHARACTERS = 200_000
 MOST_AXES = 1_000
+MOST_ADDED = 100  # suites that were added to a cell
 _SIZES = ("layers", "d_model", "d_head", "query_heads", "vocab_size")
 # Sections of a cell that are objects where they are there; outer ones first.
 _SECTIONS = (
     "config.model", "config.data", "config.data.recall", "config.train", "config.train.pretrain", "config.train.adapt",
     "config.train.sft", "config.eval", "config.pattern", "run.logger", "run.run", "run.launcher", "run.trainer",
 )  # fmt: skip
+
+
+class Added(TypedDict):
+    """A suite that a finished cell was asked later (`ratplus evaluate --add`): one more evaluation of the same model.
+
+    Attributes:
+        id: of the evaluate stage.
+        suite: what the user called it.
+        eval: the plain section `eval` of that stage: what it asks beyond the cell's own evaluation.
+    """
+
+    id: str
+    suite: str
+    eval: dict[str, Any]
 
 
 class Entry(TypedDict):
@@ -37,6 +53,7 @@ class Entry(TypedDict):
         config: the plain resolved config, without what does not change results.
         corpus: `Corpus.identity`.
         run: `run`, `logger`, `launcher` and `trainer` of the config.
+        added: suites that were added later.
     """
 
     id: str
@@ -51,6 +68,11 @@ class Entry(TypedDict):
     config: dict[str, Any]
     corpus: dict[str, Any]
     run: dict[str, Any]
+    added: NotRequired[list[Added]]
+
+
+# Not Entry.__required_keys__: where annotations are texts, Python takes every key for required.
+_NEEDED = Entry.__annotations__.keys() - {"pattern_name", "added"}
 
 
 class Manifest(TypedDict):
@@ -89,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise RecordError(
                 f"{path}: cell number {number} is not understood (not a JSON object); run the sweep again"
             )
-        for key in sorted(Entry.__required_keys__ - cell.keys()):
+        for key in sorted(_NEEDED - cell.keys()):
             raise RecordError(f"{path}: cell number {number} lacks the key {key!r}; run the sweep again")
         if problem := _misshapen(cell):
             raise RecordError(f"{path}: cell number {number} is not understood ({problem}); run the sweep again")
@@ -97,6 +119,22 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(name, str) or not name.isprintable() or len(name) > MOST_CHARACTERS:
         raise RecordError(f"{path}: damaged (its name is no text); run the sweep again, finished cells are kept")
     return manifest
+
+
+def evaluations(cells: Iterable[Entry]) -> list[Entry]:
+    """The cells, each followed by its added suites as cells of their own: the same model with another evaluation."""
+    return [one for cell in cells for one in (cell, *(added_entry(cell, added) for added in cell.get("added", [])))]
+
+
+def added_entry(cell: Entry, added: Added) -> Entry:
+    """A suite that was added to a cell, as the cell that it would be on its own."""
+    own: dict[str, Any] = {k: v for k, v in cell.items() if k != "added"}
+    own |= {
+        "id": added["id"],
+        "stages": {**cell["stages"], "evaluate": added["id"]},
+        "config": {**cell["config"], "eval": added["eval"]},
+    }
+    return cast(Entry, own)
 
 
 def check_links(folder: Path) -> None:
@@ -149,7 +187,21 @@ def _misshapen(cell: dict) -> str:
         return "run.logger.tags hold what is no text"
     if not all(isinstance(key, str) for key in cell["swept"]):
         return "swept holds what is no text"
+    if problem := _odd_added(cell.get("added", [])):
+        return problem
     return _odd_numbers(cell)
+
+
+def _odd_added(added: object) -> str:
+    if not isinstance(added, list) or len(added) > MOST_ADDED:
+        return f"added is no list of at most {MOST_ADDED} suites"
+    for one in added:
+        if not isinstance(one, dict) or not is_id(one.get("id")) or not isinstance(one.get("eval"), dict):
+            return "added holds what is no suite with an id"
+        name = one.get("suite")
+        if not isinstance(name, str) or not name.isprintable() or len(name) > 100:
+            return "the name of an added suite is no text"
+    return ""
 
 
 def _odd_numbers(cell: dict) -> str:

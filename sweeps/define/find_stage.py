@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ratplus.records.manifest import MANIFEST_FILE, read_manifest
+from ratplus.records.manifest import MANIFEST_FILE, evaluations, read_manifest
 from ratplus.records.record import STAGES
 from ratplus.sweeps.define.mistakes import UsageError
 
@@ -28,7 +28,7 @@ def find_stage(
     found = {
         (sweep, stage, cell["stages"][stage])
         for sweep in sweeps
-        for cell in read_manifest(sweep)["cells"]
+        for cell in evaluations(read_manifest(sweep)["cells"])
         for stage in STAGES
         if cell["stages"].get(stage, "").startswith(wanted)
     }

@@ -18,7 +18,7 @@ from ratplus.data.sources import corpus_of
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock
-from ratplus.records.manifest import FORMAT, MANIFEST_FILE, Entry, check_links, read_manifest
+from ratplus.records.manifest import FORMAT, MANIFEST_FILE, Added, Entry, check_links, read_manifest
 from ratplus.records.record import STAGES, ForeignRecord, RecordError, flatten, read_record
 from ratplus.stages.plan import Plan, plan
 from ratplus.sweeps.define.compose import NATURAL_AXES, RUNTIME, Composed
@@ -182,12 +182,36 @@ def add_cells(folder: Path, name: str, entries: list[Entry]) -> None:
         with FolderLock(folder):
             old = check_cells(folder, entries)
             remove_temporaries(folder)
+            added = {cell["id"]: cell["added"] for cell in old if "added" in cell}
+            entries = [e | {"added": added[e["id"]]} if e["id"] in added else e for e in entries]
             cells = {cell["id"]: cell for cell in _not_superseded(old, entries)} | {e["id"]: e for e in entries}
             name_axes(list(cells.values()))
             manifest = {"format": FORMAT, "name": name, "cells": list(cells.values())}
             write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
     except OSError as error:
         raise UsageError(f"output={folder}: cannot be written ({error.strerror or error})") from None
+
+
+def add_suites(folder: Path, suites: dict[str, Added]) -> None:
+    """Write down suites that cells are asked beside their own evaluation.
+
+    Args:
+        suites: by the id of the cell; one that it has already is left as it is.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    try:
+        with FolderLock(folder):
+            manifest = read_manifest(folder)
+            remove_temporaries(folder)
+            for cell in manifest["cells"]:
+                new, there = suites.get(cell["id"]), cell.get("added", [])
+                if new is not None and new["id"] not in {known["id"] for known in there}:
+                    cell["added"] = [*there, new]
+            write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def _not_superseded(old: list[Entry], new: list[Entry]) -> list[Entry]:

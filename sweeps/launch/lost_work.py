@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratplus.records.lock import LOCK_FILE, SILENT_SECONDS
-from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.manifest import Entry, evaluations, read_manifest
 from ratplus.records.process import gone, in_sight, is_identity
 from ratplus.records.reading import read_json
 from ratplus.records.record import RECORD_FILE, STAGES, is_id
@@ -104,7 +104,7 @@ def items_of(cells: list[Entry], wanted: set[str]) -> dict[str, WorkItem]:
     from ratplus.sweeps.launch.work import WorkItem
 
     found: dict[str, WorkItem] = {}
-    for entry in cells:
+    for entry in evaluations(cells):
         for stage in STAGES:
             identity = entry["stages"].get(stage)
             if identity in wanted:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ratplus.costs.facts import PatternFacts, pattern_facts
 from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.lines import last_line
-from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.manifest import Entry, evaluations, read_manifest
 from ratplus.records.record import STAGES, TRAINING, Record, canonical_json
 from ratplus.records.secrets import scrub_tree
 from ratplus.records.status import stage_state
@@ -189,7 +189,7 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
     runs: dict[str, RunSpec] = {}
     problems, seen = [], set()
     for stage in STAGES:
-        for entry in manifest["cells"]:
+        for entry in evaluations(manifest["cells"]):
             stage_id = entry["stages"].get(stage)
             if stage_id is None or stage_id in seen:
                 continue

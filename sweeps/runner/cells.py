@@ -43,7 +43,7 @@ def run_composed(cells: list[Composed], last: str) -> int:
 
     ended = launch(entries, folder, last, cells[0].config)
     if last == "evaluate" and ended.complete and ended.code in (0, EXIT_FAILED):
-        _final_report(folder, cells[0].config.logger)
+        final_report(folder, cells[0].config.logger)
     return ended.code
 
 
@@ -57,7 +57,8 @@ def _check_accelerator(cell: Composed) -> None:
             raise UsageError("run.accelerator=cuda: this machine has no CUDA device; use cpu or auto")
 
 
-def _final_report(folder: Path, logger: LoggerSection) -> None:
+def final_report(folder: Path, logger: LoggerSection) -> None:
+    """Write the report of a sweep folder, and print its first sentence and where it lies."""
     from ratplus.analysis.frame.load import read_sweep
     from ratplus.sweeps.views.sweep_view import summary
 

@@ -157,13 +157,13 @@ def _find_stage_model(request: Request):
     from ratplus.data.corpus import CorpusError
     from ratplus.data.sources import made_corpus
     from ratplus.data.tokenizer import ByteTokenizer, load_tokenizer
-    from ratplus.records.manifest import read_manifest
+    from ratplus.records.manifest import evaluations, read_manifest
     from ratplus.sweeps.define.compose import typed
     from ratplus.sweeps.define.find_stage import find_stage
     from ratplus.sweeps.define.manifest import cell_config
 
     sweep, stage, stage_id = find_stage(request.model, request.sweep, "generate", "give another folder with sweep=")
-    cell = next(c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id)
+    cell = next(c for c in evaluations(read_manifest(sweep)["cells"]) if c["stages"].get(stage) == stage_id)
     if stage == "evaluate":
         # An evaluation has no weights of its own: those that it evaluated lie with the stage before it.
         stage = next(s for s in reversed(TRAINING) if s in cell["stages"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ratplus.pattern import is_whole
 from ratplus.records.lines import plain
-from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.manifest import Entry, evaluations, read_manifest
 from ratplus.records.note import read_note
 from ratplus.records.record import STAGES, Record, RecordError, read_record, unfit_metric
 from ratplus.sweeps.define.find_stage import find_stage
@@ -31,7 +31,7 @@ def print_stage(wanted: str, folder: str | None, as_json: bool = False) -> None:
         record = read_record(sweep / stage / stage_id)
     except RecordError as error:
         raise UsageError(str(error)) from None
-    cells = [c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id]
+    cells = [c for c in evaluations(read_manifest(sweep)["cells"]) if c["stages"].get(stage) == stage_id]
     if as_json:
         print(json.dumps(record, indent=1))
         return

@@ -90,6 +90,11 @@ def _parts(view: SweepView) -> list[Table | Text]:
         parts.append(Text(f"{_column(cell)} {cell['label']} ({cell['stage']}{again}): {cell['error']}"))
     if len(bad) > _MOST_ERRORS:
         parts.append(Text(f"... and {len(bad) - _MOST_ERRORS} more; --json lists all"))
+    for suite in dict.fromkeys(one["suite"] for one in view.added):
+        own = [one for one in view.added if one["suite"] == suite]
+        parts.append(Text(f"added {suite}: {summary(one['status'] for one in own)}"))
+        errors = [one for one in own if one["error"]]
+        parts += [Text(f"  {one['id']}: {one['error']}") for one in errors[:_MOST_ERRORS]]
     noted = [cell for cell in view.cells if cell["note"]]
     parts += [Text(f"{_column(cell)} {cell['label']}, note: {cell['note']}") for cell in noted[:_MOST_NOTES]]
     if len(noted) > _MOST_NOTES:

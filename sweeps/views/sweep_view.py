@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from ratplus.records.manifest import Entry, read_manifest
+from ratplus.records.manifest import Added, Entry, evaluations, read_manifest
 from ratplus.records.note import read_note
 from ratplus.records.record import STAGES
 from ratplus.records.status import State, cell_state, stage_state
@@ -35,7 +35,8 @@ class SweepView:
         cells: one a cell of the manifest, with keys id, model, label, seed, axes, status (one of CELL_STATUSES), stage
             (at work or failed; else empty), error (one line), attempt (of the failure; else null), job (of a batch
             system; else null), reason (why that job is queued, in SLURM's word; else null), progress (of a running
-            stage: stage, done, total, maybe loss; else null), note (what somebody wrote of it; else empty).
+            stage: stage, done, total, maybe loss; else null), note (what somebody wrote of it; else
+            empty), added (suites of `evaluate --add`: suite, id, status, error).
         counts: cells by status.
         running_stages: stages at work now; several cells may wait for one.
         eta_seconds: time left at as many at once as now; None if nothing runs or no cell has finished yet.
@@ -64,16 +65,25 @@ class SweepView:
 
     @property
     def bad(self) -> bool:
-        return bool(self.counts.get("failed") or self.counts.get("damaged"))
+        bad = ("failed", "damaged")
+        return any(self.counts.get(status) for status in bad) or any(one["status"] in bad for one in self.added)
 
     @property
     def settled(self) -> bool:
-        """True if every cell is done or has failed."""
-        return not any(self.counts.get(status) for status in ("running", "queued", "missing"))
+        """True if every cell, and every suite that was added to one, is done or has failed."""
+        waiting = ("running", "queued", "missing")
+        return not any(self.counts.get(status) for status in waiting) and not any(
+            one["status"] in waiting for one in self.added
+        )
+
+    @property
+    def added(self) -> list[dict]:
+        """The suites that were added to cells."""
+        return [one for cell in self.cells for one in cell["added"]]
 
     def _jobs(self, manifest: list[Entry]) -> dict[str, LiveJob]:
         """Jobs that have not ended, by item; jobs that ended without a record get one."""
-        places = {identity: stage for entry in manifest for stage, identity in entry["stages"].items()}
+        places = {identity: stage for entry in evaluations(manifest) for stage, identity in entry["stages"].items()}
 
         def is_open(item: str) -> bool:
             return item not in places or self._read_state(self.folder / places[item] / item).status != "done"
@@ -119,8 +129,17 @@ class SweepView:
             "job": job and job.id,
             "reason": (job and status == "queued" and job.reason) or None,
             "progress": progress,
+            "added": [self._added(added, jobs) for added in entry.get("added", [])],
             "note": read_note(self.folder / "evaluate" / entry["stages"]["evaluate"]),
         }
+
+    def _added(self, added: Added, jobs: dict[str, LiveJob]) -> dict:
+        """One suite that a cell was asked later."""
+        state = self._read_state(self.folder / "evaluate" / added["id"])
+        job = jobs.get(added["id"])
+        status = job.state if job is not None and state.status in ("failed", "damaged", "missing") else state.status
+        error = state.error if status == state.status else ""
+        return {"suite": added["suite"], "id": added["id"], "status": status, "error": error}
 
     def _progress_by_item(self) -> dict[str, dict]:
         """What workers last wrote of their progress, by the id of the item that they run."""
