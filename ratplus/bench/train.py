@@ -121,7 +121,7 @@ def _with_peers(subjects: list[Subject]) -> list[Subject]:
 
 def _peer(config: ModelConfig) -> ModelConfig:
     """The attention-only model of the same shape."""
-    return replace(config, recurrence=False, recurrence_chunk=None)
+    return replace(config, recurrence=False, recurrence_chunk=None, gate_bias=None)
 
 
 def _bench(subjects: list[Subject], settings: BenchSettings, progress: Callable, save: Callable) -> dict:

@@ -14,6 +14,8 @@ from ratplus.checkpoint.hub import map_hub
 from ratplus.checkpoint.llama.folder import read_llama_folder
 from ratplus.checkpoint.llama.gguf_file import is_gguf, read_gguf
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
+from ratplus.checkpoint.retrofit import with_recurrence
+from ratplus.checkpoint.start import adds_recurrence
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
 from ratplus.config.model import ModelConfig
@@ -71,15 +73,16 @@ def _same_model(folder: Path, found: Checkpoint) -> bool:
 
 def adopt(
     source: Path, folder: Path, config: ModelConfig, sha256: str, print_line: Callable[[str], None] = print
-) -> int:
+) -> tuple[int, str]:
     """Make `folder` a model folder with the weights of another one: a hard link where the disk allows it, else a copy.
 
     Args:
-        config: of the new folder; length and rotary settings may differ from the source's.
-        sha256: of the weights, which are read once to be sure of it.
+        config: of the new folder; length and rotary settings may differ from the source's, and a recurrence is added
+            where it has one and the source has not.
+        sha256: of the source's weights, which are read once to be sure of it.
 
     Returns:
-        The number of parameters.
+        The number of parameters, and the SHA-256 of the new folder's weights.
 
     Raises:
         CheckpointError: no weights there, or not the ones that were asked for.
@@ -88,21 +91,23 @@ def adopt(
     if from_hub := is_hub_folder(source):
         found, weights = map_hub(source)
     else:
-        found, _ = map_weights(source, sha256)
+        found, weights = map_weights(source, sha256)
     there, here = asdict(found), asdict(config)
     changed = [f"{k}={here[k]} instead of {there[k]}" for k in here if k != "max_len" and here[k] != there[k]]
     if changed:
         print_line(f"model.init_from={source}: used with {', '.join(changed)}")
     folder.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
-    if from_hub:
-        if write_safetensors(target, weights) != sha256:
-            target.unlink()
-            raise CheckpointError(f"{source}: the weights have changed since this cell's id was made; start again")
+    if from_hub and sha256_of(weights) != sha256:
+        raise CheckpointError(f"{source}: the weights have changed since this cell's id was made; start again")
+    if adds_recurrence(found, config):
+        sha256 = write_safetensors(target, with_recurrence(weights, config))
+    elif from_hub:
+        write_safetensors(target, weights)
     else:
         _link_or_copy(path, target)
     write_atomically(folder / CONFIG_FILE, config_text(config, sha256))
-    return parameters(config)
+    return parameters(config), sha256
 
 
 def _link_or_copy(path: Path, target: Path) -> None:

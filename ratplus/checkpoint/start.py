@@ -13,6 +13,16 @@ from ratplus.config.model import ModelConfig
 
 # What a forward pass may be given anew: the length, and how positions are turned into angles.
 _FREE = ("max_len", "rope")
+# What a model without a recurrence may be given beside it (ratplus.checkpoint.retrofit).
+_ADDED = ("recurrence", "gate_bias", "recurrence_chunk")
+# Where the gates of a recurrence that is added start, unless a word says it: sigmoid(-2) = 0.12 leaves a model nearly
+# as it was, and the gates can still learn (docs/models.md).
+GATE_BIAS = -2.0
+
+
+def adds_recurrence(found: ModelConfig, wanted: ModelConfig) -> bool:
+    """Whether a cell's model is the folder's with a recurrence that the folder's has not."""
+    return wanted.recurrence and not found.recurrence and wanted.gate_bias is not None
 
 
 def weights_of(config: Config, text_vocab: int, vocab_size: int) -> tuple[str, int]:
@@ -33,8 +43,15 @@ def weights_of(config: Config, text_vocab: int, vocab_size: int) -> tuple[str, i
     except CheckpointError as error:
         raise CheckpointError(f"model.init_from: {error}") from None
     _check_vocabulary(Path(folder), found.vocab_size, config, text_vocab, vocab_size)
-    there, wanted = asdict(found), asdict(config.model.build(found.vocab_size, config.train.context))
-    differing = [k for k in there if there[k] != wanted[k] and not k.startswith(_FREE)]
+    shape = config.model.build(found.vocab_size, config.train.context)
+    free = _FREE + _ADDED if adds_recurrence(found, shape) else _FREE
+    there, wanted = asdict(found), asdict(shape)
+    differing = [k for k in there if there[k] != wanted[k] and not k.startswith(free)]
+    if differing == ["recurrence"] and shape.recurrence:
+        raise CheckpointError(
+            f"model.recurrence=true: the model of model.init_from={folder} has none, and gates without a bias would "
+            f"start half open and ruin it; give the bias at which they start, such as model.gate_bias={GATE_BIAS:g}"
+        )
     if differing:
         told = ", ".join(f"model.{k}={there[k]} (not {wanted[k]})" for k in differing)
         raise CheckpointError(
@@ -43,6 +60,18 @@ def weights_of(config: Config, text_vocab: int, vocab_size: int) -> tuple[str, i
         )
     _check_context(Path(folder), found, config)
     return sha256, found.vocab_size
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """Ids of the texts that an imported model reads: its tokenizer's, or, without one, the rows of its embedding.
+
+    None for a folder that is no imported model's: what else its rows stand for is not told there.
+    """
+    if family_of(folder) is None:
+        return None
+    changed = (folder / TOKENIZER_FILE).stat().st_mtime_ns if has_tokenizer(folder) else 0
+    ids = _ids_of(folder, changed)
+    return read_start(folder)[0].vocab_size if ids is None else ids
 
 
 @lru_cache(maxsize=16)  # a sweep asks for every cell, and a tokenizer may take a second to read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ratplus.config.check import check, check_least
@@ -61,6 +62,13 @@ class RecipeSection:
     """Window of active recurrence learning, in tokens. As in the paper. Allowed: ≥ 0."""
     arl_sinks: int = 0
     """Initial tokens that active recurrence learning keeps. As in the paper. Allowed: ≥ 0."""
+    gate_lr: float | None = None
+    """Peak learning rate of the matrices of forget gates; it falls as lr does. A model that gets its recurrence late
+    (`train=retrofit`) needs a higher one than for its trained weights. Null is lr, as in the paper; without a
+    recurrence nothing reads it. Allowed: > 0, null."""
+    gate_bias_lr: float | None = None
+    """Peak learning rate of the biases of forget gates (model.gate_bias), which have no weight decay then; it falls as
+    lr does. Null treats them as all other weights. Allowed: > 0, null."""
 
     def check(self, where: str) -> None:
         """Refuse impossible values; `where` is the key prefix that the message shows. TrainSection calls it."""
@@ -79,6 +87,9 @@ class RecipeSection:
             value = getattr(self, name)
             check(0 <= value < 1, f"{where}.{name}", value, "it must be in [0, 1)")
         check(self.clip > 0, f"{where}.clip", self.clip, "it must be > 0")
+        for name in ("gate_lr", "gate_bias_lr"):
+            value = getattr(self, name)
+            check(value is None or 0 < value < math.inf, f"{where}.{name}", value, "it must be > 0, or null")
         check(self.order in ("ordered", "random"), f"{where}.order", self.order, "allowed: ordered, random")
         # The pattern checks its own values; it only names them without the `arl_` prefix.
         try:

@@ -63,23 +63,41 @@ def training_flops(
     return (1 + _BACKWARD) * recipe.steps * batch
 
 
+def trained_patterns(config: Config) -> dict[str, PatternMap | None]:
+    """What each stage that trains trains with, beside active recurrence learning; None is dense.
+
+    Stages of no steps, and a pretraining in whose place weights are given, train nothing.
+    """
+    train = config.train
+    found = {
+        # A recipe may leave the cell's pattern to inference.
+        "pretrain": (train.pretrain, config.patterns if train.pretrain.sparse else None),
+        "adapt": (train.adapt, None if train.adapt.dense else config.patterns),
+        "sft": (train.sft, None if train.sft.dense else config.patterns),
+    }
+    if config.model.init_from:
+        del found["pretrain"]
+    return {stage: patterns for stage, (recipe, patterns) in found.items() if recipe.steps}
+
+
 def stage_flops(config: Config, vocab_size: int) -> dict[str, int]:
     """FLOPs of each stage of a cell: {"pretrain", "adapt", "evaluate"}, and "sft" where there is one."""
     model = config.model.build(vocab_size, config.train.context)
     train = config.train
-    first = config.patterns if train.pretrain.sparse else None
-    rows = [(train.sft.batch, train.sft.length or train.context)]
-    # None is dense: a recipe may leave the cell's pattern to inference.
-    adapted, tuned = (None if recipe.dense else config.patterns for recipe in (train.adapt, train.sft))
-    fine = {"sft": training_flops(config, train.sft, tuned, model, rows)} if train.sft.steps else {}
-    return {
-        "pretrain": 0 if config.model.init_from else training_flops(config, train.pretrain, first, model),
-        "adapt": training_flops(config, train.adapt, adapted, model),
-        **fine,
-        "evaluate": sum(
-            rows * forward_flops(model, config.patterns, length) for rows, length in evaluation_rows(config)
-        ),
+    rows = {"sft": [(train.sft.batch, train.sft.length or train.context)]}
+    trained = {
+        stage: training_flops(config, getattr(train, stage), patterns, model, rows.get(stage))
+        for stage, patterns in trained_patterns(config).items()
     }
+    return (
+        {"pretrain": 0, "adapt": 0}
+        | trained
+        | {
+            "evaluate": sum(
+                rows * forward_flops(model, config.patterns, length) for rows, length in evaluation_rows(config)
+            ),
+        }
+    )
 
 
 def evaluation_rows(config: Config) -> list[tuple[int, int]]:

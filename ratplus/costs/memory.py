@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import block_matrices
+from ratplus.pattern import Pattern, PatternMap
 
 BYTES_PER_ELEMENT = {"float32": 4, "bf16": 2}
 _WIDE = 4
+_ID = 4  # bytes of the number of a block
 # What a block keeps for its backward pass, counted in tensors of d_model channels a token. Inputs and outputs of both
 # norms are float32 whatever the precision.
 _WIDE_TENSORS = 4
@@ -51,6 +53,7 @@ def training_memory(
     precision: str,
     shards: int = 1,
     checkpointing: bool = False,
+    patterns: PatternMap | None = None,
 ) -> TrainingMemory:
     """Bytes on each device while it trains on micro-batches of `tokens` tokens (sequences times context).
 
@@ -58,6 +61,7 @@ def training_memory(
         parameters: trainable numbers of the model.
         shards: devices over which weights, gradients and moments are spread (fsdp); 1 for one copy each (single, ddp).
         checkpointing: keep only each block's input, and compute the block again in the backward pass.
+        patterns: what it trains with; None is dense. Only what selects by query changes the memory.
     """
     size = BYTES_PER_ELEMENT[precision]
     matrices = model.layers * block_matrices(model)
@@ -73,14 +77,15 @@ def training_memory(
     summed = (of_block * (size + _WIDE) + ends_whole * _WIDE) if shards > 1 else 0
     channel, logits = tokens * model.d_model, tokens * model.vocab_size * _WIDE
     block = tokens * (_WIDE_TENSORS * _WIDE * model.d_model + _narrow_channels(model) * size)
+    selected = [tokens * _bytes_of_selection(row, model, size) for row in patterns or ()]
     ends = 2 * channel * _WIDE  # embedding's output, final norm's output
     if not checkpointing:
-        activations, logits = model.layers * block + ends, _LOGIT_TENSORS * logits
+        activations, logits = model.layers * block + sum(selected) + ends, _LOGIT_TENSORS * logits
     else:
         inputs = model.layers * channel * _WIDE + ends
         # The widest gradient within a block, and that of its matrix before it is added to the sum.
         widest = (2 if model.ffn == "swiglu" else 1) * model.ffn_width
-        again = block + widest * (tokens * size + model.d_model * _WIDE)
+        again = block + max(selected, default=0) + widest * (tokens * size + model.d_model * _WIDE)
         in_loss, in_block = _LOGIT_TENSORS_ALONE * logits + embedding * _WIDE, again + _LOGIT_TENSORS_LEFT * logits
         activations, logits = (inputs, in_loss) if in_loss > in_block else (inputs + again, in_block - again)
     return TrainingMemory(
@@ -90,6 +95,20 @@ def training_memory(
         activations=activations,
         logits=logits,
     )
+
+
+def _bytes_of_selection(row: tuple[Pattern, ...], model: ModelConfig, size: int) -> int:
+    """Bytes a token that a layer keeps more than one with static patterns, if some of its heads select by query.
+
+    Which blocks each query chose: an int32 a block and head of keys. And where heads select in several ways, or some
+    of them not at all, these are computed apart: the parts' outputs are kept beside the one that they are put into, and
+    their keys and values beside those that the recurrence keeps.
+    """
+    per_head = row[:: model.group]
+    ways = {(p.block, p.score, p.first, p.phase, p.over, p.seed) if p.data_dependent else None for p in per_head}
+    chosen = sum(_ID * pattern.top for pattern in per_head if pattern.top is not None)
+    apart = model.query_width + 2 * model.recurrence * model.key_heads * model.d_head
+    return chosen + (apart * size if len(ways) > 1 else 0)
 
 
 def _narrow_channels(model: ModelConfig) -> int:

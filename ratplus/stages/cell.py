@@ -131,9 +131,9 @@ class Cell:
 
         source, weights = Path(self.config.model.init_from or ""), stage.config["weights"]
         trained, _ = read_start(source)
-        parameters = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
+        parameters, written = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
         found = {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}
-        return Result(found, weights_sha256=weights)
+        return Result(found, weights_sha256=written)
 
     def _adapt(self, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         if self.config.train.adapt.steps == 0:
@@ -151,9 +151,9 @@ class Cell:
 
         source = parent.folder(self.surroundings.root)
         _, weights = read_facts(source)
-        parameters = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
+        parameters, written = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
         found = {"parameters": metric(parameters, None, 1)}
-        return Result(found, {"train_seconds": 0.0, "resumed_at_step": 0}, weights_sha256=weights)
+        return Result(found, {"train_seconds": 0.0, "resumed_at_step": 0}, weights_sha256=written)
 
     def _train(self, model: RATPlus, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
         from ratplus.checkpoint.folder import save_weights

@@ -17,6 +17,7 @@ from ratplus.data.batches import deal
 from ratplus.data.sampling import IGNORE
 from ratplus.model import RATPlus
 from ratplus.pattern import Pattern, PatternMap
+from ratplus.training.gate_rates import SCALE, GateRows, parameter_groups
 from ratplus.training.ranks import micro_batches
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self):
         r = self.recipe
+        self.gate_rows = GateRows(self.model, r)  # now that the parameters are where they stay
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=r.lr, betas=(r.beta1, r.beta2), eps=1e-8, weight_decay=r.weight_decay,
+            parameter_groups(self.model, r), lr=r.lr, betas=(r.beta1, r.beta2), eps=1e-8, weight_decay=r.weight_decay,
             fused=True,
         )  # fmt: skip
         if self.restored is not None:
@@ -93,7 +95,7 @@ class TrainingModule(lightning.LightningModule):
         optimizer = self._optimizer
         rate = learning_rate(step, self.recipe)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(SCALE, 1.0)
         # Each label weighs the same however the batch is cut; the reference averages micro-batch means instead.
         labels_in_all = sum((labels != IGNORE).sum() for _, labels in groups)
         report: dict[str, Any] = {"lr": rate, "labels": labels_in_all}
@@ -109,7 +111,8 @@ class TrainingModule(lightning.LightningModule):
                     self.manual_backward(part_loss if self.ranks == 1 else part_loss * self.ranks)
                 loss += part_loss.detach()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-            optimizer.step()
+            with self.gate_rows.stretched():
+                optimizer.step()
             optimizer.zero_grad()
             report |= {f"{prefix}loss": loss, f"{prefix}grad_norm": _whole(norm)}
         if self.team is not None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ratplus.checkpoint.facts import CheckpointError, read_start
+from ratplus.checkpoint.start import GATE_BIAS
 
 # Decided by the data and by train.context, not by the folder.
 _NOT_SHAPE = ("vocab_size", "max_len")
@@ -38,4 +39,7 @@ def take_shape(plain: dict, given: set[str]) -> None:
     if "model.ffn_size" in given or "model.ffn_mult" in given:
         shape = {key: value for key, value in shape.items() if key not in ("ffn_size", "ffn_mult")}
     shape["name"] = Path(folder).resolve().name
+    if "model.recurrence" in given and model["recurrence"] is True and not config.recurrence:
+        # The model of the folder with a recurrence beside: gates need a bias, and tables another name.
+        shape |= {"gate_bias": GATE_BIAS, "name": f"{shape['name']}-retrofit"}
     model.update({key: value for key, value in shape.items() if f"model.{key}" not in given})

@@ -12,13 +12,15 @@ EXAMPLES = [
     "ratplus plan experiment=demo",
     "ratplus plan model=ratplus_7b train=paper_7b sweep=paper_dilation data.recall.fraction=0 \\\n"
     "      trainer=fsdp trainer.devices=8 trainer.nodes=4 --vocab 32000",
+    "ratplus plan experiment=retrofit_135m model.init_from=models/smollm2 data.tokenizer=models/smollm2",
 ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help="several values make several cells (always)")
-    parser.add_argument("--vocab", type=int, help="tokens of the text's vocabulary (default: 257, bytes)")
+    parser.add_argument("--vocab", type=int, help="tokens of the text's vocabulary (default: the imported "
+                        "model's of model.init_from, else 257, bytes)")  # fmt: skip
     parser.add_argument("--mfu", type=float, default=0.4, help="fraction of the peak that is reached (0.4)")
     parser.add_argument("--tflops", type=float, default=989.0, help="peak of a GPU in bf16 (989: H100)")
     parser.add_argument("--tokens-per-second", type=float, help="of a GPU, instead of --mfu and --tflops")

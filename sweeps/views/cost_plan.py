@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ratplus.checkpoint.start import vocabulary_of
 from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
-from ratplus.costs.budget import evaluation_rows, forward_flops, harness_rows, parameters, stage_flops
+from ratplus.costs.budget import evaluation_rows, forward_flops, harness_rows, parameters, stage_flops, trained_patterns
 from ratplus.costs.cost import cost
 from ratplus.costs.facts import at_most
 from ratplus.costs.memory import BYTES_PER_ELEMENT, training_memory
 from ratplus.data.tokenizer import ByteTokenizer
-from ratplus.pattern import Pattern
+from ratplus.pattern import Pattern, PatternMap
 from ratplus.records.record import STAGES
 from ratplus.stages.plan import plan
 from ratplus.sweeps.define.compose import Composed
@@ -50,14 +52,13 @@ def print_costs(cells: list[Composed], text_vocab: int | None, speed: Throughput
     """Print parameters, tokens, FLOPs, GPU-hours, memory a GPU and each pattern's savings for all cells.
 
     Args:
-        text_vocab: tokens of the text's vocabulary; None counts bytes.
+        text_vocab: tokens of the text's vocabulary; None takes those of an imported model's tokenizer, and else bytes.
     """
-    vocab = text_vocab or ByteTokenizer.vocab_size
     of_model: dict[str, list[Composed]] = {}
     for cell in cells:
-        model = cell.config.model.build(vocab, cell.config.train.context)
+        model = cell.config.model.build(_text_vocab(cell.config, text_vocab), cell.config.train.context)
         of_model.setdefault(repr((cell.config.model.name, model, cell.config.trainer)), []).append(cell)
-    texts = [_model_text(group, vocab, speed) for group in of_model.values()]
+    texts = [_model_text(group, _text_vocab(group[0].config, text_vocab), speed) for group in of_model.values()]
     print("\n\n".join(texts))
     for note in dict.fromkeys(filter(None, (_harness_note(cell.config) for cell in cells))):
         print(f"\n{note}")
@@ -65,6 +66,11 @@ def print_costs(cells: list[Composed], text_vocab: int | None, speed: Throughput
         f"\nGPU-hours are estimates: {speed}. Memory is what tensors need at the peak of a training step; "
         "a few percent come on top for the allocator and kernels."
     )
+
+
+def _text_vocab(config: Config, given: int | None) -> int:
+    folder = config.model.init_from
+    return given or (vocabulary_of(Path(folder)) if folder else None) or ByteTokenizer.vocab_size
 
 
 def _model_text(cells: list[Composed], vocab: int, speed: Throughput) -> str:
@@ -81,7 +87,7 @@ def _model_text(cells: list[Composed], vocab: int, speed: Throughput) -> str:
         [
             head,
             columns(_stage_rows(cells, vocab, speed)),
-            _memory_text(config, model, count),
+            *_memory_texts(cells, model, count),
             columns(_pattern_rows(cells, model)),
         ]
     )
@@ -145,20 +151,38 @@ def _harness_note(config: Config) -> str:
     )
 
 
-def _memory_text(config: Config, model: ModelConfig, count: int) -> str:
-    trainer, recipe = config.trainer, config.train.pretrain
+def _memory_texts(cells: list[Composed], model: ModelConfig, count: int) -> list[str]:
+    """What the stages that train hold on each GPU; those that hold the same stand together."""
+    stages_of: dict[str, list[str]] = {}
+    for cell in cells:
+        for stage, patterns in trained_patterns(cell.config).items():
+            text = _memory_text(cell.config, stage, patterns, model, count)
+            names = stages_of.setdefault(text, [])
+            if stage not in names:
+                names.append(stage)
+    if len(stages_of) == 1:
+        return [text.format("training") for text in stages_of]
+    return [text.format(", ".join(stages)) for text, stages in stages_of.items()]
+
+
+def _memory_text(
+    config: Config, stage: str, patterns: PatternMap | None, model: ModelConfig, count: int
+) -> str:  # fmt: skip
+    """The text of one stage, with `{}` where its name belongs."""
+    trainer, recipe = config.trainer, getattr(config.train, stage)
     gpus = trainer.devices * trainer.nodes
     rows = min(recipe.micro_batch or recipe.batch, -(-recipe.batch // gpus))
+    length = (recipe.length if stage == "sft" else None) or config.train.context
     shards = gpus if trainer.strategy == "fsdp" else 1
     memory = training_memory(
-        model, count, rows * config.train.context, config.train.precision, shards,
-        trainer.activation_checkpointing,
+        model, count, rows * length, config.train.precision, shards,
+        trainer.activation_checkpointing, patterns,
     )  # fmt: skip
     parts = {k: v for k, v in vars(memory).items()} | {"total": memory.total}
     line = columns([{f"{name} (GB)": f"{value / _GB:.3g}" for name, value in parts.items()}])
     how = f"{trainer.strategy}, {gpus} GPU{'s' if gpus > 1 else ''}, {rows} sequence{'s' if rows > 1 else ''} at a time"
     how += f", {config.train.precision}" + (", activation checkpointing" if trainer.activation_checkpointing else "")
-    return f"memory of each GPU in training ({how}):\n{line}"
+    return f"memory of each GPU in {{}} ({how}):\n{line}"
 
 
 def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:

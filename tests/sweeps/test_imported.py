@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from ratplus.checkpoint import load
+from ratplus.checkpoint.facts import read_facts
 from ratplus.checkpoint.llama.weights import names_of
 from ratplus.checkpoint.llama.words import read_llama
+from ratplus.pattern import Pattern
 from ratplus.stages.cell import Cell
 from ratplus.stages.run_stage import Surroundings
 from ratplus.sweeps import cli
@@ -130,6 +132,88 @@ def test_texts_begin_with_the_models_token(place, capsys):
     for word, told in (("data.bos=false", "data.bos: got False"), ("data.bos=no_such", "has no token 'no_such'"),
                        ("data.bos=999", "id 999 is not among the 258 ids")):  # fmt: skip
         assert told in refused(capsys, word)
+
+
+RETROFIT = [
+    "model.recurrence=true", "train=retrofit", "train.precision=float32", "train.adapt.steps=2", "train.adapt.batch=2",
+    "train.adapt.micro_batch=null", "train.adapt.arl_dilation=8",
+]  # fmt: skip
+
+
+def of_words(*words):
+    return compose_one([*WORDS, *words])
+
+
+def test_a_recurrence_beside_the_models_weights(place):
+    """Gates that barely open: at first the model is nearly what it was, and with closed ones exactly."""
+    closed, composed = of_words("model.recurrence=true", "model.gate_bias=-40"), of_words("model.recurrence=true")
+    assert (composed.config.model.name, composed.config.model.gate_bias) == ("ours-retrofit", -2.0)
+    logits = {}
+    for name, one in (("plain", of_words()), ("closed", closed), ("open", composed)):
+        cell = Cell(one.config, Surroundings(Path("out")))
+        record = cell.run("adapt")
+        folder = cell.plan.adapt.folder(Path("out"))
+        assert read_facts(folder)[1] == record["weights_sha256"]
+        model = load(folder)
+        tokens = torch.arange(40)[None] % 258
+        with torch.no_grad():
+            logits[name] = model(tokens)
+    assert torch.allclose(logits["closed"], logits["plain"], atol=1e-5)
+    assert 1e-3 < (logits["open"] - logits["plain"]).abs().max() < 1
+    weights, theirs = model.state_dict(), load("ours").state_dict()
+    matrix = weights["layers.0.mixer.in_proj.weight"]
+    assert torch.equal(matrix[:-16], theirs["layers.0.mixer.in_proj.weight"])
+    assert matrix[-16:].eq(0).all()
+    assert weights["layers.1.mixer.gate_bias"].eq(-2).all()
+    same = [k for k in theirs if not k.endswith("in_proj.weight")]
+    assert all(torch.equal(weights[k], theirs[k]) for k in same)
+    # The gates learn from there, though their matrix is 0.
+    model(tokens, Pattern(8)).square().mean().backward()
+    assert model.blocks[0].mixer.in_proj.weight.grad[-16:].abs().max() > 0
+
+
+def test_retrofit_and_its_control(place):
+    """One adaptation serves all patterns; the control reads the same rows in the same passes, without gates."""
+    plans = {
+        (recurrence, pattern): of_words(*RETROFIT, f"model.recurrence={recurrence}", f"pattern.dilation={pattern}")
+        for recurrence in ("true", "false") for pattern in (1, 8)
+    }  # fmt: skip
+    cells = {k: Cell(c.config, Surroundings(Path("out"))) for k, c in plans.items()}
+    assert len({cell.plan.adapt.id for cell in cells.values()}) == 2
+    assert len({cell.plan.evaluate.id for cell in cells.values()}) == 4
+    retrofit, control = (cells[word, 8].plan.adapt.config["recipe"] for word in ("true", "false"))
+    assert {k: v for k, v in retrofit.items() if k not in control} == {"gate_lr": 3e-3, "gate_bias_lr": 1e-2}
+    assert control == {k: v for k, v in retrofit.items() if k in control}
+    for cell in cells.values():
+        assert cell.run()["metrics"]["loss"]["value"] > 0
+    folder = cells["true", 8].plan.adapt.folder(Path("out"))
+    assert "arl_loss" in (folder / "curve.csv").read_text()
+    model = load(folder)
+    moved = (model.blocks[0].mixer.gate_bias.detach() + 2).abs()
+    assert 1e-3 < moved.max() < 3e-2  # two steps of two passes at about 1e-2, not at 3e-4
+
+
+def test_what_cannot_get_a_recurrence(place, capsys):
+    told = refused(capsys, "model.recurrence=true", "model.gate_bias=null")
+    assert "has none, and gates without a bias would start half open" in told
+    assert "such as model.gate_bias=-2" in told
+    told = refused(capsys, "model.recurrence=true", "model.layers=3")
+    assert "it needs model.layers=2 (not 3)" in told
+    assert "model.gate_bias: got -2.0; only a model with recurrence has one" in refused(capsys, "model.gate_bias=-2.0")
+
+
+def test_plan_takes_the_models_vocabulary(place, capsys):
+    """Without --vocab: that of the tokenizer beside it. Memory is that of the stage that trains."""
+    words = [w for w in WORDS if not w.startswith("train.adapt")]
+    assert (
+        ratplus("plan", *words, *RETROFIT[:1], "train=retrofit", "train.context=48", "train.adapt.micro_batch=2") == 0
+    )
+    told = capsys.readouterr().out
+    assert "vocabulary 300" in told
+    assert "2 sequences at a time" in told
+    assert told.count("memory of each GPU in training") == 1
+    assert ratplus("plan", *WORDS) == 0  # which trains nothing
+    assert "memory of each GPU" not in capsys.readouterr().out
 
 
 def test_generate_takes_the_models_own_tokenizer_and_pattern(place, capsys):

@@ -46,7 +46,7 @@ def test_damage_is_seen(folder, damage, message):
 def test_adopting_weights(folder, tmp_path):
     _, sha256 = read_facts(folder)
     model = load(folder)
-    assert adopt(folder, tmp_path / "new", CONFIG, sha256) == sum(p.numel() for p in model.parameters())
+    assert adopt(folder, tmp_path / "new", CONFIG, sha256) == (sum(p.numel() for p in model.parameters()), sha256)
     assert torch.equal(load(tmp_path / "new", CONFIG).embed.weight, model.embed.weight)
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
         adopt(folder, tmp_path / "other", CONFIG, "0" * 64)

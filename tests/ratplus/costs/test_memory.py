@@ -5,12 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from ratplus import ModelConfig, Pattern, RATPlus
+from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.costs.budget import parameters
 from ratplus.costs.memory import training_memory
 
 
-def measured_peak(config: ModelConfig, batch: int, length: int, precision: str, checkpointing: bool = False) -> int:
+def measured_peak(
+    config: ModelConfig, batch: int, length: int, precision: str, checkpointing: bool = False,
+    patterns: Pattern | PatternMap | None = None,
+) -> int:  # fmt: skip
     """Bytes of all tensors at their peak over two accumulated micro-batches, with gradients and moments in place."""
     model = RATPlus(config)
     model.activation_checkpointing = checkpointing
@@ -21,7 +24,7 @@ def measured_peak(config: ModelConfig, batch: int, length: int, precision: str, 
     with tracker:
         for micro in range(3):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-                logits = model(tokens, Pattern(16))
+                logits = model(tokens, patterns or Pattern(16))
             loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
             del logits
             loss.backward()
@@ -77,6 +80,26 @@ def test_memory_with_checkpointing_within_a_tenth(precision, recurrence, layers,
     measured = measured_peak(config, batch, 64, precision, checkpointing=True)
     assert estimate.total == pytest.approx(measured, rel=0.1)
     assert measured < training_memory(config, parameters(config), 64 * batch, precision).total
+
+
+@pytest.mark.parametrize("label", ["top24x4", "D16-top24x4", "mixed[D1,top24x4,D1,top12x4]"])
+def test_memory_of_patterns_that_select(label):
+    """What they take on top of a static pattern, which is little of the whole: which blocks were chosen."""
+    config = ModelConfig(vocab_size=64, layers=3, d_model=64, d_head=8, kv_heads=4)
+    patterns = PatternMap.from_label(label, 3, 8) if "mixed" not in label else mixed(label)
+    peaks = [measured_peak(config, 4, 256, "float32", patterns=p) for p in (Pattern(16), patterns)]
+    n = parameters(config)
+    plain, selecting = (training_memory(config, n, 1024, "float32", patterns=p) for p in (None, patterns))
+    assert selecting.total == pytest.approx(peaks[1], rel=0.1)
+    assert selecting.total - plain.total == pytest.approx(peaks[1] - peaks[0], rel=0.2)
+    light = training_memory(config, n, 1024, "float32", checkpointing=True, patterns=patterns)
+    assert light.total < selecting.total
+
+
+def mixed(label: str) -> PatternMap:
+    heads = label.removeprefix("mixed[").removesuffix("]").split(",")
+    row = tuple(Pattern.from_label(name) for name in heads for _ in range(2))  # a group of two shares its keys
+    return PatternMap((row,) * 3)
 
 
 def test_sharding_and_checkpointing():

@@ -49,17 +49,19 @@ def text(tmp_path_factory):
 
 
 def config_of(text: Path, strategy="single", devices=1, micro=1, precision="float32") -> Config:
-    """Active recurrence learning in 4 rows a step (some of them recall), then adaptation."""
+    """Active recurrence learning in 4 rows a step (some of them recall), then adaptation with faster gates."""
     pretrain = RecipeSection(steps=STEPS, batch=4, micro_batch=micro, lr=1e-2, arl=True, arl_dilation=8)
     return Config(
-        model=ModelSection("nano", layers=2, d_model=16, d_head=8, init_std=0.2),
+        model=ModelSection("nano", layers=2, d_model=16, d_head=8, init_std=0.2, gate_bias=-1.0),
         data=DataSection(
             source="text", path=str(text / "text.txt"), root=str(text / "data"),
             recall=RecallSection(length=16, keys=4, values=4, pairs=4),
         ),
         train=TrainSection(
             context=32, precision=precision, pretrain=pretrain,
-            adapt=RecipeSection(steps=2, batch=4, micro_batch=micro, order="random"),
+            adapt=RecipeSection(
+                steps=2, batch=4, micro_batch=micro, order="random", gate_lr=5e-3, gate_bias_lr=2e-2
+            ),
         ),
         eval=EvalSection(text_rows=8, recall_rows=8, batch=4),
         run=RunSection(accelerator="cpu", threads=1, checkpoint_seconds=0.0, log_every=1),
