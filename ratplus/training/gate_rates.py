@@ -8,11 +8,11 @@ Biases are parameters of their own, so they have a group of the optimizer. A gat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ratplus.config.train import RecipeSection
@@ -44,14 +44,14 @@ class GateRows:
 
     def __init__(self, model: RATPlus, recipe: RecipeSection):
         self.factor = 1.0 if recipe.gate_lr is None else recipe.gate_lr / recipe.lr
-        self._places: list[tuple[nn.Parameter, int]] = []
+        self._places: list[tuple[Tensor, int]] = []
         if self.factor != 1 and model.config.recurrence:
             for block in model.blocks:
                 matrix, before = block.mixer.in_proj.weight, sum(block.mixer.sizes[:-1])
                 self._places.append((matrix, _first_here(matrix, before)))
 
     @contextmanager
-    def stretched(self) -> Iterator[None]:
+    def stretched(self) -> Generator[None, None, None]:
         """Around a step of the optimizer: the gates' rows end `factor` times as far from where they were."""
         with torch.no_grad():
             before = [rows.clone() for rows in self._rows()]
@@ -65,7 +65,7 @@ class GateRows:
             yield whole.detach()[first:]
 
 
-def _first_here(matrix: nn.Parameter, first: int) -> int:
+def _first_here(matrix: Tensor, first: int) -> int:
     """Which of this rank's rows of a matrix is the first from row `first` on; their number if none is."""
     if not isinstance(matrix, DTensor):
         return first
