@@ -27,6 +27,7 @@ VERBS = {
     "show": "show",
     "ls": "ls",
     "note": "note",
+    "pack": "pack",
     "report": "report",
     "sync": "sync",
     "bench": "bench",

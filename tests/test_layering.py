@@ -25,7 +25,7 @@ ORDER = (
     "ratplus.analysis.selection",
     "ratplus.analysis",
     "ratplus.sweeps.define", "ratplus.sweeps.mirror", "ratplus.sweeps.batch", "ratplus.sweeps.launch",
-    "ratplus.sweeps.views",
+    "ratplus.sweeps.views", "ratplus.sweeps.share",
     "ratplus.sweeps.bench", "ratplus.sweeps.runner", "ratplus.sweeps.verbs", "ratplus.sweeps",
 )  # fmt: skip
 # One room with the files beside them, which choose among them and serve them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,11 @@ class AllSweeps:
     unreadable: list[str] = field(default_factory=list)
 
 
-def find_sweeps(root: Path) -> list[Path]:
+def find_sweeps(root: Path, packs: str = "") -> list[Path]:
     """The sweep folders at or under a folder, in the order of their paths; links are not followed.
+
+    Args:
+        packs: how the names of files end that are packs, to be found too.
 
     Raises:
         NoSweeps: no such folder, or none in it.
@@ -54,6 +57,7 @@ def find_sweeps(root: Path) -> list[Path]:
     for seen, (place, folders, files) in enumerate(os.walk(root)):
         if seen >= _MOST_FOLDERS:
             raise NoSweeps(f"{root}: more than {_MOST_FOLDERS:,} folders; give one closer to the sweeps")
+        found += [Path(place) / name for name in files if packs and name.endswith(packs)]
         if MANIFEST_FILE in files:
             found.append(Path(place))
             folders.clear()  # stages, by the thousand
@@ -64,24 +68,26 @@ def find_sweeps(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_all(folders: Iterable[Path]) -> AllSweeps:
-    """The cells of sweep folders. One that cannot be read is told in `unreadable`, and the others are read.
+def read_all(folders: Mapping[str, Callable[[], Path]]) -> AllSweeps:
+    """The cells of sweep folders, given by what they are called and how their folder is opened.
+
+    One that cannot be read is told in `unreadable`, and the others are read.
 
     Raises:
         NoSweeps: none could be read.
     """
     frames, unreadable = [], []
-    for folder in folders:
+    for name, opened in folders.items():
         try:
-            frame = read_sweep(folder).frame
+            frame = read_sweep(opened()).frame
         except (OSError, ValueError) as error:
             unreadable.append(first_line(error))
             continue
-        own = {"folder": str(folder), "sweep": frame.attrs["sweep"]}
-        clear = frame.rename(columns={name: f"metric:{name}" for name in own if name in frame})
+        own = {"folder": name, "sweep": frame.attrs["sweep"]}
+        clear = frame.rename(columns={key: f"metric:{key}" for key in own if key in frame})
         clear.attrs = {}
-        for place, (name, value) in enumerate(own.items()):
-            clear.insert(place, name, value)
+        for place, (key, value) in enumerate(own.items()):
+            clear.insert(place, key, value)
         frames.append(clear)
     if not frames:
         raise NoSweeps("; ".join(unreadable) or "no sweep folder was given")

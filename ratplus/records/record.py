@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import StandIn, parse_json, read_text, whole_text
@@ -169,6 +169,11 @@ def make_record(
     record = json.loads(json.dumps(record))
     record["checksum"] = _checksum(record)
     return record
+
+
+def with_checksum(record: Record) -> Record:
+    """The record with the checksum of what it says now, as after something in it was masked."""
+    return cast(Record, {**record, "checksum": _checksum(record)})
 
 
 def record_text(record: Record) -> str:

@@ -25,7 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ratplus.records.note import read_note, write_note
     from ratplus.sweeps.define.find_stage import find_stage
     from ratplus.sweeps.define.mistakes import UsageError
+    from ratplus.sweeps.share.unpack import is_pack
 
+    if arguments.folder and is_pack(arguments.folder):
+        raise UsageError(f"note: {arguments.folder} is a pack, which is not written to; write the note in its folder")
     sweep, stage, identity = find_stage(arguments.id, arguments.folder, "note", "give another folder with --folder")
     folder = sweep / stage / identity
     if arguments.text is None:

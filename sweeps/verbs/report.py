@@ -17,13 +17,16 @@ EXAMPLES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="+", help="sweep folder, such as outputs/demo; two to compare them")
+    parser.add_argument("folder", nargs="+", help="sweep folder or pack, such as outputs/demo; two to compare them")
     parser.add_argument("--reference", metavar="NAME", help="paper: the paper's values beside ours")
     parser.add_argument("--gates", action="store_true", help="measure the recurrence of every finished cell first")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folders = [Path(folder) for folder in arguments.folder]
+    from ratplus.sweeps.share.unpack import as_folder, brought_out
+
+    given = Path(arguments.folder[0])
+    folders = [as_folder(folder) for folder in arguments.folder]
     manifests = [read_manifest(folder) for folder in folders]
     if len(folders) > 2:
         raise UsageError(f"report: got {len(folders)} folders; give one sweep folder, or two to compare")
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         reproduce = reproducer(len(manifests[0]["cells"]))
         paths = report(folders[0], reference=arguments.reference, reproduce=reproduce)
-    for path in paths:
+    for path in brought_out(paths, given):
         print(path)
     return 0
 
