@@ -1,5 +1,8 @@
 """A pool of running items, at most so many at once: each pretraining once, and then the cells that need it.
 
+Cells may share later stages as well: one fine-tuning serves many patterns. A cell whose stage is being trained by
+another could only wait, so cells that have something to do go first.
+
 The pool knows nothing of processes or clusters: a launcher hands it `start`. Nothing here decides results.
 """
 
@@ -12,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ratplus.records.record import TRAINING
+from ratplus.records.status import stage_state
 from ratplus.sweeps.launch.child import SAVE_SECONDS
 from ratplus.sweeps.launch.work import WorkItem
 
@@ -84,21 +89,19 @@ def run_pool(
             if max_failures is not None and failures >= max_failures:
                 waiting.clear()
             # A pretraining that is not among the items is done already.
-            for item in [item for item in waiting if item.needs not in pending]:
-                if item.needs in ended and ended[item.needs].code != 0:
-                    waiting.remove(item)
-                    pending.discard(item.id)
-                    ended[item.id] = Outcome(ended[item.needs].code, "its pretraining failed")
-                    on_event("skip", item, active, ended[item.id].text)
-                elif len(active) == workers:
-                    break
-                elif item.state(folder).status == "done":  # another process has done it in the meantime
-                    waiting.remove(item)
+            for item in [item for item in waiting if item.needs in ended and ended[item.needs].code != 0]:
+                waiting.remove(item)
+                pending.discard(item.id)
+                ended[item.id] = Outcome(ended[item.needs].code, "its pretraining failed")
+                on_event("skip", item, active, ended[item.id].text)
+            while len(active) < workers and (ready := [item for item in waiting if item.needs not in pending]):
+                item = _next(ready, active, folder)
+                waiting.remove(item)
+                if item.state(folder).status == "done":  # another process has done it in the meantime
                     pending.discard(item.id)
                     ended[item.id] = Outcome(0, "")
                     on_event("skip", item, active, "already done")
                 else:
-                    waiting.remove(item)
                     slot = min(set(range(workers)) - {r.slot for r in active})
                     active.append(start(item, slot))
                     on_event("start", item, active, "")
@@ -123,3 +126,17 @@ def run_pool(
             running.stop(max(0.0, deadline - time.monotonic()))
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _next(ready: list[WorkItem], active: list[Running], folder: Path) -> WorkItem:
+    """The first ready item that would not wait for a stage that an active one trains; the first of all if all would.
+
+    Pretrainings are no matter here: they are items of their own, and a cell is ready when its own is done.
+    """
+    trained = {
+        stage: id
+        for running in active
+        for stage, id in running.item.entry["stages"].items()
+        if stage in TRAINING[1:] and stage_state(folder / stage / id).status != "done"
+    }
+    return next((item for item in ready if trained.items().isdisjoint(item.entry["stages"].items())), ready[0])

@@ -120,6 +120,19 @@ def test_a_slot_is_taken_by_one_task_at_a_time(tmp_path):
     assert [(name, slot) for _, name, slot in log] == [("a D1", 0), ("a D2", 1), ("a D4", 0), ("a D8", 1)]
 
 
+def test_cells_do_not_wait_for_a_stage_that_another_trains(tmp_path):
+    """Two adaptations under two patterns each: both are trained at once, and only then the cells that share them."""
+    cells = [entry("a", d) for d in (1, 2, 4, 8)]
+    for cell, owner in ((cells[1], cells[0]), (cells[3], cells[2])):
+        cell["stages"]["adapt"] = owner["stages"]["adapt"]
+    items = work_items(cells, "evaluate")[1:]  # pretraining is done
+    assert [name for _, name, _ in pretend(items, tmp_path, 2)[1]][:2] == ["a D1", "a D4"]
+    settle(tmp_path, cells[0], "done", "adapt")
+    assert [name for _, name, _ in pretend(items, tmp_path, 2)[1]][:2] == ["a D1", "a D2"]
+    alone = [items[0], items[1]]  # nothing else is left to start
+    assert [name for _, name, _ in pretend(alone, tmp_path, 2)[1]] == ["a D1", "a D2"]
+
+
 def test_max_failures_starts_no_more_but_lets_run(tmp_path):
     items = work_items([entry("a", d) for d in (1, 2, 4, 8, 16, 32)], "evaluate")[1:]  # pretraining is done
     codes = {"a D1": 1, "a D4": -9}
