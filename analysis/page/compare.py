@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,11 +13,17 @@ from ratplus.analysis.frame.aggregate import in_order, progress, short_patterns
 from ratplus.analysis.frame.load import Sweep
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.frame.tasks import is_share, result_column
-from ratplus.analysis.page.page import MOST_ROWS, as_json, commits_of, figure_of, order_key, render, table_of
+from ratplus.analysis.page.embed import as_json, repeated, values
+from ratplus.analysis.page.page import COMPARE_SCRIPTS, MOST_ROWS, commits_of, render
+from ratplus.analysis.page.parts import figure_of, table_of
 from ratplus.records.atomic import write_atomically
 
 # A difference is called certain where p, after Holm's adjustment, is below this.
 CERTAIN = 0.05
+_TITLES = {
+    "model": "Model", "metric": "Metric", "pattern": "Pattern", "a": "First", "b": "Second", "difference": "Δ",
+    "low": "95 % interval", "p_holm": "p", "items": "Items", "verdict": "Verdict",
+}  # fmt: skip
 # The headline has room for so many metrics.
 MOST_NAMED = 4
 
@@ -36,7 +43,6 @@ def write_compare_page(
         names: what a reader calls them.
     """
     rows = _by_metric(rows)
-    lines = _rows(rows)
     first, second = (
         {"name": name, "folder": sweep.frame.attrs["folder"], "progress": progress(sweep.frame),
          "commits": commits_of(sweep.records)}
@@ -44,20 +50,20 @@ def write_compare_page(
     )  # fmt: skip
     text = render(
         "compare.html.jinja",
+        COMPARE_SCRIPTS,
         first=first,
         second=second,
         headline=headline(rows, names[1]),
         caption=table.caption,
         notes=table.notes,
-        columns=[("Model", False), ("Metric", False), ("Pattern", False), ("First", True), ("Second", True),
-                 ("Δ", True), ("95 % interval", True), ("p", True), ("Items", True), ("Verdict", False)],
-        rows=lines,
-        most=MOST_ROWS,
-        filters=[(key, title, list(dict.fromkeys(line[key] for line in lines)))
-                 for key, title in (("model", "Model"), ("metric", "Metric"), ("verdict", "Verdict"))],
+        count=len(rows),
+        filters=[("model", "Model"), ("metric", "Metric"), ("verdict", "Verdict")],
         figures=[figure_of(picture, {table.name: "Loss: second minus first"}) for picture in pictures],
         tables=[table_of(table, {table.name: "Every pattern: values and differences"})],
-        data=as_json({"what": "differences", "most": MOST_ROWS}),
+        data=as_json(
+            {"what": "differences", "name": f"{names[1]} against {names[0]}", "most": MOST_ROWS, "rows": len(rows),
+             "filters": ["model", "metric", "verdict"], "columns": _columns(rows)}
+        ),
     )  # fmt: skip
     write_atomically(path, text)
     return path
@@ -103,31 +109,38 @@ def _unit(name: str, own: pd.DataFrame) -> tuple[float, int, str]:
     return (100, 1, " %") if share else (1, 3, "")
 
 
-def _rows(rows: pd.DataFrame) -> list[dict]:
+def _columns(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The columns of the table as the page's script reads them: texts, each with the number that it sorts by."""
     names = short_patterns(rows)
     one = rows.assign(model="", variant="", seed=0).drop_duplicates("pattern")
-    ranks = {pattern: rank for rank, pattern in enumerate(in_order(one)["pattern"])}
     units = {name: _unit(name, own) for name, own in groups_of(rows, "metric")}
-    found = []
+    texts: dict[str, list[str]] = {key: [] for key in _TITLES}
     for row in rows_of(rows):
         scale, digits, unit = units[row.metric]
-        metric = row.metric.replace("_", " ") + (f" ({unit.strip()})" if unit else "")
         low, high = number(row.low * scale, digits), number(row.high * scale, digits)
         certain = row.p_holm < CERTAIN
-        verdict = ("higher" if row.difference > 0 else "lower") if certain else "not certain"
-        cells = [
-            (_model(row._asdict()), None, False), (metric, None, False),
-            (names[row.pattern], ranks[row.pattern], False),
-            (number(row.a * scale, digits), order_key(row.a), True),
-            (number(row.b * scale, digits), order_key(row.b), True),
-            (number(row.difference * scale, digits, row.stderr * scale), order_key(row.difference), True),
-            (f"{low} to {high}", order_key(row.low), True),
-            ("—" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}", order_key(row.p_holm), True),
-            (str(row.items) if row.items else "—", row.items or "", True),
-            (verdict, None, False),
-        ]  # fmt: skip
-        found.append({"model": cells[0][0], "metric": metric, "verdict": verdict, "cells": cells})
-    return found
+        cells = {
+            "model": _model(row._asdict()),
+            "metric": row.metric.replace("_", " ") + (f" ({unit.strip()})" if unit else ""),
+            "pattern": names[row.pattern],
+            "a": number(row.a * scale, digits),
+            "b": number(row.b * scale, digits),
+            "difference": number(row.difference * scale, digits, row.stderr * scale),
+            "low": f"{low} to {high}",
+            "p_holm": "—" if pd.isna(row.p_holm) else f"{row.p_holm:.2g}",
+            "items": str(row.items) if row.items else "—",
+            "verdict": ("higher" if row.difference > 0 else "lower") if certain else "not certain",
+        }
+        for key, text in cells.items():
+            texts[key].append(text)
+    first = {"pattern": [names[pattern] for pattern in in_order(one)["pattern"]]}
+    columns = []
+    for key, title in _TITLES.items():
+        column = {"key": key, "title": title, "shown": True, **repeated(texts[key], first.get(key, ()))}
+        if key in rows and key not in ("metric", "pattern"):
+            column["values"] = values(rows[key].where(rows[key].ne(0)) if key == "items" else rows[key])
+        columns.append(column)
+    return columns
 
 
 def _model(row) -> str:

@@ -1,18 +1,18 @@
-"""The report's page: one file, safe whatever the records say, and of use in a browser (Playwright and Chromium)."""
+"""The report's page: one file, safe whatever the records say, with all of the sweep's numbers embedded."""
 
 import json
+import math
 import re
-import shutil
-from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from ratplus.analysis.compare import compare
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.tables import Table
 from ratplus.analysis.frame.load import read_sweep
-from ratplus.analysis.page.page import write_page
+from ratplus.analysis.page.embed import packed, repeated, values
+from ratplus.analysis.page.page import COMPARE_SCRIPTS, PAGE_SCRIPTS, script_of, write_page
 from ratplus.analysis.report import report
 from ratplus.pattern import Pattern
 
@@ -58,27 +58,95 @@ def test_tables_are_shown_from_their_frames(sweep):
     assert "my_table.md, .tex and .csv beside this page" in text
 
 
+def text_of(table: dict, row: int) -> str:
+    """A row's text in a column of repeated ones."""
+    return table["names"][table["of"][row]] if table["of"][row] >= 0 else ""
+
+
+def column(data: dict, key: str) -> dict:
+    return next(column for column in data["columns"] if column["key"] == key)
+
+
 def test_what_is_known_of_a_cell(sweep):
     curve = [(step, 4096 * step, 2 + 1 / step) for step in range(1, 201)]
     for dilation in (1, 4):
         sweep.add("ratplus_tiny", Pattern(dilation), sweep.results(1.7, 0.8), curve=curve, timing={"decode_ms": 1.25})
     text = page_of(sweep.write(), reproduce=lambda entry: f"ratplus evaluate pattern.dilation={entry['label']}")
     data = data_of(text)
-    assert [cell["title"] for cell in data["cells"]] == ["ratplus_tiny · D1 · seed 0", "ratplus_tiny · D4 · seed 0"]
-    cell = data["cells"][1]
-    assert cell["command"] == "ratplus evaluate pattern.dilation=D4"
-    assert dict(cell["stages"]) == sweep.cells[1]["stages"]
-    assert ["loss", "1.7000 ± 0.0060"] in cell["results"]
-    assert ["timing:decode_ms", "1.25"] in cell["results"]
-    points = data["curves"][sweep.cells[1]["stages"]["adapt"]]
+    details = data["details"]
+    assert details["titles"] == ["ratplus_tiny · D1 · seed 0", "ratplus_tiny · D4 · seed 0"]
+    assert details["ids"] == [cell["id"] for cell in sweep.cells]
+    assert details["commands"][1] == "ratplus evaluate pattern.dilation=D4"
+    assert {stage: text_of(ids, 1) for stage, ids in details["stages"].items()} == sweep.cells[1]["stages"]
+    loss = column(data, "loss")
+    assert (loss["values"], loss["errors"], loss["digits"], loss["lower"]) == ([1.7, 1.7], [0.006, 0.006], 3, True)
+    recall = column(data, "recall_accuracy")
+    assert (recall["title"], recall["scale"], recall["lower"]) == ("recall accuracy (%)", 100, False)
+    assert not column(data, "recall_accuracy_1_64")["shown"]  # a part of it: to be plotted, not in the table
+    assert column(data, "timing:decode_ms")["values"] == [1.25, 1.25]
+    assert column(data, "kv_ratio")["values"] == [1, 0.25]
+    points = details["curves"][sweep.cells[1]["stages"]["adapt"]]
     assert len(points) == 80
     assert (points[0], points[-1]) == ([4096, 3.0], [819200, 2.005])
     assert "<dt>train.context</dt><dd>512</dd>" in text  # shared by all, so said once
 
 
+def test_each_row_knows_its_dense_cell(sweep):
+    for model in ("attention_tiny", "ratplus_tiny"):
+        for seed in (0, 1):
+            sweep.add(model, Pattern(4), sweep.results(1.8), seed=seed)
+            status = "failed" if model == "attention_tiny" and seed else "done"
+            sweep.add(model, Pattern(1), sweep.results(1.7), seed=seed, status=status)
+    data = data_of(page_of(sweep.write()))
+    rows = {title: row for row, title in enumerate(data["details"]["titles"])}
+    for model in ("attention_tiny", "ratplus_tiny"):
+        for pattern in ("D1", "D4"):
+            for seed in (0, 1):
+                dense = -1 if model == "attention_tiny" and seed else rows[f"{model} · D1 · seed {seed}"]
+                assert data["dense"][rows[f"{model} · {pattern} · seed {seed}"]] == dense
+    assert column(data, "seed")["shown"]
+
+
+def test_metrics_called_like_columns_of_the_page(sweep):
+    named = {"kv_ratio": (0.5, 0.1), "status": (0.25, None), "my_task/acc": (0.5, 0.1)}
+    for dilation in (1, 4):
+        sweep.add("ratplus_tiny", Pattern(dilation), sweep.results(1.7) | named, axes={"train.adapt.lr": dilation / 8})
+    data = data_of(page_of(sweep.write()))
+    keys = [column["key"] for column in data["columns"]]
+    assert len(keys) == len(set(keys))
+    assert column(data, "kv_ratio")["values"] == [1, 0.25]
+    assert column(data, "metric:kv_ratio")["values"] == [0.5, 0.5]
+    assert column(data, "metric:status")["values"] == [0.25, 0.25]
+    assert column(data, "train.adapt.lr")["values"] == [0.125, 0.5]
+
+
+def test_numbers_for_json():
+    assert values([1.23456789012, math.nan, math.inf, -math.inf, 514.0, 0.0061234567]) == [
+        1.23456789, None, "inf", "-inf", 514, 0.0061234567,
+    ]  # fmt: skip
+    assert values([0.0061234567], errors=True) == [0.00612346]
+    assert repeated(["b", None, "a", "b"], ["a"]) == {"names": ["a", "b"], "of": [1, -1, 0, 1]}
+    assert packed(np.array([[0, 1], [255, 2]])) == {"type": "u1", "data": "AAH/Ag=="}
+    assert packed(np.array([0.5])) == {"type": "f4", "data": "AAAAPw=="}
+
+
+@pytest.mark.parametrize("scripts", [PAGE_SCRIPTS, COMPARE_SCRIPTS])
+def test_scripts_make_no_markup_and_ask_no_network(scripts):
+    """Texts of records reach the page as text nodes alone: nothing in the scripts parses markup or code."""
+    text = script_of(scripts)
+    assert text.splitlines()[1] == '"use strict";'
+    assert "</script" not in text.lower()
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|DOMParser|srcdoc", text
+    )
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|import|localStorage|sendBeacon)\b\s*[(.]", text)
+    assert re.findall(r"https?://[^\"]*", text) == ["http://www.w3.org/2000/svg"]
+    assert text.count("innerText") == 0
+
+
 def test_without_a_reproducer_the_page_names_the_verb_that_has_it(sweep):
     cell = sweep.add("ratplus_tiny", Pattern(4), sweep.results(1.7))
-    command = data_of(page_of(sweep.write()))["cells"][0]["command"]
+    command = data_of(page_of(sweep.write()))["details"]["commands"][0]
     assert command == f"ratplus show {cell['id']} {sweep.path}"
 
 
@@ -88,11 +156,14 @@ def test_failures_are_shown_and_their_text_is_harmless(sweep):
     assert "<b>boom" not in text
     assert text.count("</script>") == 2
     assert "&lt;/script&gt;&lt;b&gt;boom&lt;/b&gt; &amp; 50%" in text
-    cells = data_of(text)["cells"]
+    data = data_of(text)
+    status = column(data, "status")
     assert "\\u003c/script" in text
-    assert [cell["status"] for cell in cells] == ["done", "done", "failed", "failed", "running", "missing", "damaged"]
-    assert cells[2]["error"].startswith("loss=nan: training had diverged")
-    assert cells[3]["error"].endswith("</script><b>boom</b> & 50%")
+    assert [text_of(status, row) for row in range(7)] == [
+        "done", "done", "failed", "failed", "running", "missing", "damaged",
+    ]  # fmt: skip
+    assert text_of(data["details"]["errors"], 2).startswith("loss=nan: training had diverged")
+    assert text_of(data["details"]["errors"], 3).endswith("</script><b>boom</b> & 50%")
     section = text.partition('id="problems"')[2].partition("</section>")[0]
     assert section.count('class="bad"') == 5
 
@@ -116,122 +187,8 @@ def test_odd_sweeps_have_a_page_too(sweep, kind, monkeypatch):
     paths = report(sweep.write())
     text = paths[-1].read_text(encoding="utf-8")
     data = data_of(text)
-    assert len(data["cells"]) == len(sweep.cells)
+    assert data["rows"] == len(data["details"]["ids"]) == len(sweep.cells)
     if kind == "older format":
-        assert "record format 0; this version reads format 1" in data["cells"][0]["error"]
+        assert "record format 0; this version reads format 1" in text_of(data["details"]["errors"], 0)
     if kind == "nothing finished":
         assert "0 of 2 cells finished (1 failed, 1 missing)" in text
-
-
-# ---- in a browser ----
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module", params=[1280, 390], ids=["desktop", "phone"])
-def opened(request, tmp_path_factory, demo):
-    """A Playwright page with the demo's report, and the messages of its console."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the `browser` extra)")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    folder = tmp_path_factory.mktemp("page") / "demo"
-    shutil.copytree(demo, folder)
-    sweep = read_sweep(folder)
-    path = write_page(sweep, [], [], HEADLINE, folder / "report")
-    with api.sync_playwright() as playwright:
-        # A container's user is root, for whom Chromium has no sandbox.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        # axe is put into the page by the test, which its own policy forbids.
-        context = browser.new_context(viewport={"width": request.param, "height": 844}, bypass_csp=True, offline=True)
-        page = context.new_page()
-        page.said = []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.goto(path.as_uri())
-        yield page
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def two_reported(tmp_path_factory, folder_of_sweep) -> Path:
-    """The page that compares two sweeps of three patterns."""
-    place = tmp_path_factory.mktemp("two")
-    folders = [folder_of_sweep(place / name) for name in ("first", "second")]
-    for folder, shifts in zip(folders, ((0, 0, 0), (0, 0.1, -0.05))):
-        for dilation, shift in zip((1, 2, 4), shifts):
-            folder.add("ratplus_tiny", Pattern(dilation), folder.results(1.7 + shift, 0.8))
-        folder.write()
-    return compare(*(folder.path for folder in folders))[-1]
-
-
-def column(page, number: int) -> list[str]:
-    return page.locator(f"#cells tbody tr:not([hidden]) td:nth-child({number})").all_inner_texts()
-
-
-def test_sort_filter_and_open_a_cell_with_the_keyboard(opened):
-    page = opened
-    page.reload()
-    assert page.locator("#count").inner_text() == "22 of 22 cells"
-    loss = page.locator("#cells th", has_text="Loss").first
-    loss.get_by_role("button").focus()
-    page.keyboard.press("Enter")
-    assert loss.get_attribute("aria-sort") == "ascending"
-    values = [float(text) for text in column(page, 3)]
-    assert values == sorted(values)
-    page.keyboard.press("Enter")
-    assert loss.get_attribute("aria-sort") == "descending"
-    assert [float(text) for text in column(page, 3)] == sorted(values, reverse=True)
-
-    page.get_by_label("Model").select_option("ratplus_tiny")
-    assert set(column(page, 1)) == {"ratplus_tiny"}
-    page.get_by_label("Search").fill("D16")
-    assert page.locator("#count").inner_text() == "2 of 22 cells"
-    assert sorted(column(page, 2)) == ["D16", "D16-W64"]
-    page.get_by_label("Search").fill("nowhere")
-    assert page.locator("#count").inner_text().startswith("0 of 22 cells: nothing fits")
-    page.get_by_role("button", name="Show all", exact=True).click()
-    assert len(column(page, 1)) == 22
-
-    button = page.get_by_role("button", name="D64", exact=True).first
-    button.focus()
-    page.keyboard.press("Enter")
-    dialog = page.get_by_role("dialog")
-    assert "D64 · seed 0" in dialog.inner_text()
-    assert "ratplus show" in dialog.inner_text()
-    page.keyboard.press("Escape")
-    assert not dialog.is_visible()
-    assert button.evaluate("element => element === document.activeElement")
-    assert page.said == []
-
-
-def test_a_comparison_sorts_and_filters_and_passes_axe(opened, two_reported):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the `browser` extra is not installed")
-    page = opened.context.new_page()
-    said = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(two_reported.as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth") <= opened.viewport_size["width"]
-    count = page.locator("#count")
-    assert count.inner_text() == "15 of 15 differences"
-    page.get_by_label("Metric").select_option("loss")
-    assert count.inner_text() == "3 of 15 differences"
-    page.locator("#cells th", has_text="Δ").get_by_role("button").click()
-    assert column(page, 3) == ["D4", "D1", "D2"]
-    page.get_by_label("Verdict").select_option("higher")
-    assert column(page, 3) == ["D2"]
-    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    assert axe.Axe().run(page).response["violations"] == []
-    assert said == []
-    page.close()
-
-
-def test_fits_the_screen_and_passes_axe(opened):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the `browser` extra is not installed")
-    page = opened
-    page.reload()
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
-    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    assert axe.Axe().run(page).response["violations"] == []
-    page.locator(".open").first.click()
-    assert axe.Axe().run(page).response["violations"] == []

@@ -1,0 +1,102 @@
+"""What the page knows of each cell beside its numbers: settings, provenance, learning curves, command."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from ratplus.analysis.frame.aggregate import run_name
+from ratplus.analysis.frame.load import Sweep
+from ratplus.analysis.page.embed import repeated
+from ratplus.records.curve import CURVE_FILE, curve_rows
+from ratplus.records.manifest import Entry
+from ratplus.records.record import flatten
+
+# Points of a learning curve.
+MOST_POINTS = 80
+# A cell shows these keys of the provenance that is its own. The others would only repeat when and where it ran.
+_PROVENANCE = ("git.commit", "git.dirty", "device", "host", "python", "written_at", "threads", "kernels", "command")
+
+
+def details_of(sweep: Sweep, cells: pd.DataFrame, reproduce: Callable[[Entry], str] | None) -> tuple[dict, dict]:
+    """(what the script shows of each cell, what all cells share).
+
+    The first has a column a subject, each as long as the table: `ids`, `titles`, `errors` (of cells without a result),
+    `notes` (what somebody wrote of a cell), `commands`; `stages`, `config` and `provenance` are {key:
+    `embed.repeated`}; `curves` is {stage id: points (tokens, loss)}. The second is {"config": (key, text) pairs,
+    "provenance": likewise}.
+
+    Args:
+        sweep: as it was read.
+        cells: its frame in the order of the table, with `place`, each row's place in the sweep.
+        reproduce: the command that makes the cell of an entry again; without it, `ratplus show` has it.
+    """
+    entries, records = sweep.entries, sweep.records
+    configs = _shared_and_own([flatten(entry["config"]) for entry in entries])
+    found = [flatten((record or {}).get("provenance") or {}) for record in records]
+    provenances = _shared_and_own(found, ignore_empty=True)
+    places = [int(place) for place in cells["place"]]
+    plain = cells[["cell", "model", "variant", "pattern", "seed"]].to_dict("records")
+    stages = [{stage: name for stage, name in entries[place]["stages"].items() if name} for place in places]
+    curves: dict[str, list] = {}
+    for own in stages:
+        for stage, name in own.items():
+            if stage != "evaluate" and name not in curves:
+                curves[name] = _curve(sweep.folder / stage / name)
+    show = ["ratplus", "show"]
+    details = {
+        "ids": [cell["cell"] for cell in plain],
+        "titles": [f"{run_name(c['model'], c['variant'])} · {c['pattern']} · seed {c['seed']}" for c in plain],
+        "errors": repeated(cells["error"].fillna("")),
+        "notes": repeated(cells["note"]),
+        "commands": [
+            reproduce(entries[place]) if reproduce else shlex.join([*show, cell["cell"], str(sweep.folder)])
+            for place, cell in zip(places, plain)
+        ],
+        "stages": _by_key(stages),
+        "config": _by_key([configs[1][place] for place in places]),
+        "provenance": _by_key(
+            [{k: v for k, v in provenances[1][place].items() if k in _PROVENANCE} for place in places]
+        ),
+        "curves": {name: points for name, points in curves.items() if points},
+    }
+    return details, {"config": list(configs[0].items()), "provenance": list(provenances[0].items())}
+
+
+def _by_key(rows: list[dict[str, str]]) -> dict[str, dict]:
+    """{key: the texts that the rows have for it}, in the order in which the keys appear."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: repeated(row.get(key) for row in rows) for key in keys}
+
+
+def _curve(folder: Path) -> list[list]:
+    """At most MOST_POINTS of (tokens, loss), numbers rounded to what a picture shows."""
+    rows = curve_rows(folder / CURVE_FILE)
+    points = [(row["tokens"], row["loss"]) for row in rows if {"tokens", "loss"} <= row.keys()]
+    last, count = len(points) - 1, min(len(points), MOST_POINTS)
+    kept = [points[round(i * last / max(1, count - 1))] for i in range(count)]
+    return [[int(tokens), round(loss, 4) if math.isfinite(loss) else None] for tokens, loss in kept]
+
+
+def _shared_and_own(flats: list[dict], ignore_empty: bool = False) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """What all of some settings share, and what is each one's own, as texts by key.
+
+    With `ignore_empty`, settings that hold nothing (a cell without a record) say nothing about what is shared.
+    """
+    texts = [{key: _text(value) for key, value in flat.items()} for flat in flats]
+    known = [text for text in texts if text or not ignore_empty]
+    if not known:
+        return {}, [{} for _ in flats]
+    shared = {k: v for k, v in known[0].items() if all(other.get(k) == v for other in known)}
+    return shared, [{k: v for k, v in text.items() if k not in shared} for text in texts]
+
+
+def _text(value) -> str:
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return " ".join(value)
+    return json.dumps(value) if isinstance(value, (list, dict, bool)) or value is None else str(value)

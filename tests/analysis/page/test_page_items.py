@@ -1,0 +1,100 @@
+"""Outcomes of single items in the page: whose they are, how many, and that they make up the records' values."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from ratplus.analysis.frame.aggregate import in_order
+from ratplus.analysis.frame.load import read_sweep
+from ratplus.analysis.page import items
+from ratplus.pattern import Pattern
+
+
+def unpacked(array: dict) -> list[float]:
+    return np.frombuffer(base64.b64decode(array["data"]), "<f4" if array["type"] == "f4" else "<u1").tolist()
+
+
+def store(sweep, cell: dict, samples: list[dict]) -> None:
+    (sweep.path / "evaluate" / cell["id"] / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+
+
+def asked(loss: list[float], right: list[int]) -> list[dict]:
+    rows = [{"task": "loss", "id": i, "loss": value, "count": 10 + i} for i, value in enumerate(loss)]
+    return rows + [{"task": "recall", "id": i, "accuracy": value} for i, value in enumerate(right)]
+
+
+def metrics(loss: list[float], right: list[int]) -> dict:
+    return {
+        "loss": (float(np.average(loss, weights=10 + np.arange(len(loss)))), 0.1),
+        "recall_accuracy": (np.mean(right), 0.1),
+    }
+
+
+CELLS = {1: ([1.5, 2.5, 2.0], [1, 1, 0, 1]), 2: ([1.75, 2.5, 2.25], [1, 0, 0, 1]), 4: ([2.0, 2.0, 2.0], [0, 0, 0, 1])}
+
+
+def embedded(sweep) -> dict:
+    read = read_sweep(sweep.write())
+    cells = in_order(read.frame)
+    assert list(cells["dilation"]) == sorted(cells["dilation"])
+    return items.items_of(read, cells, ["loss", "recall_accuracy"])
+
+
+@pytest.fixture
+def three(sweep):
+    for dilation in (4, 1, 2):
+        store(sweep, sweep.add("ratplus_tiny", Pattern(dilation), metrics(*CELLS[dilation])), asked(*CELLS[dilation]))
+    return sweep
+
+
+def test_items_of_the_same_questions_stand_together(three):
+    three.add("ratplus_tiny", Pattern(8), three.results(1.7, 0.5))  # stored none
+    found = embedded(three)
+    assert found["left_out"] == []
+    (loss,), (recall,) = found["of"]["loss"], found["of"]["recall_accuracy"]
+    assert (loss["rows"], loss["count"]) == ([0, 1, 2], 3)
+    assert unpacked(loss["values"]) == [*CELLS[1][0], *CELLS[2][0], *CELLS[4][0]]
+    assert unpacked(loss["weights"]) == [10, 11, 12]
+    assert recall["values"]["type"] == "u1"  # right or wrong: a byte
+    assert unpacked(recall["values"]) == [*CELLS[1][1], *CELLS[2][1], *CELLS[4][1]]
+    assert "weights" not in recall
+
+
+@pytest.mark.parametrize("change", ["other items", "other weights", "other value", "null", "damaged", "other data"])
+def test_what_is_not_of_the_same_items_stands_apart(three, change):
+    cell = next(cell for cell in three.cells if cell["label"] == "D2")
+    samples = asked(*CELLS[2])
+    path = three.path / "evaluate" / cell["id"]
+    if change == "other items":
+        samples[0]["id"] = 7
+    elif change == "other weights":
+        samples = [
+            sample | ({"count": 20 + 2 * sample["id"]} if sample["task"] == "loss" else {}) for sample in samples
+        ]
+    elif change == "other value":
+        samples[0]["loss"] += 1  # no longer what the record says
+    elif change == "null":
+        samples[0]["loss"] = None
+    elif change == "other data":
+        record = json.loads((path / "record.json").read_text())
+        record["config"]["data"] = {"sha256": "another"}
+        (path / "record.json").write_text(json.dumps(record))
+    store(three, cell, samples)
+    if change == "damaged":
+        (path / "samples.jsonl").write_text("{")
+    (loss,) = embedded(three)["of"]["loss"]
+    assert loss["rows"] == [0, 2]
+    assert unpacked(loss["values"]) == [*CELLS[1][0], *CELLS[4][0]]
+
+
+def test_too_many_items_are_left_out_and_named(three, monkeypatch):
+    monkeypatch.setattr(items, "MOST_BYTES", 60)
+    found = embedded(three)
+    assert (list(found["of"]), found["left_out"]) == (["loss"], ["recall_accuracy"])
+    monkeypatch.setattr(items, "MOST_BYTES", 40)
+    found = embedded(three)
+    assert (list(found["of"]), found["left_out"]) == (["recall_accuracy"], ["loss"])
+    monkeypatch.setattr(items, "MOST_READ", 10)
+    assert embedded(three) == {"of": {}, "left_out": ["loss", "recall_accuracy"]}
