@@ -81,7 +81,9 @@ def _cell_row(cell: Composed, entry: Entry, states: dict, flops: dict, wanted: t
 def _pretrain_row(key: tuple[str, str], cell: Composed, axes: dict, vocab: int, states: dict, flops: dict) -> dict:
     config = cell.config
     recipe = config.train.pretrain
-    pattern = config.patterns.label if recipe.sparse else "dense"
+    how = config.patterns.label if recipe.sparse else "dense"
+    how = how if recipe.arl_pattern is None else f"{how}, ARL {recipe.arl_pattern.label}"
+    given = config.model.init_from is not None
     shown = ("model.", "data.", "train.context", "train.pretrain.")
     in_with = ("train.pretrain.arl", "train.pretrain.sparse")  # the column "with" shows these
     varied = {k: v for k, v in axes.items() if k.startswith(shown) and not k.startswith(in_with)}
@@ -90,9 +92,9 @@ def _pretrain_row(key: tuple[str, str], cell: Composed, axes: dict, vocab: int, 
         "model": config.model.name,
         "seed": config.seed,
         **varied,
-        "with": pattern if recipe.arl_pattern is None else f"{pattern}, ARL {recipe.arl_pattern.label}",
+        "with": "given weights" if given else how,
         "parameters": parameters(config.model.build(vocab, config.train.context)),
-        "tokens": recipe.steps * recipe.batch * config.train.context,
+        "tokens": 0 if given else recipe.steps * recipe.batch * config.train.context,
         "FLOPs": f"{flops[key]:.3g}",
         "status": states[key],
     }
