@@ -30,6 +30,7 @@ VERBS = {
     "pack": "pack",
     "report": "report",
     "sync": "sync",
+    "search": "search",
     "bench": "bench",
     "prepare": "prepare",
     "import": "import_model",

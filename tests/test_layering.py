@@ -20,9 +20,9 @@ NAMES = {
 ORDER = (
     "ratplus.pattern", "ratplus.kernels", "ratplus.records", "ratplus.kernels.bench", "ratplus.config", "ratplus.data",
     "ratplus.costs", "ratplus.model", "ratplus.checkpoint", "ratplus.training", "ratplus.bench", "ratplus.evaluation",
-    "ratplus.stages", "ratplus",
+    "ratplus.stages", "ratplus.search", "ratplus",
     "ratplus.analysis.draw", "ratplus.analysis.frame", "ratplus.analysis.paired", "ratplus.analysis.page",
-    "ratplus.analysis.selection",
+    "ratplus.analysis.selection", "ratplus.analysis.search",
     "ratplus.analysis",
     "ratplus.sweeps.define", "ratplus.sweeps.mirror", "ratplus.sweeps.batch", "ratplus.sweeps.launch",
     "ratplus.sweeps.views", "ratplus.sweeps.share",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ratplus.config.check import check
-from ratplus.pattern import PatternMap, build_map
+from ratplus.pattern import Pattern, PatternMap, build_map
 from ratplus.pattern.fields import SNAP_DEFAULTS, STATIC, TOP_DEFAULTS
 
 # Pattern's field -> key, where they differ: `over` is what a list of values runs over.
@@ -60,6 +60,9 @@ class PatternSection:
     list, [layers][heads]."""
     pool: Any = "avg"
     """How it is pooled. SnapKV's own default. Allowed: avg, max, a list, [layers][heads]."""
+    label: str | None = None
+    """The whole map by its label, in place of all other keys. `pattern=LABEL` sets it. Null takes the keys. Allowed: a
+    label such as D16-W64, layers[D1,D64], mixed[D1,D64|D64,D1], null."""
     over: str = "layers"
     """What a flat list of values runs over. Layers, the more usual hybrid. Allowed: layers, heads."""
     tile: bool = False
@@ -76,17 +79,29 @@ class PatternSection:
                 check(value == default, f"pattern.{_KEYS.get(name, name)}", value,
                       f"it means nothing with pattern.{switch}=null; set pattern.{switch}")  # fmt: skip
         names = (*STATIC, *TOP_DEFAULTS, *SNAP_DEFAULTS)
+        if self.label is not None:
+            self._check_alone()
         if not any(isinstance(self._given(name), (list, tuple)) for name in names):
             self.build(1, 1)
         hidden = self.dilation == 1 and not isinstance(self.dilation, bool) and self.top is not None
         check(not hidden, "pattern.top", self.top, "with pattern.dilation=1 every key is visible anyway; use "
               "pattern.dilation=null for selected blocks alone, or a dilation ≥ 2 besides them")  # fmt: skip
 
+    def _check_alone(self) -> None:
+        """Refuse other keys beside a label, which would be without effect."""
+        bare = Pattern().to_dict() | TOP_DEFAULTS | SNAP_DEFAULTS
+        for name, default in bare.items():
+            value = self._given(name)
+            check(value == default, f"pattern.{_KEYS.get(name, name)}", value,
+                  f"pattern.label={self.label} says all; leave one of them out")  # fmt: skip
+
     def _given(self, field: str):
         """The value of the key of a field of Pattern."""
         return getattr(self, _KEYS.get(field, field))
 
     def build(self, layers: int, heads: int) -> PatternMap:
+        if self.label is not None:
+            return PatternMap.from_label(self.label, layers, heads)
         chosen = {name: self._given(name) for name in (*TOP_DEFAULTS, *SNAP_DEFAULTS)}
         return build_map(
             self.dilation, self.window, self.sinks, layers, heads, over=self.over, tile=self.tile, selection=chosen

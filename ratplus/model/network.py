@@ -293,9 +293,10 @@ class Network(nn.Module):
                 x = checkpoint(block, x, row, rope, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, row, rope)
-        return self._head(x)
+        return self.logits_of(x)
 
-    def _head(self, x: Tensor) -> Tensor:
+    def logits_of(self, x: Tensor) -> Tensor:
+        """Logits of what the last block gives."""
         return F.linear(self.norm(x), (self.embed if self.head is None else self.head).weight)
 
     def check_length(self, length: int) -> None:
@@ -356,11 +357,11 @@ class Network(nn.Module):
             x = block.ffn(block.mixer.prefill(x, layer, rope, chunk))
         cache.advance(chunk)
         if every:
-            return self._head(x)
+            return self.logits_of(x)
         if chunk.real_B is None:
-            return self._head(x[:, -1])
+            return self.logits_of(x[:, -1])
         rows = torch.arange(batch, device=tokens.device)
-        logits = self._head(x[rows, (chunk.real_B - 1).clamp(min=0)])
+        logits = self.logits_of(x[rows, (chunk.real_B - 1).clamp(min=0)])
         return logits.masked_fill(chunk.real_B[:, None] == 0, torch.nan)
 
     @torch.no_grad()
@@ -383,4 +384,4 @@ class Network(nn.Module):
         for block, layer in zip(self.blocks, cache.layers):
             x = block.ffn(block.mixer.step(x, layer, rope))
         cache.positions += 1
-        return self._head(x[:, 0])
+        return self.logits_of(x[:, 0])

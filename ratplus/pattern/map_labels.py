@@ -25,6 +25,11 @@ def label_of_rows(rows: Rows) -> str:
     return "mixed[" + "|".join(_runs(row) for row in rows) + "]"
 
 
+def is_map_label(text: str) -> bool:
+    """Whether a text has the form of a map's label; what is in its brackets may still be none."""
+    return _MAP_LABEL.fullmatch(text) is not None
+
+
 def rows_of_label(label: str, layers: int, heads: int) -> Rows:
     """Patterns [layers][heads] that a label stands for in a model of that size; see `PatternMap.from_label`.
 

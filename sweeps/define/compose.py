@@ -31,6 +31,7 @@ from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line, ome
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.open_keys import NO_EFFECT, open_keys, open_line, refuse_hydra_section, refuse_open
 from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
+from ratplus.sweeps.define.pattern_labels import labels_as_keys
 from ratplus.sweeps.define.yaml_aliases import refuse_many_aliases
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -76,7 +77,7 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
     """
     with hydra_session(config_dir) as extra:
         composer = _Composer(extra, config_dir)
-        overrides = [expand_home(word) for word in overrides]
+        overrides = labels_as_keys([expand_home(word) for word in overrides], config_dir)
         parsed = composer.parse(overrides)
         fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
         swept = [o for o in parsed if o.is_sweep_override()]
@@ -99,7 +100,7 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
             spec = specs[about_sweep]
             for point in grid.expand(spec, decided, given):
                 axes |= {o.partition("=")[0] for o in point}
-                config, chosen = composer.compose(point + line)
+                config, chosen = composer.compose(labels_as_keys(point, config_dir) + line)
                 if grid.excluded(spec.get("exclude") or [], config, chosen):
                     dropped += 1
                     continue
@@ -122,7 +123,7 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
     """
     with hydra_session(config_dir) as extra:
         composer = _Composer(extra, config_dir)
-        overrides = [expand_home(word) for word in overrides]
+        overrides = labels_as_keys([expand_home(word) for word in overrides], config_dir)
         several = [o.input_line for o in composer.parse(overrides) if o.is_sweep_override()]
         if several:
             raise UsageError(f"{several[0]}: several values; add -m to run them all, or use `ratplus sweep`")

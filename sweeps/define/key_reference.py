@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ratplus.config.cell import Config
+from ratplus.config.search import SearchSection
 from ratplus.config.train import RecipeSection, SftSection
 from ratplus.records.atomic import write_atomically
 from ratplus.sweeps.define import grid
@@ -92,6 +93,13 @@ def _tables(prefix: str, section: Any, defaults: dict) -> Iterator[tuple[str, st
             yield from _tables(f"{name}.", type(getattr(bare, f.name)), defaults[f.name])
 
 
+def _of_search() -> tuple[str, str, list[Key]]:
+    """The keys of `ratplus search`, which are words of that command alone."""
+    defaults, texts = SearchSection(model="ID"), field_texts(SearchSection)
+    keys = [_key(f.name, f.type, getattr(defaults, f.name), texts[f.name]) for f in fields(SearchSection)]
+    return "ratplus search", f"{_about(SearchSection)} Lists are written with commas.", keys
+
+
 def _stage_tables(train: dict) -> Iterator[tuple[str, str, list[Key]]]:
     """The keys that all training stages have, once; then those of fine-tuning alone."""
     general, of_sft = field_texts(RecipeSection), field_texts(SftSection)
@@ -151,7 +159,7 @@ def page() -> str:
     """The whole page, as Markdown."""
     choices = " ".join(f"{group}={choice}" for group, choice in compose_one([]).choices.items() if choice)
     parts = [_INTRO.format(choices=choices)]
-    for heading, about, keys in tables():
+    for heading, about, keys in [*tables(), _of_search()]:
         parts.append(f"## {heading}\n\n{about}\n")
         parts.append("| key | type | default | allowed | what it is |\n|---|---|---|---|---|")
         cells = [(f"`{k.name}`", k.type, f"`{k.default}`", k.allowed, k.text) for k in keys]

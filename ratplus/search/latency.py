@@ -1,0 +1,110 @@
+"""Time of a decoding step, predicted from what heads read: a + b * sum + c * (most of a layer), fitted on timings.
+
+A launch waits for its slowest head, so latency does not add up over heads: hence the third term. The fit ranks; what a
+search ends with is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ratplus.config.model import ModelConfig
+from ratplus.pattern import PatternMap
+from ratplus.records.reading import read_json
+
+
+@dataclass(frozen=True)
+class LatencyFit:
+    """Milliseconds a step = base + each * (entries read in all layers and heads of keys) + most * (sum over layers of
+    the entries that their busiest head reads).
+
+    Attributes:
+        points: timings that it was fitted on.
+        error: root mean square of its relative errors on them; worst: the largest.
+    """
+
+    config: ModelConfig
+    length: int
+    base: float
+    each: float
+    most: float
+    points: int
+    error: float
+    worst: float
+
+    def __call__(self, patterns: PatternMap) -> float:
+        return float(np.dot([self.base, self.each, self.most], features(patterns, self.config, self.length)))
+
+    def to_dict(self) -> dict:
+        return {name: getattr(self, name) for name in ("base", "each", "most", "points", "error", "worst")}
+
+
+def features(patterns: PatternMap, config: ModelConfig, length: int) -> list[float]:
+    """[1, entries read in all, sum over layers of the most that a head reads] of the step at position `length`."""
+    rows = [[p.kv_read(length) + 1 for p in row] for row in patterns.per_kv_head(config.kv_heads)]
+    return [1.0, float(sum(map(sum, rows))), float(sum(map(max, rows)))]
+
+
+def fit(points: Sequence[tuple[PatternMap, float]], config: ModelConfig, length: int) -> LatencyFit:
+    """Least squares of relative errors, coefficients ≥ 0.
+
+    Args:
+        points: (map, milliseconds a decoding step).
+
+    Raises:
+        ValueError: fewer than three different maps.
+    """
+    if len({patterns for patterns, _ in points}) < 3:
+        raise ValueError(
+            f"budget: latency: {len(points)} timings; a fit needs at least 3 patterns of this model: time more with "
+            "`ratplus bench model`, or leave bench= out and the candidates are timed here"
+        )
+    times = np.array([ms for _, ms in points])
+    table = np.array([features(patterns, config, length) for patterns, _ in points]) / times[:, None]
+    best: tuple[float, np.ndarray] | None = None
+    for count in (3, 2, 1):  # of three coefficients, every subset may be the one that is not at its bound
+        for columns in combinations(range(3), count):
+            some, *_ = np.linalg.lstsq(table[:, columns], np.ones(len(times)), rcond=None)
+            whole = np.zeros(3)
+            whole[list(columns)] = some
+            left = float(((table @ whole - 1) ** 2).mean())
+            if (whole >= 0).all() and (best is None or left < best[0] - 1e-15):
+                best = left, whole
+    assert best is not None  # one positive coefficient alone always fits
+    errors = np.abs(table @ best[1] - 1)
+    base, each, most = map(float, best[1])
+    return LatencyFit(
+        config, length, base, each, most, len(points), float(np.sqrt((errors**2).mean())), float(errors.max())
+    )
+
+
+def bench_points(path: Path, config: ModelConfig, length: int) -> list[tuple[PatternMap, float]]:
+    """Decoding times of `ratplus bench model --json` at batch 1 and the nearest context.
+
+    Raises:
+        ValueError: no such file, or none of its rows is of a model of this size.
+    """
+    try:
+        result = read_json(path)
+        rows = [row for row in result["rows"] if row.get("decode_ms_p50") and row["batch"] == 1]
+        heads = config.layers, config.heads
+        near = min((abs(row["context"] - length) for row in rows), default=0)
+        found = []
+        for row in rows:
+            if abs(row["context"] - length) == near and row["heads"] == config.heads:
+                found.append((PatternMap.from_label(row["pattern"], *heads), float(row["decode_ms_p50"])))
+    except FileNotFoundError:
+        raise ValueError(f"bench: {path}: no such file; `ratplus bench model MODEL --json FILE` writes it") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"bench: {path}: not a result of `ratplus bench model --json` ({error})") from None
+    if not found:
+        raise ValueError(
+            f"bench: {path}: no decoding times at batch 1 of a model with {config.heads} heads; time this model with "
+            "`ratplus bench model`"
+        )
+    return found
