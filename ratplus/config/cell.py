@@ -96,7 +96,7 @@ class Config:
               "generate. Or use a pattern of phase both")  # fmt: skip
         trains = ["train.pretrain.sparse=false"] if train.pretrain.sparse else []
         for name, recipe in (("adapt", train.adapt), ("sft", train.sft)):
-            if recipe.steps and not recipe.dense:
+            if recipe.steps and not recipe.dense and not recipe.mixed:
                 trains.append(f"train.{name}.dense=true (it then trains dense) or train.{name}.steps=0")
         check(not trains, "pattern", label, "what it shows depends on where a prompt ends, so nothing trains with it; "
               f"set {', '.join(trains)}")  # fmt: skip

@@ -53,6 +53,13 @@ class RecipeSection:
     """True trains dense instead of with the cell's pattern, which then is used at inference alone; with `arl` as well,
     jointly with D*, as in the paper's tables of query-aware selection. False adapts and fine-tunes for the pattern.
     Pretraining is dense anyway, unless `sparse`. Enters ids as the pattern that is trained."""
+    mixed: list[str] = field(default_factory=list)
+    """Patterns of mixed adaptation: each step draws one of them for each layer or head, by seed and step, whatever the
+    cell's pattern is; so all cells share one adapted model, as a search among hybrids needs (docs/search.md). None by
+    default. Allowed: none, or at least two labels such as D1 and D16-W64, in train.adapt alone."""
+    mixed_over: str = "layers"
+    """What mixed adaptation draws for: layers, or heads of keys, where heads of one layer will differ. Layers, the more
+    usual hybrid. Allowed: layers, heads."""
     arl: bool = False
     """Active recurrence learning: each batch first with the sparse pattern of arl_*, then once as usual. False here;
     `train=tiny` and the paper's turn it on for models with a recurrence."""
@@ -91,11 +98,33 @@ class RecipeSection:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, f"{where}.{name}", value, "it must be > 0, or null")
         check(self.order in ("ordered", "random"), f"{where}.order", self.order, "allowed: ordered, random")
+        self._check_mixed(where)
         # The pattern checks its own values; it only names them without the `arl_` prefix.
         try:
             build_map(self.arl_dilation, self.arl_window, self.arl_sinks, 1, 1)
         except ValueError as error:
             raise ValueError(str(error).replace("pattern.", f"{where}.arl_", 1)) from None
+
+    def _check_mixed(self, where: str) -> None:
+        over = self.mixed_over
+        check(over in ("layers", "heads"), f"{where}.mixed_over", over, "allowed: layers, heads")
+        check(self.mixed or over == "layers", f"{where}.mixed_over", over, f"it means nothing without {where}.mixed")
+        if not self.mixed:
+            return
+        found = []
+        for label in self.mixed:
+            try:
+                found.append(Pattern.from_label(label))
+            except ValueError as error:
+                raise ValueError(f"{where}.mixed: {error}") from None
+            check(not found[-1].needs_prompt, f"{where}.mixed", label, "what it shows depends on where a prompt ends, "
+                  "so nothing trains with it")  # fmt: skip
+        different = len(set(found)) == len(found) > 1
+        check(different, f"{where}.mixed", self.mixed, "give at least two patterns, each once")
+        blocks = {p.block for p in found if p.top is not None}
+        check(len(blocks) < 2 or over == "layers", f"{where}.mixed", self.mixed, "heads of one layer need one block "
+              f"length; use {where}.mixed_over=layers")  # fmt: skip
+        check(not self.dense, f"{where}.dense", True, f"{where}.mixed says what is trained; leave one of them out")
 
     @property
     def arl_pattern(self) -> Pattern | None:
@@ -191,6 +220,9 @@ class TrainSection:
         check(
             not self.adapt.sparse, "train.adapt.sparse", True, "adaptation trains the cell's pattern anyway; use false"
         )
+        for name, recipe in (("pretrain", self.pretrain), ("sft", self.sft)):
+            check(not recipe.mixed, f"train.{name}.mixed", recipe.mixed, "adaptation alone mixes patterns: "
+                  "train.adapt.mixed")  # fmt: skip
         check(not self.pretrain.dense, "train.pretrain.dense", True, "pretraining is dense unless "
               "train.pretrain.sparse=true; use false")  # fmt: skip
         check(self.adapt.dense or not self.adapt.arl, "train.adapt.arl", True, "adaptation trains one pattern alone; "

@@ -7,6 +7,8 @@ optimizer. Costs that depend on the pattern alone are in `ratplus.costs.cost`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ratplus.config.cell import Config
 from ratplus.config.eval import CHOICES
 from ratplus.config.model import ModelConfig
@@ -50,9 +52,13 @@ def training_flops(
     """FLOPs of one optimisation run: every step's passes (two with active recurrence learning), forward and backward.
 
     Args:
-        patterns: what the run trains with; None is dense.
+        patterns: what the run trains with, if its recipe mixes none; None is dense.
         rows: (how many, tokens of each) of a step; None takes the recipe's rows of text and recall.
     """
+    if recipe.mixed:  # each unit has each of them equally often
+        maps = [PatternMap.uniform(Pattern.from_label(label), model.layers, model.heads) for label in recipe.mixed]
+        plain = replace(recipe, mixed=[], mixed_over="layers")
+        return sum(training_flops(config, plain, one, model, rows) for one in maps) // len(maps)
     passes = [patterns]
     if recipe.arl:
         passes.append(recipe.arl_pattern)
@@ -72,12 +78,24 @@ def trained_patterns(config: Config) -> dict[str, PatternMap | None]:
     found = {
         # A recipe may leave the cell's pattern to inference.
         "pretrain": (train.pretrain, config.patterns if train.pretrain.sparse else None),
-        "adapt": (train.adapt, None if train.adapt.dense else config.patterns),
+        "adapt": (train.adapt, _adapted(config)),
         "sft": (train.sft, None if train.sft.dense else config.patterns),
     }
     if config.model.init_from:
         del found["pretrain"]
     return {stage: patterns for stage, (recipe, patterns) in found.items() if recipe.steps}
+
+
+def _adapted(config: Config) -> PatternMap | None:
+    """What adaptation trains with; of mixed patterns one that selects blocks, if any: it holds most memory."""
+    recipe, patterns = config.train.adapt, config.patterns
+    if recipe.dense:
+        return None
+    if not recipe.mixed:
+        return patterns
+    every = [Pattern.from_label(label) for label in recipe.mixed]
+    selecting = next((p for p in every if p.data_dependent), every[0])
+    return PatternMap.uniform(selecting, patterns.layers, patterns.heads)
 
 
 def stage_flops(config: Config, vocab_size: int) -> dict[str, int]:

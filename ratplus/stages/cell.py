@@ -99,15 +99,19 @@ class Cell:
     def _training(self, stage: Stage) -> Run:
         """The optimisation run of a training stage."""
         from ratplus.data.sft import SftBatches
+        from ratplus.training.mixed import MixedPatterns
         from ratplus.training.spec import Run
 
         train = self.config.train
         recipe = {"pretrain": train.pretrain, "adapt": train.adapt, "sft": train.sft}[stage.name]
         dense = recipe.dense or (stage.name == "pretrain" and not recipe.sparse)
+        patterns = None if dense else self.config.patterns
+        if recipe.mixed:
+            patterns = MixedPatterns.of(recipe.mixed, recipe.mixed_over, self.model_config(), self.config.seed)
         return Run(
             purpose=stage.name, stage_id=stage.id, recipe=recipe,
             rows=SftBatches.of(self.config, self.corpus) if stage.name == "sft" else self.batches(),
-            patterns=None if dense else self.config.patterns,
+            patterns=patterns,
             arl=recipe.arl_pattern,  # the config allows it where it has a meaning
             precision=train.precision, run=self.config.run, trainer=self.config.trainer,
         )  # fmt: skip

@@ -81,6 +81,8 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
         plain = {k: v for k, v in plain.items() if k != "sparse" or v}
         gates = {"gate_lr": config.model.recurrence, "gate_bias_lr": config.model.gate_bias is not None}
         plain = {k: v for k, v in plain.items() if k not in gates or (gates[k] and v is not None)}
+        if not section.mixed:
+            del plain["mixed"], plain["mixed_over"]
         del plain["dense"]  # the stage's pattern says it
         return plain | {"precision": config.train.precision}
 
@@ -90,7 +92,8 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
         facts = {"model": shape, "context": config.train.context, "weights": weights}
         pretrain = Stage("pretrain", facts, None)
     adaptation, fine = config.train.adapt, config.train.sft
-    trained = dense if adaptation.dense else patterns
+    # Mixed patterns are in the recipe, and whatever the cell's is does not matter: all cells share the stage.
+    trained = dense if adaptation.dense or adaptation.mixed else patterns
     adapt = Stage("adapt", {**common, "pattern": trained, "recipe": recipe(adaptation)}, parent=pretrain.id)
     sft = None
     if fine.steps:

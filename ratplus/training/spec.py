@@ -11,6 +11,7 @@ import numpy as np
 from ratplus.config.run import RunSection, TrainerSection
 from ratplus.config.train import RecipeSection
 from ratplus.pattern import Pattern, PatternMap
+from ratplus.training.mixed import MixedPatterns
 
 if TYPE_CHECKING:
     from ratplus.model import RATPlus
@@ -45,7 +46,7 @@ class Run:
         stage_id: id of the stage that it belongs to; its training states carry it.
         recipe: steps, batch, optimizer and schedule.
         rows: what each step reads.
-        patterns: what the heads see; None is dense.
+        patterns: what the heads see, perhaps another map in each step; None is dense.
         arl: pattern of active recurrence learning; None is without.
         precision: "float32" or "bf16".
         run: device, threads, how often to save and to log.
@@ -56,7 +57,7 @@ class Run:
     stage_id: str
     recipe: RecipeSection
     rows: Rows
-    patterns: PatternMap | Pattern | None = None
+    patterns: PatternMap | Pattern | MixedPatterns | None = None
     arl: Pattern | None = None
     precision: str = "float32"
     run: RunSection = field(default_factory=RunSection)

@@ -18,6 +18,7 @@ from ratplus.data.sampling import IGNORE
 from ratplus.model import RATPlus
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.training.gate_rates import SCALE, GateRows, parameter_groups
+from ratplus.training.mixed import MixedPatterns
 from ratplus.training.ranks import micro_batches
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class TrainingModule(lightning.LightningModule):
     Args:
         model: trained in place.
         recipe: optimizer, schedule and batch.
-        patterns: what the heads see; None is dense.
+        patterns: what the heads see, perhaps another map in each step; None is dense.
         arl: active recurrence learning (paper, joint training): before the pass with `patterns`, a pass and an
             optimizer step on the same batch with this sparse pattern; one learning-rate step for the pair.
         on_step: called after each step with (step, {"loss", "grad_norm", "lr", ...}), of all ranks' rows.
@@ -58,7 +59,7 @@ class TrainingModule(lightning.LightningModule):
         self,
         model: RATPlus,
         recipe: RecipeSection,
-        patterns: PatternMap | Pattern | None = None,
+        patterns: PatternMap | Pattern | MixedPatterns | None = None,
         arl: Pattern | None = None,
         on_step: Callable[[int, dict], None] | None = None,
         team: Team | None = None,
@@ -67,7 +68,8 @@ class TrainingModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.recipe = recipe
-        self.passes = [("arl_", arl), ("", patterns)] if arl is not None else [("", patterns)]
+        last: tuple[str, PatternMap | Pattern | MixedPatterns | None] = ("", patterns)
+        self.passes = [("arl_", arl), last] if arl is not None else [last]
         self.on_step = on_step
         self.team = team
         self.rank, self.ranks = (team.place.rank, team.place.world) if team is not None else (0, 1)
@@ -102,7 +104,8 @@ class TrainingModule(lightning.LightningModule):
         # Ranks that gather each other's shards must all run the same forward passes.
         alike = self.ranks if self.sharded else 1
         parts = deal(groups, micro_batches(self.recipe, self.ranks), alike)[self.rank :: self.ranks]
-        for prefix, patterns in self.passes:
+        for prefix, given in self.passes:
+            patterns = given.at(step) if isinstance(given, MixedPatterns) else given
             loss = 0.0
             for part in parts:
                 part_loss = sum(token_loss(self.model(x, patterns), y) for x, y in part) / labels_in_all
