@@ -26,7 +26,7 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, with_loss_delta
 from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.page.notebook import run
-from ratplus.pattern import Pattern
+from ratplus.pattern import Pattern, PatternMap
 
 NAME = "sensitivity"
 MOST_PANELS = 4
@@ -77,19 +77,9 @@ def single(label: str, layers: int, heads: int) -> dict | None:
 
 
 def _rows(label: str, layers: int, heads: int) -> list[list[str]] | None:
-    """A map's label spelled out, [layers][heads]; None for a uniform one."""
-    over, bracket, runs = label.removesuffix("]").partition("[")
-    if not bracket:
-        return None
-    lines = [_spelled(line) for line in runs.split("|")]
-    if over == "layers":
-        return [[pattern] * heads for pattern in lines[0]]
-    return lines * layers if over == "heads" else lines
-
-
-def _spelled(runs: str) -> list[str]:
-    parts = [run_.partition("x") for run_ in runs.split(",")]
-    return [pattern for pattern, _, count in parts for _ in range(int(count or 1))]
+    """Labels of a map's patterns, [layers][heads]; None for a uniform one."""
+    patterns = PatternMap.from_label(label, layers, heads)
+    return None if patterns.is_uniform else [[p.label for p in row] for row in patterns]
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

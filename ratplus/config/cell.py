@@ -103,4 +103,4 @@ class Config:
 
     @property
     def patterns(self) -> PatternMap:
-        return self.pattern.build(self.model.layers, self.model.heads)
+        return self.pattern.build(self.model.layers, self.model.heads, self.model.kv_heads)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ratplus.config.check import check
-from ratplus.pattern import Pattern, PatternMap, build_map
+from ratplus.pattern import Pattern, PatternMap, build_map, is_whole
 from ratplus.pattern.fields import SNAP_DEFAULTS, STATIC, TOP_DEFAULTS
 
 # Pattern's field -> key, where they differ: `over` is what a list of values runs over.
 _KEYS = {"over": "blocks_of"}
+# A value of only_layer and only_head: the sweep makes a cell of every one.
+EACH = "each"
 
 
 @dataclass
@@ -63,6 +65,12 @@ class PatternSection:
     label: str | None = None
     """The whole map by its label, in place of all other keys. `pattern=LABEL` sets it. Null takes the keys. Allowed: a
     label such as D16-W64, layers[D1,D64], mixed[D1,D64|D64,D1], null."""
+    only_layer: Any = None
+    """The one layer that has the pattern; all others are dense, so that its part in the damage is seen. Null: all have
+    it. In a sweep `each` makes a cell of every layer. Allowed: ≥ 0, each, null."""
+    only_head: Any = None
+    """The one head of keys (in every layer, or in only_layer) that has the pattern; all others are dense. Null: all
+    have it. In a sweep `each` makes a cell of every head of keys. Allowed: ≥ 0, each, null."""
     over: str = "layers"
     """What a flat list of values runs over. Layers, the more usual hybrid. Allowed: layers, heads."""
     tile: bool = False
@@ -82,7 +90,7 @@ class PatternSection:
         if self.label is not None:
             self._check_alone()
         if not any(isinstance(self._given(name), (list, tuple)) for name in names):
-            self.build(1, 1)
+            self._everywhere(1, 1)
         hidden = self.dilation == 1 and not isinstance(self.dilation, bool) and self.top is not None
         check(not hidden, "pattern.top", self.top, "with pattern.dilation=1 every key is visible anyway; use "
               "pattern.dilation=null for selected blocks alone, or a dilation ≥ 2 besides them")  # fmt: skip
@@ -99,7 +107,36 @@ class PatternSection:
         """The value of the key of a field of Pattern."""
         return getattr(self, _KEYS.get(field, field))
 
-    def build(self, layers: int, heads: int) -> PatternMap:
+    def build(self, layers: int, heads: int, kv_heads: int | None = None) -> PatternMap:
+        """The map of a model; `kv_heads` are its heads of keys, None if there are as many as heads.
+
+        Raises:
+            ValueError: lists that do not fit the model, or a layer or head that it has not.
+        """
+        return self._alone(self._everywhere(layers, heads), kv_heads or heads)
+
+    def _alone(self, patterns: PatternMap, kv_heads: int) -> PatternMap:
+        """The map with everything dense but `only_layer` and `only_head`."""
+        if self.only_layer is None and self.only_head is None:
+            return patterns
+        wanted = []
+        for key, value, count in (
+            ("only_layer", self.only_layer, patterns.layers),
+            ("only_head", self.only_head, kv_heads),
+        ):
+            fits = value is None or value == EACH or (is_whole(value) and 0 <= value < count)
+            check(fits, f"pattern.{key}", value, f"it must be between 0 and {count - 1}, {EACH} in a sweep, or null")
+            wanted.append(0 if value == EACH else value)
+        layer, head = wanted
+        group = patterns.heads // kv_heads
+        return PatternMap(
+            tuple(
+                tuple(p if layer in (None, i) and head in (None, j // group) else Pattern() for j, p in enumerate(row))
+                for i, row in enumerate(patterns)
+            )
+        )
+
+    def _everywhere(self, layers: int, heads: int) -> PatternMap:
         if self.label is not None:
             return PatternMap.from_label(self.label, layers, heads)
         chosen = {name: self._given(name) for name in (*TOP_DEFAULTS, *SNAP_DEFAULTS)}

@@ -6,7 +6,7 @@ import copy
 import os
 import re
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from functools import lru_cache
 from itertools import islice, product
 from pathlib import Path
@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ratplus import conf
 from ratplus.config.cell import Config
+from ratplus.config.pattern import EACH
 from ratplus.records.record import flatten
 from ratplus.records.secrets import secret_variable_in
 from ratplus.sweeps.define import grid
@@ -101,11 +102,12 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
             for point in grid.expand(spec, decided, given):
                 axes |= {o.partition("=")[0] for o in point}
                 config, chosen = composer.compose(labels_as_keys(point, config_dir) + line)
-                if grid.excluded(spec.get("exclude") or [], config, chosen):
-                    dropped += 1
-                    continue
-                key = repr({k: v for k, v in asdict(config).items() if k not in RUNTIME})
-                cells.setdefault(key, Composed(config, chosen))
+                for one in each_place(config):
+                    if grid.excluded(spec.get("exclude") or [], one, chosen):
+                        dropped += 1
+                        continue
+                    key = repr({k: v for k, v in asdict(one).items() if k not in RUNTIME})
+                    cells.setdefault(key, Composed(one, chosen))
         if not cells:
             asked = " ".join(o.input_line for o in swept)
             raise UsageError(f"sweep.exclude: it leaves none of {dropped} cells" if dropped else
@@ -128,7 +130,20 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
         if several:
             raise UsageError(f"{several[0]}: several values; add -m to run them all, or use `ratplus sweep`")
         config, chosen = composer.compose(overrides)
-        return Composed(config, chosen)
+        if len(each_place(config)) > 1:
+            raise UsageError(f"pattern.only_layer or only_head: {EACH} makes several cells; use `ratplus sweep`")
+        return Composed(each_place(config)[0], chosen)
+
+
+def each_place(config: Config) -> list[Config]:
+    """The cells that `pattern.only_layer=each` and `pattern.only_head=each` stand for; else the config alone."""
+    pattern, model = config.pattern, config.model
+    heads = model.kv_heads or model.heads
+    asked = [(pattern.only_layer, model.layers), (pattern.only_head, heads)]
+    if EACH not in (pattern.only_layer, pattern.only_head):
+        return [config]
+    places = product(*(range(count) if value == EACH else [value] for value, count in asked))
+    return [replace(config, pattern=replace(pattern, only_layer=layer, only_head=head)) for layer, head in places]
 
 
 # ---- composition --------------------------------------------------------------------------------------------------
