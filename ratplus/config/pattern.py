@@ -89,7 +89,9 @@ class PatternSection:
         names = (*STATIC, *TOP_DEFAULTS, *SNAP_DEFAULTS)
         if self.label is not None:
             self._check_alone()
-        if not any(isinstance(self._given(name), (list, tuple)) for name in names):
+        # Lists and maps are as large as some model: `Config` builds them.
+        whole = self.label is None or "[" not in self.label
+        if whole and not any(isinstance(self._given(name), (list, tuple)) for name in names):
             self._everywhere(1, 1)
         hidden = self.dilation == 1 and not isinstance(self.dilation, bool) and self.top is not None
         check(not hidden, "pattern.top", self.top, "with pattern.dilation=1 every key is visible anyway; use "

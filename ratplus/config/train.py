@@ -108,7 +108,9 @@ class RecipeSection:
     def _check_mixed(self, where: str) -> None:
         over = self.mixed_over
         check(over in ("layers", "heads"), f"{where}.mixed_over", over, "allowed: layers, heads")
-        check(self.mixed or over == "layers", f"{where}.mixed_over", over, f"it means nothing without {where}.mixed")
+        check(
+            bool(self.mixed) or over == "layers", f"{where}.mixed_over", over, f"it means nothing without {where}.mixed"
+        )
         if not self.mixed:
             return
         found = []

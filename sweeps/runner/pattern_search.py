@@ -142,7 +142,7 @@ def _latency_fit(section: SearchSection, found: Searched, model, candidates, len
     except (OSError, ValueError, KeyError, TypeError):
         times = None
     if times is None:
-        from ratplus.search.timing import decode_ms, fitting_maps
+        from ratplus.search.latency import decode_ms, fitting_maps
 
         print("timing decoding steps under the candidates", file=sys.stderr)
         times = decode_ms(model, fitting_maps(candidates, shape.layers, shape.heads, shape.key_heads), length)
@@ -154,7 +154,7 @@ def _latency_fit(section: SearchSection, found: Searched, model, candidates, len
 def _time_winners(model, result: dict, length: int) -> None:
     """Measured milliseconds of a decoding step of each winner and of the dense model, into the result."""
     from ratplus.pattern import PatternMap
-    from ratplus.search.timing import decode_ms
+    from ratplus.search.latency import decode_ms
 
     shape = result["shape"]
     maps = {b["budget"]: PatternMap.from_label(b["winner"]["pattern"], shape["layers"], shape["heads"])

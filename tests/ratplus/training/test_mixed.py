@@ -1,5 +1,7 @@
 """Mixed adaptation: which maps its steps draw, whose stage it is, and what it refuses."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -41,6 +43,7 @@ def test_each_step_trains_with_its_own_map(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda x, patterns: seen.append(patterns) or forward(x, patterns))
     monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(module, "_gradients_summed", lambda now: nullcontext())
     monkeypatch.setattr(module, "optimizers", lambda: optimizer)
     tokens = torch.zeros(2, 16, dtype=torch.int64).numpy()
     for step in (0, 1, 2):
