@@ -61,7 +61,8 @@ class SearchSection:
     """Digits of a number to be found. Null takes the template's. Allowed: ≥ 1, null."""
     weight: float | None = None
     """w of damage = Δ loss of text + w * Δ loss of answers, both in nats per token. Null takes the w with which both
-    spread equally over the uniform patterns on the search split. Allowed: ≥ 0, null."""
+    spread equally over the uniform patterns on the search split, or are equally precise, whichever is larger.
+    Allowed: ≥ 0, null."""
     anchor: str = "both"
     """What single substitutions are measured in: the dense model, the best uniform pattern of each budget (all sparse
     but one), or both; then what is found from each is compared. Both, since damages do not add up. Allowed: dense,

@@ -65,17 +65,32 @@ def interval(a: Values, b: Values, weight: float, seed: int = 0) -> Estimate:
 
 
 def fixed_weight(dense: Values, uniform: Sequence[Values]) -> float:
-    """The w with which Δ text and Δ answers have the same standard deviation over uniform patterns.
+    """The w with which Δ text and Δ answers have the same standard deviation over uniform patterns, or a larger one:
+    that with which they have the same standard error (the median over these patterns).
 
-    1 without answers, and where answers do not differ between the patterns at all.
+    The latter is the larger where uniform patterns hardly change the text's loss: equal spread would then drown the
+    answers in the noise of text. 1 without answers, and where answers do not differ between the patterns at all.
     """
     answers = [name for name in dense if name != TEXT]
     if not answers:
         return 1.0
-    text = [float((values[TEXT] - dense[TEXT]).mean()) for values in uniform]
-    asked = [float(np.mean([(values[name] - dense[name]).mean() for name in answers])) for values in uniform]
-    spread = float(np.std(asked))
-    return float(np.std(text)) / spread if spread > 1e-9 else 1.0
+    text = [_part(values, dense, [TEXT]) for values in uniform]
+    asked = [_part(values, dense, answers) for values in uniform]
+    ratios = []
+    for spread in (
+        lambda parts: float(np.std([part.mean for part in parts])),
+        lambda parts: float(np.median([part.stderr for part in parts if part.stderr > 0] or [0.0])),
+    ):
+        below = spread(asked)
+        ratios.append(spread(text) / below if below > 1e-9 else 0.0)
+    return max(ratios) or 1.0
+
+
+def _part(values: Values, dense: Values, names: Sequence[str]) -> Estimate:
+    """Mean Δ of some groups alone, each weighing the same."""
+    alone = [difference({TEXT: values[name]}, {TEXT: dense[name]}, 1.0) for name in names]
+    error = sum(part.stderr**2 for part in alone) ** 0.5 / len(alone)
+    return Estimate(float(np.mean([part.mean for part in alone])), error)
 
 
 def isotonic(values: Sequence[float], weights: Sequence[float] | None = None) -> np.ndarray:

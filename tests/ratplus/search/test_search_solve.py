@@ -96,6 +96,12 @@ def test_the_weight_makes_both_spread_equally():
     assert fixed_weight({"text": np.zeros(2)}, [{"text": np.ones(2)}]) == 1.0
 
 
+def test_the_weight_does_not_drown_answers_in_the_noise_of_text():
+    dense = {"text": np.zeros(2), "recall": np.zeros(2)}
+    noisy = [{"text": np.array([-1.0, 1.0]), "recall": np.array([r - 0.5, r + 0.5])} for r in (1.0, 5.0)]
+    assert fixed_weight(dense, noisy) == pytest.approx(2.0), "standard errors of 1 and 0.5; text does not spread at all"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
