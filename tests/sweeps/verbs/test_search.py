@@ -122,10 +122,10 @@ def test_mistakes_end_in_one_line(place, model, words, line):
 
 def test_a_mixed_adaptation_is_a_base_for_a_search(place):
     words = [word for word in TINY if not word.startswith("data.path")]
-    words += ["data.path=texts", "data.validation_fraction=0.5", "output=outputs/made", "train.adapt.mixed=[D1,D4]"]
+    words += ["data.path=texts", "data.validation_fraction=0.5", "output=outputs/mixed", "train.adapt.mixed=[D1,D4]"]
     done = ratplus_here(place, "adapt", *words, "pattern=D4")
     assert done.returncode == 0, done.stderr
-    (folder,) = (place / "outputs/made/adapt").iterdir()
+    (folder,) = (place / "outputs/mixed/adapt").iterdir()
     assert json.loads((folder / "record.json").read_text())["config"]["recipe"]["mixed"] == ["D1", "D4"]
     done = ratplus_here(place, "search", f"model={folder.name}", "budget=kv:0.7", "swaps=0", *SMALL[:2], *SMALL[3:])
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def test_words_keep_labels_whole():
 
 def test_labels_stand_for_patterns_in_any_sweep():
     cells = compose_cells(["model=ratplus_tiny", "pattern=D16-W64,top4x8,layers[D1,D4]"])
-    assert [cell.config.patterns.label for cell in cells] == ["D16-W64", "top4x8", "layers[D1,D4]"]
+    assert [cell.config.patterns.label for cell in cells] == ["D16-W64", "top4x8", "layers[D1,D4,D1,D4]"]
     same = compose_one(["model=ratplus_tiny", "pattern=dilated", "pattern.dilation=16", "pattern.window=64"])
     assert same.config.patterns == cells[0].config.patterns
     with pytest.raises(UsageError, match=r"D16 is a label and dense is none; give labels alone \(dense is D1\)"):
