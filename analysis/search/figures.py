@@ -45,13 +45,8 @@ def _frontier(axes, result: dict, budgets: list[dict], kind: str, group: str | N
     def value(row: dict) -> dict:
         return row["damage"] if group is None else row["groups"][group]
 
-    if group is None:
-        line = sorted((row["costs"][kind], row["damage"]["mean"]) for row in result["uniform"])
-    else:
-        # Uniform patterns by group are only known where a budget compared them.
-        known = {row["pattern"]: row for b in budgets for row in b["rows"] if row["name"] == "best uniform"}
-        line = sorted((row["costs"][kind], value(row)["mean"]) for row in known.values())
-    axes.plot(*zip(*line), color=_UNIFORM, marker="s", markersize=4, zorder=2) if line else None
+    line = sorted((row["costs"][kind], value(row)["mean"]) for row in result["uniform"])
+    axes.plot(*zip(*line), color=_UNIFORM, marker="s", markersize=4, zorder=2)
     for budget in budgets:
         if budget["random"]:
             cost = float(np.median([row["costs"][kind] for row in budget["random"]]))

@@ -134,4 +134,5 @@ def _uniform_row(
     own, dense = (probes.losses(m, "test") for m in (patterns, probes.dense))
     change = difference(own, dense, weight)
     costs = {kind: p.map(patterns) for kind, p in prices.items()}
-    return {"pattern": pattern.label, "costs": costs, "damage": change.to_dict()}
+    groups = {name: difference({name: own[name]}, {name: dense[name]}, 1.0).to_dict() for name in own}
+    return {"pattern": pattern.label, "costs": costs, "damage": change.to_dict(), "groups": groups}
