@@ -46,13 +46,20 @@ def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]
     a, b = (sweep.frame for sweep in sweeps)
     pairs = join(a, b)
     rows = differences(a, b, pairs)
+    if rows.empty and rows.attrs["refused"]:
+        raise ValueError(
+            f"{first} and {second}: every result ({', '.join(rows.attrs['refused'][:6])}) was measured on different "
+            "prompts or data, so they are not compared"
+        )
     if rows.empty:
         raise ValueError(f"{first} and {second}: no cell that both sweeps have is finished in both")
     name = re.sub(r"[^\w.-]+", "_", Path(os.path.realpath(second)).name)
     folder, name = Path(folder) if folder else Path(first) / "report", f"compare_{name}"
     labels = _names(Path(first), Path(second))
     data = rows.drop(columns=[name for name in NAMES if name != "pattern"])
-    table = Table(name, data, summary(rows), caption(rows, *labels), notes(a, b, pairs, *labels), names=2, grouped=True)
+    said = notes(a, b, pairs, *labels)
+    said += [f"{metric}: not compared where prompts or data are different." for metric in rows.attrs["refused"]]
+    table = Table(name, data, summary(rows), caption(rows, *labels), said, names=2, grouped=True)
     drawn = [Picture(name, figure(rows, *labels))] if rows["metric"].eq("loss").any() else []
     written = write([table, *drawn], folder)
     pictures = [path for path in written if path.suffix == ".png"]
@@ -87,13 +94,14 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
     """One row a pair of runs, pattern and metric: values, difference (second minus first) and how sure it is.
 
     Columns: run_a, run_b, pattern, metric, seeds, a, b, difference, stderr, low, high (95 %), p (two-sided, of no
-    difference), p_holm (for all patterns of a metric together, Holm), method, items.
+    difference), p_holm (for all patterns of a metric together, Holm), method, items. Pairs that were asked different
+    prompts or data are left out of a metric, and `attrs["refused"]` names it.
     """
     names = [name for name in a.attrs["metrics"] if name in b.attrs["metrics"] and not is_cost(name)]
     done = a["status"].eq("done").to_numpy()[pairs["a"]] & b["status"].eq("done").to_numpy()[pairs["b"]]
     ours = a.iloc[pairs["a"][done]].reset_index(drop=True)
     theirs = b.iloc[pairs["b"][done]].reset_index(drop=True)
-    rows = []
+    rows, refused = [], []
     for _, places in in_order(ours.assign(at=range(len(ours)))).groupby([*RUN, "pattern"], sort=False)["at"]:
         places = list(places)
         one = ours.iloc[places[0]]
@@ -119,7 +127,9 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
                "a", "b", "difference", "stderr", "low", "high", "p", "p_holm", "method", "items"]  # fmt: skip
     frame = pd.DataFrame(rows, columns=[c for c in columns if c != "p_holm"])
     frame.insert(columns.index("p_holm"), "p_holm", frame.groupby("metric", sort=False)["p"].transform(holm))
-    return frame.astype({"dilation": "Int64"})
+    frame = frame.astype({"dilation": "Int64"})
+    frame.attrs["refused"] = list(dict.fromkeys(refused))
+    return frame
 
 
 def _folder(frame: pd.DataFrame, cell: str) -> tuple[Path, tuple[str, ...]]:

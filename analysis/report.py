@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,7 +26,14 @@ from ratplus.analysis import (
 )
 from ratplus.analysis.draw.output import remove_others, write
 from ratplus.analysis.draw.tables import Table
-from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, progress, with_loss_delta
+from ratplus.analysis.frame.aggregate import (
+    first_runs,
+    in_order,
+    over_seeds,
+    progress,
+    reference_cells,
+    with_loss_delta,
+)
 from ratplus.analysis.frame.load import Sweep, read_sweep
 from ratplus.analysis.frame.reference import check_reference
 from ratplus.analysis.frame.tasks import SUITES
@@ -81,6 +89,7 @@ def report(
     *,
     sweep: Sweep | None = None,
     reference: str | None = None,
+    baseline: str | None = None,
     reproduce: Callable[[Entry], str] | None = None,
 ) -> list[Path]:
     """Write everything that applies to a sweep into `<folder>/report/`; returns the paths, the page last.
@@ -91,11 +100,12 @@ def report(
     Args:
         sweep: what `read_sweep(folder)` gave, if it has been read already.
         reference: "paper" shows the paper's values beside ours, labelled as such.
+        baseline: label or name of the pattern that differences are taken to; None for the dense one.
         reproduce: the command that makes the cell of a `sweep.json` entry again, for the page.
 
     Raises:
         ValueError: `folder` is not a sweep's output folder, its `sweep.json` is damaged or has no cells, or an unknown
-            reference.
+            reference or baseline.
     """
     check_reference(reference)
     folder = Path(folder)
@@ -103,7 +113,11 @@ def report(
     frame, target = sweep.frame, folder / "report"
     if frame.empty:
         raise ValueError(f"{folder / 'sweep.json'}: lists no cells, so there is nothing to report")
-    frame.attrs["reference"] = reference
+    if baseline not in (None, "dense") and not reference_cells(frame, baseline):
+        close = difflib.get_close_matches(baseline, [*frame["pattern"].unique(), *frame["pattern_name"].unique()], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(frame['pattern'].unique()[:8])}"
+        raise ValueError(f"--baseline: the sweep has no finished cell of pattern {baseline!r}; {hint}")
+    frame.attrs |= {"reference": reference, "baseline": baseline}
     written: list[Path] = []
     tables: list[Table] = []
     parts: list[tuple[Any, pd.DataFrame | Path]] = [(module, frame) for module in MODULES]

@@ -29,6 +29,8 @@ VERBS = {
     "note": "note",
     "pack": "pack",
     "report": "report",
+    "best": "best",
+    "compare": "compare",
     "sync": "sync",
     "search": "search",
     "bench": "bench",

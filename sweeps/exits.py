@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _LONGEST_LINE = 4_000
+EXIT_GATE = 1  # `ratplus report --fail`: a result has become worse than allowed
 EXIT_MISTAKE = 2
 EXIT_OUR_FAULT = 70  # as sysexits.h calls an internal software error
 EXIT_CTRL_C = 130
@@ -19,8 +20,8 @@ EXIT_BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
 def leave(command: Callable[[], int]) -> NoReturn:
     """Run a command and end the process with its exit code, or with that of what it raised.
 
-    0: done; 1: a cell failed; 2: a mistake that the user can mend, or no room for what is written; 70: a fault of ours,
-    with the full trace in a file; 130: Ctrl-C; 141: nobody reads the output any more.
+    0: done; 1: a cell or a gate failed; 2: a mistake that the user can mend, or no room for what is written; 70: a
+    fault of ours, with the full trace in a file; 130: Ctrl-C; 141: nobody reads the output any more.
     """
     _open_streams()
     try:

@@ -19,7 +19,7 @@ from ratplus.records.samples import SAMPLES_FILE, read_samples
 # These keys of a sample are no scores.
 _FACTS = ("task", "id", "count", "filter")
 # What decides the items of the suites that read rows of held-out text, as keys of the evaluation's config.
-_ROWS = {"loss": "text_rows", "recall": "recall_rows"}
+_ROWS = {"loss": "text_rows", "perplexity": "text_rows", "next": "text_rows", "recall": "recall_rows"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +127,19 @@ def items_of(record: Mapping[str, Any], metric: str) -> str:
     data, evaluation = config.get("data"), config.get("eval")
     first = metric.partition("_")[0]
     if first in _ROWS and isinstance(data, dict) and isinstance(evaluation, dict):
-        asked: Any = evaluation.get(_ROWS[first])
+        rows: Any = evaluation.get(_ROWS[first])
         text = [(data.get("sha256") or {}).get("validation"), data.get("tokenizer")]
-        parts = [first, text if first == "loss" else data.get("recall"), config.get("context"), asked]
+        recall = first == "recall"
+        parts = ["recall" if recall else "text", data.get("recall") if recall else text, config.get("context"), rows]
     else:
         parts = [metric, data, config.get("context"), evaluation]
     return canonical_json(parts)
+
+
+def asked(folder: Path, metric: str) -> str | None:
+    """`items_of` of an evaluate folder's record; None if it has none."""
+    record = _record_once(Path(folder))
+    return None if record is None else items_of(record, metric)
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
@@ -143,3 +150,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(record, dict) and isinstance(record.get("metrics"), dict)
     return record if whole and isinstance(record.get("config"), dict) else None
+
+
+# Two sweeps are compared metric by metric.
+_record_once = lru_cache(maxsize=256)(_record)

@@ -1,4 +1,4 @@
-"""`ratplus report`: the tables, figures and page of a sweep folder; of two folders, how they differ."""
+"""`ratplus report`: the tables, figures and page of a sweep folder; of several, how they differ, and gates for CI."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from pathlib import Path
 
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.exits import EXIT_GATE
 
-HELP = "write the tables, figures and page of a sweep folder; of two, how they differ"
+HELP = "write the tables, figures and page of a sweep folder; of several, how they differ"
 EXAMPLES = [
     "ratplus report outputs/demo",
     "ratplus report outputs/demo --reference paper --gates",
-    "ratplus report outputs/demo outputs/mine",
+    "ratplus report outputs/demo outputs/mine outputs/yours",
+    "ratplus report outputs/before outputs/after --fail 'recall_accuracy<-2pt@p0.05' --fail 'decode_ms>5%'",
 ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="+", help="sweep folder or pack, such as outputs/demo; two to compare them")
+    parser.add_argument("folder", nargs="+", help="sweep folders or packs, such as outputs/demo; several to compare them")
+    parser.add_argument("--baseline", metavar="PATTERN", help="what Δ is taken to, instead of the dense pattern")
+    parser.add_argument(
+        "--fail", action="append", default=[], metavar="GATE",
+        help="exit 1 where a result changed by more: 'recall_accuracy<-2pt@p0.05', 'decode_ms>5%%'",
+    )  # fmt: skip
     parser.add_argument("--reference", metavar="NAME", help="paper: the paper's values beside ours")
     parser.add_argument("--gates", action="store_true", help="measure the recurrence of every finished cell first")
 
@@ -28,25 +35,44 @@ def run(arguments: argparse.Namespace) -> int:
     given = Path(arguments.folder[0])
     folders = [as_folder(folder) for folder in arguments.folder]
     manifests = [read_manifest(folder) for folder in folders]
-    if len(folders) > 2:
-        raise UsageError(f"report: got {len(folders)} folders; give one sweep folder, or two to compare")
-    if len(folders) == 2:
-        if arguments.reference or arguments.gates:
-            raise UsageError("--reference and --gates: of one sweep folder, not of a comparison")
-        from ratplus.analysis.compare import compare
+    if len(folders) > 1:
+        if arguments.reference or arguments.gates or arguments.baseline:
+            raise UsageError("--reference, --gates and --baseline: of one sweep folder, not of a comparison")
+        return _several(folders, arguments.fail, given)
+    if arguments.fail:
+        raise UsageError("--fail: compares a sweep with another; give two folders or more")
+    if arguments.gates:
+        measure_sweep_gates(folders[0])
+    from ratplus.analysis.report import report
+    from ratplus.sweeps.define.reproduce import reproducer
 
-        paths = compare(*folders)
-    else:
-        if arguments.gates:
-            measure_sweep_gates(folders[0])
-        from ratplus.analysis.report import report
-        from ratplus.sweeps.define.reproduce import reproducer
-
-        reproduce = reproducer(len(manifests[0]["cells"]))
-        paths = report(folders[0], reference=arguments.reference, reproduce=reproduce)
-    for path in brought_out(paths, given):
+    reproduce = reproducer(len(manifests[0]["cells"]))
+    options = {"reference": arguments.reference, "baseline": arguments.baseline}
+    for path in brought_out(report(folders[0], reproduce=reproduce, **options), given):
         print(path)
     return 0
+
+
+def _several(folders: list[Path], gates: list[str], given: Path) -> int:
+    """Each folder against the first, one table of three or more, and the gates; the exit code."""
+    from ratplus.analysis.compare import compare
+    from ratplus.analysis.draw.output import write
+    from ratplus.analysis.gates import check, parse_gate
+    from ratplus.analysis.paired.ranking import ranking
+    from ratplus.records.lines import plain
+    from ratplus.sweeps.share.unpack import brought_out
+
+    first, *others = folders
+    parsed = [parse_gate(text) for text in gates]
+    # Whatever is refused is refused before anything is written.
+    table = [ranking(folders)] if others[1:] else []
+    found = [(other, verdict) for other in others if parsed for verdict in check(first, other, parsed)]
+    paths = [*(path for other in others for path in compare(first, other)), *write(table, first / "report")]
+    for path in brought_out(paths, given):
+        print(path)
+    for other, verdict in found:
+        print(plain(verdict.line + (f" [{other}]" if others[1:] else "")))
+    return EXIT_GATE if any(verdict.failed for _, verdict in found) else 0
 
 
 def measure_sweep_gates(folder: Path) -> list[Path]:
