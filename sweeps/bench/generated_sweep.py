@@ -1,7 +1,7 @@
 """`ratplus bench report`: how long the report of a large sweep takes, and how much memory.
 
-A sweep of so many cells is generated in a temporary folder, with records as stages write them and made-up results; a
-process of its own then loads and reports it.
+A sweep of so many cells is generated in a temporary folder, with records and samples as stages write them and made-up
+results; a process of its own then loads and reports it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ratplus.config.cell import PatternSection
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.records.manifest import FORMAT, MANIFEST_FILE
 from ratplus.records.record import RECORD_FILE, Metric, make_record, provenance, record_text
+from ratplus.records.samples import SAMPLES_FILE
 from ratplus.stages.plan import plan
 from ratplus.sweeps.define.compose import Composed, compose_one
 from ratplus.sweeps.define.manifest import entry_of, name_axes
@@ -30,6 +31,8 @@ CELLS = 10_000
 TARGET_SECONDS, TARGET_MEGABYTES = 60, 1000
 
 _MODELS, _SEEDS, _CURVE_ROWS = ("attention_tiny", "ratplus_tiny"), 5, 40
+# Items that an evaluation stores of each of its three suites.
+_ITEMS = 32
 _PATTERNS = (
     *(PatternSection(2**power, window) for power in range(7) for window in (0, 32, 64)),
     PatternSection(None, 64, 4),
@@ -100,6 +103,7 @@ def generate_sweep(folder: Path, cells: int) -> Path:
         stages = plan(cell.config, _CORPUS, ByteTokenizer.vocab_size)
         entries.append(entry_of(cell, stages, _CORPUS))
         loss = _loss(cell, draw)
+        items = _items(loss, draw)
         failed = number % _FAILED == 0
         for stage in stages:
             path = stage.folder(folder) / RECORD_FILE
@@ -108,13 +112,15 @@ def generate_sweep(folder: Path, cells: int) -> Path:
             status = "failed" if failed and stage.name == "evaluate" else "done"
             record = make_record(
                 stage=stage.name, config=stage.config, parent=stage.parent, status=status,
-                metrics=_metrics(stage.name, loss, draw) if status == "done" else {},
+                metrics=_metrics(stage.name, items, draw) if status == "done" else {},
                 timing={"seconds": 1.0, "process_peak_memory_bytes": 7.4e8}, provenance=here,
                 error={"type": "RuntimeError", "message": "made up", "traceback": []} if status == "failed" else None,
             )  # fmt: skip
             path.parent.mkdir(parents=True)
             # Flushing each file to the disk would take minutes, and is no part of what is measured.
             path.write_text(record_text(record))
+            if stage.name == "evaluate" and status == "done":
+                path.with_name(SAMPLES_FILE).write_text(_samples(items))
             if stage.name == "adapt":
                 rows = [f"{step},{4096 * step},0.001,{loss + 1 / step:.6f}" for step in range(1, _CURVE_ROWS + 1)]
                 path.with_name("curve.csv").write_text("\n".join(["step,tokens,lr,loss", *rows]) + "\n")
@@ -143,13 +149,33 @@ def _loss(cell: Composed, draw: random.Random) -> float:
     return 1.7 + 0.02 * rate + (0 if cell.config.model.recurrence else 0.1 * math.log2(dilation)) + draw.gauss(0, 0.01)
 
 
-def _metrics(stage: str, loss: float, draw: random.Random) -> dict[str, Metric]:
+def _items(loss: float, draw: random.Random) -> dict[str, list[float]]:
+    """Made-up values of the items of three suites; hard items are hard for all cells."""
+    recall = draw.uniform(0.2, 0.9)
+    return {
+        "loss": [loss + 0.5 * math.sin(i) + draw.gauss(0, 0.02) for i in range(_ITEMS)],
+        "recall": [min(1.0, max(0.0, recall + 0.1 * math.sin(i) + draw.gauss(0, 0.02))) for i in range(_ITEMS)],
+        "cloze": [float(draw.random() < 0.6 + 0.4 * math.sin(i)) for i in range(_ITEMS)],
+    }
+
+
+def _samples(items: dict[str, list[float]]) -> str:
+    """As `ratplus.records.samples.write_samples` writes them, without its checks, which would take minutes."""
+    return "".join(
+        f'{{"task": "{task}", "id": {i}, "{"loss" if task == "loss" else "accuracy"}": {value!r}}}\n'
+        for task, values in items.items()
+        for i, value in enumerate(values)
+    )
+
+
+def _metrics(stage: str, items: dict[str, list[float]], draw: random.Random) -> dict[str, Metric]:
     if stage != "evaluate":
         return {"parameters": {"value": 512_544.0, "stderr": None, "count": 1}} if stage == "pretrain" else {}
+    loss, recall, cloze = (math.fsum(items[task]) / _ITEMS for task in ("loss", "recall", "cloze"))
     values = {
-        "loss": (loss, 0.006), "perplexity": (math.exp(loss), 0.006 * math.exp(loss)),
-        "next_token_accuracy": (0.9 - 0.22 * min(loss, 4), 0.002), "recall_accuracy": (draw.uniform(0.2, 1), 0.012),
-        "recall_accuracy_1_64": (draw.uniform(0.2, 1), 0.02), "cloze_accuracy": (draw.uniform(0.25, 1), 0.04),
+        "loss": (loss, 0.06), "perplexity": (math.exp(loss), 0.06 * math.exp(loss)),
+        "next_token_accuracy": (0.9 - 0.22 * min(loss, 4), 0.002), "recall_accuracy": (recall, 0.012),
+        "recall_accuracy_1_64": (draw.uniform(0.2, 1), 0.02), "cloze_accuracy": (cloze, 0.08),
         **{f"my_task_{task}_acc": (draw.uniform(0, 1), 0.01) for task in range(6)},
     }  # fmt: skip
     return {name: {"value": value, "stderr": error, "count": 100} for name, (value, error) in values.items()}

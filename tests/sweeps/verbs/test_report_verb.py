@@ -88,7 +88,7 @@ def test_a_sweep_against_itself_does_not_differ(place, capsys):
     ("words", "said"),
     [
         (["both", "--reference", "papers"], "--reference: got 'papers'; allowed: paper"),
-        (["both", "one", "both"], "got 3 folders"),
+        (["both", "one", "both"], "no result that all sweeps were asked alike"),
         (["both", "one", "--gates"], "of one sweep folder"),
         (["both", "one"], "no cell that both sweeps have is finished in both"),
         (["both", "."], ".: holds no sweep.json, so it is not the output folder of a sweep"),

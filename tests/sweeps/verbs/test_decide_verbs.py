@@ -1,0 +1,202 @@
+"""`ratplus best`, `ratplus compare`, and `ratplus report` of several folders with `--fail`."""
+
+import json
+import shutil
+
+import pytest
+from cli_runs import run_here as ratplus
+
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.records.record import write_record
+from ratplus.records.samples import read_samples, write_samples
+from ratplus.sweeps.bench.generated_sweep import generate_sweep
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """110 generated cells of one model (22 patterns × 5 seeds), and the same in which D64 recalls less."""
+    place = tmp_path_factory.mktemp("decide")
+    generate_sweep(place / "one", 110)
+    shutil.copytree(place / "one", place / "two")
+    frame = load_sweep(place / "two")
+    for cell in frame[frame["pattern"].eq("D64") & frame["status"].eq("done")]["cell"]:
+        change(place / "two" / "evaluate" / cell, "recall", -0.1)
+    return place
+
+
+def change(folder, task, by=0.0, prompts=None):
+    """Change every item of a task, and the record's value with them; or the hash of its prompts."""
+    record = json.loads((folder / "record.json").read_text())
+    samples = read_samples(folder)
+    own = [sample for sample in samples if sample["task"] == task]
+    for sample in own:
+        sample["accuracy"] += by
+    record["metrics"][f"{task}_accuracy"]["value"] = sum(s["accuracy"] for s in own) / len(own)
+    if prompts:
+        record["provenance"]["tasks"] = {task: {"prompts_sha256": prompts}}
+    write_samples(folder, samples)
+    kept = ("stage", "config", "parent", "status", "metrics", "timing", "provenance")
+    write_record(folder, **{key: record[key] for key in kept})
+
+
+@pytest.fixture(autouse=True)
+def inside(made, monkeypatch):
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("ratplus.analysis.draw.style.save", lambda figure, stem: [])
+
+
+def said(capsys, *words, code=0):
+    assert ratplus(*words) == code
+    return capsys.readouterr().out
+
+
+# ---- best ----
+
+
+def test_the_best_within_a_bound(capsys):
+    choice = json.loads(said(capsys, "best", "one", "--metric", "loss", "--max", "kv_ratio=0.2", "--json"))
+    frame = load_sweep("one")
+    frame = frame[frame["kv_ratio"].le(0.2)]
+    whole = frame.groupby("pattern").filter(lambda own: own["status"].eq("done").all())
+    means = whole.groupby("pattern")["loss"].mean()
+    assert choice["winner"]["pattern"] == means.idxmin()
+    assert choice["winner"]["value"] == pytest.approx(means.min())
+    assert choice["winner"]["seeds"] == 5
+    assert choice["of"] == len(means)
+    assert choice["why"].startswith(f"the lowest loss of {len(means)} rows with kv_ratio ≤ 0.2")
+    assert all(row["method"] == "paired bootstrap" for row in choice["ties"])
+    assert choice["command"].startswith("ratplus evaluate model=attention_tiny ")
+    assert set(choice["pattern"]) >= {"dilation", "window", "sinks"}
+
+
+def test_the_cheapest_of_those_that_tie(capsys):
+    words = ["best", "one", "--metric", "cloze_accuracy", "--max", "kv_read=100", "--tie", "cheapest"]
+    choice = json.loads(said(capsys, *words, "--json"))
+    pool = [choice["best"], *choice["ties"]]
+    assert choice["ties"]
+    assert choice["winner"]["costs"]["kv_read"] == min(row["costs"]["kv_read"] for row in pool)
+    assert choice["why"].startswith("the cheapest (kv_read) of ")
+    shown = said(capsys, *words)
+    assert "→" in shown
+    assert f"dilation: {json.dumps(choice['pattern']['dilation'])}" in shown
+    assert choice["command"] in shown
+    assert "paired item by item" in shown
+
+
+def test_several_folders_are_ranked_together(capsys):
+    choice = json.loads(said(capsys, "best", "one", "two", "--metric", "recall_accuracy", "--json"))
+    assert {row["variant"] for row in [choice["best"], *choice["ties"]]} == {"sweep=one", "sweep=two"}
+
+
+def test_other_prompts_are_not_ranked_together(made, capsys):
+    shutil.copytree(made / "one", made / "other")
+    for cell in load_sweep("other").query("status == 'done'")["cell"]:
+        change(made / "other" / "evaluate" / cell, "cloze", prompts="f" * 64)
+    assert ratplus("best", "one", "other", "--metric", "cloze_accuracy") == 2
+    assert "cloze_accuracy: measured on different prompts or data by" in capsys.readouterr().err
+    assert ratplus("report", "one", "other", "--fail", "cloze_accuracy<-1pt") == 2
+    assert "asked different prompts or data" in capsys.readouterr().err
+    assert "one/report/compare_other.html" in said(capsys, "report", "one", "other")
+    assert "cloze_accuracy: not compared where prompts" in (made / "one/report/compare_other.md").read_text()
+    assert "one/report/ranking.md" in said(capsys, "report", "one", "two", "other")
+    text = (made / "one" / "report" / "ranking.md").read_text()
+    assert "Not ranked, since prompts or data are different: cloze_accuracy." in text.replace("\\_", "_")
+    assert "sweep=other" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--metric", "lozz"], "--metric: no cell has a result 'lozz'; did you mean loss"),
+        (["--metric", "recal"], "'recal' may be recall_accuracy, recall_accuracy_1_64; write the whole name"),
+        (["--metric", "loss", "--max", "kv_rato=1"], "no column of numbers 'kv_rato'; did you mean kv_ratio"),
+        (["--metric", "loss", "--max", "kv_ratio"], "--max: got 'kv_ratio'; write a column and a number"),
+        (["--metric", "loss", "--max", "kv_ratio=nan"], "write a column and a number"),
+        (["--metric", "loss", "--max", "kv_ratio=1", "--max", "kv_ratio=2"], "--max: kv_ratio is given twice"),
+        (["--metric", "loss", "--max", "kv_ratio=0"], "no finished row has loss within the bounds"),
+        (["--metric", "loss", "--tie", "x"], "--tie: got 'x'; allowed: best, cheapest"),
+        (["--metric", "loss", "--where", "model=='x'"], "--where: no cell meets"),
+    ],
+)
+def test_mistakes_of_best(words, line, capsys):
+    assert ratplus("best", "one", *words) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+
+
+# ---- compare ----
+
+
+def test_every_pair_and_result(capsys):
+    found = json.loads(said(capsys, "compare", "one", "D16", "D64", "stream-W64-I4", "--json"))
+    rows = found["differences"]
+    assert {(row["first"], row["second"]) for row in rows} == {
+        ("D16", "D64"), ("D16", "stream-W64-I4"), ("D64", "stream-W64-I4"),
+    }  # fmt: skip
+    row = next(row for row in rows if (row["second"], row["metric"]) == ("D64", "loss"))
+    frame = load_sweep("one").query("status == 'done'").set_index(["pattern", "seed"])["loss"]
+    changes = (frame["D64"] - frame["D16"]).dropna()
+    assert row["difference"] == pytest.approx(changes.mean())
+    assert row["seeds"] == len(changes)
+    assert row["seeds_stderr"] == pytest.approx(changes.std() / len(changes) ** 0.5)
+    assert (row["method"], row["items"]) == ("paired bootstrap", 32)
+    shown = said(capsys, "compare", "one", "D16", "D64", "--metric", "loss")
+    assert "D64 minus D16" in shown
+    assert "± seeds" in shown
+
+
+def test_two_cells_by_their_ids(capsys):
+    cells = load_sweep("one").query("status == 'done'").head(2)["cell"]
+    rows = json.loads(said(capsys, "compare", "one", *cells, "--json"))["differences"]
+    assert {row["seeds"] for row in rows} == {1}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["D16"], "name two patterns or cells"),
+        (["D16", "D16"], "each once"),
+        (["D16", "D46"], "no pattern or cell 'D46'; did you mean D4 or"),
+        (["D16", "D64", "--metric", "lozz"], "--metric: no result 'lozz' is there to compare; there are loss"),
+    ],
+)
+def test_mistakes_of_compare(words, line, capsys):
+    assert ratplus("compare", "one", *words) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
+
+
+# ---- report --fail ----
+
+
+def test_a_gate_that_fails_and_one_that_holds(capsys):
+    gates = ["--fail", "recall_accuracy<-2pt@p0.05", "--fail", "seconds>5%", "--fail", "loss>0.01@p0.05"]
+    lines = said(capsys, "report", "one", "two", *gates, code=1).splitlines()[-3:]
+    assert lines[0].startswith("FAIL recall_accuracy<-2pt@p0.05: 1 of ")
+    assert "attention_tiny D64" in lines[0]
+    assert "Δ −10.0" in lines[0]
+    assert lines[1].startswith("ok   seconds>5%: none of ")
+    assert lines[2].startswith("ok   loss>0.01@p0.05: none of ")
+    assert "ok   recall_accuracy<-2pt" in said(capsys, "report", "two", "one", "--fail", "recall_accuracy<-2pt")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["one", "--fail", "loss>1"], "--fail: compares a sweep with another; give two folders or more"),
+        (["one", "two", "--fail", "loss"], "--fail: got 'loss'; write a result, < or >"),
+        (["one", "two", "--fail", "loss>1@p2"], "the level behind @p lies between 0 and 1"),
+        (["one", "two", "--fail", "loss>2pt"], "pt are percentage points, but loss is no share"),
+        (["one", "two", "--fail", "recall_acuracy<-2pt"], "did you mean recall_accuracy"),
+        (["one", "two", "--fail", "seconds>5%@p0.05"], "timing:seconds has no items, so no p; leave out @p"),
+        (["one", "two", "--baseline", "D4"], "of one sweep folder, not of a comparison"),
+        (["one", "--baseline", "D5"], "--baseline: the sweep has no finished cell of pattern 'D5'; did you mean"),
+    ],
+)
+def test_mistakes_of_report(words, line, capsys):
+    assert ratplus("report", *words) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
