@@ -28,7 +28,7 @@ from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_col
 from ratplus.analysis.page.compare import write_compare_page
 from ratplus.analysis.paired.bootstrap import BOOTSTRAP, ERRORS, RESAMPLES, holm
 from ratplus.analysis.paired.pairs import difference_of
-from ratplus.analysis.paired.samples import scores
+from ratplus.analysis.paired.samples import asked, scores
 
 # What says which pattern a row is of, and in which order it stands.
 NAMES = ("pattern", "pattern_name", "kind", "dilation", "window", "sinks", "kv_read")
@@ -111,9 +111,11 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
             errors = (ours[f"{name}_stderr"].iloc[places].to_numpy(), theirs[f"{name}_stderr"].iloc[places].to_numpy())
             if not (np.isfinite(values[0]).all() and np.isfinite(values[1]).all()):
                 continue
-            samples = [
-                (scores(*first).get(recorded(name)), scores(*second).get(recorded(name))) for first, second in folders
-            ]
+            stored = recorded(name)
+            if any(asked(*first, stored) != asked(*second, stored) for first, second in folders):
+                refused.append(name)  # they would differ because of what was asked
+                continue
+            samples = [(scores(*first).get(stored), scores(*second).get(stored)) for first, second in folders]
             rows.append(
                 {
                     "run_a": run_name(one["model"], one["variant"]),

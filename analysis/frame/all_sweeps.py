@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ratplus.analysis.frame.aggregate import short_patterns
-from ratplus.analysis.frame.load import read_sweep
+from ratplus.analysis.frame.load import evaluations_of, read_sweep
 from ratplus.analysis.frame.query import plain_column, select, unknown_column
 from ratplus.records.lines import first_line
 from ratplus.records.manifest import MANIFEST_FILE
@@ -35,10 +35,14 @@ class AllSweeps:
         frame: a row a cell: `folder` (the sweep folder's path), `sweep` (its name), and the columns of `load_sweep`. A
             column that a sweep does not have is null there.
         unreadable: lines on sweeps that could not be read.
+        metrics: names of the columns that hold results.
+        evaluations: {(folder, cell): ids of its evaluations that are done}.
     """
 
     frame: pd.DataFrame
     unreadable: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+    evaluations: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_sweeps(root: Path, packs: str = "") -> list[Path]:
@@ -76,13 +80,15 @@ def read_all(folders: Mapping[str, Callable[[], Path]]) -> AllSweeps:
     Raises:
         NoSweeps: none could be read.
     """
-    frames, unreadable = [], []
+    frames, unreadable, metrics, evaluations = [], [], [], {}
     for name, opened in folders.items():
         try:
             frame = read_sweep(opened()).frame
         except (OSError, ValueError) as error:
             unreadable.append(first_line(error))
             continue
+        metrics += frame.attrs["metrics"]
+        evaluations |= {(name, cell): evaluations_of(frame, cell) for cell in frame["cell"]}
         own = {"folder": name, "sweep": frame.attrs["sweep"]}
         clear = frame.rename(columns={key: f"metric:{key}" for key in own if key in frame})
         clear.attrs = {}
@@ -95,7 +101,7 @@ def read_all(folders: Mapping[str, Callable[[], Path]]) -> AllSweeps:
     known = [frame.dropna(axis="columns", how="all") for frame in frames if len(frame)]
     names = list(dict.fromkeys(name for frame in frames for name in frame))
     whole = (pd.concat(known, ignore_index=True) if known else frames[0]).reindex(columns=names)
-    return AllSweeps(whole, unreadable)
+    return AllSweeps(whole, unreadable, list(dict.fromkeys(metrics)), evaluations)
 
 
 @dataclass

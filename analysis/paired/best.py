@@ -18,8 +18,8 @@ from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_col
 from ratplus.analysis.paired.bootstrap import CERTAIN, ERRORS, holm, t_p
 from ratplus.analysis.paired.differences import LEAST_SEEDS
 from ratplus.analysis.paired.pairs import difference_of
-from ratplus.analysis.paired.samples import Items, read_items
-from ratplus.analysis.paired.several import folder_of, number_named, read_folders, refuse_other_items, result_named
+from ratplus.analysis.paired.samples import Items, joined_items
+from ratplus.analysis.paired.several import number_named, place_of, read_folders, refuse_other_items, result_named
 
 TIES = ("best", "cheapest")
 
@@ -122,17 +122,17 @@ def compare_to_first(
     costs = list(costs)
     own = {key: part.set_index("seed") for key, part in groups_of(cells, GROUP)}
     first, compared, seeds_p = own[tuple(rows.iloc[0][GROUP])], [], []
-    of_first: dict[Path, Items | None] = {}
+    of_first: dict[tuple, Items | None] = {}
 
-    def stored(folder: Path) -> Items | None:
-        if folder in of_first:
-            return of_first[folder]
-        items = read_items(folder).get(recorded(metric))
-        if folder in firsts:
-            of_first[folder] = items  # every other row asks for it again
+    def stored(place: tuple[Path, tuple[str, ...]]) -> Items | None:
+        if place in of_first:
+            return of_first[place]
+        items = joined_items(*place).get(recorded(metric))
+        if place in firsts:
+            of_first[place] = items  # every other row asks for it again
         return items
 
-    firsts = set(_folders(first))
+    firsts = set(_places(first))
     for row in rows.to_dict("records"):
         part = own[tuple(row[key] for key in GROUP)]
         found: dict[str, Any] = {}
@@ -144,7 +144,7 @@ def compare_to_first(
                 values = np.array([one[metric].to_numpy(dtype=np.float64) for one in pair])
                 changes = list(values[1] - values[0])
                 errors = np.array([_errors(one, metric) for one in pair])
-                items = list(zip(*([stored(folder) for folder in _folders(one)] for one in pair)))
+                items = list(zip(*([stored(place) for place in _places(one)] for one in pair)))
                 found = difference_of(values, errors, items)
             else:  # other seeds: nothing to pair
                 values = np.array([[rows.iloc[0][metric]], [row[metric]]], dtype=np.float64)
@@ -169,8 +169,8 @@ def compare_to_first(
     return compared
 
 
-def _folders(part: pd.DataFrame) -> list[Path]:
-    return [folder_of(row) for row in rows_of(part.reset_index())]
+def _places(part: pd.DataFrame) -> list[tuple[Path, tuple[str, ...]]]:
+    return [place_of(row) for row in rows_of(part)]
 
 
 def _errors(part: pd.DataFrame, metric: str) -> np.ndarray:

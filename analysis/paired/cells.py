@@ -117,7 +117,7 @@ def _pairs(first: pd.DataFrame, second: pd.DataFrame):
 
 def _rows(frame, first, second, run, pairs, notes) -> list[dict[str, Any]]:
     found = []
-    cells = [(Path(a["folder"]) / "evaluate" / a["cell"], Path(b["folder"]) / "evaluate" / b["cell"]) for a, b in pairs]
+    places = [[(Path(cell["folder"]), cell["evaluations"]) for cell in pair] for pair in pairs]
     both = frame[frame["cell"].isin([cell["cell"] for pair in pairs for cell in pair])]
     for metric in frame.attrs["metrics"]:
         values = np.array([[pair[side][metric] for pair in pairs] for side in (0, 1)], dtype=np.float64)
@@ -127,7 +127,7 @@ def _rows(frame, first, second, run, pairs, notes) -> list[dict[str, Any]]:
             notes.append("perplexity: not shown, it follows from the loss")
             continue
         name = recorded(metric)
-        items = [(scores(a).get(name), scores(b).get(name)) for a, b in cells]
+        items = [(scores(*a).get(name), scores(*b).get(name)) for a, b in places]
         known = all(a is not None and b is not None and a.of == b.of for a, b in items)
         if not known and len(same_items(both, metric)) > 1:
             notes.append(f"{metric}: not compared, {first} and {second} were asked different prompts or data")

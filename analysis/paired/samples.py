@@ -136,10 +136,18 @@ def items_of(record: Mapping[str, Any], metric: str) -> str:
     return canonical_json(parts)
 
 
-def asked(folder: Path, metric: str) -> str | None:
-    """`items_of` of an evaluate folder's record; None if it has none."""
-    record = _record_once(Path(folder))
-    return None if record is None else items_of(record, metric)
+def asked(folder: Path, evaluations: Iterable[str], metric: str) -> str | None:
+    """`items_of` of the first evaluation of a cell whose record has the metric; None if none has it.
+
+    Args:
+        folder: the sweep folder.
+        evaluations: as of `joined_items`.
+    """
+    for identity in evaluations:
+        record = _record_once(Path(folder) / "evaluate" / identity)
+        if record is not None and metric in record["metrics"]:
+            return items_of(record, metric)
+    return None
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

@@ -5,27 +5,26 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ratplus.analysis.frame.all_sweeps import NoSweeps, read_all
-from ratplus.analysis.frame.load import read_sweep
 from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.frame.tasks import is_cost, recorded
-from ratplus.analysis.paired.samples import items_of
-from ratplus.records.reading import read_json
-from ratplus.records.record import RECORD_FILE
+from ratplus.analysis.paired.samples import asked
 
 
 def read_folders(folders: Iterable[Path]) -> pd.DataFrame:
-    """The cells of all folders, with `folder` and `sweep`; in a variant stands which sweep it is, if there are several.
+    """The cells of all folders, with `folder`, `sweep` and `evaluations` (ids); `attrs` has the names of the metrics.
+
+    If there are several, a cell's variant says which sweep it is of.
 
     Raises:
         ValueError: one of them is no sweep folder, or all are empty.
     """
     folders = list(dict.fromkeys(Path(folder) for folder in folders))
-    metrics = [name for folder in folders for name in read_sweep(folder).frame.attrs["metrics"]]
-    found = read_all(folders)
+    found = read_all({str(folder): lambda folder=folder: folder for folder in folders})
     if found.unreadable:
         raise NoSweeps("; ".join(found.unreadable))
     frame = found.frame
@@ -35,7 +34,8 @@ def read_folders(folders: Iterable[Path]) -> pd.DataFrame:
         names = names_of(folders)
         sweeps = [names[Path(folder)] for folder in frame["folder"]]
         frame["variant"] = [f"sweep={s}, {v}" if v else f"sweep={s}" for s, v in zip(sweeps, frame["variant"])]
-    frame.attrs = {"metrics": list(dict.fromkeys(metrics)), "folder": str(folders[0])}
+    frame["evaluations"] = [found.evaluations[key] for key in zip(frame["folder"], frame["cell"])]
+    frame.attrs = {"metrics": [name for name in found.metrics if name in frame]}
     return frame
 
 
@@ -49,9 +49,9 @@ def names_of(folders: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
-def folder_of(row) -> Path:
-    """The evaluate folder of a row of `read_folders`."""
-    return Path(row.folder) / "evaluate" / row.cell
+def place_of(row: Any) -> tuple[Path, tuple[str, ...]]:
+    """The sweep folder and the evaluations of a row of `read_folders`, as `joined_items` and `asked` take them."""
+    return Path(row.folder), row.evaluations
 
 
 def result_named(name: str, frame: pd.DataFrame, what: str) -> str:
@@ -92,17 +92,16 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(bare)[:12])}"
 
 
-def same_items(cells: pd.DataFrame, metric: str) -> Mapping[str, list]:
+def same_items(cells: pd.DataFrame, metric: str) -> Mapping[str | None, list]:
     """{name of a set of items: cells that the result was measured on}; one entry where all may be ranked together.
 
     A time or a count of costs is measured on no items.
     """
-    found: dict[str, list] = {}
+    found: dict[str | None, list] = {}
     if is_cost(metric) or metric.startswith("timing:"):
         return {"": list(rows_of(cells))}
     for row in rows_of(cells):
-        record = read_json(folder_of(row) / RECORD_FILE, follow=False)
-        found.setdefault(items_of(record, recorded(metric)), []).append(row)
+        found.setdefault(asked(*place_of(row), recorded(metric)), []).append(row)
     return found
 
 

@@ -22,7 +22,7 @@ _MOST_TIES = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="+", help="sweep folders; several are ranked together")
+    parser.add_argument("folder", nargs="+", help="sweep folders or packs; several are ranked together")
     parser.add_argument("--metric", required=True, metavar="NAME", help="the result that decides, such as loss")
     bound: dict[str, Any] = {"action": "append", "default": [], "metavar": "COLUMN=NUMBER"}
     parser.add_argument("--max", **bound, help="no more of this than so much: kv_ratio=0.1 (may be given again)")
@@ -35,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ratplus.analysis.paired.best import TIES, choose
     from ratplus.sweeps.define.reproduce import reproducer
+    from ratplus.sweeps.share.unpack import as_folder
 
     if arguments.tie not in TIES:
         raise UsageError(f"--tie: got {arguments.tie!r}; allowed: {', '.join(TIES)}")
     most, least = (bounds(words, option) for words, option in ((arguments.max, "--max"), (arguments.min, "--min")))
     choice = choose(
-        [Path(folder) for folder in arguments.folder], arguments.metric, most, least, arguments.tie, arguments.where
+        [as_folder(folder) for folder in arguments.folder], arguments.metric, most, least, arguments.tie, arguments.where
     )
     entry = _entry(choice["winner"])
     write = reproducer(1)

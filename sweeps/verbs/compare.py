@@ -15,7 +15,7 @@ EXAMPLES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="sweep folder")
+    parser.add_argument("folder", help="sweep folder or pack")
     parser.add_argument("pattern", nargs="+", help="two patterns or more: labels, names of config groups, ids of cells")
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="these results alone")
     parser.add_argument("--where", metavar="CONDITION", help="cells to look at, as `ratplus ls` takes it")
@@ -24,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ratplus.analysis.paired.cells import compare_cells
+    from ratplus.sweeps.share.unpack import as_folder
     from ratplus.sweeps.verbs.best import plain_json
 
-    compared = compare_cells(Path(arguments.folder), arguments.pattern, arguments.where)
+    compared = compare_cells(as_folder(arguments.folder), arguments.pattern, arguments.where)
     rows = _of_metrics(compared.rows, arguments.metric)
     if arguments.json:
         print(json.dumps(plain_json({"format": 1, "differences": rows, "notes": compared.notes}), indent=1))
