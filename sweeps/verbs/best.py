@@ -41,7 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--tie: got {arguments.tie!r}; allowed: {', '.join(TIES)}")
     most, least = (bounds(words, option) for words, option in ((arguments.max, "--max"), (arguments.min, "--min")))
     choice = choose(
-        [as_folder(folder) for folder in arguments.folder], arguments.metric, most, least, arguments.tie, arguments.where
+        [as_folder(folder) for folder in arguments.folder],
+        arguments.metric,
+        most,
+        least,
+        arguments.tie,
+        arguments.where,
     )
     entry = _entry(choice["winner"])
     write = reproducer(1)

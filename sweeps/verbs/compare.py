@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 HELP = "patterns of one sweep against each other, item by item, with errors: every result"
 EXAMPLES = [

@@ -19,7 +19,7 @@ EXAMPLES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="+", help="sweep folders or packs, such as outputs/demo; several to compare them")
+    parser.add_argument("folder", nargs="+", help="sweep folder or pack, such as outputs/demo; several to compare")
     parser.add_argument("--baseline", metavar="PATTERN", help="what Δ is taken to, instead of the dense pattern")
     parser.add_argument(
         "--fail", action="append", default=[], metavar="GATE",
