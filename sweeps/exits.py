@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _LONGEST_LINE = 4_000
-EXIT_GATE = 1  # `ratplus report --fail`: a result has become worse than allowed
 EXIT_MISTAKE = 2
 EXIT_OUR_FAULT = 70  # as sysexits.h calls an internal software error
 EXIT_CTRL_C = 130

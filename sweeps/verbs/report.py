@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.exits import EXIT_GATE
 
 HELP = "write the tables, figures and page of a sweep folder; of several, how they differ"
 EXAMPLES = [
@@ -16,6 +15,7 @@ EXAMPLES = [
     "ratplus report outputs/demo outputs/mine outputs/yours",
     "ratplus report outputs/before outputs/after --fail 'recall_accuracy<-2pt@p0.05' --fail 'decode_ms>5%'",
 ]
+_GATE_FAILED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def _several(folders: list[Path], gates: list[str], given: Path) -> int:
         print(path)
     for other, verdict in found:
         print(plain(verdict.line + (f" [{other}]" if others[1:] else "")))
-    return EXIT_GATE if any(verdict.failed for _, verdict in found) else 0
+    return _GATE_FAILED if any(verdict.failed for _, verdict in found) else 0
 
 
 def measure_sweep_gates(folder: Path) -> list[Path]:
