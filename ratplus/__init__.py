@@ -7,14 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["ModelConfig", "Pattern", "PatternMap", "RATPlus"]
+__all__ = ["ModelConfig", "Pattern", "PatternMap", "RATPlus", "load"]
 
-_HOMES = {"Pattern": "pattern", "PatternMap": "pattern", "ModelConfig": "config.model", "RATPlus": "model"}
+_HOMES = {
+    "Pattern": "pattern", "PatternMap": "pattern", "ModelConfig": "config.model", "RATPlus": "model",
+    "load": "stages.load",
+}  # fmt: skip
 
 if TYPE_CHECKING:
     from ratplus.config.model import ModelConfig
     from ratplus.model import RATPlus
     from ratplus.pattern import Pattern, PatternMap
+    from ratplus.stages.load import load
 
 
 def __getattr__(name: str):

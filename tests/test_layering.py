@@ -7,6 +7,7 @@ Imports count at any level of a file, also inside functions and for type checker
 import ast
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -169,6 +170,12 @@ def test_the_order_of_the_design(lower, upper):
 
 def test_the_root_of_ratplus_holds_folders_alone():
     assert {path.name for path in (ROOT / "ratplus").glob("*.py")} == {"__init__.py"}
+
+
+def test_every_folder_is_in_the_package():
+    """What pyproject.toml does not name is not in a wheel, though it is there where the project is installed from."""
+    packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    assert packages - {"ratplus.conf"} == {name for name, path in modules().items() if path.name == "__init__.py"}
 
 
 def test_no_folder_is_crowded():

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, is_hub_folder, read_facts
+from ratplus.checkpoint.facts import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    default_of,
+    family_of,
+    is_hub_folder,
+    read_facts,
+    tokenizer_facts,
+)
 from ratplus.checkpoint.folder import config_text, map_weights, save_weights
 from ratplus.checkpoint.hub import map_hub
 from ratplus.checkpoint.llama.folder import read_llama_folder
@@ -16,11 +23,15 @@ from ratplus.checkpoint.llama.gguf_file import is_gguf, read_gguf
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
 from ratplus.checkpoint.retrofit import with_recurrence
 from ratplus.checkpoint.start import adds_recurrence
+from ratplus.checkpoint.own_tokenizer import carry, link_or_copy
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
+from ratplus.checkpoint.tokenizer_files import tokenizer_files
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
-from ratplus.records.atomic import new_file, write_atomically
+from ratplus.data.tokenizer import ByteTokenizer
+from ratplus.pattern import PatternMap
+from ratplus.records.atomic import write_atomically
 
 
 def read_foreign(path: str | Path, d_head: int = 128, max_len: int | None = None) -> Checkpoint:
@@ -41,7 +52,12 @@ def read_foreign(path: str | Path, d_head: int = 128, max_len: int | None = None
     if not (is_model_folder(path) or is_hub_folder(path)):
         return read_llama_folder(path, max_len)
     config, weights = map_hub(path)
-    return Checkpoint(config, {name: float32(tensor) for name, tensor in weights.items()})
+    facts, files = tokenizer_facts(path), tokenizer_files(path)
+    if facts is not None and facts.get("name") == ByteTokenizer.name:
+        files = {}  # bytes need none; the export made them for others
+    return Checkpoint(
+        config, {name: float32(tensor) for name, tensor in weights.items()}, default_of(path), files, tokenizer=facts
+    )
 
 
 def bring_in(found: Checkpoint, source: Path, folder: Path, force: bool = False) -> None:
@@ -57,7 +73,7 @@ def bring_in(found: Checkpoint, source: Path, folder: Path, force: bool = False)
     check_target(folder, source)
     if not force and not _same_model(folder, found):
         check_free(folder, (CONFIG_FILE, WEIGHTS_FILE), "another model")
-    save_weights(found.config, found.weights, folder, found.patterns, found.family, found.files)
+    save_weights(found.config, found.weights, folder, found.patterns, found.family, found.files, found.tokenizer)
 
 
 def _same_model(folder: Path, found: Checkpoint) -> bool:
@@ -72,7 +88,15 @@ def _same_model(folder: Path, found: Checkpoint) -> bool:
 
 
 def adopt(
-    source: Path, folder: Path, config: ModelConfig, sha256: str, print_line: Callable[[str], None] = print
+    source: Path,
+    folder: Path,
+    config: ModelConfig,
+    sha256: str,
+    print_line: Callable[[str], None] = print,
+    *,
+    patterns: PatternMap | None = None,
+    tokenizer: dict | None = None,
+    more: Iterable[Path] = (),
 ) -> tuple[int, str]:
     """Make `folder` a model folder with the weights of another one: a hard link where the disk allows it, else a copy.
 
@@ -80,6 +104,9 @@ def adopt(
         config: of the new folder; length and rotary settings may differ from the source's, and a recurrence is added
             where it has one and the source has not.
         sha256: of the source's weights, which are read once to be sure of it.
+        patterns: what the model's heads see where nobody asks for another pattern; None: everything.
+        tokenizer: facts of the tokenizer that the folder is to have; None takes the source's files as they are.
+        more: folders beside the source that may hold the tokenizer's file.
 
     Returns:
         The number of parameters, and the SHA-256 of the new folder's weights.
@@ -105,14 +132,7 @@ def adopt(
     elif from_hub:
         write_safetensors(target, weights)
     else:
-        _link_or_copy(path, target)
-    write_atomically(folder / CONFIG_FILE, config_text(config, sha256))
+        link_or_copy(path, target)
+    carry([source, *more], folder, tokenizer)
+    write_atomically(folder / CONFIG_FILE, config_text(config, sha256, patterns, family_of(source), tokenizer))
     return parameters(config), sha256
-
-
-def _link_or_copy(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:  # another disk, or one without links
-        with path.open("rb") as whole, new_file(target) as copy:
-            shutil.copyfileobj(whole, copy, 16 << 20)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from ratplus.checkpoint.hub_config import MODEL_TYPE, SHA256, config_of
+from ratplus.checkpoint.hub_config import MODEL_TYPE, SHA256, SPARSE_PATTERN, config_of
 from ratplus.config.model import ModelConfig
-from ratplus.pattern import PatternMap
+from ratplus.pattern import PatternMap, is_whole
 from ratplus.records.reading import read_json
 from ratplus.records.record import RECORD_FILE, RecordError, read_record
 from ratplus.records.stand_ins import stand_in_file
@@ -14,8 +15,9 @@ from ratplus.records.stand_ins import stand_in_file
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-# Keys of a model folder's config.json beside its shape: the default pattern, and the kind of model that was imported.
-PATTERN, FAMILY = "pattern", "family"
+# Keys of a model folder's config.json beside its shape: the default pattern, the kind of model that was imported, and
+# what its tokenizer is (`facts` of a tokenizer).
+PATTERN, FAMILY, TOKENIZER = "pattern", "family", "tokenizer"
 
 
 class CheckpointError(ValueError):
@@ -37,7 +39,14 @@ def read_facts(folder: Path) -> tuple[ModelConfig, str]:
     path = Path(folder) / CONFIG_FILE
     try:
         stored = read_json(path)
+        if "model" not in stored and "model_type" in stored:
+            raise CheckpointError(
+                f"{folder}: is a Hugging Face folder (model_type {stored['model_type']!r}), no model folder; make one "
+                f"with: ratplus import {folder} NEW_FOLDER"
+            )
         config, sha256 = ModelConfig(**stored["model"]), stored["sha256"]
+    except CheckpointError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder}: no checkpoint here ({CONFIG_FILE} is missing)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -53,16 +62,30 @@ def read_facts(folder: Path) -> tuple[ModelConfig, str]:
 def default_patterns(folder: Path) -> PatternMap | None:
     """What the heads of a model folder's model see where nobody asks for another pattern; None: everything.
 
+    That is what it was imported or, for a stage, trained with.
+
     Raises:
         CheckpointError: no model folder, or a damaged one.
     """
     config, _ = read_facts(folder)
     path = Path(folder) / CONFIG_FILE
     try:
-        stored = read_json(path).get(PATTERN)
+        stored = read_json(path).get(PATTERN, _record(Path(folder), "config", {}).get("pattern"))
         return None if stored is None else PatternMap.from_dict(stored, config.layers, config.heads)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); restore it or import it again") from None
+
+
+def default_of(start: Path) -> PatternMap | None:
+    """`default_patterns` of what `model.init_from` may name: a model folder, or one in the hub's style."""
+    if not is_hub_folder(start):
+        return default_patterns(start)
+    config, _ = read_hub_facts(start)
+    label = read_json(Path(start) / CONFIG_FILE).get(SPARSE_PATTERN)
+    try:
+        return None if label is None else PatternMap.from_label(label, config.layers, config.heads)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{Path(start) / CONFIG_FILE}: {SPARSE_PATTERN}: {error}") from None
 
 
 def family_of(folder: Path) -> str | None:
@@ -73,13 +96,40 @@ def family_of(folder: Path) -> str | None:
         return None
 
 
+def tokenizer_facts(folder: Path) -> dict | None:
+    """What a model folder's config.json says of its tokenizer (`Tokenizer.facts`); None: nothing beside its files.
+
+    Raises:
+        CheckpointError: it says so in another form.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        facts = read_json(path).get(TOKENIZER)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if facts is None else checked_facts(facts, path)
+
+
+def checked_facts(facts: object, where: Path) -> dict:
+    """Facts of a tokenizer that somebody may have written: CheckpointError for another form."""
+    fits = isinstance(facts, dict) and all(isinstance(facts.get(key, ""), str) for key in ("name", "file", "sha256"))
+    if not fits or not all(facts.get(key) is None or is_whole(facts[key]) for key in ("eos_id", "bos_id")):
+        raise CheckpointError(f"{where}: damaged (what it says of a tokenizer); restore it, or give tokenizer=")
+    return facts
+
+
 def _recorded(folder: Path) -> str | None:
     """SHA-256 of the weights in the record of a done stage; None without a record, or one of before the key."""
+    return _record(folder, "weights_sha256", None)
+
+
+def _record(folder: Path, key: str, otherwise: Any) -> Any:
+    """A key of the record of a done stage."""
     try:
         record = read_record(folder)
     except RecordError:  # a stage with such a record is done again before anything reads its weights
-        return None
-    return record.get("weights_sha256") if record is not None and record["status"] == "done" else None
+        return otherwise
+    return record.get(key, otherwise) if record is not None and record["status"] == "done" else otherwise
 
 
 def is_hub_folder(folder: Path) -> bool:

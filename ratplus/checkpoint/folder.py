@@ -16,6 +16,7 @@ from ratplus.checkpoint.facts import (
     FAMILY,
     FORMAT,
     PATTERN,
+    TOKENIZER,
     WEIGHTS_FILE,
     CheckpointError,
     read_facts,
@@ -32,15 +33,27 @@ from ratplus.checkpoint.tensor_file import (
 from ratplus.checkpoint.tokenizer_files import write_tokenizer_files
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
+from ratplus.data.tokenizer import Tokenizer
 from ratplus.model import RATPlus, empty_model
 from ratplus.pattern import PatternMap
 from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import open_plain
 
 
-def save(model: RATPlus, folder: str | Path) -> Path:
-    """Write `model.safetensors`, then `config.json` with the weights' SHA-256; each file whole or not at all."""
-    save_weights(model.config, model.state_dict(), folder)
+def save(
+    model: RATPlus, folder: str | Path, tokenizer: Tokenizer | None = None, patterns: PatternMap | None = None
+) -> Path:
+    """Write `model.safetensors`, then `config.json` with the weights' SHA-256; each file whole or not at all.
+
+    Args:
+        tokenizer: that it was trained with, whose file goes along; without it nobody can tell later which it was.
+        patterns: what the model's heads see where nobody asks for another pattern; None: everything.
+    """
+    files, facts = None, None
+    if tokenizer is not None:
+        facts = tokenizer.facts
+        files = {} if tokenizer.file is None else {facts["file"]: tokenizer.file.read_bytes()}
+    save_weights(model.config, model.state_dict(), folder, patterns, files=files, tokenizer=facts)
     return Path(folder)
 
 
@@ -51,6 +64,7 @@ def save_weights(
     patterns: PatternMap | None = None,
     family: str | None = None,
     files: Mapping[str, bytes] | None = None,
+    tokenizer: dict | None = None,
 ) -> str:
     """`save` for weights that no model holds; a Lazy one is made when its turn comes.
 
@@ -58,6 +72,7 @@ def save_weights(
         patterns: what the model's heads see where nobody asks for another pattern; None: everything.
         family: the kind of model that it was imported from, if it is not one of ours.
         files: of its tokenizer, by name, in place of all that lie there; None leaves those.
+        tokenizer: facts of the tokenizer (`Tokenizer.facts`), where its files do not say all.
 
     Returns:
         SHA-256 of `model.safetensors`, taken while it was written.
@@ -66,7 +81,7 @@ def save_weights(
     if files is not None:
         write_tokenizer_files(files, Path(folder))
     # Last, since it makes the folder whole: before it, the weights are not those that an older one tells of.
-    write_atomically(Path(folder) / CONFIG_FILE, config_text(config, sha256, patterns, family))
+    write_atomically(Path(folder) / CONFIG_FILE, config_text(config, sha256, patterns, family, tokenizer))
     return sha256
 
 
@@ -137,13 +152,21 @@ def check_numbers_of(weights: Iterable[Tensor], config: ModelConfig, where) -> N
         raise CheckpointError(f"{where}: holds {held:,} numbers, but a model of this shape has {needed:,}")
 
 
-def config_text(config: ModelConfig, sha256: str, patterns: PatternMap | None = None, family: str | None = None) -> str:
-    """What stands in config.json: the model's shape, its weights' SHA-256, and its default pattern if it has one."""
+def config_text(
+    config: ModelConfig,
+    sha256: str,
+    patterns: PatternMap | None = None,
+    family: str | None = None,
+    tokenizer: dict | None = None,
+) -> str:
+    """What stands in config.json: the model's shape, its weights' SHA-256, and what else is known of it."""
     words: dict = {"format": FORMAT, "model": asdict(config), "sha256": sha256}
     if patterns is not None:
         words[PATTERN] = patterns.to_dict()
     if family is not None:
         words[FAMILY] = family
+    if tokenizer is not None:
+        words[TOKENIZER] = tokenizer
     return json.dumps(words, indent=1) + "\n"
 
 

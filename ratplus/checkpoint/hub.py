@@ -8,9 +8,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ratplus.checkpoint.facts import CONFIG_FILE, CheckpointError, is_hub_folder, read_facts, read_hub_facts
+from ratplus.checkpoint.facts import (
+    CONFIG_FILE,
+    TOKENIZER,
+    CheckpointError,
+    default_patterns,
+    is_hub_folder,
+    read_facts,
+    read_hub_facts,
+    tokenizer_facts,
+)
 from ratplus.checkpoint.folder import check_numbers_of, map_weights, shapes_of
-from ratplus.checkpoint.hub_config import SHA256, words_of
+from ratplus.checkpoint.hub_config import SHA256, SPARSE_PATTERN, words_of
 from ratplus.checkpoint.official import check_numbers
 from ratplus.checkpoint.shards import SHARD_BYTES, map_shards, write_shards
 from ratplus.checkpoint.targets import check_target, is_model_folder
@@ -49,6 +58,10 @@ def export_hf(
     (target / CONFIG_FILE).unlink(missing_ok=True)
     write_shards(target, weights, shard_bytes, replace=again)
     words = words_of(config, sha256)
+    if (patterns := default_patterns(Path(folder))) is not None:
+        words[SPARSE_PATTERN] = patterns.label
+    if (facts := tokenizer_facts(Path(folder))) is not None:
+        words[TOKENIZER] = facts
     write_atomically(target / CONFIG_FILE, json.dumps(words, indent=2, sort_keys=True) + "\n")
     return config
 

@@ -8,6 +8,7 @@ from ratplus.config.model import ROPE_SCALINGS, ModelConfig
 
 MODEL_TYPE = "ratplus"
 SHA256 = "weights_sha256"  # of our own model.safetensors with the same weights
+SPARSE_PATTERN = "sparse_pattern"  # label of what the heads see; without the word, everything
 
 _KEYS = {
     "vocab_size": "vocab_size", "layers": "num_hidden_layers", "d_model": "hidden_size", "d_head": "head_dim",

@@ -52,6 +52,7 @@ class Checkpoint:
         patterns: what the model's heads see where nobody asks for another pattern; None: everything.
         files: of its tokenizer, by name.
         family: the kind of model, if it is not one of ours (`llama`, `qwen3`).
+        tokenizer: facts of its tokenizer, where its files do not say all.
     """
 
     config: ModelConfig
@@ -59,6 +60,7 @@ class Checkpoint:
     patterns: PatternMap | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     family: str | None = None
+    tokenizer: dict | None = None
 
     @property
     def size(self) -> str | None:
@@ -68,6 +70,14 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         return sum(torch.Size(lazy.shape).numel() for lazy in self.weights.values())
+
+    def model(self) -> RATPlus:
+        """A model with these weights, each made when its turn comes."""
+        model = empty_model(self.config)
+        with torch.no_grad():
+            for name, parameter in model.state_dict().items():
+                parameter.copy_(self.weights[name].make())
+        return model
 
 
 def load_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4096) -> RATPlus:
@@ -81,12 +91,7 @@ def load_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4
     Raises:
         CheckpointError: unreadable file, missing or unknown keys, shapes or dtypes that do not fit, an untied head.
     """
-    checkpoint = read_official(source, d_head, max_len)
-    model = empty_model(checkpoint.config)
-    with torch.no_grad():
-        for name, parameter in model.state_dict().items():
-            parameter.copy_(checkpoint.weights[name].make())
-    return model
+    return read_official(source, d_head, max_len).model()
 
 
 def read_official(source: str | Path | dict, d_head: int = 128, max_len: int = 4096) -> Checkpoint:

@@ -15,6 +15,7 @@ from ratplus.config.cell import Config
 from ratplus.data.corpus import Corpus
 from ratplus.data.sources import corpus_of
 from ratplus.evaluation.checks import check_suites
+from ratplus.pattern import PatternMap
 from ratplus.records.lock import FolderLock
 from ratplus.stages.peak_memory import gpu_peak
 from ratplus.stages.plan import Stage, plan
@@ -96,6 +97,15 @@ class Cell:
         """Shape of the cell's model, which depends on the corpus for its vocabulary."""
         return self.config.model.build(self.plan.vocab_size, self.config.train.context)
 
+    @property
+    def _tokenizer_facts(self) -> dict:
+        return self.corpus.manifest["tokenizer"]
+
+    def _patterns_of(self, stage: Stage) -> PatternMap | None:
+        """What the heads see in a stage's training; None: everything."""
+        plain, shape = stage.config.get("pattern"), self.config.patterns
+        return None if plain is None else PatternMap.from_dict(plain, shape.layers, shape.heads)
+
     def _training(self, stage: Stage) -> Run:
         """The optimisation run of a training stage."""
         from ratplus.data.sft import SftBatches
@@ -130,12 +140,16 @@ class Cell:
     def _take_weights(self, stage: Stage, folder: Path) -> Result:
         """Weights of `model.init_from` instead of pretraining."""
         from ratplus.checkpoint.adopt import adopt
-        from ratplus.checkpoint.facts import read_start
+        from ratplus.checkpoint.facts import default_of, read_start, tokenizer_facts
         from ratplus.evaluation.metrics import metric
 
         source, weights = Path(self.config.model.init_from or ""), stage.config["weights"]
         trained, _ = read_start(source)
-        parameters, written = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
+        # The stage's id knows nothing of data, so its tokenizer is the source's, whatever this cell reads.
+        parameters, written = adopt(
+            source, folder, self.model_config(), weights, self.surroundings.print_line,
+            patterns=default_of(source), tokenizer=tokenizer_facts(source),
+        )  # fmt: skip
         found = {"parameters": metric(parameters, None, 1), "trained_context": metric(trained.max_len, None, 1)}
         return Result(found, weights_sha256=written)
 
@@ -155,12 +169,17 @@ class Cell:
 
         source = parent.folder(self.surroundings.root)
         _, weights = read_facts(source)
-        parameters, written = adopt(source, folder, self.model_config(), weights, self.surroundings.print_line)
+        parameters, written = adopt(
+            source, folder, self.model_config(), weights, self.surroundings.print_line,
+            patterns=self._patterns_of(self.plan.adapt), tokenizer=self._tokenizer_facts, more=[self.corpus.folder],
+        )  # fmt: skip
         found = {"parameters": metric(parameters, None, 1)}
         return Result(found, {"train_seconds": 0.0, "resumed_at_step": 0}, weights_sha256=written)
 
     def _train(self, model: RATPlus, stage: Stage, folder: Path, log: StageLog, lock: FolderLock) -> Result:
+        from ratplus.checkpoint.facts import family_of
         from ratplus.checkpoint.folder import save_weights
+        from ratplus.checkpoint.own_tokenizer import carry
         from ratplus.evaluation.metrics import metric
         from ratplus.training.run import train
         from ratplus.training.spec import Watch
@@ -170,7 +189,12 @@ class Cell:
 
         watch = Watch(log=log, progress=progress, before_saving=lock.check, print_line=self.surroundings.print_line)
         outcome = train(model, self._training(stage), folder, watch, self._team)
-        weights = save_weights(outcome.model.config, outcome.model.state_dict(), folder)
+        before = [p.folder(self.surroundings.root) for p in self.plan if p.id == stage.parent]
+        carry([*before, self.corpus.folder], folder, self._tokenizer_facts)
+        weights = save_weights(
+            outcome.model.config, outcome.model.state_dict(), folder, self._patterns_of(stage),
+            family_of(before[0]) if before else None, tokenizer=self._tokenizer_facts,
+        )  # fmt: skip
         # The report is that of the last step, and its losses are means over that step's labels.
         report = outcome.report
         metrics = {f"train_{k}": metric(v, None, report["labels"]) for k, v in report.items() if "loss" in k}

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import shlex
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ratplus.records.lines import plain
-from ratplus.records.record import TRAINING
 from ratplus.sweeps.define.mistakes import UsageError
 
 HELP = "continue a prompt with a trained model, under one or several patterns"
@@ -121,67 +118,19 @@ def parse(words: list[str]) -> Request:
 
 
 def _load(request: Request):
-    """Load the model, its tokenizer and its default pattern, from a model folder or from a stage of a sweep."""
-    from ratplus import checkpoint
-    from ratplus.checkpoint.facts import default_patterns
-    from ratplus.checkpoint.tokenizer_files import has_tokenizer
-    from ratplus.data.tokenizer import ByteTokenizer, load_tokenizer
-    from ratplus.pattern import Pattern
+    """Load the model, its tokenizer and its default pattern, from a folder or from a stage of a sweep."""
+    from ratplus.stages.load import load
 
-    folder = Path(request.model)
-    if (folder / "config.json").exists():
-        own = folder if has_tokenizer(folder) else "bytes"
-        tokenizer = load_tokenizer(request.tokenizer or own)
-        if request.tokenizer is None and not isinstance(tokenizer, ByteTokenizer):
-            tokenizer.bos_id = tokenizer.own_bos()  # as the model was trained
-    elif folder.exists():
-        raise UsageError(f"model={request.model}: not a model folder (config.json is missing)")
-    elif not re.fullmatch(r"[0-9a-f]{1,12}", request.model):
-        raise UsageError(f"model={request.model}: no such folder, and not an id of a stage")
-    else:
-        folder, tokenizer = _find_stage_model(request)
-    model = checkpoint.load(folder).eval()
-    default = default_patterns(folder) or model.resolve_patterns(Pattern())
-    if tokenizer.vocab_size > model.config.vocab_size:
+    found = load(request.model, request.sweep, request.tokenizer)
+    if found.tokenizer is None:
         raise UsageError(
-            f"tokenizer={request.tokenizer or tokenizer.name}: it has {tokenizer.vocab_size} tokens, the model's "
-            f"vocabulary only {model.config.vocab_size}; give the tokenizer that the model was trained with"
+            f"model={request.model}: nothing there says which tokenizer it was trained with; give tokenizer=bytes, a "
+            "tokenizer.json, a .model, or a folder that holds one"
         )
     import torch
 
-    return (model.cuda() if torch.cuda.is_available() else model), tokenizer, default
-
-
-def _find_stage_model(request: Request):
-    """The folder that holds the model of a stage of a sweep, and the tokenizer of that sweep's corpus."""
-    from ratplus.data.corpus import CorpusError
-    from ratplus.data.sources import made_corpus
-    from ratplus.data.tokenizer import ByteTokenizer, load_tokenizer
-    from ratplus.records.manifest import evaluations, read_manifest
-    from ratplus.sweeps.define.compose import typed
-    from ratplus.sweeps.define.find_stage import find_stage
-    from ratplus.sweeps.define.manifest import cell_config
-
-    sweep, stage, stage_id = find_stage(request.model, request.sweep, "generate", "give another folder with sweep=")
-    cell = next(c for c in evaluations(read_manifest(sweep)["cells"]) if c["stages"].get(stage) == stage_id)
-    if stage == "evaluate":
-        # An evaluation has no weights of its own: those that it evaluated lie with the stage before it.
-        stage = next(s for s in reversed(TRAINING) if s in cell["stages"])
-        stage_id = cell["stages"][stage]
-    folder = sweep / stage / stage_id
-    if not (folder / "config.json").exists():
-        status = shlex.join(["ratplus", "status", str(sweep)])
-        raise UsageError(f"model={request.model}: {folder} has no trained model yet; `{status}` says why")
-    if "tokenizer" in request.given:
-        return folder, load_tokenizer(request.tokenizer)
-    if cell["corpus"].get("tokenizer") == ByteTokenizer.name:
-        return folder, ByteTokenizer()
-    try:
-        return folder, made_corpus(typed(cell_config(cell)).data, cell["corpus"]).tokenizer()
-    except CorpusError as error:
-        raise UsageError(
-            f"model={request.model}: its tokenizer stands with its corpus: {error}; or give tokenizer="
-        ) from None
+    model = found.model.cuda() if torch.cuda.is_available() else found.model
+    return model, found.tokenizer, found.patterns
 
 
 def _pattern(name: str, config):

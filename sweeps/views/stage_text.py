@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 from ratplus.pattern import is_whole
+from ratplus.records.find_stage import find_stage
 from ratplus.records.lines import plain
 from ratplus.records.manifest import Entry, evaluations, read_manifest
 from ratplus.records.note import read_note
 from ratplus.records.record import STAGES, Record, RecordError, read_record, unfit_metric
-from ratplus.sweeps.define.find_stage import find_stage
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.reproduce import command, differences
 from ratplus.sweeps.views.text_table import columns
@@ -24,7 +24,7 @@ def print_stage(wanted: str, folder: str | None, as_json: bool = False) -> None:
     """Print the record of the stage whose id begins with `wanted`, from one sweep folder or all under outputs/.
 
     Raises:
-        UsageError: no such id, several, or a damaged record.
+        NoSuchStage, UsageError: no such id, several, or a damaged record.
     """
     sweep, stage, stage_id = find_stage(wanted, folder)
     try:

@@ -5,6 +5,7 @@ import torch
 
 from ratplus import ModelConfig, RATPlus
 from ratplus.checkpoint import save
+from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.model.generate import stream
 from ratplus.sweeps import cli
 from ratplus.sweeps.verbs import generate as verb
@@ -15,7 +16,7 @@ def model(tmp_path_factory):
     config = ModelConfig(vocab_size=257, layers=2, d_model=32, d_head=16, max_len=64)
     torch.manual_seed(0)
     model = RATPlus(config)
-    return model, save(model, tmp_path_factory.mktemp("models") / "small")
+    return model, save(model, tmp_path_factory.mktemp("models") / "small", ByteTokenizer())
 
 
 def generate(capfd, *words) -> tuple[int, str, str]:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from ratplus.records.manifest import MANIFEST_FILE, evaluations, read_manifest
 from ratplus.records.record import STAGES
-from ratplus.sweeps.define.mistakes import UsageError
+
+
+class NoSuchStage(ValueError):
+    """No stage has such an id, or several have; the message is one line for whoever gave it."""
 
 
 def find_stage(
@@ -18,10 +21,10 @@ def find_stage(
 
     Raises:
         RecordError: `folder` is no sweep folder.
-        UsageError: no stage has such an id, or several have.
+        NoSuchStage: no stage has such an id, or several have.
     """
     if not wanted or set(wanted) - set("0123456789abcdef"):
-        raise UsageError(
+        raise NoSuchStage(
             f"{verb}: got {wanted!r}; give an id, or how it begins: `ratplus status FOLDER --json` lists them"
         )
     sweeps = [Path(folder)] if folder else sorted(p.parent for p in Path("outputs").glob(f"*/{MANIFEST_FILE}"))
@@ -34,8 +37,8 @@ def find_stage(
     }
     if not found:
         places = folder or f"outputs/ ({elsewhere})"
-        raise UsageError(f"{verb}: no stage of {places} has an id that begins with {wanted}")
+        raise NoSuchStage(f"{verb}: no stage of {places} has an id that begins with {wanted}")
     if len(found) > 1:
         places = ", ".join(f"{sweep}/{stage}/{stage_id}" for sweep, stage, stage_id in sorted(found)[:6])
-        raise UsageError(f"{verb}: {wanted} is ambiguous: {places}; give more digits or the sweep folder")
+        raise NoSuchStage(f"{verb}: {wanted} is ambiguous: {places}; give more digits or the sweep folder")
     return found.pop()
