@@ -150,7 +150,8 @@ def _data_of(entry: Entry) -> DataSection:
     plain: dict[str, Any] = entry["config"].get("data") or {}
     try:
         known = {f.name for f in fields(DataSection)}
-        recall = RecallSection(**plain.get("recall", {}))
-        return DataSection(**{**{k: v for k, v in plain.items() if k in known}, "recall": recall})
+        given: dict[str, Any] = {k: v for k, v in plain.items() if k in known}
+        given["recall"] = RecallSection(**plain.get("recall", {}))
+        return DataSection(**given)
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{MANIFEST_FILE}: the data section of cell {entry['id']} is damaged ({error})") from None
