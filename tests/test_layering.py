@@ -19,6 +19,7 @@ NAMES = {
 }  # fmt: skip
 # From the bottom to the top: a room imports rooms before it, and never one after it.
 ORDER = (
+    "ratplus.hf",
     "ratplus.pattern", "ratplus.kernels", "ratplus.records", "ratplus.kernels.bench", "ratplus.config", "ratplus.data",
     "ratplus.costs", "ratplus.model", "ratplus.checkpoint", "ratplus.training", "ratplus.bench", "ratplus.evaluation",
     "ratplus.stages", "ratplus.search", "ratplus",

@@ -166,7 +166,7 @@ def config_text(
     if family is not None:
         words[FAMILY] = family
     if tokenizer is not None:
-        words[TOKENIZER] = tokenizer
+        words[TOKENIZER] = dict(sorted(tokenizer.items()))  # as an export has them
     return json.dumps(words, indent=1) + "\n"
 
 

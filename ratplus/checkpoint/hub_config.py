@@ -22,6 +22,8 @@ _ROPE = {
 }  # fmt: skip
 # Which our keys do not hold, or hold in another form: a config.json may not say other than the model is.
 _FOLLOWS = ("hidden_act", "tie_word_embeddings", "num_attention_heads", "intermediate_size")
+# What transformers loads from the file beside the weights (ratplus/hf/modeling_ratplus.py).
+_CLASSES = {"AutoConfig": "RATPlusConfig", "AutoModelForCausalLM": "RATPlusForCausalLM"}
 _OWN = "ratplus_"  # before what has no word of the hub's own
 # Written only where they are not as in every model of before these keys, so that those are exported as ever.
 _YOUNG = ("query_heads", "ffn", "ffn_size", "qkv_bias", "out_bias", "qk_norm", "gate_bias", "tied")
@@ -34,7 +36,8 @@ def words_of(config: ModelConfig, sha256: str) -> dict:
     scaling = {theirs: plain[ours] for ours, theirs in _ROPE.items() if plain[ours] is not None}
     told = {*_KEYS, *_ROPE, "ffn_mult", "kv_heads"} | {key for key in _YOUNG if plain[key] == _DEFAULTS[key]}
     return {theirs: plain[ours] for ours, theirs in _KEYS.items()} | {
-        "architectures": ["RATPlus"],
+        "architectures": ["RATPlusForCausalLM"],
+        "auto_map": {auto: f"modeling_ratplus.{name}" for auto, name in _CLASSES.items()},
         "model_type": MODEL_TYPE,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.key_heads,
@@ -54,11 +57,10 @@ def config_of(words: dict) -> ModelConfig:
     Raises:
         KeyError, TypeError, ValueError: a word is missing, unknown, impossible, or of another model than ours.
     """
+    words = _in_words_of_old(words)
     plain = {ours: words[theirs] for ours, theirs in _KEYS.items()}
     plain["kv_heads"] = words.get("num_key_value_heads")  # without the word, as many as heads
     plain |= {key.removeprefix(_OWN): value for key, value in words.items() if key.startswith(_OWN)}
-    if words.get("rope_parameters") is not None:
-        raise ValueError("rope_parameters is not read; give rope_theta and rope_scaling")
     plain |= _rope_of(words.get("rope_scaling"))
     if "ffn_size" not in plain:
         plain["ffn_mult"] = words["intermediate_size"] // words["hidden_size"]
@@ -68,6 +70,18 @@ def config_of(words: dict) -> ModelConfig:
         if words.get(word, ours[word]) != ours[word]:
             raise ValueError(f"{word} is {words[word]!r}, where this model has {ours[word]!r}")
     return config
+
+
+def _in_words_of_old(words: dict) -> dict:
+    """transformers 5 saves `rope_parameters` in place of `rope_theta` and `rope_scaling`."""
+    rope = words.get("rope_parameters")
+    if rope is None:
+        return words
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_parameters is {rope!r}; it must hold keys and values")
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    plain = scaling.get("rope_type", "default") == "default"
+    return {**words, "rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling}
 
 
 def _rope_of(scaling: dict | None) -> dict:

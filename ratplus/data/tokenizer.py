@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ratplus.data.chat import ChatError, prompt_of
 from ratplus.data.tokenizer_trial import MOST_BYTES, problem_of
+from ratplus.pattern import is_whole
 from ratplus.records.lines import first_line
 from ratplus.records.reading import read_json
 from ratplus.records.stand_ins import head_of, stand_in
@@ -50,6 +53,14 @@ class ByteTokenizer:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, without end-of-text."""
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Raises ChatError: a model of bytes has no chat template."""
+        raise ChatError("the model reads bytes and has no chat template; prompt it without chat=true")
+
+    def stop_ids(self) -> set[int]:
+        """Ids that end an answer."""
+        return {self.eos_id}
 
     def decode(self, ids) -> str:
         """Text of ids; end-of-text and ids of other symbols are left out."""
@@ -108,6 +119,26 @@ class _FileTokenizer:
     def _id_of(self, token: str) -> int | None:
         raise NotImplementedError
 
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation as the chat template beside the tokenizer's file writes it, up to the answer's begin.
+
+        Raises:
+            ChatError: no template, a damaged one, or one that refuses these messages (`ratplus.data.chat`).
+        """
+        return self._encode_marked(prompt_of(self.file.parent, messages))
+
+    def stop_ids(self) -> set[int]:
+        """Ids that end an answer: the end of a text, and those that generation_config.json beside the file names."""
+        try:
+            said = read_json(self.file.parent / "generation_config.json")["eos_token_id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            said = []
+        return {self.eos_id, *(i for i in (said if isinstance(said, list) else [said]) if is_whole(i))}
+
+    def _encode_marked(self, text: str) -> list[int]:
+        """Ids of a text in which the characters of special tokens are those tokens."""
+        raise NotImplementedError
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
 
@@ -164,6 +195,15 @@ class HuggingFaceTokenizer(_FileTokenizer):
             raise _cannot(self.file, "encode a text", error) from None
         return [np.asarray(e.ids, dtype=np.int64) for e in encoded]
 
+    def _encode_marked(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            raise _cannot(self.file, "encode a text", error) from None
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
     def own_bos(self) -> int | None:
         """Id of the one token that the file's post-processor puts before a text; None if it puts none there."""
         ids = self._tokenizer.encode("", add_special_tokens=True).ids
@@ -203,6 +243,11 @@ class SentencePieceTokenizer(_FileTokenizer):
         except Exception as error:
             raise _cannot(self.file, "encode a text", error) from None
         return [np.asarray(ids, dtype=np.int64) for ids in encoded]
+
+    def _encode_marked(self, text: str) -> list[int]:
+        raise ChatError(
+            f"{self.file}: a SentencePiece model reads no special tokens out of a chat; needs tokenizer.json"
+        )
 
     def own_bos(self) -> int | None:
         """Id of the model's begin of text; None if it has none."""

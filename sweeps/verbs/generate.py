@@ -14,10 +14,13 @@ from ratplus.records.lines import plain
 from ratplus.sweeps.define.mistakes import UsageError
 
 HELP = "continue a prompt with a trained model, under one or several patterns"
-EXAMPLES = ["ratplus generate model=outputs/demo/pretrain/a12949d9c432 prompt='Return the' pattern=D1,D16"]
+EXAMPLES = [
+    "ratplus generate model=outputs/demo/pretrain/a12949d9c432 prompt='Return the' pattern=D1,D16",
+    "ratplus generate model=models/smollm2 prompt='What is the capital of France?' chat=true temperature=0",
+]
 _KEYS = {
     "model": None, "prompt": None, "pattern": None, "max_new_tokens": 128, "temperature": 0.8, "top_p": 0.95, "seed": 0,
-    "tokenizer": None, "sweep": None,
+    "tokenizer": None, "sweep": None, "chat": False, "system": None,
 }  # fmt: skip
 _PLACES = ("model", "tokenizer", "sweep")
 
@@ -35,13 +38,16 @@ class Request:
     seed: int
     tokenizer: str | None
     sweep: str | None
+    chat: bool
+    system: str | None
     given: set[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="+", help="model=FOLDER or stage id, prompt=TEXT, pattern=D1,D16-W64,layers[D1,D64]; also "
-        "max_new_tokens, temperature (0 is greedy), top_p, seed, tokenizer, sweep=FOLDER"
+        "max_new_tokens, temperature (0 is greedy), top_p, seed, tokenizer, sweep=FOLDER, chat=true (the "
+        "prompt is a user's message, through the model's chat template), system=TEXT"
     )  # fmt: skip
 
 
@@ -53,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     request = parse(arguments.words)
     model, tokenizer, default = _load(request)
-    ids = tokenizer.encode(request.prompt) or [tokenizer.eos_id]
+    ids = _prompt_ids(request, tokenizer)
     if request.pattern is None:
         names, patterns = [default.label], [default]
     else:
@@ -89,7 +95,11 @@ def parse(words: list[str]) -> Request:
             raise UsageError(f"generate: {word!r}: " + (f"did you mean {close[0]}=?" if close and sign else
                              f"give key=value; keys: {', '.join(_KEYS)}"))  # fmt: skip
         kind = type(_KEYS[key])
-        if kind in (int, float):
+        if kind is bool:
+            if value not in ("true", "false"):
+                raise UsageError(f"{key}: got {value!r}; allowed: true, false")
+            value = value == "true"
+        elif kind in (int, float):
             try:
                 value = kind(value)
             except ValueError:
@@ -110,6 +120,8 @@ def parse(words: list[str]) -> Request:
         raise UsageError(
             "prompt: not UTF-8 text; the terminal or the script that gave it uses another encoding"
         ) from None
+    if values["system"] is not None and not values["chat"]:
+        raise UsageError(f"system: got {values['system']!r}; only chat=true has a system's message")
     if not 0 <= values["seed"] < 1 << 63:
         raise UsageError(f"seed: got {values['seed']}; it must be ≥ 0 and below 2^63")
     if values["max_new_tokens"] < 1:
@@ -133,6 +145,14 @@ def _load(request: Request):
     return model, found.tokenizer, found.patterns
 
 
+def _prompt_ids(request: Request, tokenizer) -> list[int]:
+    """Ids of the prompt, as a text that is to be continued or as a user's message of a chat."""
+    if not request.chat:
+        return tokenizer.encode(request.prompt) or [tokenizer.eos_id]
+    system = [] if request.system is None else [{"role": "system", "content": request.system}]
+    return tokenizer.chat([*system, {"role": "user", "content": request.prompt}])
+
+
 def _pattern(name: str, config):
     from ratplus.pattern import PatternMap
 
@@ -154,7 +174,8 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
     shown, started = "", 0.0
     # What a model says may be what somebody trained it to say: a terminal shows it, and obeys none of it.
     display = plain if sys.stdout.isatty() else str
-    sys.stdout.write(request.prompt)
+    stops = tokenizer.stop_ids() if request.chat else set()
+    sys.stdout.write(f"{request.prompt}\n\n" if request.chat else request.prompt)
     for token in steps:
         made.append(int(token))
         if len(made) == 1:
@@ -165,6 +186,8 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
             sys.stdout.write(display(text[len(shown) :]))
             sys.stdout.flush()
             shown = text
+        if made[-1] in stops:
+            break
     return len(made), time.perf_counter() - started
 
 
