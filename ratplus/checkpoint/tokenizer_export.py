@@ -26,7 +26,7 @@ def files_for_others(files: Mapping[str, bytes], facts: dict | None) -> tuple[di
     if TOKENIZER_FILE not in files:
         if "tokenizer.model" in files:
             notes.append("tokenizer.model (SentencePiece) lies there as it is; no tokenizer.json was made of it")
-        elif not files:
+        else:
             notes.append("it has no tokenizer: the model folder holds none")
         return files, notes
     ids = token_ids(files[TOKENIZER_FILE])

@@ -19,7 +19,7 @@ from ratplus.records.reading import open_plain, parse_json
 
 TEMPLATE_FILE = "chat_template.jinja"
 _CONFIG_FILE = "tokenizer_config.json"
-_MOST_BYTES = 16 << 20  # of tokenizer_config.json, which may list thousands of added tokens
+_MOST_BYTES = 16 << 20  # of tokenizer_config.json, which may list thousands of added tokens, and of a prompt
 
 
 class ChatError(ValueError):
@@ -43,11 +43,14 @@ def prompt_of(folder: Path, messages: Sequence[Mapping[str, str]]) -> str:
     tokens = {key: _content(value) for key, value in said.items() if key.endswith("_token")}
     import jinja2
 
+    given = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, "tools": None}
     try:
-        return _compiled(template).render(
-            messages=[dict(message) for message in messages], add_generation_prompt=True, tools=None, documents=None,
-            **tokens,
-        )  # fmt: skip
+        text = ""
+        for part in _compiled(template).generate(**given, documents=None, **tokens):
+            text += part
+            if len(text) > _MOST_BYTES:
+                raise ValueError(f"its text has more than {_MOST_BYTES:,} characters")
+        return text
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise ChatError(f"{folder}: its chat template fails ({first_line(error)})") from None
 
@@ -86,7 +89,17 @@ def _content(token: object) -> object:
 @lru_cache(maxsize=8)
 def _compiled(template: str):
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+    class Environment(ImmutableSandboxedEnvironment):
+        # The sandbox bounds ranges, but not what a product or a power makes of a few characters.
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context, operator, left, right):
+            sizes = [x if isinstance(x, (int, float)) else len(x) for x in (left, right)]
+            if operator == "**" or abs(sizes[0] * sizes[1]) > _MOST_BYTES:
+                raise SecurityError(f"a product or power of more than {_MOST_BYTES:,}")
+            return super().call_binop(context, operator, left, right)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
@@ -94,9 +107,7 @@ def _compiled(template: str):
     def as_json(value: object, indent: int | None = None, **_: object) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja2's own escapes < and & for pages
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = as_json
 
     def now(form: str) -> str:

@@ -265,6 +265,7 @@ def test_tokenizers_and_templates_travel(tmp_path):
     (tmp_path / "theirs" / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>"}'
     )
+    (tmp_path / "theirs" / "generation_config.json").unlink()  # it goes along as it is; what is missing is made
     (tmp_path / "theirs" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     bring_in(read_foreign(tmp_path / "theirs"), tmp_path / "theirs", tmp_path / "ours")
     export_hf(tmp_path / "ours", tmp_path / "hub")
