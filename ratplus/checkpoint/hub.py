@@ -89,7 +89,8 @@ def export_hf(
     facts = tokenizer_facts(folder)
     files, notes = files_for_others(tokenizer_files(folder), facts)
     if not again:
-        check_free(target, [*files, MODELLING_FILE], "another model")
+        # What an export that was killed left is as it would be written again.
+        check_free(target, [name for name, data in files.items() if _differs(target / name, data)], "another model")
     family = family_for(config, patterns, family_of(folder))
     tensors: dict[str, Lazy] | dict[str, Tensor] = weights
     if family is not None:
@@ -117,6 +118,15 @@ def export_hf(
     return Exported(config, words["architectures"][0], family is None, patterns, notes)
 
 
+def _differs(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() != data
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def _as(tensor: Tensor, dtype: torch.dtype) -> Lazy:
     return Lazy(tuple(tensor.shape), dtype, lambda: tensor.to(dtype))
 
@@ -128,6 +138,7 @@ def _pattern_for(folder: Path, config: ModelConfig, label: str | None) -> Patter
     else:
         try:
             patterns = PatternMap.from_label(label, config.layers, config.heads)
+            patterns.per_kv_head(config.kv_heads)  # what no model of ours may be run under
         except ValueError as error:
             raise CheckpointError(f"--pattern: {error}") from None
     if patterns is None or all(p.dense for row in patterns for p in row):

@@ -14,6 +14,7 @@ from ratplus.checkpoint.facts import (
     default_patterns,
     tokenizer_facts,
 )
+from ratplus.checkpoint.llama.words import ADAPTER_FILE
 from ratplus.checkpoint.targets import is_model_folder
 from ratplus.config.data import DataSection, RecallSection
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -88,7 +89,7 @@ def _find(place: str | Path, sweep: str | Path | None) -> _Found:
         stage, root = whole.parent.name, whole.parent.parent
         if stage in STAGES and is_id(whole.name) and (root / MANIFEST_FILE).is_file():
             return _of_stage(root, stage, whole.name, folder)
-        if not (folder / CONFIG_FILE).exists():
+        if not any((folder / name).exists() for name in (CONFIG_FILE, ADAPTER_FILE)):
             raise CheckpointError(f"model={place}: not a model folder ({CONFIG_FILE} is missing)")
         return _Found(folder)
     if folder.exists():

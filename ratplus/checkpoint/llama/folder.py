@@ -6,13 +6,12 @@ from pathlib import Path
 
 from ratplus.checkpoint.facts import CONFIG_FILE, WEIGHTS_FILE, CheckpointError
 from ratplus.checkpoint.llama.weights import translate
-from ratplus.checkpoint.llama.words import read_llama
+from ratplus.checkpoint.llama.words import ADAPTER_FILE, read_llama
 from ratplus.checkpoint.official import Checkpoint
 from ratplus.checkpoint.shards import list_shards
 from ratplus.checkpoint.tokenizer_files import check_ids, tokenizer_files
 from ratplus.records.reading import read_json
 
-_ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model*.bin", "consolidated*.pth", "*.pt")
 
 
@@ -45,24 +44,24 @@ def _read_words(folder: Path) -> dict:
     try:
         words = read_json(path)
     except FileNotFoundError:
-        if (folder / _ADAPTER).exists():
+        if (folder / ADAPTER_FILE).exists():
             raise CheckpointError(f"{folder}: {_base_of(folder)}") from None
         raise CheckpointError(f"{folder}: no model here ({CONFIG_FILE} is missing)") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from None
     if not isinstance(words, dict):
         raise CheckpointError(f"{path}: damaged (it holds no keys and values)")
-    if (folder / _ADAPTER).exists():
+    if (folder / ADAPTER_FILE).exists():
         raise CheckpointError(f"{folder}: {_base_of(folder)}")
     return words
 
 
 def _base_of(folder: Path) -> str:
     try:
-        base = read_json(folder / _ADAPTER).get("base_model_name_or_path")
+        base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None
     return (
-        f"holds a LoRA adapter ({_ADAPTER}) of {base or 'a model that it does not name'}; merge it into that model "
+        f"holds a LoRA adapter ({ADAPTER_FILE}) of {base or 'a model that it does not name'}; merge it into that model "
         "first (peft: model.merge_and_unload(), then save_pretrained) and import the result"
     )

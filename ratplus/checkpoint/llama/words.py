@@ -14,6 +14,7 @@ from ratplus.config.model import ModelConfig
 from ratplus.pattern import Pattern, PatternMap, is_whole
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ADAPTER_FILE = "adapter_config.json"  # of weights that are added to another model's, such as LoRA's
 
 # Words that other models of these libraries have and these must not: each changes what is computed.
 _FOREIGN = (

@@ -250,7 +250,8 @@ def test_rotary_scaling_in_the_hubs_words(tmp_path, rope, words):
         ({"hidden_act": "silu"}, "hidden_act is 'silu', where this model has 'gelu'"),
         ({"intermediate_size": 65}, "intermediate_size is 65, where this model has 64"),
         ({"num_attention_heads": 3}, "num_attention_heads is 3, where this model has 2"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is not read"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "lacks 'rope_theta'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_scaling is of rope_type 'dynamic'"),
     ):
         (tmp_path / "hub" / "config.json").write_text(json.dumps(told | other))
         with pytest.raises(CheckpointError, match=message):

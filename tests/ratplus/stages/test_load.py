@@ -147,6 +147,9 @@ def test_exports_and_plain_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"not a model folder \(config.json is missing\)"):
         ratplus.load(tmp_path / "empty")
+    (tmp_path / "empty" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(CheckpointError, match=r"holds a LoRA adapter \(adapter_config\.json\) of some/base"):
+        ratplus.load(tmp_path / "empty")
     write_tokenizer(tmp_path / "tokenizer.json")
     small = save(RATPlus(ModelConfig(200, 2, 32, 16)), tmp_path / "small")
     with pytest.raises(CheckpointError, match="it has 258 tokens, the model's vocabulary only 200"):
