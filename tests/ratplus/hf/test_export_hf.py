@@ -246,6 +246,7 @@ def test_a_llama_under_a_pattern(tmp_path, capsys):
     for label, told in (
         ("top4x16", "which selects keys by the query; in transformers there are"),
         ("Q4", "--pattern:"),
+        ("heads[D1,D4]", "--pattern: pattern: heads 0 to 3 of layer 0 share keys and values"),
     ):
         words[-1] = label
         assert run("--force") == 2
