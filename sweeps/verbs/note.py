@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import json
 
+    from ratplus.records.find_stage import find_stage
     from ratplus.records.note import read_note, write_note
-    from ratplus.sweeps.define.find_stage import find_stage
     from ratplus.sweeps.define.mistakes import UsageError
     from ratplus.sweeps.share.unpack import is_pack
 
