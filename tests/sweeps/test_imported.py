@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ratplus.checkpoint import load
-from ratplus.checkpoint.facts import read_facts
+from ratplus.checkpoint.facts import default_patterns, family_of, read_facts
 from ratplus.checkpoint.llama.weights import names_of
 from ratplus.checkpoint.llama.words import read_llama
 from ratplus.pattern import Pattern
@@ -90,6 +90,13 @@ def test_the_folder_gives_shape_and_vocabulary(place, capsys):
     assert (adapt / "model.safetensors").samefile("ours/model.safetensors")  # no copy a pattern
     assert (pretrain / "model.safetensors").samefile("ours/model.safetensors")
     assert load(adapt).config.max_len == 48
+    # What is known of the model beside its weights goes along: a cell can start from the stage as from the folder.
+    assert (family_of(pretrain), family_of(adapt)) == ("mistral", "mistral")
+    assert (default_patterns(pretrain).label, default_patterns(adapt).label) == ("stream-W23", "D1")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (adapt / name).samefile(Path("ours", name))
+    (again,) = plan_cells([compose_one([*WORDS, f"model.init_from={adapt}", "data.tokenizer=" + str(adapt)])])
+    assert again["config"]["model"]["vocab_size"] == 300
 
 
 def test_what_does_not_fit_an_imported_model(place, capsys):
