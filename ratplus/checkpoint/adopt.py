@@ -21,9 +21,9 @@ from ratplus.checkpoint.hub import map_hub
 from ratplus.checkpoint.llama.folder import read_llama_folder
 from ratplus.checkpoint.llama.gguf_file import is_gguf, read_gguf
 from ratplus.checkpoint.official import Checkpoint, float32, read_official
+from ratplus.checkpoint.own_tokenizer import carry, link_or_copy
 from ratplus.checkpoint.retrofit import with_recurrence
 from ratplus.checkpoint.start import adds_recurrence
-from ratplus.checkpoint.own_tokenizer import carry, link_or_copy
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
 from ratplus.checkpoint.tokenizer_files import tokenizer_files

@@ -24,11 +24,11 @@ from ratplus.checkpoint.facts import (
 from ratplus.checkpoint.folder import check_numbers_of, map_weights, shapes_of
 from ratplus.checkpoint.hub_config import SHA256, SPARSE_PATTERN, words_of
 from ratplus.checkpoint.llama.export import family_for, tensors_for, words_for
+from ratplus.checkpoint.llama.tokenizer_export import files_for_others, token_words
 from ratplus.checkpoint.official import check_numbers
 from ratplus.checkpoint.shards import SHARD_BYTES, map_shards, write_shards
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
 from ratplus.checkpoint.tensor_file import Lazy, check_shapes, sha256_of
-from ratplus.checkpoint.tokenizer_export import files_for_others, token_words
 from ratplus.checkpoint.tokenizer_files import tokenizer_files, write_tokenizer_files
 from ratplus.config.model import ModelConfig
 from ratplus.pattern import PatternMap
