@@ -14,10 +14,10 @@ from ratplus.config.search import SearchSection
 from ratplus.data.corpus import Corpus, CorpusError
 from ratplus.data.recall import RecallTask
 from ratplus.data.sources import corpus_of, made_corpus
+from ratplus.records.find_stage import find_stage
 from ratplus.records.manifest import MANIFEST_FILE, read_manifest
 from ratplus.records.record import TRAINING
 from ratplus.sweeps.define.compose import compose_one, typed
-from ratplus.sweeps.define.find_stage import find_stage
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
 
