@@ -28,6 +28,7 @@ VERBS = {
     "ls": "ls",
     "note": "note",
     "pack": "pack",
+    "gc": "gc",
     "report": "report",
     "best": "best",
     "compare": "compare",

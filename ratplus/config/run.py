@@ -29,11 +29,18 @@ class RunSection:
     save_diff: bool = False
     """Whether the diff of a checkout with uncommitted changes is kept as provenance/<sha256>.diff. False, since a diff
     may hold what nobody meant to share."""
+    store: str | None = None
+    """Folder in which sweeps share finished stages: those that it has are taken from there instead of trained again.
+    Null keeps every sweep to itself. Allowed: a folder, null."""
 
     def __post_init__(self):
         allowed = ("auto", "cpu", "cuda")
         check(self.accelerator in allowed, "run.accelerator", self.accelerator, f"allowed: {', '.join(allowed)}")
         check(self.threads is None or self.threads >= 1, "run.threads", self.threads, "it must be ≥ 1 or null")
+        printable = self.store is None or (bool(self.store) and self.store.isprintable())
+        check(
+            printable, "run.store", self.store, "it must be the name of a folder, without control characters, or null"
+        )
         check_least(self, "run", checkpoint_seconds=0, log_every=1, nonfinite_steps=1)
 
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import StandIn, parse_json, read_text, whole_text
@@ -173,7 +173,7 @@ def make_record(
 
 def with_checksum(record: Record) -> Record:
     """The record with the checksum of what it says now, as after something in it was masked."""
-    return cast(Record, {**record, "checksum": _checksum(record)})
+    return {**record, "checksum": _checksum(record)}
 
 
 def record_text(record: Record) -> str:

@@ -27,6 +27,7 @@ from ratplus.records.record import (
 from ratplus.stages.failures import failure_of
 from ratplus.stages.peak_memory import peak_memory, reset_gpu_peak
 from ratplus.stages.plan import Stage
+from ratplus.stages.store import claimed
 from ratplus.training.errors import Interrupted
 
 Progress = Callable[[str, int, int, dict], None]
@@ -83,7 +84,17 @@ def run_stage(stage: Stage, surroundings: Surroundings, config: Config, work: Wo
         record = _finished(folder, surroundings.print_line)  # somebody may have done it while we waited
         if record is not None:
             return record
-        return _work(stage, folder, surroundings, config, work, lock)
+        with claimed(config.run.store, stage.name, stage.id, folder, surroundings.print_line) as shared:
+            if shared is not None:
+                remove_temporaries(folder)
+                record = shared.take(folder)
+                if record is not None:
+                    _tidy(folder)
+                    return record
+            record = _work(stage, folder, surroundings, config, work, lock)
+            if shared is not None:
+                shared.give(folder, record)
+            return record
 
 
 def _finished(folder: Path, print_line: Callable[[str], None]) -> Record | None:

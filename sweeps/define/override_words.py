@@ -16,7 +16,15 @@ from ratplus.records.lines import first_line
 from ratplus.sweeps.define.mistakes import UsageError
 
 # Keys whose value is a place on this machine, where ~ means the home folder.
-PATH_KEYS = ("output", "data.path", "data.root", "data.tokenizer", "data.validation_path", "model.init_from")
+PATH_KEYS = (
+    "output",
+    "data.path",
+    "data.root",
+    "data.tokenizer",
+    "data.validation_path",
+    "model.init_from",
+    "run.store",
+)
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*", re.ASCII)
 # What Hydra's grammar takes in a value without quotes.
 _PLAIN = re.compile(r"[\w/\\+.$%*@?|:, -]", re.ASCII)

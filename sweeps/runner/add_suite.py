@@ -22,6 +22,7 @@ from ratplus.evaluation.checks import check_suites
 from ratplus.records.manifest import Added, Entry, added_entry, evaluations, read_manifest
 from ratplus.records.status import stage_state
 from ratplus.stages.plan import plan
+from ratplus.stages.store import check_store
 from ratplus.sweeps.define.compose import compose_one, typed
 from ratplus.sweeps.define.manifest import add_suites, cell_config
 from ratplus.sweeps.define.mistakes import UsageError
@@ -59,6 +60,7 @@ def add_suite(suite: str, folder: Path, words: list[str], config_dir: str | None
     parts = _own_parts(asked, compose_one([], config_dir).config.eval)
     if not parts:
         raise UsageError(f"--add {suite}: it asks nothing beyond eval=default; add a key, such as eval.tasks=[piqa]")
+    check_store(asked.run.store, folder)
     new, untrained, ready = _plan(manifest["cells"], folder, suite, parts, asked)
     todo = [entry for entry in ready if stage_state(folder / "evaluate" / entry["id"]).status != "done"]
     left = f"; {untrained} are not trained yet: run the sweep first, then this again" if untrained else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ratplus.config.run import LoggerSection
+from ratplus.stages.store import check_store
 from ratplus.sweeps.define.compose import Composed, compose_cells, compose_one
 from ratplus.sweeps.define.manifest import add_cells, check_records, plan_cells, sweep_folder
 from ratplus.sweeps.define.mistakes import UsageError
@@ -32,6 +33,7 @@ def run_composed(cells: list[Composed], last: str) -> int:
         return 0
     for cell in cells:
         _check_accelerator(cell)
+        check_store(cell.config.run.store, folder)
     if cells[0].config.logger.wandb == "online":
         from ratplus.sweeps.mirror.live import warn_without_key
 

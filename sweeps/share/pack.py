@@ -13,13 +13,13 @@ import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ratplus.records.atomic import new_file
 from ratplus.records.lines import first_line
 from ratplus.records.manifest import MANIFEST_FILE, evaluations, read_manifest
 from ratplus.records.reading import parse_json, read_bytes
-from ratplus.records.record import RECORD_FILE, STAGES, RecordError, read_record, record_text, with_checksum
+from ratplus.records.record import RECORD_FILE, STAGES, Record, RecordError, read_record, record_text, with_checksum
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.share.layout import ENDING, FORMAT, PACK_FILE, STAGE_FILES, is_member
 from ratplus.sweeps.share.masking import Mask
@@ -101,7 +101,11 @@ def _add_stage(writer: _Writer, folder: Path, name: str, left_out: list[str]) ->
         left_out.append(f"{name}: its config holds a secret or a path of this machine, and its id is a hash of that")
         return 0
     same = clean == record
-    data = read_bytes(folder / RECORD_FILE, follow=False) if same else record_text(with_checksum(clean)).encode()
+    data = (
+        read_bytes(folder / RECORD_FILE, follow=False)
+        if same
+        else record_text(with_checksum(cast(Record, clean))).encode()
+    )
     writer.add(f"{name}/{RECORD_FILE}", data)
     for file in STAGE_FILES:
         if file != RECORD_FILE:
