@@ -35,11 +35,3 @@ followAddress({
 });
 drawPareto();
 drawParallel();
-// Links to sections scroll, and leave the state in the address as it is.
-document.querySelector("nav").addEventListener("click", (event) => {
-  const target = $(event.target.closest("a")?.hash.slice(1));
-  if (!target || !location.hash.includes("=")) return;
-  event.preventDefault();
-  target.scrollIntoView();
-  target.focus();
-});

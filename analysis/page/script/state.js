@@ -94,5 +94,13 @@ function followAddress(known) {
     if (text !== now && (text || now.includes("="))) history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
   }, 200));
   addEventListener("hashchange", read);
+  // A link to a section scrolls there, and leaves the state in the address as it is.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']"), target = link && $(link.hash.slice(1));
+    if (!target || !location.hash.includes("=")) return;
+    event.preventDefault();
+    target.scrollIntoView();
+    target.focus();
+  });
   read();
 }

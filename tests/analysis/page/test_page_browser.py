@@ -109,7 +109,7 @@ def ids_of(page) -> dict[str, str]:
 
 
 def address(page) -> str:
-    page.wait_for_timeout(300)
+    page.wait_for_function("encode(store.state) === location.hash.slice(1)")
     return page.evaluate("location.hash")
 
 
@@ -157,7 +157,7 @@ def test_fits_the_screen_and_passes_axe(opened):
     page.get_by_label("Pin attention_tiny · D1", exact=True).check()
     page.get_by_label("Pin attention_tiny · D2", exact=True).check()
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    page.wait_for_timeout(200)
+    page.wait_for_function("parallel.width === document.getElementById('parallel').clientWidth")
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     assert axe.Axe().run(page).response["violations"] == []
     page.locator("#cells .open").first.click()
@@ -192,11 +192,12 @@ def test_pins_and_a_baseline_and_the_address_that_brings_them_back(browser, writ
     recall = dict(zip(zip(cells_of(page, "model"), cells_of(page, "pattern")), cells_of(page, "delta:recall_accuracy")))
     assert recall["ratplus_tiny", "D1"] == "+47.0 ± 1.7"  # 1.2 × √2
 
+    page.get_by_role("link", name="4 pinned: compare").click()  # to a section, without losing the address
+    assert page.locator("#pins").evaluate("element => element === document.activeElement")
     found = address(page)
     assert f"pin={ids['ratplus_tiny · D1']},{ids['ratplus_tiny · D64']}" in found
     assert f"base={ids['ratplus_tiny · D64']}" in found
     again = open_page(browser, written, address=found)
-    again.wait_for_timeout(200)
     assert again.get_by_role("region", name="Pinned cells side by side").inner_text() == area.inner_text()
     assert cells_of(again, "delta:loss") == list(deltas.values())
     assert again.locator("#base").input_value() == ids["ratplus_tiny · D64"]
@@ -216,7 +217,6 @@ def test_pins_and_a_baseline_and_the_address_that_brings_them_back(browser, writ
 
 def test_the_plots_filter_the_table(desktop):
     page = desktop
-    page.wait_for_timeout(200)
     box = page.locator("#pareto").bounding_box()
     places = page.evaluate("plot.points.filter(p => p.y < 1.7 && p.x < 20).map(p => [p.px, p.py])")
     ends = [(min(p) - 6, max(p) + 6) for p in zip(*places)]
@@ -255,8 +255,7 @@ def test_the_plots_filter_the_table(desktop):
     assert set(cells_of(page, "pattern")) == {"D64"}
     page.get_by_role("button", name="Show all", exact=True).click()
     page.locator("#pareto-x").select_option("recall_accuracy")
-    page.wait_for_timeout(100)
-    assert page.locator("#budget-name").inner_text() == "Budget: recall accuracy (%) ≥"
+    page.wait_for_function("document.getElementById('budget-name').textContent === 'Budget: recall accuracy (%) ≥'")
 
     of_recall = "parallel.axes.find(a => a.column.key === 'recall_accuracy')"
     axis = page.evaluate(f"(({{ x, scale }}) => [x, scale.at(80), scale.at(100)])({of_recall})")
@@ -317,7 +316,7 @@ def test_names_with_markup_stay_text(browser, folder_of_sweep, tmp_path):
     page.locator("#pareto-x").select_option(f"a{BAD}")
     page.locator("#pareto").focus()
     page.keyboard.press("Home")
-    page.wait_for_timeout(300)
+    page.wait_for_function("plot.x.key.startsWith('a<')")
     page.locator("#cells .open").last.click()
     assert BAD in page.get_by_role("dialog").inner_text()
     assert page.locator("img").count() == 0
