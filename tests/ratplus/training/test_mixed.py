@@ -42,7 +42,7 @@ def test_each_step_trains_with_its_own_map(monkeypatch):
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda x, patterns: seen.append(patterns) or forward(x, patterns))
     monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = module.configure_optimizers()
     monkeypatch.setattr(module, "_gradients_summed", lambda now: nullcontext())
     monkeypatch.setattr(module, "optimizers", lambda: optimizer)
     tokens = torch.zeros(2, 16, dtype=torch.int64).numpy()
