@@ -192,7 +192,7 @@ def test_a_gate_that_fails_and_one_that_holds(capsys):
         (["one", "two", "--fail", "recall_acuracy<-2pt"], "did you mean recall_accuracy"),
         (["one", "two", "--fail", "seconds>5%@p0.05"], "timing:seconds has no items, so no p; leave out @p"),
         (["one", "two", "--baseline", "D4"], "of one sweep folder, not of a comparison"),
-        (["one", "--baseline", "D5"], "--baseline: the sweep has no finished cell of pattern 'D5'; did you mean"),
+        (["one", "--baseline", "D46"], "--baseline: the sweep has no finished cell of pattern 'D46'; did you mean"),
     ],
 )
 def test_mistakes_of_report(words, line, capsys):
