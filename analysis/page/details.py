@@ -97,6 +97,13 @@ def _shared_and_own(flats: list[dict], ignore_empty: bool = False) -> tuple[dict
 
 
 def _text(value) -> str:
+    # Most values of thousands of cells are plain: they need no encoder.
+    if isinstance(value, str):
+        return value
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return " ".join(value)
-    return json.dumps(value) if isinstance(value, (list, dict, bool)) or value is None else str(value)
+    if isinstance(value, (list, dict)):
+        return json.dumps(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
