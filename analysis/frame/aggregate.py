@@ -51,15 +51,19 @@ def with_loss_delta(frame: pd.DataFrame) -> pd.DataFrame:
 
     The column stands behind `loss_stderr`; it is null where there is no such dense cell.
     """
+    cells = reference_cells(frame, frame.attrs.get("baseline") or "dense")
     frame = frame.copy()
     place = list(frame.columns).index("loss_stderr") + 1
-    frame.insert(place, "loss_delta", deltas_to(frame, "loss", frame.attrs.get("baseline") or "dense"))
+    frame.insert(place, "loss_delta", deltas_to(frame, "loss", cells))
     return frame
 
 
-def deltas_to(frame: pd.DataFrame, name: str, baseline: str) -> np.ndarray:
-    """A result of each row minus that of the baseline's cell: as `with_loss_delta`, of any result and any baseline."""
-    cells = reference_cells(frame, baseline)
+def deltas_to(frame: pd.DataFrame, name: str, cells: dict[tuple, str]) -> np.ndarray:
+    """A result of each row minus that of its reference: as `with_loss_delta`, of any result.
+
+    Args:
+        cells: of `reference_cells`.
+    """
     values = dict(zip(frame["cell"], frame[name]))
     keys = frame[[*RUN, "seed"]].itertuples(index=False, name=None)
     reference = np.array([values.get(cells.get(key, ""), np.nan) for key in keys], dtype=np.float64)

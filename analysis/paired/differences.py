@@ -98,10 +98,11 @@ def with_differences(frame: pd.DataFrame, names: Iterable[str] | Mapping[str, st
     """
     found = differences_of(frame)
     groups = list(frame[GROUP].itertuples(index=False, name=None))
+    reference = reference_cells(frame, baseline_of(frame))
     parts, last = [], 0
     for name, known in _named(names):
         cells, rows = found.cells.get(known, {}), found.rows.get(known, {})
-        added: dict[str, Any] = {f"{name}_delta": deltas_to(frame, name, baseline_of(frame))}
+        added: dict[str, Any] = {f"{name}_delta": deltas_to(frame, name, reference)}
         added |= _columns(name, [rows.get(group, {}) for group in groups])
         added[f"{name}_delta_pm"] = [cells.get(cell, math.nan) for cell in frame["cell"]]
         parts.append((list(frame.columns).index(f"{name}_stderr") + 1, pd.DataFrame(added, index=frame.index)))
