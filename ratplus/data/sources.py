@@ -10,6 +10,7 @@ import platform
 import sys
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,8 @@ from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from ratplus.records.atomic import write_atomically
 
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "pydoc_data"}
+# Where statements hold others in Python's syntax tree.
+_BLOCKS = {"body", "handlers", "orelse", "finalbody", "cases"}
 
 
 def corpus_folder(data: DataSection) -> Path:
@@ -245,7 +248,7 @@ def _pydocs() -> Iterator[tuple[str, str]]:
         except (SyntaxError, ValueError, OSError):
             continue
         wanted = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, wanted)]
+        texts = [ast.get_docstring(node) for node in _statements(tree) if isinstance(node, wanted)]
         text = "\n\n".join(t for t in texts if t)
         if text:
             yield path.relative_to(root).as_posix(), text + "\n"
@@ -253,6 +256,17 @@ def _pydocs() -> Iterator[tuple[str, str]]:
 
     for name in sorted(topics):
         yield f"topic:{name}", topics[name]
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The statements of a module in the order of ast.walk, several times as fast: it looks into no expression."""
+    waiting = deque[ast.AST]([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for name in node._fields:
+            if name in _BLOCKS:
+                waiting.extend(getattr(node, name))
 
 
 def text_files(path: Path) -> list[tuple[str, Path]]:

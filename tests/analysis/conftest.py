@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import math
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -288,8 +291,19 @@ def stored():
 
 
 @pytest.fixture(scope="session")
-def reported(everything) -> list[Path]:
-    """The files of that sweep's report."""
+def reported(everything, tmp_path_factory) -> list[Path]:
+    """The files of that sweep's report. It takes half a minute, so the processes of a run of pytest-xdist share it."""
     from ratplus.analysis.report import report
 
-    return report(everything)
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reported"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits here
+        if not (shared / "names.json").exists():
+            paths = report(everything)
+            shutil.copytree(everything / "report", shared)
+            (shared / "names.json").write_text(json.dumps([path.name for path in paths]))
+            return paths
+    names = json.loads((shared / "names.json").read_text())
+    (everything / "report").mkdir(exist_ok=True)
+    return [Path(shutil.copy(shared / name, everything / "report")) for name in names]

@@ -40,10 +40,8 @@ ALLOWED_STACK["attention dQ, and own dK, dV", "float16", 128] = {"pinned": 16, "
 # The kernels with the most code of each kind.
 QUICK = {
     "pinned": [
-        "scan forward", "scan forward, summary of a split", "scan backward", "attention forward",
-        "attention forward, long list", "attention dQ, and own dK, dV", "attention dKV, band",
-        "attention dKV, far list", "decode, split", "decode, split, 4 heads a key", "blocks forward",
-        "blocks dKV, far", "blocks decode, split, 1 heads a key",
+        "scan backward", "attention forward, long list", "attention dQ, and own dK, dV", "attention dKV, far list",
+        "decode, split, 4 heads a key", "blocks forward", "blocks dKV, far",
     ],
     "oldest": [
         "scan forward, summary of a split", "attention forward, long list", "attention dQ, and own dK, dV",

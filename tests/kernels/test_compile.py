@@ -25,6 +25,8 @@ from ratplus.kernels.scan.ops import scan_op
 LENGTH, D_HEAD = 6, 16
 FUSED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 IMPLEMENTATIONS = ["eager", pytest.param("fused", marks=FUSED)]
+# Where the operators' registration is tested with both implementations elsewhere, and Triton's interpreter takes long.
+FUSED_SLOWLY = ["eager", pytest.param("fused", marks=[FUSED, pytest.mark.slow])]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,7 @@ def test_decode_opcheck(implementation):
     opcheck(decode_op, arguments)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", FUSED_SLOWLY)
 def test_query_heads_that_share_keys(monkeypatch, implementation):
     """Registration, and one graph with gradients: two and four query heads to each of the heads of keys."""
     q, k, v = projections(1, 4, LENGTH, D_HEAD, parts=3)
@@ -149,7 +151,7 @@ def test_block_decode_opcheck(implementation):
     opcheck(block_decode_op, (*arguments, 2, "mean", True, 1, 0, 3, implementation))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", FUSED_SLOWLY)
 def test_one_graph_for_block_attention_its_gradients_and_a_step(monkeypatch, implementation):
     monkeypatch.setenv("RATPLUS_KERNELS", implementation)
     inputs = _leaves(3)
@@ -192,7 +194,13 @@ def model():
 # Tracing goes through the cache of `kernel_pattern`, a pure function.
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
 @pytest.mark.parametrize(
-    ("implementation", "kind"), [*(("eager", kind) for kind in PATTERNS), pytest.param("fused", "hybrid", marks=FUSED)]
+    ("implementation", "kind"),
+    [
+        pytest.param("eager", "dense", marks=pytest.mark.slow),
+        pytest.param("eager", "sparse", marks=pytest.mark.slow),
+        ("eager", "hybrid"),
+        pytest.param("fused", "hybrid", marks=FUSED),
+    ],
 )
 def test_one_graph_for_the_model_and_its_gradients(monkeypatch, model, implementation, kind):
     monkeypatch.setenv("RATPLUS_KERNELS", implementation)
@@ -219,7 +227,12 @@ def test_one_graph_for_a_model_whose_heads_share_keys():
 
 
 @pytest.mark.parametrize(
-    ("implementation", "kind"), [("eager", "dense"), ("eager", "hybrid"), pytest.param("fused", "sparse", marks=FUSED)]
+    ("implementation", "kind"),
+    [
+        pytest.param("eager", "dense", marks=pytest.mark.slow),
+        ("eager", "hybrid"),
+        pytest.param("fused", "sparse", marks=[FUSED, pytest.mark.slow]),
+    ],
 )
 def test_one_graph_for_the_models_step(monkeypatch, model, implementation, kind):
     """The second graph takes the sequences' lengths as variables; it serves every later step."""

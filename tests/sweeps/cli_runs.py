@@ -3,14 +3,15 @@
 import io
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, nullcontext, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
+
+from plain_report import plain_report
 
 from ratplus.sweeps.launch.fork_server import ForkServer
 
@@ -36,19 +37,24 @@ def run_here(*words) -> int:
 
     _warm_up(words)
     try:
-        cli.main(list(words))
+        with plain_report(words):
+            cli.main(list(words))
     except SystemExit as ended:
         return ended.code or 0
     raise AssertionError("cli.main always exits")
 
 
-def ratplus_here(place, *words) -> subprocess.CompletedProcess:
-    """`ratplus`, in this process: for what a command says and leaves, where its being a process is not the point."""
+def ratplus_here(place, *words, whole_report=False) -> subprocess.CompletedProcess:
+    """`ratplus`, in this process: for what a command says and leaves, where its being a process is not the point.
+
+    The report of a command that runs cells is a small one (plain_report.py), if `whole_report` doesn't ask for all.
+    """
     from ratplus.sweeps import cli
 
     _warm_up(words)
     said, complained = io.StringIO(), io.StringIO()
-    with chdir(place), redirect_stdout(said), redirect_stderr(complained):
+    small = nullcontext() if whole_report else plain_report(words)
+    with chdir(place), redirect_stdout(said), redirect_stderr(complained), small:
         try:
             cli.main([str(word) for word in words])
         except SystemExit as ended:
@@ -78,9 +84,13 @@ def warm_server() -> ForkServer:
 
 
 class Started:
-    """A command in a process of its own, forked from `warm_server` in place of the console script."""
+    """A command in a process of its own, forked from `warm_server` in place of the console script.
 
-    def __init__(self, place, *words, environment: dict[str, str] | None = None):
+    Args:
+        run: the function that the process calls; "forked_command:whole" writes a whole report, not a small one.
+    """
+
+    def __init__(self, place, *words, environment: dict[str, str] | None = None, run="forked_command:main"):
         server = warm_server()
         variables = dict(os.environ if environment is None else environment)
         folders = (variables.get("PYTHONPATH"), str(Path(__file__).parent))
@@ -90,8 +100,7 @@ class Started:
             self._open = files.pop_all()
         out, err = (file.fileno() for file in self._files)
         self._process = server.fork(
-            "forked_command:main", ["ratplus", *map(str, words)], environment=variables, cwd=str(place), stdout=out,
-            stderr=err,
+            run, ["ratplus", *map(str, words)], environment=variables, cwd=str(place), stdout=out, stderr=err
         )  # fmt: skip
         self.pid = self._process.pid
         self.poll, self.wait, self.kill = self._process.poll, self._process.wait, self._process.kill
@@ -112,15 +121,11 @@ class Started:
             return out, err
 
 
-def ratplus(place, *words, timeout=240, environment=None) -> subprocess.CompletedProcess:
+def ratplus(place, *words, timeout=240, environment=None, run="forked_command:main") -> subprocess.CompletedProcess:
     """A command to its end, in a process of its own. What needs the console script itself starts RATPLUS."""
-    process = Started(place, *words, environment=environment)
+    process = Started(place, *words, environment=environment, run=run)
     out, err = process.communicate(timeout)
     return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-
-def shell_line(*words) -> str:
-    return shlex.join([RATPLUS, *words])
 
 
 def records(sweep: Path) -> dict:

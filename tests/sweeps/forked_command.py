@@ -43,6 +43,15 @@ def jumping_clock() -> None:
 
 
 def main():
+    """The command of sys.argv, with a small report at its end."""
+    from plain_report import plain_report
+
+    with plain_report(sys.argv[1:]):
+        return whole()
+
+
+def whole():
+    """The command of sys.argv."""
     from ratplus.sweeps.cli import main as command
     from ratplus.sweeps.define.compose import compose_one
     from ratplus.sweeps.launch import fork_server

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,6 @@ from cli_runs import (
     ratplus,
     ratplus_here,
     records,
-    shell_line,
     stamps,
     wait_for,
     weights,
@@ -156,52 +156,54 @@ def test_a_truncated_record_is_told_and_done_again(place, straight):
 
 @pytest.fixture
 def small_disk(place):
-    """Runs a shell script in a private mount namespace with a tmpfs of our own at ./disk; nothing else sees it."""
+    """Runs lines of a shell script in a private mount namespace with a tmpfs of our own at ./disk (small_disk.py)."""
     (place / "disk").mkdir()
-
-    def run(script: str) -> subprocess.CompletedProcess:
-        words = ["unshare", "--map-root-user", "--mount", "sh", "-ec", f"mount -t tmpfs none disk\n{script}"]
-        return subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=600)
-
     try:
-        probe = run("true")
+        probe = subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "disk"], cwd=place, text=True,
+            capture_output=True,
+        )  # fmt: skip
     except FileNotFoundError:
         pytest.skip("needs unshare (util-linux) to make a small disk")
     if probe.returncode != 0:
         pytest.skip(f"this machine lets us mount nothing: {probe.stderr.strip()}")
+
+    def run(*lines: str) -> tuple[str, str]:
+        process = Started(place, *lines, run="small_disk:main")
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, (out, err)
+        return out, err
+
     return run
 
 
 def test_disk_full(place, small_disk, straight):
     """The stage fails with the file and the reason; with room again, the same command ends as if nothing had been."""
-    words = ["evaluate", *TINY, "output=disk/out"]
-    done = small_disk(
-        f"mount -o remount,size=120k disk\nset +e\n{shell_line(*words)}\necho code $?\nfind disk -type f\n"
-        f"mount -o remount,size=50m disk\n{shell_line(*words)}\necho code $?\ncp -r disk/out kept"
-    )
-    full, _, roomy = done.stdout.partition("code 1\n")
-    assert roomy, (full, done.stderr)
+    command = shlex.join(["ratplus", "evaluate", *TINY, "output=disk/out"])
+    out, err = small_disk(
+        "mount -o remount,size=120k disk", command, "find disk -type f", "mount -o remount,size=50m disk", command,
+        "cp -r disk/out kept",
+    )  # fmt: skip
+    full, _, roomy = out.partition("code 1\n")
+    assert roomy, (full, err)
     assert "model.safetensors" not in roomy.partition("code 0")[0]
     assert ".tmp" not in roomy
-    assert "No space left on device" in done.stderr
-    assert "model.safetensors" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "No space left on device" in err
+    assert "model.safetensors" in err
+    assert "Traceback" not in err
     assert "code 0" in roomy
     assert_same_end(straight, place / "kept")
 
 
 def test_read_only_folder(place, small_disk):
-    words = ["evaluate", *TINY, "output=disk/out"]
-    done = small_disk(
-        f"{shell_line('pretrain', *words[1:])} 2>/dev/null\nmount -o remount,ro disk\nset +e\n"
-        f"{shell_line(*words)}\necho code $?\n{shell_line('status', 'disk/out')}\necho code $?"
-    )
-    assert done.stderr.splitlines() == ["ratplus: error: output=disk/out: cannot be written (Read-only file system)"], (
-        done.stderr
-    )
-    assert done.stdout.count("code 2") == 1
-    assert "1 missing" in done.stdout  # looking is allowed
-    assert done.stdout.endswith("code 0\n")
+    command = shlex.join(["ratplus", "evaluate", *TINY, "output=disk/out"])
+    assert ratplus_here(place, "pretrain", *TINY, "output=out").returncode == 0
+    out, err = small_disk("cp -r out disk/out", "mount -o remount,ro disk", command, "ratplus status disk/out")
+    line = "ratplus: error: output=disk/out: cannot be written (Read-only file system)"
+    assert err.splitlines() == [line], err
+    assert out.startswith("code 2\n")
+    assert "1 missing" in out  # looking is allowed
+    assert out.endswith("code 0\n")
 
 
 def test_a_jumping_clock_changes_nothing(place, straight):

@@ -43,8 +43,8 @@ def environment(place, extra=None) -> dict:
     return plain | {"NETRC": str(place / "no-netrc"), "HOME": str(place), **(extra or {})}
 
 
-def ratplus(place, *words, extra=None, timeout=120):
-    return cli_runs.ratplus(place, *words, environment=environment(place, extra), timeout=timeout)
+def ratplus(place, *words, extra=None, timeout=120, **how):
+    return cli_runs.ratplus(place, *words, environment=environment(place, extra), timeout=timeout, **how)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def swept(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     # A mistake whose error line quotes what was given.
     leaky = PLANTED | {"RATPLUS_KERNELS": PLANTED["MY_SECRET"]}
-    done = ratplus(place, *words, "pattern=dense,dilated", extra=leaky)
+    done = ratplus(place, *words, "pattern=dense,dilated", extra=leaky, run="forked_command:whole")
     assert done.returncode == 1, done.stderr
     for secret in PLANTED.values():
         assert secret not in done.stdout + done.stderr
