@@ -43,7 +43,7 @@ def environment(place, extra=None) -> dict:
     return plain | {"NETRC": str(place / "no-netrc"), "HOME": str(place), **(extra or {})}
 
 
-def ratplus(place, *words, extra=None, timeout=120, **how):
+def ratplus(place, *words, extra=None, timeout=600, **how):
     return cli_runs.ratplus(place, *words, environment=environment(place, extra), timeout=timeout, **how)
 
 
