@@ -41,32 +41,28 @@ class CorpusError(ValueError):
 
 @dataclass
 class Corpus:
-    """An opened corpus; `train` and `validation` are memory-mapped ids: `len(stream)` and `stream[a:b]`.
-
-    Attributes:
-        facts: what its manifest.json says: tokenizer, dtype, documents, tokens and SHA-256 of each split, source.
-    """
+    """An opened corpus; `train` and `validation` are memory-mapped ids: `len(stream)` and `stream[a:b]`."""
 
     folder: Path
-    facts: dict
+    manifest: dict
     train: np.ndarray | ShardedStream
     validation: np.ndarray | ShardedStream
     _tokenizer: Tokenizer | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def vocab_size(self) -> int:
-        return self.facts["tokenizer"]["vocab_size"]
+        return self.manifest["tokenizer"]["vocab_size"]
 
     @property
     def eos_id(self) -> int:
-        return self.facts["tokenizer"]["eos_id"]
+        return self.manifest["tokenizer"]["eos_id"]
 
     @property
     def identity(self) -> dict:
         """What enters a stage's id: the streams' content and how it was tokenized, not where it lies."""
         return {
-            "tokenizer": self.facts["tokenizer"]["name"],
-            "sha256": {split: self.facts["splits"][split]["sha256"] for split in SPLITS},
+            "tokenizer": self.manifest["tokenizer"]["name"],
+            "sha256": {split: self.manifest["splits"][split]["sha256"] for split in SPLITS},
         }
 
     def tokenizer(self) -> Tokenizer:
@@ -81,7 +77,7 @@ class Corpus:
         return self._tokenizer
 
     def _load_tokenizer(self) -> Tokenizer:
-        facts = self.facts["tokenizer"]
+        facts = self.manifest["tokenizer"]
         if facts["name"] == ByteTokenizer.name:
             return ByteTokenizer()
         if "file" not in facts:

@@ -33,14 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
     data = compose_one(arguments.overrides, arguments.config_dir).config.data
     started = time.monotonic()
     corpus = corpus_of(data)
-    tokenizer = corpus.facts["tokenizer"]
+    tokenizer = corpus.manifest["tokenizer"]
     # The manifest may be a stranger's.
     print(
         plain(f"{corpus.folder}: {tokenizer['name']}, {tokenizer['vocab_size']:,} ids, "
-              f"end of text {tokenizer['eos_id']}, {corpus.facts['dtype']}")
+              f"end of text {tokenizer['eos_id']}, {corpus.manifest['dtype']}")
     )  # fmt: skip
     for split in SPLITS:
-        facts = corpus.facts["splits"][split]
+        facts = corpus.manifest["splits"][split]
         shards = facts.get("shards", [facts])
         where = shards[0]["file"] if len(shards) == 1 else f"{len(shards)} files"
         print(

@@ -127,7 +127,7 @@ def test_texts_begin_with_the_models_token(place, capsys):
     plain, begun = (corpus_of(compose_one([*WORDS, *more]).config.data) for more in ([], ["data.bos=true"]))
     assert list(begun.train[:1]) + list(begun.train[-1:]) == [256, 257]
     assert list(begun.train[1:20]) == list(plain.train[:19])
-    assert "bos_id" not in plain.facts["tokenizer"]
+    assert "bos_id" not in plain.manifest["tokenizer"]
     tokenizer = begun.tokenizer()
     ids = tokenizer.encode("ab")
     assert ids[0] == 256

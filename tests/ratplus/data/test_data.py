@@ -32,7 +32,7 @@ def test_round_trip_and_split(corpus):
     tokenizer = ByteTokenizer()
     texts = [tokenizer.decode(part) for part in np.split(opened.train, np.flatnonzero(opened.train == 256) + 1)]
     assert texts[0].startswith("Document ")
-    splits = opened.facts["splits"]
+    splits = opened.manifest["splits"]
     assert splits["train"]["documents"] + splits["validation"]["documents"] == 60
     assert 3 <= splits["validation"]["documents"] <= 24
     assert len(opened.train) == splits["train"]["tokens"]
@@ -107,7 +107,7 @@ def test_own_text_files(tmp_path):
     data = DataSection(source="text", path=str(tmp_path / "books"), root=str(tmp_path / "data"))
     folder = prepare(data)
     opened = open_corpus(folder)
-    total = sum(s["tokens"] - s["documents"] for s in opened.facts["splits"].values())
+    total = sum(s["tokens"] - s["documents"] for s in opened.manifest["splits"].values())
     assert total == len("Kürzlich. ".encode()) * 300
     assert prepare(data) == folder
     text = (tmp_path / "books" / "one.txt").read_text(encoding="utf-8")

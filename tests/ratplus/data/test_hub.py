@@ -108,7 +108,7 @@ def test_streaming_from_the_hub(tmp_path, data, monkeypatch):
         folder = prepare(replace(data, workers=2))
         assert any("/resolve/" in path for path in asked)
         assert not any("x.jsonl" in path for path in asked)
-        manifest = open_corpus(folder).facts
+        manifest = open_corpus(folder).manifest
         assert manifest["source"]["commit"] == COMMIT
         found = [(f["name"], f["sha256"]) for f in manifest["source"]["files"]]
         there = sorted((files / "sample").rglob("*.parquet"))
@@ -125,7 +125,7 @@ def test_streaming_from_the_hub(tmp_path, data, monkeypatch):
     local = DataSection(
         source="files", path=str(files / "sample"), root=str(tmp_path / "local"), validation_fraction=0.2
     )  # fmt: skip
-    assert open_corpus(prepare(local)).facts["splits"] == manifest["splits"]
+    assert open_corpus(prepare(local)).manifest["splits"] == manifest["splits"]
 
 
 def test_no_network(data, monkeypatch):

@@ -71,8 +71,8 @@ def test_every_document_once_in_order_and_split_by_its_text(section, bpe, which)
               for split in ("train", "validation")}  # fmt: skip
     for split in wanted:
         assert documents(getattr(corpus, split), corpus) == wanted[split]
-        assert corpus.facts["splits"][split]["documents"] == len(wanted[split])
-        assert corpus.facts["splits"][split]["tokens"] == len(getattr(corpus, split))
+        assert corpus.manifest["splits"][split]["documents"] == len(wanted[split])
+        assert corpus.manifest["splits"][split]["tokens"] == len(getattr(corpus, split))
     assert 30 < len(wanted["validation"]) < 90
 
 
@@ -335,7 +335,7 @@ def test_vocabularies_beyond_uint16(section, tmp_path):
     data = DataSection(source="bin", path=str(tmp_path / "train.bin"), root=str(tmp_path / "data"), tokenizer=None,
                        vocab_size=100_000, eos_id=0)  # fmt: skip
     corpus = corpus_of(data)
-    assert corpus.facts["dtype"] == "uint32"
+    assert corpus.manifest["dtype"] == "uint32"
     np.testing.assert_array_equal(corpus.train[:100], stream[:100])
 
 
