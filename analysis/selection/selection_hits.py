@@ -108,13 +108,15 @@ def figure(frame: pd.DataFrame, rows: pd.DataFrame | None = None) -> Figure:
                 _write(axes, 100 * heat, scale)
                 axes.set_xticks(range(0, heat.shape[1], max(1, heat.shape[1] // 4)))
                 axes.set_yticks(range(0, heat.shape[0], max(1, heat.shape[0] // 4)))
-                if name == runs[0]:
+                have = [run for run in runs if not rows[rows["run"].eq(run) & rows["pattern"].eq(pattern)].empty]
+                if name == have[0]:
                     axes.set_title(names[pattern], fontsize=7)
+                if name == have[-1]:
+                    axes.set_xlabel("Head", fontsize=7)
             line[0].set_ylabel(f"{name}\nlayer", fontsize=7)
         bar = drawing.colorbar(image, ax=list(grid.ravel()), shrink=0.9, pad=0.02)
         bar.set_label("Hits (%)")
         bar.outline.set_linewidth(0.6)
-        drawing.supxlabel("Head", fontsize=8)
         if left_out:
             style.legend_below(drawing, [], left_out=left_out)
     return drawing
