@@ -32,9 +32,10 @@ def test_commands_are_understood():
         for line in block.splitlines()
     ]
     reports = [words for words in commands if words[0] == "ratplus"]
-    assert len(reports) == 5
+    assert [words[1] for words in reports] == ["report"] * 5 + ["best", "compare", "report", "report"], reports
     for words in reports:
-        assert parser_of(words[1]).parse_args(words[2:]).folder[0] == "outputs/demo"
+        folder = parser_of(words[1]).parse_args(words[2:]).folder
+        assert (folder if isinstance(folder, str) else folder[0]).startswith("outputs/")
 
 
 def test_columns_and_modules_are_all_there():

@@ -33,6 +33,8 @@ def error_of(key: str, value) -> str:
     section = config
     for part in sections:
         section = section[part]
+    if name == "mixed_over":  # refused where nothing is mixed
+        section["mixed"] = ["D1", "D4"]
     section[name] = value
     try:
         typed(config)
@@ -76,7 +78,11 @@ def test_what_lies_beyond_the_limits_is_refused(name):
         assert line.startswith(f"{name}:"), f"{beyond}: {line!r}"
 
 
-@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if words(key)])
+# Adaptation alone mixes patterns: elsewhere every word is refused.
+NEVER_SET = ("train.pretrain.mixed_over", "train.sft.mixed_over")
+
+
+@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if words(key) and name not in NEVER_SET])
 def test_every_word_that_is_allowed_is_let_through_and_no_other(name):
     for word in words(KEYS[name]):
         assert not error_of(name, word).startswith(f"{name}:"), word

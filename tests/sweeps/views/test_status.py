@@ -189,7 +189,7 @@ def test_json_and_watch(sweep):
     assert content["format"] == 1
     assert {
         "id", "model", "label", "seed", "axes", "status", "stage", "error", "attempt", "job", "reason",
-        "progress", "note",
+        "progress", "note", "added",
     } == set(content["cells"][0])  # fmt: skip
     assert content["counts"] == {"done": 1, "running": 1, "failed": 1, "missing": 1}
 
