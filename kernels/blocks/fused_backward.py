@@ -155,6 +155,41 @@ def dkv_chosen_kernel(
         add_to_keys(sum_k, sum_v, acc_k * scale, acc_v, b * total * size + h * D, position, size, there, D)
 
 
+@triton.jit
+def _add_unchosen(
+    q, k, v, ids, d_out, lse, delta, sum_k, sum_v, position, there, first, last, least, most, row, begin, length, total,
+    slots, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Adds to sum_k, sum_v what the keys at `position` [BN] receive from those queries that did not choose them.
+
+    Of the rows first .. last - 1 those count that stand more than `least` and at most `most` positions behind a key.
+    there: [BN, 1], which of the keys exist.
+    """
+    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    shared = h // GROUP
+    size = tl.cast(heads, tl.int64) * D
+    q += b * q_b + h * q_h
+    d_out += b * length * size + h * D
+    lse += row.to(tl.int64) * length
+    delta += row.to(tl.int64) * length
+    ids += (b * (heads // GROUP) + shared) * length * slots
+    scale2 = scale * 1.4426950408889634
+    k_tile = tl.load(tile_pointers(k + b * k_b + shared * k_h, position, k_t, D), mask=there, other=0.0)
+    v_tile = tl.load(tile_pointers(v + b * v_b + shared * v_h, position, v_t, D), mask=there, other=0.0)
+    acc_k = tl.zeros((BN, D), tl.float32)
+    acc_v = tl.zeros((BN, D), tl.float32)
+    for r0 in range(first // BM * BM, last, BM):
+        rows = r0 + tl.arange(0, BM)
+        away = begin + rows[None, :] - position[:, None]
+        seen = in_chosen(ids, rows, rows < length, position, slots, BLOCK, STRIDE)
+        visible = there & (away > least) & (away <= most) & ~tl.trans(seen)
+        acc_k, acc_v = add_queries(
+            acc_k, acc_v, k_tile, v_tile, rows, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
+        )
+    add_to_keys(sum_k, sum_v, acc_k * scale, acc_v, b * total * size + h * D, position, size, there, D)
+
+
 @triton.jit(do_not_specialize=["length", "total", "tiles", "slots"])
 def dkv_far_kernel(
     q, k, v, dilations, windows, sinks_of, starts, ids, d_out, lse, delta, sum_k, sum_v, length, total, tiles, slots,
@@ -163,37 +198,19 @@ def dkv_far_kernel(
 ):  # fmt: skip
     """Adds to sum_k, sum_v what list entries receive from queries outside their window that did not choose them."""
     row = tl.program_id(0) // tiles
-    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    shared = h // GROUP
+    shared = row % heads // GROUP
     dilation, window, sinks = tl.load(dilations + shared), tl.load(windows + shared), tl.load(sinks_of + shared)
-    begin = tl.load(starts + b).to(tl.int32)
+    begin = tl.load(starts + row // heads).to(tl.int32)
     n0 = tl.program_id(0) % tiles * BN
     far_end = far_count(begin + length - 1 - window, dilation, sinks)  # entries that some query has outside its window
     if n0 < far_end:
-        size = tl.cast(heads, tl.int64) * D
-        q += b * q_b + h * q_h
-        d_out += b * length * size + h * D
-        lse += row.to(tl.int64) * length
-        delta += row.to(tl.int64) * length
-        ids += (b * (heads // GROUP) + shared) * length * slots
-
         n = n0 + tl.arange(0, BN)
-        position = far_position(n, dilation, sinks)
-        there = (n < far_end)[:, None]
-        scale2 = scale * 1.4426950408889634
-        k_tile = tl.load(tile_pointers(k + b * k_b + shared * k_h, position, k_t, D), mask=there, other=0.0)
-        v_tile = tl.load(tile_pointers(v + b * v_b + shared * v_h, position, v_t, D), mask=there, other=0.0)
-        acc_k = tl.zeros((BN, D), tl.float32)
-        acc_v = tl.zeros((BN, D), tl.float32)
-        first = tl.maximum(far_position(n0, dilation, sinks) + window + 1 - begin, 0) // BM * BM
-        for r0 in range(first, length, BM):
-            rows = r0 + tl.arange(0, BM)
-            seen = in_chosen(ids, rows, rows < length, position, slots, BLOCK, STRIDE)
-            visible = there & (begin + rows[None, :] - position[:, None] > window) & ~tl.trans(seen)
-            acc_k, acc_v = add_queries(
-                acc_k, acc_v, k_tile, v_tile, rows, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
-            )
-        add_to_keys(sum_k, sum_v, acc_k * scale, acc_v, b * total * size + h * D, position, size, there, D)
+        _add_unchosen(
+            q, k, v, ids, d_out, lse, delta, sum_k, sum_v, far_position(n, dilation, sinks), (n < far_end)[:, None],
+            tl.maximum(far_position(n0, dilation, sinks) + window + 1 - begin, 0), length, window, begin + length,
+            row, begin, length, total, slots, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+            D, BM, BN, BLOCK, STRIDE, GROUP,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["length", "total", "tiles", "slots"])
@@ -204,34 +221,15 @@ def dkv_band_kernel(
 ):  # fmt: skip
     """Adds to sum_k, sum_v what keys receive from the `window` queries after them that did not choose them."""
     row = tl.program_id(0) // tiles
-    b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-    shared = h // GROUP
-    window = tl.load(windows + shared)
-    begin = tl.load(starts + b).to(tl.int32)
+    window = tl.load(windows + row % heads // GROUP)
+    begin = tl.load(starts + row // heads).to(tl.int32)
     j0 = tl.program_id(0) % tiles * BN
-    first = tl.maximum(j0 + 1 - begin, 0) // BM * BM
+    first = tl.maximum(j0 + 1 - begin, 0)
     last = tl.minimum(j0 + BN + window - begin, length)
     if (window > 0) & (first < last):
-        size = tl.cast(heads, tl.int64) * D
-        q += b * q_b + h * q_h
-        d_out += b * length * size + h * D
-        lse += row.to(tl.int64) * length
-        delta += row.to(tl.int64) * length
-        ids += (b * (heads // GROUP) + shared) * length * slots
-
         j = j0 + tl.arange(0, BN)
-        there = (j < total)[:, None]
-        scale2 = scale * 1.4426950408889634
-        k_tile = tl.load(tile_pointers(k + b * k_b + shared * k_h, j, k_t, D), mask=there, other=0.0)
-        v_tile = tl.load(tile_pointers(v + b * v_b + shared * v_h, j, v_t, D), mask=there, other=0.0)
-        acc_k = tl.zeros((BN, D), tl.float32)
-        acc_v = tl.zeros((BN, D), tl.float32)
-        for r0 in range(first, last, BM):
-            rows = r0 + tl.arange(0, BM)
-            away = begin + rows[None, :] - j[:, None]
-            seen = in_chosen(ids, rows, rows < length, j, slots, BLOCK, STRIDE)
-            visible = (away > 0) & (away <= window) & ~tl.trans(seen)
-            acc_k, acc_v = add_queries(
-                acc_k, acc_v, k_tile, v_tile, rows, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
-            )
-        add_to_keys(sum_k, sum_v, acc_k * scale, acc_v, b * total * size + h * D, j, size, there, D)
+        _add_unchosen(
+            q, k, v, ids, d_out, lse, delta, sum_k, sum_v, j, (j < total)[:, None], first, last, 0, window,
+            row, begin, length, total, slots, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+            D, BM, BN, BLOCK, STRIDE, GROUP,
+        )  # fmt: skip

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, chdir, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -31,13 +31,28 @@ def _warm_up(words) -> None:
         warm_server()
 
 
+@contextmanager
+def without_traces_of_wandb():
+    """Variables that W&B sets in a command end with it, as they would with its process.
+
+    With them, the server of `warm_server` would not suit the workers of later tests, which would import torch again.
+    """
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:
+            if name.startswith("WANDB_"):
+                del os.environ[name]
+
+
 def run_here(*words) -> int:
     """Exit code of a command run in this process, which saves the seconds that importing torch takes."""
     from ratplus.sweeps import cli
 
     _warm_up(words)
     try:
-        with plain_report(words):
+        with plain_report(words), without_traces_of_wandb():
             cli.main(list(words))
     except SystemExit as ended:
         return ended.code or 0
@@ -54,7 +69,7 @@ def ratplus_here(place, *words, whole_report=False) -> subprocess.CompletedProce
     _warm_up(words)
     said, complained = io.StringIO(), io.StringIO()
     small = nullcontext() if whole_report else plain_report(words)
-    with chdir(place), redirect_stdout(said), redirect_stderr(complained), small:
+    with chdir(place), redirect_stdout(said), redirect_stderr(complained), small, without_traces_of_wandb():
         try:
             cli.main([str(word) for word in words])
         except SystemExit as ended:

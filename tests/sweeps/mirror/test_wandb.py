@@ -75,7 +75,7 @@ def sync(capsys, *words) -> str:
     """What `ratplus sync` prints; in this process, so only for what asks no server."""
     from ratplus.sweeps.cli import main
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended, cli_runs.without_traces_of_wandb():
         main(["sync", *words])
     said = capsys.readouterr()
     assert ended.value.code == 0, said.err
