@@ -174,11 +174,14 @@ def _is_export(folder: Path) -> bool:
         return False
 
 
-def map_hub(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Shape and weights of a Hugging Face-style folder; the weights are mapped, not loaded.
+def map_hub(folder: Path, expected: str | None = None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Shape and weights of a Hugging Face-style folder; the weights are read once for their hash, then mapped.
+
+    Args:
+        expected: SHA-256 that they must have; None takes what the folder says of itself, if it does.
 
     Raises:
-        CheckpointError: no such folder, not whole, or other weights than it says.
+        CheckpointError: no such folder, not whole, or other weights than it says or than are expected.
     """
     if is_model_folder(folder):
         raise CheckpointError(f"{folder}: is a ratplus model folder already; name it with model.init_from=...")
@@ -190,9 +193,12 @@ def map_hub(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     check_numbers(weights, str(folder))
     check_numbers_of(weights.values(), config, folder)
     check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, shapes_of(config), folder)
-    if sha256 is not None and sha256_of(weights) != sha256:
+    found = None if sha256 is None and expected is None else sha256_of(weights)
+    if sha256 is not None and found != sha256:
         raise CheckpointError(
             f"{folder}: the weights are not those that {CONFIG_FILE} was written for; if you changed them on purpose, "
             f"remove {SHA256} from it"
         )
+    if expected is not None and found != expected:
+        raise CheckpointError(f"{folder}: the weights have changed since this cell's id was made; start again")
     return config, weights

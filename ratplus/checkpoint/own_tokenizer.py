@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ratplus.checkpoint.facts import CONFIG_FILE, CheckpointError, tokenizer_facts
-from ratplus.checkpoint.tokenizer_files import NAMES, TOKENIZER_FILE
+from ratplus.checkpoint.tokenizer_files import NAMES, SENTENCEPIECE_FILE, TOKENIZER_FILE
 from ratplus.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from ratplus.records.atomic import new_file
 from ratplus.records.reading import open_plain
-
-SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 def own_tokenizer(folder: Path, facts: dict | None = None) -> Tokenizer | None:
@@ -76,7 +74,7 @@ def carry(sources: Iterable[Path], folder: Path, facts: dict | None) -> None:
                 if (source / file).is_file():
                     link_or_copy(source / file, folder / file)
             return
-    raise CheckpointError(f"{sources[-1]}: the tokenizer {name} of the corpus is missing or was altered")
+    raise CheckpointError(f"{sources[-1]}: its tokenizer's file {name} is missing or was altered; restore it")
 
 
 def _is_file_of(path: Path, facts: dict) -> bool:

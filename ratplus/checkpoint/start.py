@@ -69,13 +69,17 @@ def vocabulary_of(folder: Path) -> int | None:
     """
     if family_of(folder) is None:
         return None
-    changed = (folder / TOKENIZER_FILE).stat().st_mtime_ns if has_tokenizer(folder) else 0
-    ids = _ids_of(folder, changed)
+    ids = _ids_of(folder)
     return read_start(folder)[0].vocab_size if ids is None else ids
 
 
+def _ids_of(folder: Path) -> int | None:
+    """Ids of the tokenizer.json in a folder; None without one."""
+    return _ids_as_of(folder, (folder / TOKENIZER_FILE).stat().st_mtime_ns if has_tokenizer(folder) else 0)
+
+
 @lru_cache(maxsize=16)  # a sweep asks for every cell, and a tokenizer may take a second to read
-def _ids_of(folder: Path, _changed: int) -> int | None:
+def _ids_as_of(folder: Path, _changed: int) -> int | None:
     return id_count(tokenizer_files(folder), folder)
 
 
@@ -96,7 +100,7 @@ def _check_vocabulary(folder: Path, rows: int, config: Config, text_vocab: int, 
         return
     ids, hint = None, "use the data.tokenizer that it was trained with"
     if family_of(folder) is not None:
-        ids = _ids_of(folder, (folder / TOKENIZER_FILE).stat().st_mtime_ns if has_tokenizer(folder) else 0)
+        ids = _ids_of(folder)
         if ids is not None:
             hint = f"use data.tokenizer={folder}"
         fits = text_vocab == ids if ids is not None else config.data.tokenizer not in (None, "bytes")

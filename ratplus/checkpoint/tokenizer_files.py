@@ -10,9 +10,10 @@ from ratplus.records.atomic import write_atomically
 from ratplus.records.reading import parse_json
 
 TOKENIZER_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
 # What transformers writes beside a model. chat_template.jinja is kept, and rendered by whoever asks for it.
 NAMES = (
-    TOKENIZER_FILE, "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    TOKENIZER_FILE, SENTENCEPIECE_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 

@@ -97,8 +97,8 @@ def _find(place: str | Path, sweep: str | Path | None) -> _Found:
         raise CheckpointError(f"model={place}: is a file; make a model folder of it with: {how}")
     if not re.fullmatch(r"[0-9a-f]{1,12}", str(place)):
         raise CheckpointError(f"model={place}: no such folder, and not an id of a stage")
-    root, stage, stage_id = find_stage(str(place), None if sweep is None else str(sweep), "generate",
-                                       "give another folder with sweep=")  # fmt: skip
+    told = f"model={place}", "give another folder with sweep="
+    root, stage, stage_id = find_stage(str(place), None if sweep is None else str(sweep), *told)
     return _of_stage(root, stage, stage_id, root / stage / stage_id)
 
 

@@ -15,7 +15,7 @@ from ratplus.data.corpus import Corpus, CorpusError
 from ratplus.data.recall import RecallTask
 from ratplus.data.sources import corpus_of, made_corpus
 from ratplus.records.find_stage import find_stage
-from ratplus.records.manifest import MANIFEST_FILE, read_manifest
+from ratplus.records.manifest import MANIFEST_FILE, evaluations, read_manifest
 from ratplus.records.record import TRAINING
 from ratplus.sweeps.define.compose import compose_one, typed
 from ratplus.sweeps.define.manifest import cell_config
@@ -70,7 +70,8 @@ def _of_stage(section: SearchSection, overrides: list[str], sweep: Path, stage: 
             f"search: {overrides[0]}: model={section.model} is a stage of {sweep}, whose config says what it reads; "
             "leave the word out, or search a model folder"
         )
-    cell = next((c for c in read_manifest(sweep)["cells"] if c["stages"].get(stage) == stage_id), None)
+    cells = evaluations(read_manifest(sweep)["cells"])
+    cell = next((c for c in cells if c["stages"].get(stage) == stage_id), None)
     if cell is None:
         raise UsageError(f"model={section.model}: {sweep / MANIFEST_FILE} knows no such stage")
     if stage == "evaluate":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ratplus.checkpoint.tokenizer_files import begins_texts
+from ratplus.checkpoint.tokenizer_files import SENTENCEPIECE_FILE, TOKENIZER_FILE, begins_texts
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters as parameters_of
 
@@ -29,8 +29,7 @@ def model_line(place: Path, config: ModelConfig, parameters: int | None = None, 
 
 def tokenizer_words(folder: Path, files: Mapping[str, bytes]) -> list[str]:
     """The overrides with which a model's data is prepared with the tokenizer in its folder; none without one."""
-    known = "tokenizer.json" in files or "tokenizer.model" in files
-    if not known:
+    if TOKENIZER_FILE not in files and SENTENCEPIECE_FILE not in files:
         return []
     bos = ["data.bos=true"] if begins_texts(files) else []
     return [f"data.tokenizer={folder}", *bos, "data.recall.fraction=0"]

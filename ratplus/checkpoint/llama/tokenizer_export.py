@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from ratplus.checkpoint.tokenizer_files import TOKENIZER_FILE, begins_texts
+from ratplus.checkpoint.facts import CONFIG_FILE, CheckpointError
+from ratplus.checkpoint.tokenizer_files import SENTENCEPIECE_FILE, TOKENIZER_FILE, begins_texts
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.records.reading import parse_json
 
@@ -19,13 +20,16 @@ def files_for_others(files: Mapping[str, bytes], facts: dict | None) -> tuple[di
     Args:
         files: of the model folder, by name; what is there stays as it is.
         facts: of the model's tokenizer (`Tokenizer.facts`), if the folder tells them.
+
+    Raises:
+        CheckpointError: facts that name a token which tokenizer.json has not.
     """
     files, notes = dict(files), []
     if facts is not None and facts.get("name") == ByteTokenizer.name:
         files[TOKENIZER_FILE] = byte_tokenizer()
     if TOKENIZER_FILE not in files:
-        if "tokenizer.model" in files:
-            notes.append("tokenizer.model (SentencePiece) lies there as it is; no tokenizer.json was made of it")
+        if SENTENCEPIECE_FILE in files:
+            notes.append(f"{SENTENCEPIECE_FILE} (SentencePiece) lies there as it is; no tokenizer.json was made of it")
         else:
             notes.append("it has no tokenizer: the model folder holds none")
         return files, notes
@@ -36,6 +40,11 @@ def files_for_others(files: Mapping[str, bytes], facts: dict | None) -> tuple[di
     bos = known.get("bos_id", ids.get(_content(said.get("bos_token"))))
     names = {i: token for token, i in ids.items()}
     if _CONFIG not in files:
+        if (missing := next((i for i in (eos, bos) if i is not None and i not in names), None)) is not None:
+            raise CheckpointError(
+                f"{TOKENIZER_FILE}: has no token of the id {missing}, which {CONFIG_FILE} names as its end or begin of "
+                "text; restore the one that the model was trained with"
+            )
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if eos is not None:
             # Batches of prompts are padded on the left, with what the mask hides.

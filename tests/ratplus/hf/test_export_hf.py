@@ -19,6 +19,7 @@ from ratplus.checkpoint.adopt import bring_in, read_foreign
 from ratplus.checkpoint.facts import CheckpointError, default_patterns
 from ratplus.checkpoint.hub import export_hf
 from ratplus.checkpoint.llama.export import family_for
+from ratplus.checkpoint.llama.tokenizer_export import files_for_others
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.sweeps import cli
 
@@ -282,6 +283,12 @@ def test_tokenizers_and_templates_travel(tmp_path):
     (tmp_path / "hub" / "tokenizer.json").write_text("mine")
     with pytest.raises(CheckpointError, match=r"holds tokenizer\.json of another model already"):
         export_hf(tmp_path / "ours", tmp_path / "hub")
+
+
+@pytest.mark.parametrize("tokenizer", [b'{"model": {"vocab": {"a": 0, "b": 1}}}', b"{"])
+def test_facts_that_the_tokenizer_does_not_know(tokenizer):
+    with pytest.raises(CheckpointError, match="tokenizer.json: has no token of the id 9, which config.json names"):
+        files_for_others({"tokenizer.json": tokenizer}, {"name": "own", "eos_id": 9, "bos_id": None})
 
 
 def test_families_of_shapes():
