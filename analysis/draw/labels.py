@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cbook import STEP_LOOKUP_MAP
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -33,8 +34,10 @@ def place_labels(points: Mapping[Axes, Sequence[tuple[float, float, str]]], colo
     Returns:
         The texts that found no place; they are not written.
     """
-    for figure in {axes.figure for axes in points}:
-        cast(Figure, figure).draw_without_rendering()  # no subfigures here
+    for figure in {cast(Figure, axes.figure) for axes in points}:  # no subfigures here
+        # With a canvas that draws, texts are measured by its renderer; without one each text sets up a renderer anew.
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
     return [text for axes, own in points.items() for text in _place(axes, own, colour)]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from ratplus.analysis.frame.rows import first_seen, keys_of
+
 # Cells of one run differ in pattern and seed alone; `variant` holds whatever else the sweep varied.
 RUN = ["model", "variant"]
 GROUP = [*RUN, "pattern"]
@@ -15,6 +17,7 @@ GROUP = [*RUN, "pattern"]
 SELECTING = ("topk", "quest", "random", "snapkv")
 # Where no seed of a row has finished, the row has the most serious status of its seeds: the first of these.
 _UNFINISHED = ("damaged", "failed", "running", "missing")
+_STATUSES = ("done", *_UNFINISHED)
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
@@ -23,22 +26,21 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     Patterns stand by dilation, window and sinks, as `Pattern.sort_key` has it. Streaming patterns follow all dilations,
     then those that select by query, method by method, by what they read; hybrids come last, in the sweep's order.
     """
-    patterns = {pattern: rank for rank, pattern in enumerate(frame["pattern"].drop_duplicates())}
-    runs = {run: rank for rank, run in enumerate(frame[RUN].drop_duplicates().itertuples(index=False, name=None))}
-    selects = frame["kind"].isin(SELECTING)
+    selects = frame["kind"].isin(SELECTING).to_numpy()
     # The same selection with another static part is another method.
-    kinds = [tuple(row) for row in frame[["kind", "dilation", "window", "sinks"]].astype("string").fillna("").values]
-    methods = {kind: rank for rank, kind in enumerate(dict.fromkeys(k for k, s in zip(kinds, selects) if s))}
+    kinds = frame.loc[selects, ["kind", "dilation", "window", "sinks"]].astype("string").fillna("")
+    methods = np.full(len(frame), -1)
+    methods[selects] = first_seen(keys_of(kinds, list(kinds)))
     keys = pd.DataFrame(
         {
-            "run": [runs[run] for run in frame[RUN].itertuples(index=False, name=None)],
+            "run": first_seen(keys_of(frame, RUN)),
             "hybrid": frame["kind"].eq("hybrid").to_numpy(),
-            "method": [methods[kind] if s else -1 for kind, s in zip(kinds, selects)],
+            "method": methods,
             "read": frame["kv_read"].where(selects, -1).to_numpy(),
             "dilation": frame["dilation"].astype("Float64").fillna(np.inf).to_numpy(),
             "window": frame["window"].fillna(0).to_numpy(),
             "sinks": frame["sinks"].fillna(0).to_numpy(),
-            "pattern": frame["pattern"].map(patterns).to_numpy(),
+            "pattern": first_seen(keys_of(frame, ["pattern"])),
             "seed": frame["seed"].fillna(-1).to_numpy(),
         }
     )
@@ -51,24 +53,33 @@ def with_loss_delta(frame: pd.DataFrame) -> pd.DataFrame:
 
     The column stands behind `loss_stderr`; it is null where there is no such dense cell.
     """
-    cells = reference_cells(frame, frame.attrs.get("baseline") or "dense")
+    places = reference_places(frame, reference_cells(frame, frame.attrs.get("baseline") or "dense"))
     frame = frame.copy()
     place = list(frame.columns).index("loss_stderr") + 1
-    frame.insert(place, "loss_delta", deltas_to(frame, "loss", cells))
+    frame.insert(place, "loss_delta", deltas_to(frame, "loss", places))
     return frame
 
 
-def deltas_to(frame: pd.DataFrame, name: str, cells: dict[tuple, str]) -> np.ndarray:
-    """A result of each row minus that of its reference: as `with_loss_delta`, of any result.
+def reference_places(frame: pd.DataFrame, cells: dict[tuple, str]) -> np.ndarray:
+    """For each row the number of its reference's row in the same frame; −1 if that is not there.
 
     Args:
         cells: of `reference_cells`.
     """
-    values = dict(zip(frame["cell"], frame[name]))
-    keys = frame[[*RUN, "seed"]].itertuples(index=False, name=None)
-    reference = np.array([values.get(cells.get(key, ""), np.nan) for key in keys], dtype=np.float64)
+    places = {cell: place for place, (cell,) in enumerate(keys_of(frame, ["cell"]))}
+    return np.array([places.get(cells.get(key, ""), -1) for key in keys_of(frame, [*RUN, "seed"])], dtype=np.int64)
+
+
+def deltas_to(frame: pd.DataFrame, name: str, places: np.ndarray) -> np.ndarray:
+    """A result of each row minus that of its reference: as `with_loss_delta`, of any result.
+
+    Args:
+        places: of `reference_places`.
+    """
+    values = frame[name].to_numpy(dtype=np.float64)
+    # One NaN behind all values: place −1 is no reference.
     with np.errstate(invalid="ignore"):
-        return frame[name].to_numpy(dtype=np.float64) - reference
+        return values - np.append(values, np.nan)[places]
 
 
 def reference_cells(frame: pd.DataFrame, baseline: str = "dense") -> dict[tuple, str]:
@@ -84,8 +95,7 @@ def reference_cells(frame: pd.DataFrame, baseline: str = "dense") -> dict[tuple,
     cells = frame[chosen & frame["status"].eq("done")]
     # D1 with a window is dense too. Where a sweep has both, plain D1 is the reference.
     cells = in_order(cells).drop_duplicates([*RUN, "seed"])
-    keys = cells[[*RUN, "seed"]].itertuples(index=False, name=None)
-    return dict(zip(keys, cells["cell"]))
+    return dict(zip(keys_of(cells, [*RUN, "seed"]), cells["cell"]))
 
 
 def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -94,34 +104,29 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     Adds `run` (the name of model and variant), `cells` (seeds asked for), `done` (seeds finished) and, for each metric,
     `<name>_stderr`: the standard error of the mean over seeds if two or more have a value, else the evaluation's own.
     """
-    groups = frame.groupby(GROUP, sort=False)
+    # Groups are numbered once: to compare three texts of every row for every metric takes long.
+    number = first_seen(keys_of(frame, GROUP))
+    groups = frame.groupby(number)
     done = frame["status"].eq("done")
     same = ["recurrence", "pattern_name", "kind", "dilation", "window", "sinks", "context", "kv_entries", "kv_bytes"]
     same += ["layers", "heads", "kv_heads", "parameters", "attention_flops", "attention_flops_ratio"]
     same += ["method", "kv_read", "kv_read_exact", "flops_exact"]
-    rows = groups[same].first()
+    rows = groups[[*GROUP, *same]].first()
     rows["cells"] = groups.size()
-    rows["done"] = done.groupby([frame[key] for key in GROUP], sort=False).sum()
-    rows["status"] = groups["status"].agg(_joint_status)
+    rows["done"] = done.groupby(number).sum()
+    rows["status"] = frame["status"].map(_STATUSES.index).groupby(number).min().map(_STATUSES.__getitem__)
     for name in metrics:
-        values = frame[name].where(done).groupby([frame[key] for key in GROUP], sort=False)
+        values = frame[name].where(done).groupby(number)
         # A finished seed without a number (it diverged) leaves the mean without one: never the mean of the others.
-        lost = (frame[name].isna() & done).groupby([frame[key] for key in GROUP], sort=False).any()
+        lost = (frame[name].isna() & done).groupby(number).any()
         count = values.count()
         own = groups[f"{name}_stderr"].first() if f"{name}_stderr" in frame else np.nan
         rows[name] = values.mean().mask(lost)
         with np.errstate(invalid="ignore"):  # an infinite loss has no spread
             rows[f"{name}_stderr"] = (values.std(ddof=1) / np.sqrt(count)).where(count > 1, own)
-    rows = rows.reset_index()
-    rows.insert(0, "run", [run_name(*run) for run in rows[RUN].itertuples(index=False)])
+    rows = rows.reset_index(drop=True)
+    rows.insert(0, "run", [run_name(*run) for run in keys_of(rows, RUN)])
     return rows
-
-
-def _joint_status(states: pd.Series) -> str:
-    present = set(states)
-    if "done" in present:
-        return "done"
-    return next(state for state in _UNFINISHED if state in present)
 
 
 def run_name(model: str, variant: str) -> str:

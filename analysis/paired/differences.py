@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis.frame.aggregate import GROUP, RUN, deltas_to, reference_cells
+from ratplus.analysis.frame.aggregate import GROUP, RUN, deltas_to, reference_cells, reference_places
 from ratplus.analysis.frame.averages import averages_of
 from ratplus.analysis.frame.load import evaluations_of
-from ratplus.analysis.frame.rows import groups_of
+from ratplus.analysis.frame.rows import groups_of, keys_of
 from ratplus.analysis.frame.tasks import is_cost, recorded, result_column
 from ratplus.analysis.paired.bootstrap import CERTAIN, RESAMPLES, holm, p_values, resampled_means, t_p
 from ratplus.analysis.paired.samples import Items, joined_items
@@ -68,7 +68,7 @@ _kept: OrderedDict[tuple, Differences] = OrderedDict()
 
 def differences_of(frame: pd.DataFrame) -> Differences:
     """All differences of a loaded frame; the same frame, also in another order, is computed once."""
-    key = (frame.attrs.get("loaded"), baseline_of(frame), hash(frozenset(frame["cell"])))
+    key = (frame.attrs.get("loaded"), baseline_of(frame), hash(frozenset(keys_of(frame, ["cell"]))))
     if key[0] is None:
         return _compute(frame)
     if key not in _kept:
@@ -97,14 +97,14 @@ def with_differences(frame: pd.DataFrame, names: Iterable[str] | Mapping[str, st
         names: results. A mapping says what a column is called in `averages_of`: {"average": "average:recall"}.
     """
     found = differences_of(frame)
-    groups = list(frame[GROUP].itertuples(index=False, name=None))
-    reference = reference_cells(frame, baseline_of(frame))
+    groups = keys_of(frame, GROUP)
+    places = reference_places(frame, reference_cells(frame, baseline_of(frame)))
     parts, last = [], 0
     for name, known in _named(names):
         cells, rows = found.cells.get(known, {}), found.rows.get(known, {})
-        added: dict[str, Any] = {f"{name}_delta": deltas_to(frame, name, reference)}
-        added |= _columns(name, [rows.get(group, {}) for group in groups])
-        added[f"{name}_delta_pm"] = [cells.get(cell, math.nan) for cell in frame["cell"]]
+        added: dict[str, Any] = {f"{name}_delta": deltas_to(frame, name, places)}
+        added |= _columns(name, groups, rows)
+        added[f"{name}_delta_pm"] = [cells.get(cell, math.nan) for (cell,) in keys_of(frame, ["cell"])]
         parts.append((list(frame.columns).index(f"{name}_stderr") + 1, pd.DataFrame(added, index=frame.index)))
     pieces: list[pd.DataFrame] = []
     for place, part in sorted(parts, key=lambda pair: pair[0]):
@@ -116,11 +116,10 @@ def with_differences(frame: pd.DataFrame, names: Iterable[str] | Mapping[str, st
 def with_row_errors(rows: pd.DataFrame, frame: pd.DataFrame, names: Iterable[str] | Mapping[str, str]) -> pd.DataFrame:
     """Rows of `over_seeds(frame, ...)` with the same columns but `<name>_delta`, for each of `names`."""
     found = differences_of(frame)
-    groups = list(rows[GROUP].itertuples(index=False, name=None))
+    groups = keys_of(rows, GROUP)
     added: dict[str, list] = {}
     for name, known in _named(names):
-        own = found.rows.get(known, {})
-        added |= _columns(name, [own.get(group, {}) for group in groups])
+        added |= _columns(name, groups, found.rows.get(known, {}))
     rest = rows.drop(columns=[name for name in added if name in rows])
     return pd.concat([rest, pd.DataFrame(added, index=rows.index)], axis=1)
 
@@ -137,7 +136,9 @@ def _named(names: Iterable[str] | Mapping[str, str]) -> Iterable[tuple[str, str]
     return names.items() if isinstance(names, Mapping) else ((name, name) for name in names)
 
 
-def _columns(name: str, known: list[dict]) -> dict[str, list]:
+def _columns(name: str, groups: list[tuple], rows: Mapping[tuple, dict]) -> dict[str, list]:
+    """What is known of the groups, as columns."""
+    known = [rows.get(group, {}) for group in groups]
     columns = {
         f"{name}_delta_pm": [one.get("pm", math.nan) for one in known],
         f"{name}_delta_p": [one.get("p", math.nan) for one in known],

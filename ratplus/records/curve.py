@@ -74,6 +74,8 @@ def _fields(line: bytes) -> list[str]:
 
 
 def _number(text: str) -> int | float:
+    if "." in text:  # as most: they need no failed attempt first
+        return float(text)
     try:
         return int(text) if len(text) < 19 else float(text)
     except ValueError:
