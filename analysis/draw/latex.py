@@ -121,7 +121,9 @@ def _columns(shown: pd.DataFrame, names: int, start: int, stop: int) -> pd.DataF
 
 def _share(shown: pd.DataFrame) -> float:
     """Width at 8 pt over the text width of 6.75 in."""
-    widest = [max([len(str(name)), *(len(str(cell)) for cell in shown[name])]) for name in shown.columns]
+    # As an array of objects: pandas takes long to step through a column of texts.
+    cells = {name: shown[name].to_numpy(dtype=object) for name in shown.columns}
+    widest = [max(len(str(name)), max(map(len, map(str, own)), default=0)) for name, own in cells.items()]
     # At 8 pt a character takes about 4.3 pt on average, and columns want 12 pt between them.
     return (4.3 * sum(widest) + 12 * (len(widest) - 1)) / (6.75 * 72.27)
 
