@@ -111,7 +111,7 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     same = ["recurrence", "pattern_name", "kind", "dilation", "window", "sinks", "context", "kv_entries", "kv_bytes"]
     same += ["layers", "heads", "kv_heads", "parameters", "attention_flops", "attention_flops_ratio"]
     same += ["method", "kv_read", "kv_read_exact", "flops_exact"]
-    rows = groups[[*GROUP, *same]].first()
+    rows: pd.DataFrame = frame[[*GROUP, *same]].groupby(number).first()
     rows["cells"] = groups.size()
     rows["done"] = done.groupby(number).sum()
     rows["status"] = frame["status"].map(_STATUSES.index).groupby(number).min().map(_STATUSES.__getitem__)
