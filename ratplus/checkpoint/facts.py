@@ -39,11 +39,15 @@ def read_facts(folder: Path) -> tuple[ModelConfig, str]:
     path = Path(folder) / CONFIG_FILE
     try:
         stored = read_json(path)
+        if not isinstance(stored, dict):
+            raise ValueError("not a JSON object")
         if "model" not in stored and "model_type" in stored:
             raise CheckpointError(
                 f"{folder}: is a Hugging Face folder (model_type {stored['model_type']!r}), no model folder; make one "
                 f"with: ratplus import {folder} NEW_FOLDER"
             )
+        if stored.get("format", FORMAT) != FORMAT:
+            raise CheckpointError(f"{path}: format {stored['format']!r}; this version reads format {FORMAT}")
         config, sha256 = ModelConfig(**stored["model"]), stored["sha256"]
     except CheckpointError:
         raise

@@ -181,11 +181,17 @@ def read_manifest(folder: Path) -> dict:
     path = Path(folder) / MANIFEST_FILE
     try:
         manifest = read_json(path)
+        if not isinstance(manifest, dict):
+            raise ValueError("not a JSON object")
+        if manifest.get("format", FORMAT) != FORMAT:
+            raise CorpusError(f"{path}: format {manifest['format']!r}; this version reads format {FORMAT}")
         manifest["source"], manifest["tokenizer"]["vocab_size"], DTYPES[manifest["dtype"]]
         if problem := _misshapen(manifest):
             raise TypeError(problem)
     except FileNotFoundError:
         raise CorpusError(f"{folder}: no corpus here ({MANIFEST_FILE} is missing); run `ratplus prepare`") from None
+    except CorpusError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{path}: damaged ({error}); delete the folder and run `ratplus prepare`") from None
     return manifest

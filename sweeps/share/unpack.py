@@ -6,6 +6,7 @@ import hashlib
 import stat
 import tempfile
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ratplus.records.record import RecordError
 from ratplus.sweeps.share.layout import ENDING, FORMAT, MOST_BYTES, MOST_FILES, PACK_FILE, is_member
 
 _MOST_PACK_BYTES = 2 << 30
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Kept for as long as the process lasts, and removed at its end.
 _places: list[tempfile.TemporaryDirectory] = []
 
@@ -73,7 +75,7 @@ def _opened(path: Path, _changed: int, _size: int) -> Path:
     except PackError as error:
         place.cleanup()
         raise PackError(f"{path}: {error}") from None
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
         place.cleanup()
         raise PackError(
             f"{path}: neither a sweep folder nor a whole pack of `ratplus pack` ({first_line(error)})"
@@ -94,7 +96,9 @@ def _extract(archive: zipfile.ZipFile, folder: Path) -> None:
         raise PackError("it holds two files of one name")
     for member in members:
         kind = stat.S_IFMT(member.external_attr >> 16)
-        if not is_member(member.filename) or kind not in (0, stat.S_IFREG) or member.flag_bits & 0x1:
+        plain_file = kind in (0, stat.S_IFREG) and not member.flag_bits & 0x1
+        # Other ways of packing have libraries of their own, with errors and appetites of their own.
+        if not is_member(member.filename) or not plain_file or member.compress_type not in _METHODS:
             raise PackError(f"it holds {plain(member.filename)[:100]!r}, which no pack of ours does")
     left = MOST_BYTES
     if PACK_FILE not in names:

@@ -26,6 +26,9 @@ _WINDOW = 1 << 31
 LONGEST_TEXT = 4 << 20
 # Of parquet, about so many bytes of text are read at once; rows may hold a word or a book.
 _ROWS_BYTES = 8 << 20
+_MOST_ROWS = 4096
+# A dictionary of parquet may hold so many times the longest text.
+_DICTIONARY_TIMES = 4
 # What is compressed further, and holds more than SPARED bytes, is refused: tokenizing it would fill the disk.
 MOST_TIMES = 200
 SPARED = 32 << 20
@@ -67,7 +70,7 @@ def batches(
         raise CorpusError(f"{source.name}: cannot be read ({error.strerror or error})") from None
 
 
-def _parquet(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[tuple[str, int]]:
+def _parquet(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[tuple[str | None, int]]:
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -85,18 +88,29 @@ def _parquet(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterato
             raise CorpusError(f"data.column={column}: {source.name} has no such column; it has {', '.join(kinds)}")
         if not _is_text(kinds[column]):
             raise CorpusError(f"data.column={column}: in {source.name} it holds {kinds[column]}, not text")
-        rows, groups = 0, file.num_row_groups
+        # Kept as a dictionary, a text that is repeated in every row is in memory once, as it is in the file.
+        file = parquet.ParquetFile(raw, metadata=file.metadata, read_dictionary=[column])
+        rows, groups, total, most = 0, file.num_row_groups, 0, most_unpacked(source)
         for group in range(groups):
-            at_once = _rows_at_once(file.metadata.row_group(group), column)
+            facts = file.metadata.row_group(group)
+            _check_dictionary(source, raw, facts, column, longest)
+            at_once = _rows_at_once(facts, column)
             for part in file.iter_batches(batch_size=at_once, row_groups=[group], columns=[column], use_threads=False):
                 done = source.bytes * rows // max(file.metadata.num_rows, 1)
-                for index, text in enumerate(part.column(0).to_pylist(), start=rows):
+                given = part.column(0)
+                total += len(given)
+                for index, text in enumerate(_texts(given) if given.null_count < len(given) else (), start=rows):
                     if text is not None and len(text) > longest:
                         raise CorpusError(
                             f"{source.name}, row {index}: a text longer than data.longest_mib={longest >> 20} MiB; cut "
                             "it into rows, or give a higher data.longest_mib"
                         )
+                    total += len(text or "")
+                    if total > most:
+                        raise _expands(source)
                     yield text, done
+                if total > most:  # rows without text, of which a kilobyte holds millions
+                    raise _expands(source)
                 rows += part.num_rows
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{source.name}: damaged parquet file, row group {group} ({first_line(error)})") from None
@@ -111,14 +125,69 @@ def _is_text(kind) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
+def _texts(column) -> Iterator[str | None]:
+    """The texts of a column; of a dictionary's, equal ones are one object."""
+    from pyarrow import types
+
+    if not types.is_dictionary(column.type):
+        yield from column.to_pylist()
+        return
+    known: dict[int, str | None] = {}
+    for place in column.indices.to_pylist():
+        if place is not None and place not in known:
+            known[place] = column.dictionary[place].as_py()
+        yield None if place is None else known[place]
+
+
+def _chunk_of(group, column: str):
+    """Facts of a row group's part of a column; None where the column is a nested one."""
+    parts = (group.column(i) for i in range(group.num_columns))
+    return next((facts for facts in parts if facts.path_in_schema == column), None)
+
+
 def _rows_at_once(group, column: str) -> int:
     """Rows of a row group that are read at once; fewer where they are long."""
-    sizes = [group.column(i) for i in range(group.num_columns)]
-    size = next((facts.total_uncompressed_size for facts in sizes if facts.path_in_schema == column), 0)
-    return max(1, min(256, _ROWS_BYTES * group.num_rows // max(size, 1)))
+    facts = _chunk_of(group, column)
+    size = facts.total_uncompressed_size if facts is not None else 0
+    return max(1, min(_MOST_ROWS, _ROWS_BYTES * group.num_rows // max(size, 1)))
 
 
-def _jsonl(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[tuple[str, int]]:
+def _check_dictionary(source: Input, raw: BinaryIO, group, column: str, longest: int) -> None:
+    """Refuse a dictionary of texts that is large, before the library unpacks it: it would be in memory several times.
+
+    Writers begin a dictionary anew long before; what the file says of sizes elsewhere may be a lie.
+    """
+    facts = _chunk_of(group, column)
+    if facts is None or not facts.has_dictionary_page or facts.dictionary_page_offset is None:
+        return
+    place = raw.tell()
+    raw.seek(facts.dictionary_page_offset)
+    size = _page_bytes(raw.read(16))
+    raw.seek(place)
+    if size > _DICTIONARY_TIMES * longest:
+        raise CorpusError(
+            f"{source.name}: a dictionary of {size:,} bytes; at most {_DICTIONARY_TIMES} times data.longest_mib="
+            f"{longest >> 20} MiB are read: write it without (use_dictionary=False), or give a higher data.longest_mib"
+        )
+
+
+def _page_bytes(head: bytes) -> int:
+    """Bytes that a page unpacks to, from how it begins: two fields of Thrift's compact protocol, kind and this."""
+    values, at = [], 0
+    for _ in range(2):
+        if at >= len(head) or head[at] != 0x15:  # the next field, a whole number
+            return 0  # the library says what is wrong with it
+        at, value, shift = at + 1, 0, 0
+        while at < len(head):
+            value |= (head[at] & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if not head[at - 1] & 0x80:
+                break
+        values.append(value >> 1)
+    return values[1]
+
+
+def _jsonl(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[tuple[str | None, int]]:
     first = True
     for number, line, _ in _lines(source, raw, _Limit(longest, cut=False)):
         if not line.strip():
@@ -233,9 +302,9 @@ def most_unpacked(source: Input) -> int:
 
 
 def _expands(source: Input) -> CorpusError:
+    how = "write it as JSON lines" if source.kind == "parquet" else "unpack it before"
     return CorpusError(
-        f"{source.name}: unpacks to more than {MOST_TIMES} times its size, as no text does; if it is text, unpack it "
-        "before"
+        f"{source.name}: unpacks to more than {MOST_TIMES} times its size, as no text does; if it is text, {how}"
     )
 
 

@@ -44,6 +44,16 @@ def header(folder, change) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
 
+@pytest.mark.parametrize(("text", "line"), [
+    ('{"format": 2, "model": {}, "sha256": ""}', "format 2; this version reads format 1"),
+    ("[]", "not a JSON object"), ("7", "not a JSON object"), ("null", "not a JSON object"),
+])  # fmt: skip
+def test_a_config_of_another_version_or_kind(folder, text, line):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"config.json: .*{line}"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"layers": 10**9}, {"layers": 9_000}, {"vocab_size": 1 << 32}, {"d_model": 1 << 17, "d_head": 1 << 16},

@@ -46,6 +46,8 @@ def test_round_trip_and_split(corpus):
         (lambda f: (f / "train.bin").write_bytes((f / "train.bin").read_bytes()[:-7]), "truncated"),
         (lambda f: flip(f / "validation.bin"), "SHA-256 differs"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: damaged"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: damaged .not a JSON object"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "format 2; this version reads format 1"),
         (lambda f: (f / "manifest.json").unlink(), "no corpus here"),
     ],
 )

@@ -80,6 +80,50 @@ def test_long_rows_of_parquet_are_read_a_few_at_once(tmp_path):
         read(tmp_path / "in", longest=1 << 20)
 
 
+def parquet_of(tmp_path, column, **options):
+    """A parquet file of one column `text`; its size."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.parquet"
+    table = arrow.table({"text": column(arrow)})
+    parquet.write_table(table, path, compression="zstd", store_schema=False, **options)
+    return path.stat().st_size
+
+
+def test_a_text_that_parquet_repeats_is_refused_when_it_fills_the_disk(tmp_path, monkeypatch):
+    """Kilobytes that hold one text in a dictionary, and a million rows that point at it."""
+    monkeypatch.setattr(documents, "SPARED", 4 << 20)
+    size = parquet_of(
+        tmp_path, lambda arrow: arrow.DictionaryArray.from_arrays(arrow.array([0] * 10**6, "int32"), ["word " * 50_000])
+    )
+    assert size < 10_000
+    with pytest.raises(CorpusError, match=r"a.parquet: unpacks to more than 200 times its size.*write it as JSON"):
+        read(tmp_path / "in")
+
+
+def test_rows_of_parquet_without_text_have_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "SPARED", 1 << 16)
+    size = parquet_of(tmp_path, lambda arrow: arrow.nulls(2_000_000, "string"))
+    assert size < 9_000
+    with pytest.raises(CorpusError, match=r"a.parquet: unpacks to more than 200 times its size"):
+        read(tmp_path / "in")
+
+
+def test_a_large_dictionary_of_parquet_is_refused_before_it_is_unpacked(tmp_path):
+    options = {"dictionary_pagesize_limit": 1 << 30}
+    parquet_of(tmp_path, lambda arrow: arrow.array(["word " * 2_000_000] * 3).dictionary_encode(), **options)
+    with pytest.raises(CorpusError, match=r"a dictionary of 10,000,004 bytes; at most 4 times data.longest_mib=1 MiB"):
+        read(tmp_path / "in", longest=1 << 20)
+    assert read(tmp_path / "in", longest=16 << 20) == ["word " * 2_000_000] * 3
+
+
+@pytest.mark.parametrize("head", [b"", b"\x15", b"\x15\xff\xff", b"\x15\x04\x25\x10", b"\x15\x04\x15"])
+def test_a_page_that_begins_otherwise_is_left_to_the_library(head):
+    assert documents._page_bytes(head) == 0
+
+
 def test_a_long_window_of_zstd_is_no_damage(tmp_path):
     zstandard = pytest.importorskip("zstandard")
     # As `zstd --long=31` from a pipe, where the size is not known and the frame says the whole window.

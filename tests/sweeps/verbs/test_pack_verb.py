@@ -198,6 +198,17 @@ def test_links_and_doubles_and_more(tmp_path, monkeypatch):
     assert "it holds 2 files" in told(tmp_path, odd_pack(tmp_path / "many.zip", MANIFEST))
 
 
+def test_damage_within_what_is_packed_is_no_fault_of_ours(tmp_path):
+    """zlib's own errors are neither a ValueError nor an OSError."""
+    whole = odd_pack(tmp_path / "x.zip", MANIFEST).read_bytes()
+    for place in range(40, 400, 9):
+        (tmp_path / "x.zip").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert "x.zip: " in told(tmp_path, tmp_path / "x.zip")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("pack.json", "{}")
+    assert "which no pack of ours does" in told(tmp_path, tmp_path / "x.zip")
+
+
 def test_an_altered_file_is_refused(tmp_path):
     path = odd_pack(tmp_path / "x.zip", MANIFEST)
     with zipfile.ZipFile(path) as archive:
