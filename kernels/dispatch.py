@@ -13,6 +13,14 @@ VARIABLE = "RATPLUS_KERNELS"
 HAS_TRITON = find_spec("triton") is not None
 
 
+def forced() -> str:
+    """The implementation that the environment variable asks for; empty where it asks for none. Raises ValueError."""
+    choice = os.environ.get(VARIABLE, "")
+    if choice and choice not in CHOICES:
+        raise ValueError(f"{VARIABLE}={choice!r} is unknown: use one of {', '.join(CHOICES)}, or unset it")
+    return choice
+
+
 def implementation(op: str, d_head: int, *tensors: Tensor) -> str:
     """Name of the implementation that runs `op` on these tensors: one of `CHOICES`.
 
@@ -20,27 +28,26 @@ def implementation(op: str, d_head: int, *tensors: Tensor) -> str:
     the Triton kernels don't support them. Raises ValueError for an unknown value of the environment variable, and for
     `fused` where it can't run.
     """
-    forced = os.environ.get(VARIABLE, "")
-    if forced and forced not in CHOICES:
-        raise ValueError(f"{VARIABLE}={forced!r} is unknown: use one of {', '.join(CHOICES)}, or unset it")
-    if forced in ("reference", "eager"):
-        return forced
-    if not forced and tensors[0].device.type != "cuda":
+    choice = forced()
+    if choice in ("reference", "eager"):
+        return choice
+    if not choice and tensors[0].device.type != "cuda":
         return "eager"
     reason = unsupported(d_head, *tensors) if HAS_TRITON else "Triton is not installed"
     if reason is None:
         return "fused"
-    if forced:
+    if choice:
         raise ValueError(f"{VARIABLE}=fused: {op} can't run as a Triton kernel: {reason}")
-    _warn(f"{op} runs on the slower eager path: {reason}")
+    warn(f"{op} runs on the slower eager path: {reason}")
     return "eager"
 
 
-def _warn(text: str) -> bool:
+def warn(text: str) -> bool:
+    """Say it once a place that calls an operator."""
     warnings.warn(text, stacklevel=4)
     return True
 
 
 # Runs while a graph is traced, where a plain warning would break the graph. This is what the decorator
 # torch.compiler.assume_constant_result does, without importing Dynamo (2 s) into every process that compiles nothing.
-_warn.__dict__["_dynamo_marked_constant"] = True
+warn.__dict__["_dynamo_marked_constant"] = True

@@ -14,7 +14,7 @@ FOLDERS = ("ratplus", "kernels", "sweeps", "analysis")
 # Import name -> package, where they differ.
 PACKAGES = {
     "hydra": "hydra-core", "wandb_graphql": "wandb", "mpl_toolkits": "matplotlib", "google": "protobuf",
-    "xdist": "pytest-xdist", "yaml": "pyyaml",
+    "xdist": "pytest-xdist", "yaml": "pyyaml", "fla": "fla-core",
 }  # fmt: skip
 # What stands beside exported weights and is loaded by transformers.
 OF_TRANSFORMERS = ROOT / "ratplus" / "hf"

@@ -33,7 +33,7 @@ ORDER = (
 # One room with the files beside them, which choose among them and serve them.
 OPERATORS = (
     "ratplus.kernels.scan", "ratplus.kernels.attention", "ratplus.kernels.decode", "ratplus.kernels.blocks",
-    "ratplus.kernels.block_decode",
+    "ratplus.kernels.block_decode", "ratplus.kernels.linear_attention",
 )  # fmt: skip
 MOST_FILES = 15
 # Each verb of the command line is one file there, whatever their number.
@@ -213,13 +213,18 @@ def test_analysis_imports_the_torch_free_parts_alone():
 
 
 def test_kernels_stand_on_torch_and_triton_alone():
-    """So that an operator can be read, copied and timed without the rest of the house; their benchmark is exempt."""
+    """So that an operator can be read, copied and timed without the rest of the house; their benchmark is exempt.
+
+    So is the one file that runs the Triton kernels of fla-core, where that is installed.
+    """
+    peers = ROOT / "kernels" / "linear_attention" / "fused.py"
     files = [path for path in (ROOT / "kernels").rglob("*.py") if path.parent != ROOT / "kernels" / "bench"]
     assert len(files) > 15
     for path in files:
         for name in imports(path):
             top = name.partition(".")[0]
             allowed = top in ("torch", "triton", *sys.stdlib_module_names) or is_or_below(name, "ratplus.kernels")
+            allowed = allowed or (top == "fla" and path == peers)
             assert allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 

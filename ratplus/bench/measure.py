@@ -10,7 +10,7 @@ import torch
 
 from ratplus.bench.dense import has_dense_layers
 from ratplus.bench.settings import BenchSettings
-from ratplus.costs.cost import cost
+from ratplus.costs.of_model import model_cost
 from ratplus.kernels.bench.backends import BACKENDS, dense_on, usable
 from ratplus.kernels.bench.timing import Ceilings, Times, available_memory_bytes, interleaved, peak_bytes
 from ratplus.model import RATPlus
@@ -225,17 +225,15 @@ class Measuring:
     def _row(self, entry: _Entry, context: int, decoded: Times, decode_peak: int, prompt_taken: _Prompt) -> dict:
         """Everything about one pattern but its ratios."""
         config, batch = self.model.config, entry.batch
-        spent = cost(
-            entry.patterns, context, config.d_head, recurrence=config.recurrence, bytes_per_element=self.item,
-            kv_heads=config.kv_heads,
-        )  # fmt: skip
+        spent = model_cost(config, entry.patterns, context, self.item)
         embedding = config.vocab_size * config.d_model
         # An embedding that is not the output head too is looked up, not multiplied with or read whole.
         used = self.parameters - (0 if config.tied else embedding)
         weights = used * self.item
         steps = 2 * used * batch + (spent.decode_flops + spent.decode_selection_flops) * batch
-        # Of entries that are held, those that are read; the state is read and written.
-        decode_bytes = weights + batch * (spent.decode_bytes + 2 * spent.state_bytes)
+        # Of entries that are held, those that are read; the state is read and written. Where it is all there is, the
+        # reads are in decode_bytes already.
+        decode_bytes = weights + batch * (spent.decode_bytes + (1 + config.attends) * spent.state_bytes)
         prompt = 2 * (used - embedding) * batch * context + 2 * embedding * batch
         prompt += (spent.attention_flops + spent.selection_flops) * batch
         return {
@@ -274,7 +272,7 @@ def _ratios(row: dict, dense: dict | None) -> dict:
     """Ours over dense, of times a sequence and of allocated cache bytes a sequence; null without a dense row."""
 
     def ratio(key: str) -> float | None:
-        if dense is None or row[key] is None or dense[key] is None:
+        if dense is None or row[key] is None or not dense[key]:  # a mixer with a state has no keys and values
             return None
         return row[key] / row["batch"] / (dense[key] / dense["batch"])
 

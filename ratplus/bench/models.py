@@ -25,6 +25,7 @@ from ratplus.config.model import ModelConfig
 from ratplus.kernels.bench.backends import cudnn_version
 from ratplus.kernels.bench.timing import Ceilings, check_device, device_name, measure_ceilings
 from ratplus.model import RATPlus
+from ratplus.model.given_patterns import resolved
 from ratplus.pattern import PatternMap
 from ratplus.records.atomic import write_atomically
 
@@ -46,7 +47,7 @@ class Subject:
         """
         wanted = [self.patterns(name, self.config.layers, self.config.heads) for name in labels]
         for patterns in wanted:
-            patterns.per_kv_head(self.config.kv_heads)
+            resolved(self.config, patterns)
         return {m.label: m for m in (PatternMap.from_label(DENSE, self.config.layers, self.config.heads), *wanted)}
 
 

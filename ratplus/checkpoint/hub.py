@@ -78,11 +78,16 @@ def export_hf(
 
     Raises:
         CheckpointError: no model folder; `target` is one already, holds another model, or is a stage's folder; a
-            pattern that the file for transformers does not have.
+            pattern or a mixer that the file for transformers does not have.
     """
     folder, target = Path(folder), Path(target)
     check_target(target, folder)
     config, weights = map_weights(folder)
+    if not config.attends:
+        raise CheckpointError(
+            f"{folder}: model.mixer={config.mixer} has no class in the file for transformers, which knows attention "
+            "alone; copy the model folder, and load it with ratplus.load"
+        )
     _, sha256 = read_facts(folder)
     patterns = _pattern_for(folder, config, pattern)
     again = _check_place(target, force)

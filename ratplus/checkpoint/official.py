@@ -299,6 +299,11 @@ def export_official(folder: str | Path, target: str | Path, force: bool = False)
     target = Path(target)
     check_target(target, Path(folder))
     config, weights = map_weights(folder)
+    if not config.attends:
+        raise CheckpointError(
+            f"{folder}: the reference layout has no place for model.mixer={config.mixer}, and neither has --format hf; "
+            "copy the model folder, and load it with ratplus.load"
+        )
     default = ModelConfig(config.vocab_size, config.layers, config.d_model, config.d_head)
     for key in (
         "kv_heads", "recurrence_chunk", "output_gate", "rope_base", "rope_scaling", "norm_eps", "query_heads", "ffn",

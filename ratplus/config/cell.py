@@ -13,6 +13,7 @@ from typing import Any
 from ratplus.config.check import check
 from ratplus.config.data import DataSection
 from ratplus.config.eval import EvalSection
+from ratplus.config.mixer import ATTENTION, check_dense
 from ratplus.config.model import ModelSection
 from ratplus.config.pattern import PatternSection
 from ratplus.config.run import LauncherSection, LoggerSection, RunSection, TrainerSection
@@ -79,10 +80,22 @@ class Config:
             check(value is None or value <= context, f"eval.{key}", value, f"it must be ≤ train.context={context}")
         self.eval.positions.check(context)
         patterns = self.patterns
+        check_dense(self.model.mixer, patterns, "pattern")
+        if self.model.mixer != ATTENTION:
+            self._check_trains_dense()
         patterns.per_kv_head(self.model.kv_heads)
         self.pattern.check_fits(patterns, self.train.context)
         if needs := patterns.needs_prompt:
             self._check_prompts_alone(needs.label)
+
+    def _check_trains_dense(self) -> None:
+        """Refuse recipes that train with patterns, of which a mixer with a state has none."""
+        train, mixer = self.train, self.model.mixer
+        for name, recipe in (("pretrain", train.pretrain), ("adapt", train.adapt), ("sft", train.sft)):
+            check(not recipe.arl, f"train.{name}.arl", True, "active recurrence learning trains with a sparse "
+                  f"pattern, and model.mixer={mixer} has none; use false")  # fmt: skip
+            check(not recipe.mixed, f"train.{name}.mixed", recipe.mixed, "mixed adaptation trains with several "
+                  f"patterns, and model.mixer={mixer} has none; use []")  # fmt: skip
 
     def _check_prompts_alone(self, label: str) -> None:
         """Refuse what reads whole texts under a pattern that is defined by where a prompt ends, such as SnapKV."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ratplus.config.check import check
+from ratplus.config.mixer import ATTENTION, GATED_DELTANET, MAMBA2, StateShape, check_mixer
 from ratplus.pattern import is_whole
 from ratplus.records.limits import check_shape
 
@@ -43,6 +44,11 @@ class ModelConfig:
         rope_original: context that the model was trained for, which yarn and llama3 must know; None with the others.
         rope_low, rope_high: of llama3 alone: channels of fewer turns than rope_low within rope_original take all of
             the factor, those of more than rope_high none of it.
+        mixer: what mixes tokens: attention, or in its place mamba2 (arXiv 2405.21060) or gated_deltanet (arXiv
+            2412.06464), which have a state of fixed size, no recurrence on keys and values, no RoPE and no pattern. Of
+            them `query_heads` tells the heads and d_head the channels of a head's values.
+        d_state: with them, the channels of a key, so that a head's state is d_state x d_head numbers. None: d_head
+            (which, if given, becomes None).
         norm_eps: epsilon of every RMSNorm.
         max_len: longest sequence that the model accepts.
 
@@ -76,12 +82,15 @@ class ModelConfig:
     tied: bool = True
     rope_low: float | None = None
     rope_high: float | None = None
+    mixer: str = ATTENTION
+    d_state: int | None = None
 
     def __post_init__(self):
         check_shape(vars(self))
         for name in ("recurrence", "output_gate", "qkv_bias", "out_bias", "qk_norm", "tied"):
             check(isinstance(getattr(self, name), bool), f"model.{name}", getattr(self, name), "allowed: true, false")
         check(self.d_head % 2 == 0, "model.d_head", self.d_head, "it must be even (RoPE turns pairs of channels)")
+        check_mixer(vars(self))
         check_query_heads(self.query_heads, self.d_model, self.d_head)
         check_ffn(self.ffn, self.ffn_size, self.ffn_mult)
         check(self.rope_base > 0, "model.rope_base", self.rope_base, "it must be > 0")
@@ -109,6 +118,8 @@ class ModelConfig:
         if self.ffn_size is not None and self.ffn_size % self.d_model == 0:
             object.__setattr__(self, "ffn_mult", self.ffn_size // self.d_model)
             object.__setattr__(self, "ffn_size", None)
+        if self.d_state == self.d_head:
+            object.__setattr__(self, "d_state", None)
 
     @property
     def heads(self) -> int:
@@ -124,6 +135,19 @@ class ModelConfig:
     def ffn_width(self) -> int:
         """Channels within the FFN: ffn_size or ffn_mult * d_model."""
         return self.ffn_size or self.ffn_mult * self.d_model
+
+    @property
+    def attends(self) -> bool:
+        """Whether the mixer is attention, which has patterns and a cache of keys and values."""
+        return self.mixer == ATTENTION
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Sizes of a mixer with a state; asked of those alone."""
+        assert not self.attends, self
+        return StateShape(
+            self.heads, self.d_head, self.d_state or self.d_head, self.mixer == MAMBA2, self.mixer == GATED_DELTANET
+        )
 
     @property
     def key_heads(self) -> int:
@@ -263,6 +287,13 @@ class ModelSection:
     rope_high: float | None = None
     """Turns within rope_original above which llama3 leaves a channel as it is (Llama 3.1: 4). Null with any other
     scaling. Allowed: > 0, null."""
+    mixer: str = "attention"
+    """What mixes tokens in a block. In the place of attention, mamba2 (arXiv 2405.21060) and gated_deltanet (arXiv
+    2412.06464) have a state of fixed size: no recurrence on keys and values (recurrence=false), no RoPE, and no pattern
+    but dense. Attention is what this tool is for. Allowed: attention, mamba2, gated_deltanet."""
+    d_state: int | None = None
+    """Channels of a key of mamba2 or gated_deltanet, whose state is d_state · d_head numbers a head; query_heads tells
+    their heads. Null is d_head; attention has none. Allowed: ≥ 1, null."""
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm. As in the paper. Allowed: > 0."""
     init_std: float = 0.02
@@ -274,7 +305,7 @@ class ModelSection:
 
     def __post_init__(self):
         built = self.build(vocab_size=1, max_len=1)
-        for key in ("query_heads", "kv_heads", "ffn_mult", "ffn_size"):  # null where it says nothing
+        for key in ("query_heads", "kv_heads", "ffn_mult", "ffn_size", "d_state"):  # null where it says nothing
             setattr(self, key, getattr(built, key))
         check(self.init_std > 0, "model.init_std", self.init_std, "it must be > 0")
 

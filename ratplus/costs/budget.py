@@ -1,8 +1,9 @@
 """What a model and a run cost in parameters and FLOPs, in closed form: no torch, no weights, any size at once.
 
 FLOPs are those of matrix products (a multiply-add is two), of attention over visible pairs, of selecting them, and of
-the recurrence; a backward pass costs twice its forward pass. Not counted: norms, activations, softmax, RoPE, the
-optimizer. Costs that depend on the pattern alone are in `ratplus.costs.cost`.
+the recurrence, or of the state and convolution of a mixer that has these; a backward pass costs twice its forward pass.
+Not counted: norms, activations, softmax, RoPE, the optimizer. Costs that depend on the pattern alone are in
+`ratplus.costs.cost`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ratplus.config.eval import CHOICES
 from ratplus.config.model import ModelConfig
 from ratplus.config.train import RecipeSection
 from ratplus.costs.cost import attention_flops, recurrence_flops, selection_flops
+from ratplus.costs.state import mixer_matrices, mixer_vectors, state_flops
 from ratplus.data.batches import row_counts
 from ratplus.pattern import Pattern, PatternMap
 
@@ -23,6 +25,8 @@ _BACKWARD = 2  # gradients of inputs and of weights
 def parameters(model: ModelConfig) -> int:
     """Trainable numbers of a model; an embedding that is the output head too counts once."""
     vectors = 2 * model.d_model  # the two norms of a block
+    if not model.attends:
+        vectors += mixer_vectors(model)
     vectors += 2 * model.d_head if model.qk_norm else 0
     keys = model.key_heads * model.d_head
     vectors += model.query_width + 2 * keys if model.qkv_bias else 0
@@ -34,6 +38,8 @@ def parameters(model: ModelConfig) -> int:
 
 def forward_flops(model: ModelConfig, patterns: Pattern | PatternMap | None, length: int) -> int:
     """FLOPs of one forward pass over one sequence of `length` tokens; `patterns` None is dense."""
+    if not model.attends:
+        return 2 * length * _matrices(model) + model.layers * state_flops(model, length)
     heads = model.layers * model.key_heads  # of the recurrence
     if not isinstance(patterns, PatternMap):
         patterns = PatternMap.uniform(patterns or Pattern(), model.layers, model.heads)
@@ -160,9 +166,12 @@ def _matrices(model: ModelConfig) -> int:
 
 def block_matrices(model: ModelConfig) -> int:
     """Numbers in the matrices of one layer."""
+    ffn = ffn_matrices(model) * model.ffn_width * model.d_model
+    if not model.attends:
+        return mixer_matrices(model) + ffn
     queries = (2 + model.output_gate) * model.query_width  # the output projection among them
     keys = (2 + model.recurrence) * model.key_heads * model.d_head  # rows of k, v and the forget gate
-    return (queries + keys + ffn_matrices(model) * model.ffn_width) * model.d_model
+    return (queries + keys) * model.d_model + ffn
 
 
 def ffn_matrices(model: ModelConfig) -> int:

@@ -24,7 +24,7 @@ _RECURRENCE_FLOPS_PER_CHANNEL_STEP = 6
 # Read gate logit, key and value; write recurrent key and recurrent value.
 _RECURRENCE_ELEMENTS_PER_CHANNEL_STEP = 5
 # The state stays float32 whatever the dtype of the model: rounding it every step drifts by percents.
-_STATE_BYTES_PER_ELEMENT = 4
+STATE_BYTES_PER_ELEMENT = 4
 # Keys, values and gate logits count as bfloat16 unless the caller gives another size.
 BYTES_PER_ELEMENT = 2
 
@@ -39,7 +39,8 @@ class Cost:
         kv_heads: number of (layer, head) pairs that hold keys and values; `heads` without grouping.
         visible_pairs: (query, key) pairs that attention evaluates in one full forward.
         pairs_exact: whether those are counted exactly; else they, and all FLOPs of attention, are an upper bound.
-        attention_flops: Q K^T and P V of that forward, 4 d_head a pair.
+        attention_flops: Q K^T and P V of that forward, 4 d_head a pair; of a mixer with a state, convolving the inputs
+            and updating and reading the state instead (`ratplus.costs.state`).
         selection_flops: of that forward, what finding the blocks or entries to keep takes; 0 if nothing is selected.
         attention_flops_ratio: attention and selection FLOPs over those of dense attention; 1.0 at length 0.
         decode_flops: attention FLOPs of the one decode step at position `length`, self included.
@@ -50,10 +51,12 @@ class Cost:
         kv_peak: most entries held until that step. SnapKV holds the whole prompt before it cuts it.
         kv_bytes: bytes of kv_entries.
         metadata_bytes: held beside them to select blocks by; 0 if none are selected.
-        decode_bytes: what the step reads of keys and values, its own included, and of metadata.
+        decode_bytes: what the step reads of keys and values, its own included, and of metadata; of a mixer with a state
+            all that it holds.
         kv_ratio: kv_entries over those of dense attention in the same heads; 1.0 at length 0.
         read_ratio: kv_read over the same.
-        state_bytes: float32 recurrent state (one key and one value vector a head); 0 without recurrence.
+        state_bytes: float32 recurrent state (one key and one value vector a head); 0 without recurrence. A mixer with a
+            state has its float32 states here, and the last inputs of its convolution.
         recurrence_flops: the recurrence's FLOPs over the sequence; 0 without recurrence.
         recurrence_bytes: bytes it must move at least over the sequence; 0 without recurrence.
     """
@@ -280,7 +283,7 @@ def read_ratio(patterns: Pattern | PatternMap, length: int, prompt: int | None =
 
 def state_bytes(d_head: int, heads: int = 1) -> int:
     """Bytes of the recurrent state that decoding carries: one float32 key and one float32 value vector a head."""
-    return 2 * _STATE_BYTES_PER_ELEMENT * _whole("d_head", d_head, 1) * _whole("heads", heads, 1)
+    return 2 * STATE_BYTES_PER_ELEMENT * _whole("d_head", d_head, 1) * _whole("heads", heads, 1)
 
 
 def recurrence_flops(length: int, d_head: int, heads: int = 1) -> int:
@@ -319,6 +322,11 @@ def _pairs(pattern: Pattern, length: int) -> int:
         blocks = _floor_sum(length - pattern.window, pattern.dilation) - _floor_sum(pattern.sinks + 1, pattern.dilation)
         pairs += blocks - later * (pattern.sinks // pattern.dilation)
     return pairs
+
+
+def dense_pairs(length: int) -> int:
+    """Visible pairs of one head of dense attention over `length` tokens."""
+    return _pairs(Pattern(), _whole("length", length, 0))
 
 
 def _floor_sum(stop: int, divisor: int) -> int:

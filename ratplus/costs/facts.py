@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ratplus.config.mixer import ATTENTION, TITLES, check_dense
+from ratplus.config.model import ModelConfig
 from ratplus.costs.cost import Cost, cost
+from ratplus.costs.state import state_cost
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.pattern.fields import STATIC
 
@@ -19,7 +22,8 @@ class PatternFacts:
         pattern: short label, such as `D16-W256-I4` or `layers[D1x2,D64x2]`.
         kind: `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming`, `topk`, `quest`, `random`
             (blocks by mean, by bounds, at random), `snapkv` or `hybrid`.
-        method: what a reader calls it: the kind in words, and a selection's static part: `top-k + D64`.
+        method: what a reader calls it: the kind in words, and a selection's static part: `top-k + D64`. Where the mixer
+            has a state in the place of attention, its name; the kind is dense then, since nothing is left out.
         dilation, window, sinks: of all heads; dilation is None for streaming, all three are None for hybrids.
         selection: the other fields of `Pattern.to_dict`, such as top, block and score; empty where nothing is selected.
         cost: exact counts of one sequence, with keys and values in bfloat16 whatever the cell's precision, so that
@@ -41,12 +45,23 @@ def pattern_facts(plain: dict, model: dict, context: int) -> PatternFacts:
 
     Args:
         plain: `PatternMap.to_dict()`.
-        model: the model's shape: layers, d_model, d_head, and where they are there query_heads, kv_heads, recurrence.
+        model: the model's shape: layers, d_model, d_head, and where they are there query_heads, kv_heads, recurrence,
+            mixer and d_state.
         context: tokens of the sequence.
 
     Raises:
         KeyError, ValueError: a key of the shape is missing; pattern and shape do not fit each other.
     """
+    mixer = model.get("mixer") or ATTENTION
+    if mixer != ATTENTION:
+        shape = ModelConfig(
+            1, model["layers"], model["d_model"], model["d_head"], recurrence=False, mixer=mixer,
+            query_heads=model.get("query_heads"), d_state=model.get("d_state"),
+        )  # fmt: skip
+        patterns = PatternMap.from_dict(plain, shape.layers, shape.heads)
+        check_dense(mixer, patterns, "pattern")
+        spent = state_cost(shape, int(context))
+        return PatternFacts(patterns.label, "dense", TITLES[mixer], 1, 0, 0, selection={}, cost=spent)
     # In folders of before these keys, d_model / d_head heads, and as many of keys.
     heads = int(model.get("query_heads") or int(model["d_model"]) // int(model["d_head"]))
     kv_heads = int(model.get("kv_heads") or heads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ratplus.config.mixer import TITLES
 from ratplus.model import RATPlus
 from ratplus.pattern import Pattern, PatternMap
 
@@ -35,7 +36,10 @@ def where_it_began(model: RATPlus, tokens: Tensor, patterns: PatternMap | Patter
     """
     parts: list[tuple[str, nn.Module]] = [("the embedding", model.embed)]
     for index, block in enumerate(model.blocks):
-        parts += [(f"layer {index}'s attention", block.mixer), (f"layer {index}'s feed-forward", block.ffn)]
+        parts += [
+            (f"layer {index}'s {TITLES[model.config.mixer]}", block.mixer),
+            (f"layer {index}'s feed-forward", block.ffn),
+        ]
     parts.append(("the last norm", model.norm))
     bad: dict[str, bool] = {}
 

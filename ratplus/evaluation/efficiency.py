@@ -13,7 +13,7 @@ from ratplus.bench.settings import BenchSettings
 from ratplus.config.eval import EfficiencySection
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
-from ratplus.costs.cost import attention_flops, cost, decode_flops, decode_selection_flops, selection_flops
+from ratplus.costs.of_model import model_cost
 from ratplus.evaluation.metrics import metric
 from ratplus.kernels.bench.timing import available_memory_bytes
 from ratplus.model import RATPlus
@@ -71,18 +71,14 @@ def efficiency_counts(
 ) -> dict[str, Metric]:
     """The metrics of `measure_efficiency`; they depend on shapes only."""
     length = prompt + new_tokens
-    spent = cost(
-        patterns, length, config.d_head, recurrence=config.recurrence, bytes_per_element=_BYTES_PER_ELEMENT,
-        kv_heads=config.kv_heads, prompt=prompt,
-    )  # fmt: skip
+    spent = model_cost(config, patterns, length, _BYTES_PER_ELEMENT, prompt)
+    at_prompt = model_cost(config, patterns, prompt, _BYTES_PER_ELEMENT, prompt)
     # As it would be allocated: its areas are rounded up to whole rings and blocks.
     cache = KVCache.empty(config, patterns, 1, length, "meta", torch.bfloat16).bytes()
     left = int(memory_gb * 1e9) - parameters(config) * _BYTES_PER_ELEMENT
     counts = {
-        "prefill_attention_flops": attention_flops(patterns, prompt, config.d_head)
-        + selection_flops(patterns, prompt, config.d_head),
-        "decode_attention_flops": decode_flops(patterns, prompt, config.d_head, prompt)
-        + decode_selection_flops(patterns, prompt, config.d_head),
+        "prefill_attention_flops": at_prompt.attention_flops + at_prompt.selection_flops,
+        "decode_attention_flops": at_prompt.decode_flops + at_prompt.decode_selection_flops,
         "decode_kv_bytes": spent.kv_bytes,
         "decode_read_bytes": spent.decode_bytes,
         "decode_cache_bytes": cache,

@@ -16,7 +16,7 @@ from torch import Tensor
 from ratplus.evaluation.bad_logits import check_logits
 from ratplus.model import RATPlus
 from ratplus.model.cache import KVCache
-from ratplus.model.network import check_whole_texts
+from ratplus.model.given_patterns import check_whole_texts
 from ratplus.pattern import Pattern, PatternMap
 
 TRUNCATIONS = ("left", "middle", "off")

@@ -25,6 +25,7 @@ from ratplus.config.eval import EvalSection
 from ratplus.data.batches import Batches
 from ratplus.evaluation.metrics import clustered_mean
 from ratplus.model import RATPlus
+from ratplus.model.network import Mixer
 from ratplus.model.rope import rotate
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.records.atomic import write_atomically
@@ -163,6 +164,7 @@ def _masks(model: RATPlus, patterns: PatternMap, question: Question) -> Iterator
     rope = cosines[:length], sines[:length]
     for layer, (block, row) in enumerate(zip(model.blocks, patterns)):
         mixer = block.mixer
+        assert isinstance(mixer, Mixer)  # no other has patterns, which select here
         gate, q, k, v, logit = mixer._project(x)
         logit, k, v = mixer._restart(logit, k, v)
         k, v, _ = mixer._recur(logit, k, v, rope)

@@ -2,7 +2,8 @@
 
 Static patterns have a compact cache (`ratplus.model.cache_layer`): per head I sinks, a ring of the last tokens, and the
 dilated keys. Heads that select blocks hold all keys and what they select by (`block_layer`); SnapKV holds the prompt
-until it ends (`snap_layer`); a layer that has several of these holds each for its heads (`parts_layer`).
+until it ends (`snap_layer`); a layer that has several of these holds each for its heads (`parts_layer`). Mixers other
+than attention hold states of a fixed size (`state_layer`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ratplus.config.model import ModelConfig
-from ratplus.model.cache_chunk import AnyLayer, Chunk, Room
+from ratplus.model.cache_chunk import Chunk, HeldLayer, Room
 from ratplus.model.head_parts import head_parts
 from ratplus.model.parts_layer import empty_layer
+from ratplus.model.state_layer import StateLayer
 from ratplus.pattern import PatternMap
 
 
@@ -25,7 +27,7 @@ class KVCache:
 
     patterns: PatternMap
     kv_heads: int | None  # heads that hold keys and values, a layer; None: all
-    layers: list[AnyLayer]
+    layers: list[HeldLayer]
     positions: Tensor  # int64 [B] on the model's device
     max_len: int
     # The same on the host, so that an overrun is seen without waiting for the device: tokens of each sequence, and
@@ -34,6 +36,8 @@ class KVCache:
     stepped: int = 0
     # Tokens of each sequence's prompt, which ends at the first step; None: nothing has been generated yet.
     prompts: list[int] | None = None
+    # Whether keys and values are held at all: mixers other than attention hold states alone.
+    entries: bool = True
 
     @property
     def lengths(self) -> list[int]:
@@ -49,8 +53,13 @@ class KVCache:
             raise ValueError(f"cache: batch={batch} and max_len={max_len} must both be ≥ 1")
         positions = torch.zeros(batch, dtype=torch.int64, device=device)
         room = Room(batch, max_len, config.d_head, positions, dtype, config.recurrence)
+        if not config.attends:
+            states: list[HeldLayer] = [StateLayer.empty(room, config.state_shape) for _ in range(config.layers)]
+            return cls(patterns, None, states, positions, max_len, [0] * batch, entries=False)
         rows = patterns.per_kv_head(config.kv_heads)
-        layers = [empty_layer(room, head_parts(row), layer, config.group) for layer, row in enumerate(rows)]
+        layers: list[HeldLayer] = [
+            empty_layer(room, head_parts(row), layer, config.group) for layer, row in enumerate(rows)
+        ]
         return cls(patterns, config.kv_heads, layers, positions, max_len, [0] * batch)
 
     def chunk(self, lengths: list[int] | None, width: int, batch: int) -> Chunk:
@@ -144,7 +153,9 @@ class KVCache:
         return any(p.snap is not None for row in self.patterns for p in row)
 
     def kv_entries(self) -> list[list[list[int]]]:
-        """Entries held, [layers][key heads][B]: what later queries will see at most."""
+        """Entries held, [layers][key heads][B]: what later queries will see at most; 0 of a mixer with a state."""
+        if not self.entries:
+            return [[[0] * len(self.lengths) for _ in row] for row in self.patterns]
         held = self.patterns.per_kv_head(self.kv_heads)
         # A prompt that has not ended is held whole.
         ends = [n + 1 for n in self.lengths] if self.prompts is None else self.prompts
@@ -166,7 +177,7 @@ class KVCache:
         return self._bytes_of("metadata")
 
     def state_bytes(self) -> int:
-        """Bytes of the recurrent state of all layers; 0 without a recurrence."""
+        """Bytes of the recurrent state of all layers, with a mixer's convolution; 0 without a recurrence."""
         return self._bytes_of("state")
 
     def _bytes_of(self, kind: str) -> int:

@@ -109,8 +109,28 @@ class Room:
         return self.zeros(heads, self.d_head, dtype=torch.float32), self.zeros(heads, self.d_head, dtype=torch.float32)
 
 
-class AnyLayer(Protocol):
-    """The cache of one layer, whatever its heads hold. B sequences, H heads, H_kv heads of keys, all rotated."""
+class HeldLayer(Protocol):
+    """What one layer holds of the past, whatever its mixer is."""
+
+    def begin_decoding(self, lengths: list[int]) -> None:
+        """Before the first step: the prompts end here, at so many tokens."""
+        ...
+
+    def rewind(self, length: int, reopened: bool) -> None:
+        """The sequences stand at `length` tokens, as `positions` has it; `reopened`: their prompts go on there."""
+        ...
+
+    def branch(self, index: Tensor, positions: Tensor) -> HeldLayer:
+        """A copy of the rows `index` of the batch, which stand at `positions`."""
+        ...
+
+    def buffers(self) -> dict[str, list[Tensor]]:
+        """What is held, by what it is: "kv", "state", and where there are any "metadata" and "queries"."""
+        ...
+
+
+class AnyLayer(HeldLayer, Protocol):
+    """The cache of one layer of attention, whatever its heads hold. B sequences, H heads, H_kv of keys, all rotated."""
 
     @property
     def positions(self) -> Tensor:
@@ -134,18 +154,6 @@ class AnyLayer(Protocol):
         """One token a sequence: q [B, H, d], k, v and gate logit [B, H_kv, d], un-rotated; returns [B, H, d]."""
         ...
 
-    def begin_decoding(self, lengths: list[int]) -> None:
-        """Before the first step: the prompts end here, at so many tokens."""
-        ...
-
-    def rewind(self, length: int, reopened: bool) -> None:
-        """The sequences stand at `length` tokens, as `positions` has it; `reopened`: their prompts go on there."""
-        ...
-
     def branch(self, index: Tensor, positions: Tensor) -> AnyLayer:
         """A copy of the rows `index` of the batch, which stand at `positions`."""
-        ...
-
-    def buffers(self) -> dict[str, list[Tensor]]:
-        """What is held, by what it is: "kv", "state", and where there are any "metadata" and "queries"."""
         ...

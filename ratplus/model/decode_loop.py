@@ -49,7 +49,8 @@ def no_graph_reason(model: Network, cache: KVCache) -> str | None:
     weight = model.embed.weight  # caches have its device and type
     if weight.device.type != "cuda":
         return ""
-    if implementation("decode_attention", model.config.d_head, weight) != "fused":
+    # A step of the other mixers is plain PyTorch that never waits for the device.
+    if model.config.attends and implementation("decode_attention", model.config.d_head, weight) != "fused":
         forced = os.environ.get(VARIABLE)
         return f"{VARIABLE}={forced} makes the host wait for the device" if forced else "the Triton kernels can't run"
     if torch.is_autocast_enabled("cuda"):

@@ -5,7 +5,7 @@ One set of weights, many patterns: what the heads see is an argument of every ca
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from ratplus.config.model import ModelConfig
 from ratplus.kernels import block_attention, dilated_attention, gated_scan
 from ratplus.model.cache import KVCache
-from ratplus.model.cache_chunk import AnyLayer, Chunk
+from ratplus.model.cache_chunk import AnyLayer, Chunk, HeldLayer
 from ratplus.model.feed_forward import FeedForward
+from ratplus.model.given_patterns import check_whole_texts, resolved
 from ratplus.model.head_parts import HeadPart, head_parts, heads_in_order
 from ratplus.model.rope import attention_scale, rope_tables, rotate
+from ratplus.model.state_mixer import StateMixer
 from ratplus.pattern import Pattern, PatternMap
 
 
@@ -160,23 +162,24 @@ def _over_heads(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     return tuple(table if table.dim() == 2 else table[:, None] for table in rope)
 
 
-def check_whole_texts(patterns: PatternMap) -> None:
-    """Raise ValueError for a map that is not defined over whole texts, which have no prompt that ends somewhere."""
-    if pattern := patterns.needs_prompt:
-        raise ValueError(
-            f"patterns: what {pattern.label} shows depends on where a prompt ends, so a whole text has no logits, loss "
-            "or training under it; evaluate what is generated (generate(), eval.niah.tasks), or use prefill and step"
-        )
-
-
 class Block(nn.Module):
+    """A mixer and the feed-forward half; a mixer with a state reads neither the patterns nor the tables it is given."""
+
     def __init__(self, config: ModelConfig, layer: int = 0):
         super().__init__()
-        self.mixer = Mixer(config, layer)
+        self.mixer: Mixer | StateMixer = Mixer(config, layer) if config.attends else StateMixer.of(config)
         self.ffn = FeedForward(config)
 
     def forward(self, x_BTd: Tensor, row: tuple[Pattern, ...], rope: tuple[Tensor, Tensor]) -> Tensor:
         return self.ffn(self.mixer(x_BTd, row, rope))
+
+    # A cache is made from the model's own config, so that its layers are of the kind that the mixers take.
+
+    def prefill(self, x_BTd: Tensor, layer: HeldLayer, rope: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
+        return self.ffn(self.mixer.prefill(x_BTd, cast("Any", layer), rope, chunk))
+
+    def step(self, x_B1d: Tensor, layer: HeldLayer, rope: tuple[Tensor, Tensor]) -> Tensor:
+        return self.ffn(self.mixer.step(x_B1d, cast("Any", layer), rope))
 
 
 class Network(nn.Module):
@@ -231,6 +234,8 @@ class Network(nn.Module):
                     start = self.config.gate_bias
                     if module.gate_bias is not None and start is not None:
                         module.gate_bias.fill_(start)
+                elif isinstance(module, StateMixer):
+                    module.reset_state_parameters(generator)
 
     # ---- patterns and tables -----------------------------------------------------------------------------------
 
@@ -238,22 +243,9 @@ class Network(nn.Module):
         """None is dense everywhere; a single Pattern is used everywhere; a PatternMap must fit the model.
 
         Raises:
-            ValueError: something else, a map of another shape, or heads that share keys and values but differ.
+            ValueError: as of `ratplus.model.given_patterns.resolved`.
         """
-        layers, heads = self.config.layers, self.config.heads
-        if patterns is None:
-            patterns = Pattern()
-        if isinstance(patterns, Pattern):
-            return PatternMap.uniform(patterns, layers, heads)
-        if not isinstance(patterns, PatternMap):
-            raise ValueError(f"patterns: got {type(patterns).__name__}; give a PatternMap, a Pattern or None (dense)")
-        if (patterns.layers, patterns.heads) != (layers, heads):
-            raise ValueError(
-                f"patterns: made for {patterns.layers} layers × {patterns.heads} heads, "
-                f"but the model has {layers} × {heads}"
-            )
-        patterns.per_kv_head(self.config.kv_heads)
-        return patterns
+        return resolved(self.config, patterns)
 
     def rope(self) -> tuple[Tensor, Tensor]:
         """Cosine and sine tables [max_len, d_head], made once per device."""
@@ -354,7 +346,7 @@ class Network(nn.Module):
         self._check_tokens(tokens)
         x = self.embed(tokens)
         for block, layer in zip(self.blocks, cache.layers):
-            x = block.ffn(block.mixer.prefill(x, layer, rope, chunk))
+            x = block.prefill(x, layer, rope, chunk)
         cache.advance(chunk)
         if every:
             return self.logits_of(x)
@@ -382,6 +374,6 @@ class Network(nn.Module):
         rope = self.rope()
         x = self.embed(token[:, None])
         for block, layer in zip(self.blocks, cache.layers):
-            x = block.ffn(block.mixer.step(x, layer, rope))
+            x = block.step(x, layer, rope)
         cache.positions += 1
         return self.logits_of(x[:, 0])

@@ -67,7 +67,7 @@ class Cell:
         if self.config.trainer.compile:
             from ratplus.training.blocks import check_compiler
 
-            check_compiler(self.config.trainer, training_device(self.config.run.accelerator))
+            check_compiler(self.config.trainer, training_device(self.config.run.accelerator), self.config.model.mixer)
         work = {"pretrain": self._pretrain, "adapt": self._adapt, "sft": self._sft, "evaluate": self._evaluate}
         if last not in {stage.name for stage in self.plan}:
             raise ValueError(f"train.{last}.steps: got 0, so there is no stage `{last}`; set it to the steps to train")

@@ -17,7 +17,7 @@ _YOUNG = {
     "recurrence_chunk": None, "kv_heads": None,
     "rope_scaling": "none", "rope_factor": 1.0, "rope_original": None, "rope_low": None, "rope_high": None,
     "query_heads": None, "ffn": "gelu", "ffn_size": None, "qkv_bias": False, "out_bias": False, "qk_norm": False,
-    "gate_bias": None, "tied": True,
+    "gate_bias": None, "tied": True, "mixer": "attention", "d_state": None,
 }  # fmt: skip
 
 

@@ -9,7 +9,10 @@ from functools import partial
 
 import torch
 
+from ratplus.config.mixer import ATTENTION
 from ratplus.config.run import TrainerSection
+from ratplus.kernels.dispatch import VARIABLE, forced
+from ratplus.kernels.linear_attention import fused
 from ratplus.model import RATPlus
 from ratplus.model.network import Block
 from ratplus.training.errors import LayoutError
@@ -21,10 +24,18 @@ BACKEND = "inductor"
 _MOST_GRAPHS = 256
 
 
-def check_compiler(trainer: TrainerSection, device: str) -> None:
-    """Raises LayoutError if `trainer.compile` is asked for and nothing here can compile for `device` (cpu or cuda)."""
+def check_compiler(trainer: TrainerSection, device: str, mixer: str = ATTENTION) -> None:
+    """Raises LayoutError if `trainer.compile` is asked for and can't be done on `device` (cpu or cuda).
+
+    Nothing here can compile for it, or a block would run what torch.compile can't trace.
+    """
     if not trainer.compile:
         return
+    if mixer != ATTENTION and device == "cuda" and fused.HAS_FLA and forced() in ("", "fused"):
+        raise LayoutError(
+            f"trainer.compile: got True; model.mixer={mixer} runs the kernels of fla-core, which torch.compile can't "
+            f"trace: set trainer.compile=false, or {VARIABLE}=eager"
+        )
     what = "Triton" if device == "cuda" else "a C++ compiler (g++, or the one that CXX names)"
     if not (_has_triton() if device == "cuda" else _has_cxx()):
         raise LayoutError(

@@ -17,23 +17,30 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ratplus.config.train import RecipeSection
 from ratplus.model import RATPlus
+from ratplus.model.network import Mixer
+from ratplus.model.state_mixer import StateMixer
 
 # Key of an optimizer's group: by what its learning rate is multiplied.
 SCALE = "scale"
 
 
 def parameter_groups(model: RATPlus, recipe: RecipeSection) -> list[dict]:
-    """Groups for AdamW: all parameters in one, or the biases of forget gates in a second one, without weight decay.
+    """Groups for AdamW: all parameters in one, or some in a second one, without weight decay.
 
-    Decay would pull a bias to 0, which is a gate that is half open.
+    Those are the biases of forget gates where they have a learning rate of their own, since decay would pull a bias to
+    0, which is a gate that is half open; and the decay rates and step sizes of mixers with a state, for a like reason.
     """
-    biases = [bias for block in model.blocks if (bias := block.mixer.gate_bias) is not None]
-    if recipe.gate_bias_lr is None or not biases:
+    mixers = [block.mixer for block in model.blocks]
+    apart = [x for mixer in mixers if isinstance(mixer, StateMixer) for x in mixer.undecayed]
+    scale = 1.0
+    if recipe.gate_bias_lr is not None:
+        apart += [m.gate_bias for m in mixers if isinstance(m, Mixer) and m.gate_bias is not None]
+        scale = recipe.gate_bias_lr / recipe.lr if model.config.attends else 1.0
+    if not apart:
         return [{"params": list(model.parameters())}]
-    apart = set(biases)
-    others = [parameter for parameter in model.parameters() if parameter not in apart]
-    own = {"params": biases, SCALE: recipe.gate_bias_lr / recipe.lr, "weight_decay": 0.0}
-    return [{"params": others}, own]
+    chosen = set(apart)
+    others = [parameter for parameter in model.parameters() if parameter not in chosen]
+    return [{"params": others}, {"params": apart, SCALE: scale, "weight_decay": 0.0}]
 
 
 class GateRows:

@@ -32,6 +32,11 @@ def search(section: SearchSection, overrides: list[str]) -> int:
     if len({budget.text for budget in budgets}) < len(budgets):
         raise UsageError(f"budget: got {','.join(section.budget)}; name each budget once")
     found = locate(section, overrides)
+    if not found.shape.attends:
+        raise UsageError(
+            f"model={section.model}: model.mixer={found.shape.mixer} has no pattern, so there is none to search; "
+            "give a model of attention"
+        )
     most = found.shape.max_len
     length = most if section.length is None else section.length
     if length > most:

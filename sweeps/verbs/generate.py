@@ -192,14 +192,12 @@ def _stream(model, tokenizer, ids: list[int], pattern, request: Request) -> tupl
 
 
 def _cost(config, pattern, length: int, count: int, seconds: float, dtype) -> str:
-    from ratplus.costs.cost import cost
+    from ratplus.costs.of_model import model_cost
 
-    spent = cost(
-        pattern, length, config.d_head, recurrence=config.recurrence, bytes_per_element=dtype.itemsize,
-        kv_heads=config.kv_heads,
-    )  # fmt: skip
+    spent = model_cost(config, pattern, length, dtype.itemsize)
     speed = f"{(count - 1) / seconds:.1f} tokens/s, " if count > 1 and seconds > 0 else ""
-    held = f"{spent.kv_entries_per_head:g} of {length} entries a head, {spent.cache_bytes:,} bytes"
+    entries = f"{spent.kv_entries_per_head:g} of {length} entries a head" if config.attends else "state of fixed size"
+    held = f"{entries}, {spent.cache_bytes:,} bytes"
     read = (
         ""
         if spent.kv_read == spent.kv_entries

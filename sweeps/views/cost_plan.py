@@ -9,9 +9,9 @@ from ratplus.checkpoint.start import vocabulary_of
 from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import evaluation_rows, forward_flops, harness_rows, parameters, stage_flops, trained_patterns
-from ratplus.costs.cost import cost
 from ratplus.costs.facts import at_most
 from ratplus.costs.memory import BYTES_PER_ELEMENT, training_memory
+from ratplus.costs.of_model import model_cost
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.records.record import STAGES
@@ -198,10 +198,7 @@ def _pattern_rows(cells: list[Composed], model: ModelConfig) -> list[dict]:
             continue
         seen.add(config.patterns)
         length, precision = config.train.context, config.train.precision
-        spent = cost(
-            config.patterns, length, model.d_head, recurrence=model.recurrence,
-            bytes_per_element=BYTES_PER_ELEMENT[precision], kv_heads=model.kv_heads,
-        )  # fmt: skip
+        spent = model_cost(model, config.patterns, length, BYTES_PER_ELEMENT[precision])
         dense = forward_flops(model, Pattern(), length)
         rows.append(
             {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ratplus.costs.budget import parameters, stage_flops
-from ratplus.costs.cost import cost
 from ratplus.costs.facts import at_most
 from ratplus.costs.memory import BYTES_PER_ELEMENT
+from ratplus.costs.of_model import model_cost
 from ratplus.records.manifest import Entry
 from ratplus.records.record import STAGES
 from ratplus.records.status import stage_state
@@ -60,10 +60,9 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
 
 def _cell_row(cell: Composed, entry: Entry, states: dict, flops: dict, wanted: tuple[str, ...], selects: bool) -> dict:
     config = cell.config
-    spent = cost(
-        config.patterns, config.train.context, config.model.d_head, recurrence=config.model.recurrence,
-        bytes_per_element=BYTES_PER_ELEMENT[config.train.precision], kv_heads=config.model.kv_heads,
-    )  # fmt: skip
+    context = config.train.context
+    model = config.model.build(entry["config"]["model"]["vocab_size"], context)
+    spent = model_cost(model, config.patterns, context, BYTES_PER_ELEMENT[config.train.precision])
     row = {"id": entry["id"], "model": entry["model"], "pattern": entry["label"], "seed": entry["seed"]}
     row |= {axis: entry["axes"][axis] for axis in entry["axes"]}
     keys = {stage: (stage, entry["stages"].get(stage)) for stage in wanted}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ratplus.checkpoint.tokenizer_files import SENTENCEPIECE_FILE, TOKENIZER_FILE, begins_texts
+from ratplus.config.mixer import TITLES
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters as parameters_of
 
@@ -19,6 +20,8 @@ def model_line(place: Path, config: ModelConfig, parameters: int | None = None, 
         size: name of the paper's model with this shape, such as 1B, if there is one.
     """
     kind = "RAT+" if config.recurrence else "attention without recurrence"
+    if not config.attends:
+        kind = f"{TITLES[config.mixer]} with a state of {config.state_shape.d_state} x {config.d_head} a head"
     keys = "" if config.kv_heads is None else f" on {config.kv_heads} of keys"
     return (
         f"{place}: {f'the {size} shape of the paper, ' if size else ''}{kind}, {config.layers} layers, d_model "
