@@ -3,7 +3,7 @@
 Static patterns have a compact cache (`ratplus.model.cache_layer`): per head I sinks, a ring of the last tokens, and the
 dilated keys. Heads that select blocks hold all keys and what they select by (`block_layer`); SnapKV holds the prompt
 until it ends (`snap_layer`); a layer that has several of these holds each for its heads (`parts_layer`). Mixers other
-than attention hold states of a fixed size (`state_layer`).
+than attention hold states of a fixed size (`state_mixer`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ratplus.config.model import ModelConfig
 from ratplus.model.cache_chunk import Chunk, HeldLayer, Room
 from ratplus.model.head_parts import head_parts
 from ratplus.model.parts_layer import empty_layer
-from ratplus.model.state_layer import StateLayer
+from ratplus.model.state_mixer import StateLayer
 from ratplus.pattern import PatternMap
 
 
