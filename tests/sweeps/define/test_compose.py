@@ -145,7 +145,7 @@ def test_named_sweeps():
     sizes = {name: builds(compose_cells(words[name])) for name in shipped("sweep")}
     assert sizes == {
         "none": 1, "overview": 22, "paper_dilation": 14, "paper_local": 26, "hybrid_layers": 20, "hybrid_heads": 10,
-        "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 108, "baselines": 16, "from_scratch": 10,
+        "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 108, "baselines": 18, "from_scratch": 10,
         "kv_sharing": 11, "ladder": 24, "niah": 8, "foreign": 11, "topk": 41,
     }  # fmt: skip
     scratch = [c for c in compose_cells(["sweep=from_scratch"]) if c.config.train.pretrain.sparse]
