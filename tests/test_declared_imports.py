@@ -23,6 +23,7 @@ UNSEEN = {
     "ipython",  # taken from the running notebook, which brings it
     "triton",  # imported by name where it is asked for, and by torch
     "pyarrow", "zstandard", "tokenizers", "sentencepiece",  # imported by a name that stands in a table
+    "hydra-optuna-sweeper",  # a plugin that Hydra finds by itself
     "jieba", "fuzzywuzzy", "rouge", "nltk", "wonderwords",  # imported by lm-eval's tasks
     "pytest", "pytest-mpl", "pytest-xdist", "jupytext", "ruff", "ty",  # tools
     "playwright", "axe-playwright-python", "hypothesis", "protobuf",  # imported by tests alone

@@ -44,7 +44,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -112,16 +112,21 @@ def load_sweep(folder: Path | str) -> pd.DataFrame:
     return read_sweep(folder).frame
 
 
-def read_sweep(folder: Path | str) -> Sweep:
-    """A sweep folder with the entries and records behind its frame; arguments and errors as of `load_sweep`."""
+def read_sweep(folder: Path | str, only: Container[str] | None = None) -> Sweep:
+    """A sweep folder with the entries and records behind its frame; errors as of `load_sweep`.
+
+    Args:
+        only: ids of the cells to read; None reads all.
+    """
     folder = Path(folder)
     sweep = read_manifest(folder)
+    cells = [cell for cell in sweep["cells"] if only is None or cell["id"] in only]
     look = lru_cache(maxsize=None)(stage_state)
     rows, results, axes, timings, records = [], [], [], [], []
     no_loss: list[str] = []
     suites: dict[str, Counter[str]] = {}
     more = _Kept()
-    for number, cell in enumerate(sweep["cells"]):
+    for number, cell in enumerate(cells):
         try:
             row = _describe(cell)
             stages = {stage: name for stage, name in cell["stages"].items() if stage in STAGES and name}
@@ -170,7 +175,7 @@ def read_sweep(folder: Path | str) -> Sweep:
     frame.attrs["added"] = suites
     frame.attrs["evaluations"] = more
     frame.attrs |= names
-    return Sweep(folder, frame, sweep["cells"], records)
+    return Sweep(folder, frame, cells, records)
 
 
 class _Kept(dict):

@@ -84,6 +84,22 @@ def is_cost(name: str) -> bool:
     return _COSTS.search(name) is not None
 
 
+# Counts and times of which more is better; of all others less is.
+_MORE = ("tokens_per_second", "max_batch", "hit_rate")
+# What a pattern costs, counted from its definition: columns that every cell has, finished or not.
+COUNTED = (
+    "kv_entries", "kv_read", "kv_bytes", "kv_ratio", "attention_flops", "attention_flops_ratio", "parameters",
+)  # fmt: skip
+
+
+def less_is_better(name: str) -> bool | None:
+    """Whether less of a result, count of costs or measured time (`timing:...`) is better; None: no rule knows it."""
+    if name.startswith("timing:") or name in COUNTED or is_cost(name):
+        return not name.endswith(_MORE)
+    column = result_column(name)
+    return column.lower or (None if column.suite == "other" and column.rank == len(_MEASURES) else False)
+
+
 def is_share(measure: str, values: Iterable[float]) -> bool:
     """Whether values of this measure are shown in percent: an accuracy or score, and all within 0 and 1."""
     return measure in _SHARES and all(0 <= value <= 1 for value in values if math.isfinite(value))

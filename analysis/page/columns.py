@@ -9,7 +9,7 @@ import pandas as pd
 from ratplus.analysis.frame.aggregate import RUN, in_order, run_name, short_patterns
 from ratplus.analysis.frame.reads import reads_apart
 from ratplus.analysis.frame.rows import rows_of
-from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
+from ratplus.analysis.frame.tasks import is_cost, is_share, less_is_better, result_column
 from ratplus.analysis.page.embed import repeated, values
 
 # Results in the table beside the loss. The others are there to be plotted, and in each cell's own view.
@@ -96,7 +96,7 @@ def _result(cells: pd.DataFrame, name: str, shown: bool, delta: bool) -> dict[st
     share = is_share(result.measure, cells[name])
     title = "Loss" if name == "loss" else name.replace("_", " ") + (" (%)" if share else "")
     column = _number(cells, name, title, "result", digits=1 if share else 3, scale=100 if share else 1, shown=shown)
-    column |= {"errors": values(cells[f"{name}_stderr"], errors=True), "lower": result.lower or is_cost(name)}
+    column |= {"errors": values(cells[f"{name}_stderr"], errors=True), "lower": bool(less_is_better(name))}
     return column | ({"delta": True, **_differences(cells, name)} if delta else {})
 
 
@@ -133,8 +133,7 @@ def _costs(cells: pd.DataFrame) -> list[dict[str, Any]]:
     for name in (name for name in cells.columns if name.startswith("timing:")):
         found.append(_number(cells, name, name, "cost", digits=None))
     for column in found:
-        # Of these two alone more is better.
-        column["lower"] = not column["key"].endswith(("tokens_per_second", "max_batch"))
+        column["lower"] = bool(less_is_better(column["key"]))
     settings = ["dilation", "window", "parameters", *cells.attrs["axes"]]
     for name in settings:
         numbers = pd.to_numeric(cells[name], errors="coerce").astype("float64")

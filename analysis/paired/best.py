@@ -14,7 +14,7 @@ from ratplus.analysis.draw.tables import number
 from ratplus.analysis.frame.aggregate import GROUP, in_order, over_seeds
 from ratplus.analysis.frame.query import select
 from ratplus.analysis.frame.rows import groups_of, rows_of
-from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_column
+from ratplus.analysis.frame.tasks import is_share, less_is_better, recorded, result_column
 from ratplus.analysis.paired.bootstrap import CERTAIN, ERRORS, holm, t_p
 from ratplus.analysis.paired.differences import LEAST_SEEDS
 from ratplus.analysis.paired.pairs import difference_of
@@ -61,7 +61,7 @@ def choose(
         frame.attrs = attrs
     if frame.empty:
         raise ValueError(f"--where: no cell meets {where!r}")
-    lower = metric.startswith("timing:") or is_cost(metric) or result_column(metric).lower
+    lower = bool(less_is_better(metric))
     costs = list(dict.fromkeys([name for name, _, sign in bounds if sign > 0] + ["kv_read", "kv_bytes"]))
     rows, left_out = _candidates(frame, metric, bounds, costs)
     chosen = frame[frame["status"].eq("done")].merge(rows[GROUP], on=GROUP)

@@ -51,11 +51,19 @@ class Config:
     Allowed: ≥ 1, null."""
     dry_run: bool = False
     """True lists the cells, their ids, what exists and what they cost, and runs nothing."""
+    objective: Any = None
+    """What `ratplus-hydra` returns to a sweeper of Hydra's: a result, count of costs or measured time of the cell, or a
+    list of them; `ratplus` takes it from no word, and no notice of it in a file. Null returns nothing. Allowed: a name
+    (`loss`), a list of names, null."""
 
     def __post_init__(self):
         check(self.retry in ("all", "failed", "none"), "retry", self.retry, "allowed: all, failed, none")
         check(self.max_failures is None or self.max_failures >= 1, "max_failures", self.max_failures,
                "it must be ≥ 1, or null for no limit")  # fmt: skip
+        names = self.objective if isinstance(self.objective, list) else [self.objective]
+        texts = bool(names) and all(isinstance(name, str) and name for name in names)
+        check(self.objective is None or (texts and len(set(names)) == len(names)), "objective", self.objective,
+               "it must be the name of a result such as loss, a list of different names, or null")  # fmt: skip
         check(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2147483647")
         recall = self.data.recall
         check(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from functools import lru_cache
@@ -40,7 +41,9 @@ ConfigStore.instance().store(name="schema", node=Config)
 # Keys that two cells of one sweep folder may differ in without being named as an axis.
 NATURAL_AXES = ("model", "pattern", "seed")
 # Sections that say how and where cells run. They change no result, so cells may differ in them.
-RUNTIME = ("run", "logger", "launcher", "trainer", "output", "sweep", "retry", "max_failures", "dry_run")
+RUNTIME = (
+    "run", "logger", "launcher", "trainer", "output", "sweep", "retry", "max_failures", "dry_run", "objective",
+)  # fmt: skip
 
 
 @dataclass
@@ -82,9 +85,9 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
         parsed = composer.parse(overrides)
         fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
         swept = [o for o in parsed if o.is_sweep_override()]
-        given = {_plain_key(o.get_key_element()) for o in parsed}
-        own_axes = {_plain_key(o.get_key_element()) for o in swept}
-        _refuse_odd_axes(own_axes)
+        given = {plain_key(o.get_key_element()) for o in parsed}
+        own_axes = {plain_key(o.get_key_element()) for o in swept}
+        refuse_odd_axes(own_axes)
         # A choice or an axis replaces the group; a single value of a key is applied on top of every cell.
         decided = {key for key in given if "." not in key} | {key.partition(".")[0] for key in own_axes}
         axes = set(own_axes)
@@ -135,6 +138,32 @@ def compose_one(overrides: list[str], config_dir: str | None = None) -> Composed
         return Composed(each_place(config)[0], chosen)
 
 
+def finished(
+    plain: dict, chosen: Mapping[str, str], given: set[str], config_dir: str | None, whole: bool = True
+) -> Config:
+    """The typed config of a cell that has been composed and resolved, with home folders and the shape of `init_from`.
+
+    Args:
+        plain: the composed values, which are changed in place.
+        chosen: config group -> name of the choice.
+        given: keys of the words that it was composed with.
+        config_dir: the user's folder of config groups.
+        whole: refuse a value that a file leaves open (`???`) and no word gives.
+
+    Raises:
+        UsageError: a value that is not allowed, left open or a secret.
+    """
+    for key, value in flatten(plain).items():
+        _refuse_secret(key, value)
+    if whole:
+        refuse_open(plain)
+        if config_dir is not None and (unset := open_keys(config_dir, chosen) - given):
+            raise UsageError(open_line(min(unset)))
+    _expand_homes(plain)
+    take_shape(plain, given)
+    return typed(plain)
+
+
 def each_place(config: Config) -> list[Config]:
     """The cells that `pattern.only_layer=each` and `pattern.only_head=each` stand for; else the config alone."""
     pattern, model = config.pattern, config.model
@@ -182,16 +211,10 @@ class _Composer:
             if not isinstance(error, (HydraException, OmegaConfBaseException)):
                 raise
             raise UsageError(hydra_line(error)) from None
-        for key, value in flatten(plain).items():
-            _refuse_secret(key, value)
-        if whole:
-            if self._config_dir is not None:
-                refuse_hydra_section(self._config_dir, chosen)
-            refuse_open(plain)
-            self._refuse_unset(chosen, {_plain_key(o.get_key_element()) for o in self.parse(overrides)})
-        _expand_homes(plain)
-        take_shape(plain, {_plain_key(o.get_key_element()) for o in self.parse(overrides)})
-        return typed(plain), dict(chosen)
+        if whole and self._config_dir is not None:
+            refuse_hydra_section(self._config_dir, chosen)
+        given = {plain_key(o.get_key_element()) for o in self.parse(overrides)}
+        return finished(plain, chosen, given, self._config_dir, whole), dict(chosen)
 
     def _chosen(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
         """Compose group choices and other words that Hydra must see; returns unresolved config and chosen names.
@@ -237,6 +260,9 @@ class _Composer:
             key = override.key_or_group
             if re.match(r"hydra\b", key) and key != "hydra.searchpath":
                 raise UsageError(f"{override.input_line}: {key} {NO_EFFECT}")
+            if key == "objective":
+                raise UsageError(f"{override.input_line}: objective is what ratplus-hydra tells a sweeper of Hydra's; "
+                                 "`ratplus best --metric` chooses among the cells of a sweep")  # fmt: skip
             if not key:
                 raise UsageError(f"{override.input_line!r}: no key before =; give key=value")
             if not override.is_sweep_override() and self._is_group(override):
@@ -246,10 +272,6 @@ class _Composer:
             if override.is_delete():
                 raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
         return parsed
-
-    def _refuse_unset(self, chosen: dict[str, str], given: set[str]) -> None:
-        if self._config_dir is not None and (unset := open_keys(self._config_dir, chosen) - given):
-            raise UsageError(open_line(min(unset)))
 
     def _is_group(self, override) -> bool:
         """True if an override chooses a config group or sets a key of Hydra's own."""
@@ -348,11 +370,13 @@ def _expand_homes(plain: dict) -> None:
             section[name] = home_of(key, section[name])
 
 
-def _refuse_odd_axes(axes: set[str]) -> None:
+def refuse_odd_axes(axes: set[str]) -> None:
+    """Refuse axes of keys that change no result (UsageError)."""
     for axis in sorted(axes):
         if axis.partition(".")[0] in RUNTIME or axis.endswith(".micro_batch"):
             raise UsageError(f"{axis}: cannot have several values; it says how cells run, not what they are")
 
 
-def _plain_key(key: str) -> str:
+def plain_key(key: str) -> str:
+    """`+train.adapt.lr` and `model@_global_` of a word as the key of a config."""
     return key.lstrip("+~").partition("@")[0].replace("/", ".")

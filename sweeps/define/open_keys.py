@@ -7,6 +7,7 @@ were chosen are read here once more, each for itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -23,7 +24,7 @@ NO_EFFECT = (
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 
 
-def open_keys(config_dir: str, chosen: dict[str, str]) -> set[str]:
+def open_keys(config_dir: str, chosen: Mapping[str, str]) -> set[str]:
     """Keys that a chosen file marks with `???` and that no later one gives a value.
 
     Args:
@@ -42,7 +43,7 @@ def open_keys(config_dir: str, chosen: dict[str, str]) -> set[str]:
     return unset
 
 
-def refuse_hydra_section(config_dir: str, chosen: dict[str, str]) -> None:
+def refuse_hydra_section(config_dir: str, chosen: Mapping[str, str]) -> None:
     """Refuse a chosen file of the user's that sets what Hydra does with a program that runs under it.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ratplus.config.run import LoggerSection
+from ratplus.records.manifest import Entry
 from ratplus.stages.store import check_store
 from ratplus.sweeps.define.compose import Composed, compose_cells, compose_one
 from ratplus.sweeps.define.manifest import add_cells, check_records, plan_cells, sweep_folder
@@ -31,6 +32,22 @@ def run_composed(cells: list[Composed], last: str) -> int:
 
         print_dry_run(folder, cells, last)
         return 0
+    entries = planned(cells, folder)
+    add_cells(folder, folder.name, entries)
+    from ratplus.sweeps.launch.launch import launch
+
+    ended = launch(entries, folder, last, cells[0].config)
+    if last == "evaluate" and ended.complete and ended.code in (0, EXIT_FAILED):
+        final_report(folder, cells[0].config.logger)
+    return ended.code
+
+
+def planned(cells: list[Composed], folder: Path) -> list[Entry]:
+    """The manifest entries of cells that may run in this folder; their corpora are prepared, nothing else is written.
+
+    Raises:
+        UsageError, ValueError: a cell that could not run, or a folder that holds records under ids not theirs.
+    """
     for cell in cells:
         _check_accelerator(cell)
         check_store(cell.config.run.store, folder)
@@ -40,13 +57,7 @@ def run_composed(cells: list[Composed], last: str) -> int:
         warn_without_key(folder)
     entries = plan_cells(cells)
     check_records(folder, entries)
-    add_cells(folder, folder.name, entries)
-    from ratplus.sweeps.launch.launch import launch
-
-    ended = launch(entries, folder, last, cells[0].config)
-    if last == "evaluate" and ended.complete and ended.code in (0, EXIT_FAILED):
-        final_report(folder, cells[0].config.logger)
-    return ended.code
+    return entries
 
 
 def _check_accelerator(cell: Composed) -> None:
