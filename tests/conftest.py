@@ -40,6 +40,12 @@ def guard():
 
 
 @pytest.fixture(scope="session")
+def outside():
+    """The environment of a process that may download (`Guard.outside`): of slow tests alone."""
+    return GUARD.outside()
+
+
+@pytest.fixture(scope="session")
 def golden():
     """`golden("scan")` -> {array name: tensor} of tests/golden/scan.npz; what they are: tests/golden/manifest.json."""
 

@@ -8,6 +8,7 @@ stand-in of its own, on PATH or in the environment.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,9 @@ _TAKEN = re.compile(
     r"TRANSFORMERS|XDG)_|(NETRC|PYTHONUSERBASE|GIT_CONFIG_GLOBAL|(HTTP|HTTPS|ALL|NO)_PROXY)$",
     re.IGNORECASE,
 )
+# What a download needs of the user's environment, kept as JSON for the processes that pytest-xdist starts.
+_OUTSIDE = "RATPLUS_TESTS_OUTSIDE"
+_NETWORK = re.compile(r"(HOME|XDG_CONFIG_HOME|(HTTP|HTTPS|ALL|NO)_PROXY)$", re.IGNORECASE)
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 _STUB = """#!/bin/sh
 echo "${0##*/} $*" >> '%s'
@@ -90,9 +94,16 @@ class Guard:
         self.place = Path(tempfile.mkdtemp(prefix="ratplus-tests-"))
         atexit.register(self._remove, os.getpid())
         caches = Path(__file__).parents[1] / ".pytest_cache" / "guard"
+        inherited = os.environ.get(_OUTSIDE)
+        names = filter(_NETWORK.match, os.environ)
+        self._outside = json.loads(inherited) if inherited else {name: os.environ[name] for name in names}
         environment = guarded(os.environ, self.place, caches)
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(environment | {_OUTSIDE: json.dumps(self._outside)})
+
+    def outside(self) -> dict[str, str]:
+        """An environment with the user's own proxies and pip settings, for a slow test that downloads with pip."""
+        return {name: value for name, value in os.environ.items() if not _NETWORK.match(name)} | self._outside
 
     def _remove(self, owner: int) -> None:
         if os.getpid() == owner:  # forks of this process inherit what it does at its end

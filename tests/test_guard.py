@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from guard import BATCH_COMMANDS, NOWHERE, guarded
+from guard import BATCH_COMMANDS, NOWHERE, Guard, guarded
 
 
 @pytest.fixture
@@ -68,3 +68,15 @@ def test_it_is_up(guard, monkeypatch):
     assert guard.tried() == []
     monkeypatch.setenv("PATH", guard.path_without_stubs())
     assert not any(map(shutil.which, BATCH_COMMANDS))
+
+
+def test_a_download_sees_the_users_proxies_and_settings(monkeypatch):
+    user = {"HOME": "/home/somebody", "https_proxy": "http://proxy:1", "PATH": os.environ["PATH"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(user))
+        above, worker = Guard(), Guard()  # pytest, and a process of pytest-xdist, which it started
+        assert os.environ["https_proxy"] == NOWHERE
+        for guard in (above, worker):
+            found = guard.outside()
+            assert (found["HOME"], found["https_proxy"]) == (user["HOME"], user["https_proxy"])
+            assert NOWHERE not in found.values()

@@ -115,15 +115,18 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     rows["cells"] = groups.size()
     rows["done"] = done.groupby(number).sum()
     rows["status"] = frame["status"].map(_STATUSES.index).groupby(number).min().map(_STATUSES.__getitem__)
+    means: dict[str, pd.Series] = {}
     for name in metrics:
         values = frame[name].where(done).groupby(number)
         # A finished seed without a number (it diverged) leaves the mean without one: never the mean of the others.
         lost = (frame[name].isna() & done).groupby(number).any()
         count = values.count()
         own = groups[f"{name}_stderr"].first() if f"{name}_stderr" in frame else np.nan
-        rows[name] = values.mean().mask(lost)
+        means[name] = values.mean().mask(lost)
         with np.errstate(invalid="ignore"):  # an infinite loss has no spread
-            rows[f"{name}_stderr"] = (values.std(ddof=1) / np.sqrt(count)).where(count > 1, own)
+            means[f"{name}_stderr"] = (values.std(ddof=1) / np.sqrt(count)).where(count > 1, own)
+    # All at once: pandas warns of a frame that grew by a hundred columns one by one, as those of eval=ruler are.
+    rows = pd.concat([rows.drop(columns=[*means], errors="ignore"), pd.DataFrame(means, index=rows.index)], axis=1)
     rows = rows.reset_index(drop=True)
     rows.insert(0, "run", [run_name(*run) for run in keys_of(rows, RUN)])
     return rows

@@ -137,6 +137,17 @@ def test_names_that_tables_use_for_columns_of_their_own(sweep):
         assert table.columns.is_unique
 
 
+@pytest.mark.filterwarnings("error")
+def test_means_of_many_metrics_without_a_warning(sweep):
+    # eval=ruler has more than a hundred with those by depth, and pandas warns of frames that grow one by one.
+    many = {f"niah_{i}_substring": i / 100 for i in range(80)}
+    sweep.add("ratplus_tiny", Pattern(), sweep.results(1.7) | many)
+    frame = load_sweep(sweep.write())
+    rows = over_seeds(frame, frame.attrs["metrics"])
+    assert [rows[name][0] for name in many] == list(many.values())
+    assert list(rows.columns[:2]) == ["run", "model"]
+
+
 def test_without_adaptation_and_without_cells(sweep):
     cell = sweep.add("ratplus_tiny", Pattern(), sweep.results(1.7))
     del cell["stages"]["adapt"]
