@@ -48,7 +48,7 @@ from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.page.notebook import run
 from ratplus.analysis.paired.differences import baseline_title, stored_results, with_differences, with_row_errors
 from ratplus.analysis.paired.ties import delta_texts, difference_notes, mark_ties
-from ratplus.costs.facts import at_most
+from ratplus.costs.facts import MIXERS, at_most
 
 NAME = "accuracy_vs_dilation"
 # A table's notes name this many errors; the CSV file has all.
@@ -143,6 +143,10 @@ def notes(frame: pd.DataFrame) -> list[str]:
     stored = stored_results(frame, list(COMPARED))
     marked = {name: title for name, title in COMPARED.items() if name in (*stored.sampled, *stored.odd)}
     lines += difference_notes(_rows(frame), {"loss": "loss"}, marked, stored)
+    held = in_order(frame[frame["method"].isin(MIXERS)])
+    for (model, method), own in groups_of(held, ["model", "method"]):
+        kib = number(own["kv_bytes"].iloc[0] / 1024, 1)
+        lines.append(f"{model}: {method}, no attention and so no pattern; a sequence is a state of {kib} KiB.")
     lines += unfinished(frame)
     wrong = in_order(frame[frame["error"].ne("")])
     alike = list(groups_of(wrong, [*RUN, "pattern", "status", "error"]))

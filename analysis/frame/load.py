@@ -6,13 +6,14 @@ Columns, always there and in this order:
 |---|---|
 | cell | id of the cell (of its evaluate stage) |
 | model | name of the model |
-| recurrence | True for RAT+, False for attention only |
+| recurrence | True for RAT+, False for attention only and for other mixers |
 | variant | the sweep's other axes as `key=value, ...`; empty if only model, pattern and seed were swept |
 | pattern | short label: `D16-W256-I4`, `stream-W64-I4`, `layers[D1x2,D64x2]` |
 | pattern_name | name of the pattern's config group |
 | kind | `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming`, `topk`, `quest`, `random`, |
 |  | `snapkv`, `hybrid` |
-| method | the kind in words, with what else a selecting pattern shows: `top-k + D64`, `Quest in decode` |
+| method | the kind in words, with what else a selecting pattern shows: `top-k + D64`, `Quest in decode`; of a model |
+|  | without attention its mixer, `Mamba2` or `Gated DeltaNet`, whose pattern is D1 and kind `dense` |
 | dilation, window, sinks | whole numbers; dilation is null for streaming, all three for hybrids |
 | seed | seed of the run |
 | status | `done`, `failed`, `running`, `missing`, `damaged` |
@@ -27,9 +28,11 @@ Columns, always there and in this order:
 | kv_entries | cache entries a head holds, mean over layers and heads of keys |
 | kv_read | those of them that a decoding step reads; fewer only where a pattern selects by query |
 | kv_read_exact | False where kv_read is an upper bound, since overlaps of selected and static keys depend on data |
-| kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, metadata, float32 state |
+| kv_bytes | decode cache of one sequence in bytes, all layers: bfloat16 keys and values, metadata, float32 state; |
+|  | the state is all that there is without attention, where entries and kv_ratio are 0 |
 | kv_ratio | kv_entries over those of dense attention in the same heads |
-| attention_flops | FLOPs of Q K^T, P V and selection of one forward over the context, all layers and heads |
+| attention_flops | FLOPs of Q K^T, P V and selection of one forward over the context, all layers and heads; without |
+|  | attention, those of updating and reading states |
 | attention_flops_ratio | the same relative to dense attention |
 | flops_exact | False where those two are upper bounds |
 | loss, perplexity, next_token_accuracy, recall_accuracy | results; each followed by its `<name>_stderr` |

@@ -13,6 +13,9 @@ from ratplus.costs.state import state_cost
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.pattern.fields import STATIC
 
+# Methods of cells that have no attention.
+MIXERS = tuple(title for mixer, title in TITLES.items() if mixer != ATTENTION)
+
 
 @dataclass(frozen=True)
 class PatternFacts:

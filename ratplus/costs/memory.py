@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import block_matrices
+from ratplus.costs.state import kept_channels
 from ratplus.pattern import Pattern, PatternMap
 
 BYTES_PER_ELEMENT = {"float32": 4, "bf16": 2}
@@ -76,8 +77,10 @@ def training_memory(
     gathered = (2 * of_block * size + ends_whole * _WIDE) if shards > 1 else 0
     summed = (of_block * (size + _WIDE) + ends_whole * _WIDE) if shards > 1 else 0
     channel, logits = tokens * model.d_model, tokens * model.vocab_size * _WIDE
-    block = tokens * (_WIDE_TENSORS * _WIDE * model.d_model + _narrow_channels(model) * size)
-    selected = [tokens * _bytes_of_selection(row, model, size) for row in patterns or ()]
+    narrow, wide = (_narrow_channels(model), 0) if model.attends else _of_state(model)
+    block = tokens * (_WIDE_TENSORS * _WIDE * model.d_model + narrow * size + wide * _WIDE)
+    rows = patterns if patterns is not None and model.attends else ()
+    selected = [tokens * _bytes_of_selection(row, model, size) for row in rows]
     ends = 2 * channel * _WIDE  # embedding's output, final norm's output
     if not checkpointing:
         activations, logits = model.layers * block + sum(selected) + ends, _LOGIT_TENSORS * logits
@@ -109,6 +112,12 @@ def _bytes_of_selection(row: tuple[Pattern, ...], model: ModelConfig, size: int)
     chosen = sum(_ID * pattern.top for pattern in per_head if pattern.top is not None)
     apart = model.query_width + 2 * model.recurrence * model.key_heads * model.d_head
     return chosen + (apart * size if len(ways) > 1 else 0)
+
+
+def _of_state(model: ModelConfig) -> tuple[int, int]:
+    """Channels a token that a block with a state keeps: in the precision of the products, and in float32."""
+    narrow, wide = kept_channels(model)
+    return narrow + _CAST_TENSORS * model.d_model + _FFN_TENSORS[model.ffn] * model.ffn_width, wide
 
 
 def _narrow_channels(model: ModelConfig) -> int:

@@ -16,6 +16,9 @@ _SSD, _DELTA = 5, 7
 # With the delta rule, for each channel of what is written: its difference to what was read, times beta.
 _DIFFERENCE = 2
 
+# Tokens of a chunk in kernels/linear_attention/eager.py, which torch-free code can't import; a test compares them.
+CHUNK = 64
+
 
 def mixer_matrices(model: ModelConfig) -> int:
     """Numbers in the matrices of one layer's mixer that every token is multiplied with."""
@@ -48,6 +51,21 @@ def held_bytes(shape: StateShape, bytes_per_element: int) -> int:
     """Bytes that one layer holds of a sequence: float32 states, and the convolution's last inputs."""
     state = shape.heads * shape.d_state * shape.d_head * STATE_BYTES_PER_ELEMENT
     return state + (CONVOLUTION - 1) * shape.convolved * bytes_per_element
+
+
+def kept_channels(model: ModelConfig) -> tuple[int, int]:
+    """Numbers a token that one layer's mixer keeps for its backward pass: (in the products' precision, in float32).
+
+    They are those of the path in chunks; fla-core's kernels keep less. Counted as saved tensors, beside what every
+    block keeps: the projection, its convolved rows three times, copies of values, keys and queries, products in chunks.
+    """
+    shape = model.state_shape
+    keys, within = shape.heads * shape.d_state, shape.heads * CHUNK
+    states = shape.heads * shape.d_state * shape.d_head // CHUNK  # one a chunk
+    narrow = shape.projected + 3 * shape.convolved + 3 * shape.width
+    if shape.delta:
+        return narrow, 5 * shape.width + 9 * keys + 6 * within + states
+    return narrow, 4 * shape.width + 2 * keys + 2 * shape.d_state + 2 * within + CHUNK + states
 
 
 def state_cost(model: ModelConfig, length: int, bytes_per_element: int = BYTES_PER_ELEMENT) -> Cost:

@@ -45,6 +45,7 @@ class SweepFolder:
         timing: dict | None = None,
         parameters: float = 512_544.0,
         kv_heads: int | None = None,
+        mixer: str | None = None,
         curve: list[tuple[int, int, float]] | None = None,
     ) -> dict:
         """One cell: `metrics` is {name: value or (value, stderr)}; `status` as `load_sweep` should report it.
@@ -66,6 +67,7 @@ class SweepFolder:
                 # Another size has other records.
                 "ffn_mult": 4 if parameters == 512_544.0 else parameters,
                 **({} if kv_heads is None else {"kv_heads": kv_heads}),
+                **({} if mixer is None else {"mixer": mixer}),
             },
             "train": {"context": CONTEXT},
             "seed": seed,

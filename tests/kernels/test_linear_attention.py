@@ -125,13 +125,6 @@ def test_the_environment_forces_the_reference(op, monkeypatch):
         OPS[op](*given)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_blocks_of_it_are_one_graph(op):
-    given = inputs(op, 20)
-    compiled = torch.compile(OPS[op], backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*given)[0], OPS[op](*given)[0])
-
-
 def test_what_does_not_fit_is_refused():
     q, k, v, log_decay, beta = (x.detach() for x in inputs("delta", 4))
     with pytest.raises(ValueError, match=r"ssd: v has shape \(2, 3, 0, 7\)"):

@@ -82,6 +82,26 @@ def test_memory_with_checkpointing_within_a_tenth(precision, recurrence, layers,
     assert measured < training_memory(config, parameters(config), 64 * batch, precision).total
 
 
+@pytest.mark.parametrize(
+    ("mixer", "d_head", "d_state", "precision", "checkpointing"),
+    [
+        ("mamba2", 64, 64, "float32", False),
+        pytest.param("mamba2", 64, 32, "bf16", False, marks=pytest.mark.slow),
+        pytest.param("gated_deltanet", 48, 24, "float32", False, marks=pytest.mark.slow),
+        ("gated_deltanet", 48, 24, "bf16", False),
+        pytest.param("gated_deltanet", 48, 24, "float32", True, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_training_memory_of_states(mixer, d_head, d_state, precision, checkpointing):
+    config = ModelConfig(
+        vocab_size=500, layers=2, d_model=128, d_head=d_head, d_state=d_state, query_heads=4, recurrence=False,
+        mixer=mixer,
+    )  # fmt: skip
+    estimate = training_memory(config, parameters(config), 768, precision, checkpointing=checkpointing)
+    measured = measured_peak(config, 6, 128, precision, checkpointing, Pattern())
+    assert estimate.total == pytest.approx(measured, rel=0.1)
+
+
 @pytest.mark.parametrize("label", ["top24x4", "D16-top24x4", "mixed[D1,top24x4,D1,top12x4]"])
 def test_memory_of_patterns_that_select(label):
     """What they take on top of a static pattern, which is little of the whole: which blocks were chosen."""

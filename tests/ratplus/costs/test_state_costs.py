@@ -86,6 +86,13 @@ def test_bytes_are_those_of_a_live_cache(mixer, dtype):
     assert state_cost(model.config, 7, dtype.itemsize).cache_bytes == spent.cache_bytes
 
 
+def test_memory_is_estimated_for_the_chunks_that_run():
+    from ratplus.costs.state import CHUNK
+    from ratplus.kernels.linear_attention import eager
+
+    assert CHUNK == eager.CHUNK
+
+
 def test_the_state_as_the_papers_count_it():
     """heads · d_head · d_state numbers a layer, whose size the length does not change."""
     model = shape("mamba2", d_model=2048, d_head=64, d_state=128, query_heads=64, layers=1)
@@ -108,11 +115,11 @@ def test_shipped_recipes_have_the_parameters_of_ratplus_tiny():
     from ratplus.sweeps.define.compose import compose_one
 
     def count(name: str) -> int:
-        return parameters(compose_one([f"model={name}"]).config.model.build(274, 512))
+        return parameters(compose_one([f"model={name}"]).config.model.build(338, 512))
 
-    assert count("ratplus_tiny") == 543264
-    assert count("mamba2_tiny") == 544540
-    assert count("gated_deltanet_tiny") == 550392
+    assert count("ratplus_tiny") == 549408
+    assert count("mamba2_tiny") == 550684
+    assert count("gated_deltanet_tiny") == 556536
 
 
 def test_stages_of_attention_say_nothing_of_mixers():
