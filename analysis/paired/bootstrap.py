@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,12 @@ def p_values(means: np.ndarray, differences: np.ndarray, differing: np.ndarray) 
     errors = means.std(axis=1, ddof=1)
     tails = [normal_p(*pair) for pair in zip(differences, errors)]
     p = np.where(side > 0, np.maximum(2 * side, 1 / RESAMPLES), np.minimum(1 / RESAMPLES, tails))
-    return np.minimum(1.0, np.maximum(p, 2.0 ** (1.0 - np.minimum(differing, 1000))))
+    return np.minimum(1.0, np.maximum(p, least_p(differing)))
+
+
+def least_p(differing: Any) -> Any:
+    """The smallest two-sided p of `differing` paired differences, a number or an array: that of their signs alone."""
+    return 2.0 ** (1.0 - np.minimum(differing, 1000))
 
 
 def normal_p(difference: float, stderr: float) -> float:

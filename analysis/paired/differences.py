@@ -35,7 +35,7 @@ from ratplus.analysis.frame.averages import averages_of
 from ratplus.analysis.frame.load import evaluations_of
 from ratplus.analysis.frame.rows import groups_of, keys_of
 from ratplus.analysis.frame.tasks import is_cost, recorded, result_column
-from ratplus.analysis.paired.bootstrap import CERTAIN, RESAMPLES, holm, p_values, resampled_means, t_p
+from ratplus.analysis.paired.bootstrap import CERTAIN, RESAMPLES, holm, least_p, p_values, resampled_means, t_p
 from ratplus.analysis.paired.samples import Items, joined_items
 from ratplus.analysis.paired.ties import Stored
 
@@ -55,12 +55,14 @@ class Differences:
         rows: {metric: {(model, variant, pattern): {"pm", "p", "best", "tied", "tied_seeds"}}}.
         sampled: metrics of which some cell has items that make up its result.
         odd: metrics of which some cell has items that do not.
+        few: {metric: items that differ} where too few of them, and not the differences' size, make a pattern tie.
     """
 
     cells: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: dict[str, dict[tuple, dict]] = field(default_factory=dict)
     sampled: set[str] = field(default_factory=set)
     odd: set[str] = field(default_factory=set)
+    few: dict[str, int] = field(default_factory=dict)
 
 
 _kept: OrderedDict[tuple, Differences] = OrderedDict()
@@ -129,7 +131,8 @@ def stored_results(frame: pd.DataFrame, names: Iterable[str] | Mapping[str, str]
     found = differences_of(frame)
     known = list(_named(names))
     odd = {name for name, column in known if column not in found.sampled and recorded(column) in found.odd}
-    return Stored({name for name, column in known if column in found.sampled}, odd)
+    few = {name: found.few[column] for name, column in known if column in found.few}
+    return Stored({name for name, column in known if column in found.sampled}, odd, few)
 
 
 def _named(names: Iterable[str] | Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -210,7 +213,7 @@ def _to_baseline(found, ps, run, name, columns, cells, references) -> None:
         elif references[cell.seed] is not cell:
             by_pattern.setdefault(cell.pattern, []).append(cell)
     errors = found.cells.setdefault(name, {})
-    for pattern, pm, p, of_cells in _against(by_pattern, references, columns, with_cells=True):
+    for pattern, pm, p, _, of_cells in _against(by_pattern, references, columns, with_cells=True):
         errors.update(of_cells)
         # The mean over seeds has no difference where a seed has no baseline.
         if pattern not in alone:
@@ -246,12 +249,14 @@ def _to_best(found, ps, run, name, columns, cells, value, lower) -> None:
             changes = [value[cell.place] - value[of_best[cell.seed].place] for cell in own]
             ps[name].setdefault((*run, pattern), {})["of_seeds"] = t_p(changes)
     if columns:
-        for pattern, _, p, _ in _against(others, of_best, columns):
-            ps[name].setdefault((*run, pattern), {})["of_best"] = p
+        for pattern, _, p, few, _ in _against(others, of_best, columns):
+            ps[name].setdefault((*run, pattern), {}).update(of_best=p, few=few)
 
 
 def _against(by_pattern, references, columns, with_cells: bool = False):
-    """(pattern, standard error, p, {cell: standard error}) of each pattern's mean difference to the references.
+    """(pattern, standard error, p, few, {cell: standard error}) of each pattern's mean difference to the references.
+
+    `few` is how many items differ, where p would be smaller if more did, else 0.
 
     A pattern is left out where one of its cells has no items that pair with its reference's.
     """
@@ -264,7 +269,7 @@ def _against(by_pattern, references, columns, with_cells: bool = False):
         for start in range(0, len(patterns), _AT_ONCE):
             part = patterns[start : start + _AT_ONCE]
             total, difference = np.zeros((len(part), RESAMPLES)), np.zeros(len(part))
-            differing, errors = np.zeros(len(part), dtype=np.int64), []
+            differing, errors, asked = np.zeros(len(part), dtype=np.int64), [], 0
             for turn, seed in enumerate(seeds):
                 of_seed = np.zeros((len(part), RESAMPLES))
                 for column in map(recorded, columns):
@@ -273,15 +278,19 @@ def _against(by_pattern, references, columns, with_cells: bool = False):
                     of_seed += resampled_means(changes, items.weights, items.seed) / len(columns)
                     difference += changes @ items.weights / items.weights.sum() / len(columns) / len(seeds)
                     differing += np.count_nonzero(changes, axis=1)
+                    asked += changes.shape[1]
                 if with_cells:
                     errors.append(of_seed.std(axis=1, ddof=1))
                 total += of_seed / len(seeds)
             stderr, p = total.std(axis=1, ddof=1), p_values(total, difference, differing)
             # Equal differences of all items have no spread, but for what rounding leaves.
             stderr[stderr < 1e-9 * np.abs(difference)] = 0
+            least = least_p(differing)
+            # Where most items are alike, it is not their number that makes a pattern tie.
+            few = np.where((p <= least) & ((least < CERTAIN) | (differing == asked)), differing, 0)
             for row, pattern in enumerate(part):
                 of_cells = {cell.cell: errors[turn][row] for turn, cell in enumerate(paired[pattern]) if with_cells}
-                yield pattern, float(stderr[row]), float(p[row]), of_cells
+                yield pattern, float(stderr[row]), float(p[row]), int(few[row]), of_cells
 
 
 def _pairs(cell: _Cell, references: Mapping, columns: Iterable[str]) -> bool:
@@ -303,6 +312,8 @@ def _adjust(found: Differences, ps: dict[str, dict[tuple, dict]]) -> None:
         for key, row in rows.items():
             p_items, p_seeds = adjusted["of_best"][key], adjusted["of_seeds"][key]
             tied = p_items >= CERTAIN
+            if tied and row.get("few"):
+                found.few[name] = max(row["few"], found.few.get(name, 0))
             found.rows.setdefault(name, {})[key] = {
                 "pm": row.get("pm", math.nan), "p": adjusted["p"][key], "best": row.get("best", False), "tied": tied,
                 "tied_seeds": p_seeds >= CERTAIN and not tied,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -20,10 +20,12 @@ class Stored:
     Attributes:
         sampled: those with items that make up their values.
         odd: those whose items do not: their mean is another value.
+        few: {result: items that differ} of those with a pattern that ties for want of items.
     """
 
     sampled: Collection[str]
     odd: Collection[str]
+    few: Mapping[str, int] = field(default_factory=dict)
 
 
 def delta_texts(rows: pd.DataFrame, name: str, scale: float, digits: int) -> list[str]:
@@ -82,6 +84,12 @@ def difference_notes(
         lines.append(
             f"{TIED}: cannot be told from the best sparse pattern of its model (bold) over the items: p ≥ 0.05 after "
             "Holm's adjustment over all patterns of a result."
+        )
+    few = [stored.few[name] for name in marked if name in stored.few]
+    if few:
+        lines.append(
+            f"{TIED} marks large differences too: with no more than {max(few)} items that differ, none is certain "
+            "after that adjustment, whatever its size. Evaluate on more items."
         )
     if any(rows[f"{name}_tied_seeds"].any() for name in marked):
         lines.append(f"{TIED_SEEDS}: can be told over the items, but not over the {seeds} seeds (Student's t, Holm).")

@@ -72,6 +72,7 @@ def test_ties_with_the_best_sparse_pattern(sweep):
     notes = " ".join(table.notes)
     assert "± of Δ: over the evaluation's items (paired bootstrap, 2000 resamples)." in notes
     assert "=: cannot be told from the best sparse pattern" in notes
+    assert "marks large differences too" not in notes
 
 
 def test_holm_counts_all_patterns_of_a_result(sweep):
@@ -82,6 +83,8 @@ def test_holm_counts_all_patterns_of_a_result(sweep):
         for number in range(others):
             add(sweep, 4 * 2**number, [0.1 + 0.01 * number] * 7)
         assert bool(cells_of(sweep).loc[("D4", 0), "loss_tied"]) is not certain
+        (table, *_) = accuracy_vs_dilation.contents(load_sweep(sweep.path))
+        assert ("= marks large differences too: with no more than 7 items" in " ".join(table.notes)) is not certain
 
 
 def test_errors_over_items_and_over_seeds_are_kept_apart(sweep):
