@@ -16,6 +16,7 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,13 @@ from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name, sho
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.page.notebook import run
 from ratplus.records.curve import CURVE_FILE, curve_rows
+from ratplus.records.curve import MOST_ROWS as CURVE_ROWS
 
 NAME = "adaptation_curves"
+_LOG = logging.getLogger(__name__)
 MOST_RUNS, MOST_PATTERNS = 4, 12
+# Rows of all curves together, of which each cell has its share, and the least that a share is.
+MOST_ROWS, LEAST_SHARE = 2_000_000, 1_000
 
 # %% [markdown]
 """
@@ -44,11 +49,16 @@ The loss is that of the training batches, so a line wiggles with them; all patte
 
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for each model, variant, pattern and logged step: `run`, `pattern`, `step`, `tokens`, `loss`, `seeds`."""
+    """One row for each model, variant, pattern and logged step: `run`, `pattern`, `step`, `tokens`, `loss`, `seeds`.
+
+    Of very long curves these are some of the steps, and a line in the log says which.
+    """
     columns = {name: [] for name in ("run", "pattern", "seed", "step", "tokens", "loss")}
     cells = in_order(frame).drop_duplicates("adapt")
-    for cell in cells[cells["adapt"].notna()].itertuples():
-        curve = curve_rows(Path(frame.attrs["folder"]) / "adapt" / cell.adapt / CURVE_FILE)
+    cells = cells[cells["adapt"].notna()]
+    share = min(CURVE_ROWS, max(LEAST_SHARE, MOST_ROWS // max(1, len(cells))))
+    for cell in cells.itertuples():
+        curve = curve_rows(Path(frame.attrs["folder"]) / "adapt" / cell.adapt / CURVE_FILE, share, _LOG.warning)
         curve = [row for row in curve if {"tokens", "loss"} <= row.keys()]
         for name, value in (("run", run_name(cell.model, cell.variant)), ("pattern", cell.pattern),
                             ("seed", cell.seed)):  # fmt: skip
@@ -146,7 +156,7 @@ def applies(frame: pd.DataFrame) -> bool:
     """Whether any adapt stage has left a curve."""
     folder = Path(frame.attrs["folder"]) / "adapt"
     # Without adaptation (steps=0) there is a file without rows.
-    return any(curve_rows(folder / name / CURVE_FILE) for name in frame["adapt"].dropna().unique())
+    return any(curve_rows(folder / name / CURVE_FILE, LEAST_SHARE) for name in frame["adapt"].dropna().unique())
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:

@@ -53,7 +53,9 @@ def leave(command: Callable[[], int]) -> NoReturn:
 
 
 def _mistake(line: str) -> int:
-    _say(f"ratplus: error: {line}")
+    from ratplus.sweeps.share.unpack import naming_packs
+
+    _say(f"ratplus: error: {naming_packs(line)}")
     return EXIT_MISTAKE
 
 

@@ -193,6 +193,16 @@ def unfinished(frame: pd.DataFrame) -> list[str]:
     return [] if frame["status"].eq("done").all() else [f"{progress(frame)}."]
 
 
+def first_problem(frame: pd.DataFrame) -> str:
+    """`; 2 cells are damaged or failed, the first one: evaluate/...`, for an error about results that are not there."""
+    wrong = frame.loc[frame["status"].isin(["damaged", "failed"]), "error"]
+    if wrong.empty:
+        return ""
+    return (
+        f"; {len(wrong)} {'cells are' if len(wrong) > 1 else 'cell is'} damaged or failed, the first: {wrong.iloc[0]}"
+    )
+
+
 def error_source(frame: pd.DataFrame) -> str:
     """What the standard errors of `over_seeds` are of, for a caption."""
     seeds = frame.groupby(GROUP).size().max()

@@ -19,6 +19,8 @@ from ratplus.records.record import flatten
 
 # Points of a learning curve.
 MOST_POINTS = 80
+# Rows that these are taken from.
+_MOST_ROWS = 5_000
 # A cell shows these keys of the provenance that is its own. The others would only repeat when and where it ran.
 _PROVENANCE = ("git.commit", "git.dirty", "device", "host", "python", "written_at", "threads", "kernels", "command")
 
@@ -76,7 +78,7 @@ def _by_key(rows: list[dict[str, str]]) -> dict[str, dict]:
 
 def _curve(folder: Path) -> list[list]:
     """At most MOST_POINTS of (tokens, loss), numbers rounded to what a picture shows."""
-    rows = curve_rows(folder / CURVE_FILE)
+    rows = curve_rows(folder / CURVE_FILE, _MOST_ROWS)
     points = [(row["tokens"], row["loss"]) for row in rows if {"tokens", "loss"} <= row.keys()]
     last, count = len(points) - 1, min(len(points), MOST_POINTS)
     kept = [points[round(i * last / max(1, count - 1))] for i in range(count)]

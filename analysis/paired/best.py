@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ratplus.analysis.draw.tables import number
-from ratplus.analysis.frame.aggregate import GROUP, in_order, over_seeds
+from ratplus.analysis.frame.aggregate import GROUP, first_problem, in_order, over_seeds
 from ratplus.analysis.frame.query import select
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.frame.tasks import is_share, less_is_better, recorded, result_column
@@ -104,7 +104,9 @@ def _candidates(frame, metric, bounds, costs) -> tuple[pd.DataFrame, dict[str, i
                 nearest += (
                     f"; {name} is {'from' if sign > 0 else 'up to'} {(known.min() if sign > 0 else known.max()):.4g}"
                 )
-        raise ValueError(f"no finished row has {metric} within the bounds ({len(rows)} rows{nearest})")
+        raise ValueError(
+            f"no finished row has {metric} within the bounds ({len(rows)} rows{nearest}){first_problem(frame)}"
+        )
     return rows[whole & inside], {reason: count for reason, count in left_out.items() if count}
 
 

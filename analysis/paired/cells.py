@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis.frame.aggregate import RUN, in_order, run_name
+from ratplus.analysis.frame.aggregate import RUN, first_problem, in_order, run_name
 from ratplus.analysis.frame.query import select
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_column
@@ -65,7 +65,10 @@ def compare_cells(folder: Path, names: list[str], where: str | None = None) -> C
         for run, pairs in _pairs(chosen[first], chosen[second]):
             rows += _rows(frame, first, second, run, pairs, notes)
     if not rows:
-        raise ValueError(f"compare: no two of {', '.join(names)} are finished in the same model and seed of {folder}")
+        raise ValueError(
+            f"compare: no two of {', '.join(names)} are finished in the same model and seed of {folder}"
+            f"{first_problem(frame)}"
+        )
     for kind in ("p", "p_seeds"):
         for metric in dict.fromkeys(row["metric"] for row in rows):
             own = [row for row in rows if row["metric"] == metric]

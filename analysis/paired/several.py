@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ratplus.analysis.frame.aggregate import first_problem
 from ratplus.analysis.frame.all_sweeps import NoSweeps, read_all
 from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.frame.tasks import is_cost, recorded
@@ -70,7 +71,7 @@ def result_named(name: str, frame: pd.DataFrame, what: str) -> str:
         return begun[0]
     if begun and name:
         raise ValueError(f"{what}: {name!r} may be {', '.join(begun[:6])}; write the whole name")
-    raise ValueError(f"{what}: no cell has a result {name!r}; {_nearest(name, known)}")
+    raise ValueError(f"{what}: no cell has a result {name!r}; {_nearest(name, known)}{first_problem(frame)}")
 
 
 def number_named(name: str, frame: pd.DataFrame, what: str) -> str:
@@ -89,7 +90,7 @@ def number_named(name: str, frame: pd.DataFrame, what: str) -> str:
 def _nearest(name: str, known: list[str]) -> str:
     bare = {column.removeprefix("timing:"): column for column in known}
     close = difflib.get_close_matches(name, bare, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(bare)[:12])}"
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(bare)[:12]) or 'none'}"
 
 
 def same_items(cells: pd.DataFrame, metric: str) -> Mapping[str | None, list]:

@@ -126,10 +126,13 @@ def map_weights(folder: str | Path, sha256: str | None = None) -> tuple[ModelCon
     config, own = read_facts(folder)
     path = folder / WEIGHTS_FILE
     try:
+        check_amount(path, 0)
         with open_plain(path) as file:
             intact = hashlib.file_digest(file, "sha256").hexdigest() == (sha256 or own)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no checkpoint here ({WEIGHTS_FILE} is missing)") from None
+    except CheckpointError:
+        intact = False
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if not intact:

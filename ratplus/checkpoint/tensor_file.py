@@ -130,6 +130,8 @@ def _read_header(path: Path) -> tuple[dict[str, _Place], bytes]:
             if end > size:
                 raise ValueError(f"ends within {name}: truncated")
             places[name], before = place, end
+        if before != size:  # which would be read for its hash, were it terabytes
+            raise ValueError(f"{size - before:,} bytes after its last tensor")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         refuse_stand_in(path)
         raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)})") from None

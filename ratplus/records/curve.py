@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.lines import first_line
-from ratplus.records.reading import open_own, read_lines
+from ratplus.records.reading import open_own, open_plain, read_lines
 
 CURVE_FILE = "curve.csv"
 # More rows than a picture shows, or W&B keeps. A row takes half a kilobyte in memory.
 MOST_ROWS = 100_000
 _LONGEST_LINE = 1 << 16
+_PIECE = 1 << 20
 _MOST_BYTES = 4 << 30
 _MOST_COUNT = 1 << 62
 
 
-def curve_rows(path: Path) -> list[dict[str, int | float]]:
+def curve_rows(
+    path: Path, most: int = MOST_ROWS, on_thinned: Callable[[str], None] | None = None
+) -> list[dict[str, int | float]]:
     """Rows of a curve.csv as numbers, by step; none if there is no such file.
 
     A row that a crash cut short, or whose step or tokens are no count, is left out; of one that repeats a step the last
-    writing counts. Of a curve of more than MOST_ROWS rows every second, fourth, ... is given, and the last.
+    writing counts. Of a curve of more than `most` rows every second, fourth, ... is given, and the last: of two curves
+    with the same steps the same ones.
+
+    Args:
+        on_thinned: told in one line of a curve that is not given as a whole.
     """
-    head: list[str] = []
-    lines: list[list[str]] = []
-    every, number, last = 1, 0, b""
     try:
-        for line in read_lines(path, _LONGEST_LINE, follow=False, most=_MOST_BYTES):
-            if not head:
-                head = _fields(line)
-                continue
-            # Most lines of a very long file are not looked at any further.
-            if number % every == 0:
-                if len(lines) >= MOST_ROWS:
-                    lines, every = lines[::2], 2 * every
-                if number % every == 0:
-                    lines.append(_fields(line))
-            number, last = number + 1, line
-        lines.append(_fields(last))
+        head, lines, number, every = _some_lines(path, most)
     except (OSError, ValueError, csv.Error):
         return []
+    if every > 1 and on_thinned is not None:
+        on_thinned(f"{path}: {number:,} rows, of which one in {every} is shown")
     rows: dict[int, dict] = {}
     for line in lines:
         try:
@@ -51,6 +47,31 @@ def curve_rows(path: Path) -> list[dict[str, int | float]]:
         except (KeyError, ValueError):
             continue
     return [rows[step] for step in sorted(rows)]
+
+
+def _some_lines(path: Path, most: int) -> tuple[list[str], list[list[str]], int, int]:
+    """(fields of the head, fields of some rows, how many rows there are, of how many rows one is given, and the last).
+
+    A curve may have tens of millions of rows, so those that are not given are found by their line feeds alone.
+    """
+    head: list[str] = []
+    lines: list[bytes] = []
+    number, every, begun = 0, 1, b""
+    last = b""
+    with open_plain(path, follow=False, most=_MOST_BYTES) as file:
+        while piece := file.read(_PIECE):
+            *whole, begun = (begun + piece).split(b"\n")
+            if whole and not head:
+                head = _fields(whole.pop(0))
+            lines += whole[-number % every :: every]
+            number, last = number + len(whole), whole[-1] if whole else last
+            while len(lines) > most:
+                lines, every = lines[::2], 2 * every
+            if len(begun) > _LONGEST_LINE:
+                raise ValueError("a line without end")
+    if begun:
+        number, last = number + 1, begun
+    return head, [_fields(line) for line in (*lines, last)], number, every
 
 
 def _lines_up_to(path: Path, step: int) -> list[list[str]]:
@@ -70,6 +91,10 @@ def _lines_up_to(path: Path, step: int) -> list[list[str]]:
 
 
 def _fields(line: bytes) -> list[str]:
+    if len(line) > _LONGEST_LINE:
+        raise ValueError("a line without end")
+    if b'"' not in line:  # as all of ours
+        return line.decode().rstrip("\r\n").split(",")
     return next(csv.reader([line.decode()]), [])
 
 

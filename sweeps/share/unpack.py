@@ -21,6 +21,8 @@ _MOST_PACK_BYTES = 2 << 30
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Kept for as long as the process lasts, and removed at its end.
 _places: list[tempfile.TemporaryDirectory] = []
+# Where a pack's files are while the process lasts -> the pack.
+_packs: dict[str, Path] = {}
 
 
 class PackError(RecordError):
@@ -84,7 +86,15 @@ def _opened(path: Path, _changed: int, _size: int) -> Path:
         place.cleanup()
         raise
     _places.append(place)
+    _packs[str(folder)] = path
     return folder
+
+
+def naming_packs(text: str) -> str:
+    """A text, such as an error, in which each file of an unpacked pack is named by the pack and its place in it."""
+    for folder, pack in _packs.items():
+        text = text.replace(folder, str(pack))
+    return text
 
 
 def _extract(archive: zipfile.ZipFile, folder: Path) -> None:

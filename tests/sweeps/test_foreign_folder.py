@@ -251,3 +251,12 @@ def test_pipes_hold_no_command_up(place):
         os.mkfifo(path)
     done = ratplus_here(place, "status", "sweep")
     assert "not a plain file" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["best", "sweep", "--metric", "loss"], ["compare", "sweep", "D1", "D16"]])
+def test_a_verb_that_finds_no_result_names_the_file_that_is_damaged(place, words):
+    for record in (place / "sweep" / "evaluate").glob("*/record.json"):
+        record.write_text(record.read_text()[:-20])
+    line = told(place, *words)
+    assert "2 cells are damaged or failed, the first: evaluate/" in line
+    assert "record.json: not a whole record" in line

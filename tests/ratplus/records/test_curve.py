@@ -48,10 +48,18 @@ def test_a_pipe_or_a_link_has_no_rows(tmp_path):
 
 
 def test_of_a_very_long_curve_every_second_or_fourth_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(curve, "MOST_ROWS", 10)
+    monkeypatch.setattr(curve, "_PIECE", 7)  # rows that begin in one piece and end in another
     for count in (9, 10, 11, 25, 1000):
-        steps = [row[0] for row in rows(tmp_path, HEAD + "".join(f"{n},{n},1\n" for n in range(1, count + 1)))]
+        text = HEAD + "".join(f"{n},{n},1\n" for n in range(1, count + 1))
+        (tmp_path / "curve.csv").write_text(text[: -1 if count == 25 else None])
+        told: list[str] = []
+        steps = [row["step"] for row in curve_rows(tmp_path / "curve.csv", 10, told.append)]
+        every = {9: 1, 10: 1, 11: 2, 25: 4, 1000: 128}[count]
+        assert told == (
+            [f"{tmp_path}/curve.csv: {count:,} rows, of which one in {every} is shown"] if every > 1 else []
+        )
         assert len(steps) <= 12
+        assert steps[1] - steps[0] == every
         assert steps[0] == 1
         assert steps[-1] == count
         gaps = {b - a for a, b in pairwise(steps[:-1])}

@@ -209,6 +209,12 @@ def test_damage_within_what_is_packed_is_no_fault_of_ours(tmp_path):
     assert "which no pack of ours does" in told(tmp_path, tmp_path / "x.zip")
 
 
+def test_a_damaged_file_is_named_by_its_pack(tmp_path):
+    """Not by the temporary folder that it was unpacked to, which is gone when the line is read."""
+    path = odd_pack(tmp_path / "x.zip", {"sweep.json": b'{"format": 1, "cells": 7}'})
+    assert f"{path}/sweep.json: damaged (no list of cells)" in told(tmp_path, path)
+
+
 def test_an_altered_file_is_refused(tmp_path):
     path = odd_pack(tmp_path / "x.zip", MANIFEST)
     with zipfile.ZipFile(path) as archive:
