@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -178,18 +177,25 @@ def _secret_values() -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda part: (-len(part), part)))
 
 
-def _secret_variables() -> Iterator[tuple[str, str]]:
+def _secret_variables() -> tuple[tuple[str, str], ...]:
     """(name, value) of the environment's secrets; of a value of several lines also each long line."""
-    for name, value in os.environ.items():
+    return _secrets_among(tuple(os.environ.items()))
+
+
+@lru_cache(maxsize=4)  # a sweep asks it for every value of every cell, and the environment hardly ever changes
+def _secrets_among(variables: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for name, value in variables:
         if name == "PWD":
             continue  # the shell's working directory
         if not looks_secret(name) or name.upper().endswith(("_SOCK", "_FILE", "_PATH", "_DIR")):
             # Where a secret lies is no secret. An address may hold one: DATABASE_URL, http_proxy.
-            parts = [found["password"] for found in _URL_PASSWORD.finditer(value)] if "://" in value else []
+            parts = [match["password"] for match in _URL_PASSWORD.finditer(value)] if "://" in value else []
         else:
             lines = value.splitlines() if "\n" in value else []
             parts = [value.strip(), *(line.strip() for line in lines if len(line.strip()) >= 16)]
-        yield from ((name, part) for part in parts if len(part) >= _SHORTEST)
+        found += [(name, part) for part in parts if len(part) >= _SHORTEST]
+    return tuple(found)
 
 
 @lru_cache(maxsize=4)

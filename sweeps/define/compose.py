@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType, QuotedString
+from hydra.core.override_parser.types import Override, OverrideType, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -188,6 +188,8 @@ class _Composer:
         # What was composed of our own files alone is kept for the next call in this process, until one of them changes.
         self._composed: dict[tuple, tuple[dict, dict]] = {} if extra else _composed_of_shipped(_shipped_files())
         self._groups: dict[str, bool] = {}
+        self._parser = OverridesParser.create(config_loader=self._loader)
+        self._parsed: dict[str, Override] = {}
 
     def compose(self, overrides: list[str], whole: bool = True) -> tuple[Config, dict[str, str]]:
         """Compose one cell; returns its typed config, and the chosen name of each config group.
@@ -201,10 +203,13 @@ class _Composer:
         chosen_by = tuple(o for o in overrides if o not in lines)
         try:
             sections, chosen = self._chosen(chosen_by)
-            cfg = OmegaConf.create(sections)
+            left, resolved = _split(sections, values)
+            cfg = OmegaConf.create(resolved)
             for o in values:
                 OmegaConf.update(cfg, o.key_or_group, o.value())
-            plain = cast("dict", OmegaConf.to_container(cfg, resolve=True))
+            container = cast("dict", OmegaConf.to_container(cfg, resolve=True))
+            plain = {name: copy.deepcopy(left[name]) if name in left else container[name] for name in sections}
+            plain |= {name: value for name, value in container.items() if name not in plain}  # a value may add a section
         except Exception as error:  # the YAML reader and Hydra let pass whatever a file of the user's makes them raise
             if line := config_file_line(error, self._config_dir, chosen_by):
                 raise UsageError(line) from None
@@ -249,38 +254,59 @@ class _Composer:
             self._composed[words] = cast("dict", OmegaConf.to_container(own)), chosen
         return self._composed[words]
 
-    def parse(self, overrides: list[str]):
-        parser = OverridesParser.create(config_loader=self._loader)
+    def parse(self, overrides: list[str]) -> list[Override]:
+        """Each word as Hydra reads it. The cells of a sweep share their words, so each is read once."""
+        for word in overrides:
+            if word not in self._parsed:
+                self._parsed[word] = self._parse(word, overrides)
+        return [self._parsed[word] for word in overrides]
+
+    def _parse(self, word: str, overrides: list[str]) -> Override:
         try:
-            parsed = parser.parse_overrides(overrides)
+            (override,) = self._parser.parse_overrides([word])
         except HydraException as error:
-            refuse_words(overrides, parser)
+            refuse_words(overrides, self._parser)
             raise UsageError(hydra_line(error)) from None
-        for override in parsed:
-            key = override.key_or_group
-            if re.match(r"hydra\b", key) and key != "hydra.searchpath":
-                raise UsageError(f"{override.input_line}: {key} {NO_EFFECT}")
-            if key == "objective":
-                raise UsageError(f"{override.input_line}: objective is what ratplus-hydra tells a sweeper of Hydra's; "
-                                 "`ratplus best --metric` chooses among the cells of a sweep")  # fmt: skip
-            if not key:
-                raise UsageError(f"{override.input_line!r}: no key before =; give key=value")
-            if not override.is_sweep_override() and self._is_group(override):
-                value = override.value()
-                if not override.is_delete() and not isinstance(value, (str, dict, QuotedString)):
-                    raise UsageError(f"{override.input_line}: {key} takes the name of one choice, or {{key: value}}")
-            if override.is_delete():
-                raise UsageError(f"{override.input_line}: a cell needs all of its groups; choose another one instead")
-        return parsed
+        key = override.key_or_group
+        if re.match(r"hydra\b", key) and key != "hydra.searchpath":
+            raise UsageError(f"{word}: {key} {NO_EFFECT}")
+        if key == "objective":
+            raise UsageError(f"{word}: objective is what ratplus-hydra tells a sweeper of Hydra's; "
+                             "`ratplus best --metric` chooses among the cells of a sweep")  # fmt: skip
+        if not key:
+            raise UsageError(f"{word!r}: no key before =; give key=value")
+        if not override.is_sweep_override() and self._is_group(override):
+            value = override.value()
+            if not override.is_delete() and not isinstance(value, (str, dict, QuotedString)):
+                raise UsageError(f"{word}: {key} takes the name of one choice, or {{key: value}}")
+        if override.is_delete():
+            raise UsageError(f"{word}: a cell needs all of its groups; choose another one instead")
+        return override
 
     def _is_group(self, override) -> bool:
         """True if an override chooses a config group or sets a key of Hydra's own."""
         key = override.key_or_group
         if key.startswith("hydra") or "@" in key or "/" in key:
             return True
+        if key not in self._groups and "." in key and self._config_dir is None:
+            return False  # a key inside a section: none of our groups has a dot in its name
         if key not in self._groups:
             self._groups[key] = bool(self._loader.get_group_options(key))
         return self._groups[key]
+
+
+def _split(sections: dict, values: list[Override]) -> tuple[dict, dict]:
+    """The sections that nothing changes or refers to, and the others.
+
+    OmegaConf takes most of the time of composing a cell, and what the first hold comes out of it as it went in.
+    """
+    text = repr((sections, [o.value() for o in values]))
+    named = {_plain_key(o.key_or_group).partition(".")[0] for o in values}
+    named |= set(re.findall(r"\w+", " ".join(re.findall(r"\$\{([^}]*)", text))))
+    left = {name: part for name, part in sections.items() if name not in named and "${" not in repr(part)}
+    if re.search(r"\$\{[^}]*\$\{", text):
+        left = {}  # a reference inside a reference may name any section
+    return left, {name: part for name, part in sections.items() if name not in left}
 
 
 def _shipped_files() -> tuple[tuple[str, int], ...]:
@@ -315,7 +341,9 @@ def typed(plain: dict) -> Config:
     try:
         sections = {name: _section(name, plain.get(name, {})) for name in _SECTIONS}
         others = {name: value for name, value in plain.items() if name not in _SECTIONS}
-        scalars = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_Scalars), others))
+        if (key := ("", repr(others))) not in _typed:
+            _typed[key] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_Scalars), others))
+        scalars = copy.deepcopy(_typed[key])
         return Config(**sections, **vars(scalars))
     except OmegaConfBaseException as error:
         raise UsageError(omegaconf_line(error)) from None

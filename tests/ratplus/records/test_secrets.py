@@ -117,10 +117,10 @@ def test_streams(monkeypatch):
 
 def test_long_texts_take_no_time(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "correct horse")
-    started = time.monotonic()
+    started = time.process_time()  # a quadratic search would take many minutes
     for text in ("a" * 300_000, "a-" * 150_000, "x=" * 150_000, "a:" * 100_000, "://" * 100_000):
         scrub(text)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 20
 
 
 def test_records_hold_no_secret(tmp_path, monkeypatch):
