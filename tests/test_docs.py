@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from cli_runs import ratplus_here
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "sweeps.md").read_text()
@@ -19,14 +20,6 @@ def commands(language: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
 
 
-def ratplus(*words) -> int:
-    from ratplus.sweeps import cli
-
-    with pytest.raises(SystemExit) as ended:
-        cli.main(list(words))
-    return ended.value.code or 0
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with the page's YAML files where it says that they lie."""
@@ -38,11 +31,13 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_commands_run_in_order(place, capsys):
+def test_commands_run_in_order(place):
+    out = ""
     for words in commands("bash"):
         assert words[0] == "ratplus"
-        assert ratplus(*words[1:]) == 0, (words, capsys.readouterr().err)
-    out = capsys.readouterr().out
+        done = ratplus_here(place, *words[1:])
+        assert done.returncode == 0, (words, done.stderr)
+        out += done.stdout
     assert "6 cells in outputs/quick; 0 of 13 stages done" in out
     assert "12 cells in outputs/mine" in out
     assert "3 done" in out

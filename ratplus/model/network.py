@@ -300,7 +300,10 @@ class Network(nn.Module):
             )
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.device.type != "cpu" or torch.compiler.is_compiling() or not tokens.numel():
+        # A compiler's tensors and those that stand for a shape alone (a subclass of Tensor) have no values to look at.
+        if tokens.device.type != "cpu" or torch.compiler.is_compiling() or type(tokens) is not Tensor:
+            return
+        if not tokens.numel():
             return
         low, high = (int(bound) for bound in tokens.aminmax())
         if low < 0 or high >= self.config.vocab_size:

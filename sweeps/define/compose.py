@@ -83,15 +83,15 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
         composer = _Composer(extra, config_dir)
         overrides = labels_as_keys([expand_home(word) for word in overrides], config_dir)
         parsed = composer.parse(overrides)
-        fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
-        swept = [o for o in parsed if o.is_sweep_override()]
+        fixed = [word for word, o in zip(overrides, parsed) if not o.is_sweep_override()]
+        swept = [(word, o) for word, o in zip(overrides, parsed) if o.is_sweep_override()]
         given = {plain_key(o.get_key_element()) for o in parsed}
-        own_axes = {plain_key(o.get_key_element()) for o in swept}
+        own_axes = {plain_key(o.get_key_element()) for _, o in swept}
         refuse_odd_axes(own_axes)
         # A choice or an axis replaces the group; a single value of a key is applied on top of every cell.
         decided = {key for key in given if "." not in key} | {key.partition(".")[0] for key in own_axes}
         axes = set(own_axes)
-        choices = [_values(o) for o in swept]
+        choices = [_values(o) for _, o in swept]
         cells: dict[str, Composed] = {}
         specs: dict[tuple, dict] = {}
         dropped = 0
@@ -112,7 +112,7 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
                     key = repr({k: v for k, v in asdict(one).items() if k not in RUNTIME})
                     cells.setdefault(key, Composed(one, chosen))
         if not cells:
-            asked = " ".join(o.input_line for o in swept)
+            asked = " ".join(word for word, _ in swept)
             raise UsageError(f"sweep.exclude: it leaves none of {dropped} cells" if dropped else
                              f"{asked}: matches nothing, so there is no cell to run")  # fmt: skip
         for cell in cells.values():
@@ -209,7 +209,8 @@ class _Composer:
                 OmegaConf.update(cfg, o.key_or_group, o.value())
             container = cast("dict", OmegaConf.to_container(cfg, resolve=True))
             plain = {name: copy.deepcopy(left[name]) if name in left else container[name] for name in sections}
-            plain |= {name: value for name, value in container.items() if name not in plain}  # a value may add a section
+            # A word may add a section, which is refused further on.
+            plain |= {name: value for name, value in container.items() if name not in plain}
         except Exception as error:  # the YAML reader and Hydra let pass whatever a file of the user's makes them raise
             if line := config_file_line(error, self._config_dir, chosen_by):
                 raise UsageError(line) from None

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -59,17 +59,17 @@ def run_here(*words) -> int:
     raise AssertionError("cli.main always exits")
 
 
-def ratplus_here(place, *words, whole_report=False) -> subprocess.CompletedProcess:
+def ratplus_here(place, *words) -> subprocess.CompletedProcess:
     """`ratplus`, in this process: for what a command says and leaves, where its being a process is not the point.
 
-    The report of a command that runs cells is a small one (plain_report.py), if `whole_report` doesn't ask for all.
+    The report of a command that runs cells is a small one (plain_report.py); `ratplus report` writes a whole one.
     """
     from ratplus.sweeps import cli
 
     _warm_up(words)
     said, complained = io.StringIO(), io.StringIO()
-    small = nullcontext() if whole_report else plain_report(words)
-    with chdir(place), redirect_stdout(said), redirect_stderr(complained), small, without_traces_of_wandb():
+    streams = redirect_stdout(said), redirect_stderr(complained)
+    with chdir(place), streams[0], streams[1], plain_report(words), without_traces_of_wandb():
         try:
             cli.main([str(word) for word in words])
         except SystemExit as ended:

@@ -1,7 +1,7 @@
 """A small report for commands whose report is not the point: a table, one figure that is not drawn, and the page.
 
-All figures of a report take seconds, more than the tiny training before them. They are tested in tests/analysis, by
-`ratplus report` in these folders, and by the smoke sweep.
+All figures of a report take seconds, more than the tiny training before them. They are tested in tests/analysis and
+by `ratplus report` in these folders.
 """
 
 import base64
