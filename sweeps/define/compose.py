@@ -302,7 +302,7 @@ def _split(sections: dict, values: list[Override]) -> tuple[dict, dict]:
     OmegaConf takes most of the time of composing a cell, and what the first hold comes out of it as it went in.
     """
     text = repr((sections, [o.value() for o in values]))
-    named = {_plain_key(o.key_or_group).partition(".")[0] for o in values}
+    named = {plain_key(o.key_or_group).partition(".")[0] for o in values}
     named |= set(re.findall(r"\w+", " ".join(re.findall(r"\$\{([^}]*)", text))))
     left = {name: part for name, part in sections.items() if name not in named and "${" not in repr(part)}
     if re.search(r"\$\{[^}]*\$\{", text):
