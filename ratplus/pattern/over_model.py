@@ -79,7 +79,7 @@ class PatternMap:
                     raise ValueError(
                         f"pattern: heads {first} to {first + group - 1} of layer {layer} share keys and values "
                         f"(model.kv_heads={kv_heads}), so they must have the same pattern, but have {seen}; "
-                        "change the pattern, or use model.kv_heads=null"
+                        "give them one pattern; only a model with model.kv_heads=null has a cache for each head"
                     )
         return PatternMap(tuple(row[::group] for row in self.rows))
 
