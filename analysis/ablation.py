@@ -7,6 +7,7 @@ every combination that a sweep has (`sweep=ablation`). Any other axis of the swe
 
 - `table`: one row a combination and pattern
 - `summary`: one row a combination, patterns as columns
+- `gaps`: the same with what each pattern loses against dense, with its error
 - `figure`: loss against dilation, a line a combination; adapted and switched without adaptation side by side
 
 Run it as `python -m ratplus.analysis.ablation outputs/ablation`, through `ratplus report`, or as a notebook (with
@@ -25,10 +26,13 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.dilation_axis import DilationAxis
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
-from ratplus.analysis.frame.aggregate import RUN, in_order, over_seeds, run_name, short_patterns, with_loss_delta
+from ratplus.analysis.frame.aggregate import RUN, error_source, in_order, run_name, short_patterns
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import baseline_title, loss_delta_notes, rows_with_deltas
+from ratplus.analysis.paired.ties import delta_texts
 
 NAME = "ablation"
+GAPS = "ablation_gaps"
 ARL, DILATION, STEPS = "train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps"
 SPARSE = "train.pretrain.sparse"
 TITLES = {SPARSE: "From scratch", "model.recurrence_chunk": "Restart every"}
@@ -44,9 +48,13 @@ MOST_LINES = 10
 
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a combination and pattern: what was on, `pattern`, `loss`, `loss_delta`, `perplexity`, errors, seeds."""
+    """One row a combination and pattern: what was on, `pattern`, `loss`, `loss_delta`, `perplexity`, errors, seeds.
+
+    `loss_delta` is to the baseline of the same combination; `loss_delta_pm` is its error over the evaluation's items,
+    `loss_delta_stderr` that over seeds.
+    """
     cells = in_order(frame)
-    rows = over_seeds(with_loss_delta(cells), ["loss", "loss_delta", "perplexity", "recall_accuracy"])
+    rows = rows_with_deltas(frame, ["perplexity", "recall_accuracy"])
     axes = cells.drop_duplicates(RUN).set_index(RUN)[cells.attrs["axes"]]
     of_row = axes.reindex(pd.MultiIndex.from_frame(rows[RUN])).reset_index(drop=True)
     rows["arl"] = [_arl(values) for values in of_row.to_dict("records")]
@@ -93,7 +101,23 @@ def _has_a_name(part: str) -> bool:
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a combination: what is on, and the loss under each pattern."""
-    rows, names = table(frame), short_patterns(in_order(frame))
+    rows = table(frame)
+    return _by_pattern(frame, rows, [_loss(row) for _, row in rows.iterrows()])
+
+
+def gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a combination: what is on, and what each pattern loses against the baseline of the same combination."""
+    rows = table(frame)
+    texts = pd.Series(delta_texts(rows, "loss", 1, 3), index=rows.index)
+    known = rows["loss_delta"].notna() & rows["loss_delta"].ne(0)
+    return _by_pattern(frame, rows[known], list(texts[known]))
+
+
+def _by_pattern(frame: pd.DataFrame, rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """One row a combination of `rows`, a column for each of their patterns, and in it the row's text."""
+    rows = rows.assign(text=texts)
+    known = set(rows["pattern"])
+    names = {pattern: title for pattern, title in short_patterns(in_order(frame)).items() if pattern in known}
     lines = []
     for _, part in rows.groupby(RUN, sort=False):
         first = part.iloc[0]
@@ -108,7 +132,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             line["Seeds"] = str(part["done"].max())
         for pattern, title in names.items():
             found = part[part["pattern"].eq(pattern)]
-            line[title] = _loss(found.iloc[0]) if len(found) else "—"
+            line[title] = found["text"].iloc[0] if len(found) else "—"
         lines.append(line)
     shown = pd.DataFrame(lines)
     return shown.drop(columns="ARL") if shown["ARL"].eq("?").all() else shown
@@ -194,7 +218,7 @@ def applies(frame: pd.DataFrame) -> bool:
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:
-    """The table and, if any cell has a finite loss, the figure.
+    """The tables of losses and of gaps to dense and, if any cell has a finite loss, the figure.
 
     Raises:
         ValueError: the sweep varies nothing of all this.
@@ -204,11 +228,24 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     shown = summary(frame)
     caption = (
         "Held-out loss (nats per token) by inference pattern, with the recurrence, active recurrence learning (ARL; D* "
-        "is the dilation it trains with) and the adaptation on or off; ± is the standard error."
+        f"is the dilation it trains with) and the adaptation on or off; ± is the standard error {error_source(frame)}."
     )
-    names = 1 + sum(name in shown for name in ("Recurrence", "ARL", "Adapted", "Seeds")) + len(_others(frame))
-    made = Table(NAME, table(frame), shown, caption, names=names, grouped=True)
-    return [made, Picture(NAME, figure(frame))] if np.isfinite(frame["loss"]).any() else [made]
+    data = table(frame)
+    made: list[Table | Picture] = [Table(NAME, data, shown, caption, names=_names(frame, shown), grouped=True)]
+    differences = gaps(frame)
+    if len(differences):
+        caption = (
+            f"What a pattern costs: its held-out loss (nats per token) minus that of {baseline_title(frame)} of the "
+            "same combination; rows as in the table of losses."
+        )
+        notes = loss_delta_notes(frame, data)
+        data = data[["combination", *RUN, "pattern", *(name for name in data if name.startswith("loss_delta"))]]
+        made.append(Table(GAPS, data, differences, caption, notes, names=_names(frame, differences), grouped=True))
+    return [*made, Picture(NAME, figure(frame))] if np.isfinite(frame["loss"]).any() else made
+
+
+def _names(frame: pd.DataFrame, shown: pd.DataFrame) -> int:
+    return 1 + sum(name in shown for name in ("Recurrence", "ARL", "Adapted", "Seeds")) + len(_others(frame))
 
 
 # %%

@@ -29,6 +29,7 @@ from ratplus.analysis.page.compare import write_compare_page
 from ratplus.analysis.paired.bootstrap import BOOTSTRAP, ERRORS, RESAMPLES, holm
 from ratplus.analysis.paired.pairs import difference_of
 from ratplus.analysis.paired.samples import asked, scores
+from ratplus.records.manifest import given_as
 
 # What says which pattern a row is of, and in which order it stands.
 NAMES = ("pattern", "pattern_name", "kind", "dilation", "window", "sinks", "kv_read")
@@ -48,11 +49,11 @@ def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]
     rows = differences(a, b, pairs)
     if rows.empty and rows.attrs["refused"]:
         raise ValueError(
-            f"{first} and {second}: every result ({', '.join(rows.attrs['refused'][:6])}) was measured on different "
-            "prompts or data, so they are not compared"
+            f"{given_as(first)} and {given_as(second)}: every result ({', '.join(rows.attrs['refused'][:6])}) was "
+            "measured on different prompts or data, so they are not compared"
         )
     if rows.empty:
-        raise ValueError(f"{first} and {second}: no cell that both sweeps have is finished in both")
+        raise ValueError(f"{given_as(first)} and {given_as(second)}: no cell that both sweeps have is finished in both")
     name = re.sub(r"[^\w.-]+", "_", Path(os.path.realpath(second)).name)
     folder, name = Path(folder) if folder else Path(first) / "report", f"compare_{name}"
     labels = _names(Path(first), Path(second))

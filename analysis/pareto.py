@@ -30,9 +30,11 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.labels import place_labels
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
-from ratplus.analysis.frame.aggregate import first_runs, in_order, over_seeds, sharing, short_patterns
+from ratplus.analysis.frame.aggregate import error_source, first_runs, in_order, sharing, short_patterns
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import baseline_title, loss_delta_notes, rows_with_deltas
+from ratplus.analysis.paired.ties import delta_texts
 from ratplus.costs.facts import at_most
 
 NAME = "pareto"
@@ -59,9 +61,8 @@ cost, or the same loss for less.
 
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a model and pattern with a finite loss: costs, quality, `frontier_{kv,read,flops,ms}`."""
-    cells = in_order(frame)
-    rows = over_seeds(cells, ["loss", "recall_accuracy", *([TIME] if TIME in cells else [])])
+    """One row a model and pattern with a finite loss: costs, quality, Δ, `frontier_{kv,read,flops,ms}`."""
+    rows = rows_with_deltas(frame, ["recall_accuracy", *([TIME] if TIME in frame else [])])
     rows = rows[np.isfinite(rows["loss"])].reset_index(drop=True)
     apart = reads_apart(rows)
     for short, (cost, *_) in zip(("kv", "read", "flops", "ms"), COSTS):
@@ -102,6 +103,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     if TIME in rows:
         shown["ms/token"] = [number(*pair) for pair in zip(rows[TIME], [3] * len(rows))]
     shown["Loss"] = [number(value, 3, error) for value, error in zip(rows["loss"], rows["loss_stderr"])]
+    if rows["loss_delta"].notna().any():
+        shown["Δ loss"] = delta_texts(rows, "loss", 1, 3)
     if rows["recall_accuracy"].notna().any():
         shown["Recall (%)"] = [number(value * 100, 1) for value in rows["recall_accuracy"]]
     titles = {"frontier_kv": "KV", "frontier_read": "read", "frontier_flops": "FLOPs", "frontier_ms": "ms"}
@@ -209,7 +212,8 @@ def caption(frame: pd.DataFrame) -> str:
         "Patterns that no other of the sweep beats: a lower loss (nats per token) at no more cost. KV cache: bfloat16 "
         "keys and values and the float32 recurrent state of one sequence at the context length."
         f"{read} FLOPs: attention FLOPs relative to dense. KV heads: of keys and values, where heads share them. "
-        "ms/token: as measured on the cells' machine. Best for: the costs whose frontier it is on."
+        "ms/token: as measured on the cells' machine. Best for: the costs whose frontier it is on. ± of the loss: the "
+        f"standard error {error_source(frame)}. Δ loss: difference to {baseline_title(frame)} of the same model."
     )
 
 
@@ -220,7 +224,9 @@ def applies(frame: pd.DataFrame) -> bool:
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     """The table and the figure."""
-    return [Table(NAME, table(frame), summary(frame), caption(frame), names=2), Picture(NAME, figure(frame))]
+    data, shown = table(frame), summary(frame)
+    notes = loss_delta_notes(frame, data) if "Δ loss" in shown else []
+    return [Table(NAME, data, shown, caption(frame), notes, names=2), Picture(NAME, figure(frame))]
 
 
 # %%

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from ratplus.analysis.frame.load import Sweep, read_sweep
 from ratplus.analysis.frame.reference import check_reference
 from ratplus.analysis.frame.tasks import SUITES
 from ratplus.analysis.page.page import write_page
+from ratplus.analysis.paired.differences import rows_with_deltas
+from ratplus.analysis.paired.ties import delta_texts
 from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.records.manifest import Entry
 
@@ -61,6 +64,7 @@ MODULES = (
 # The names of the files of modules that have more than one table or figure.
 NAMES = {
     recurrence.NAME: (recurrence.NAME, recurrence.SCHEMES),
+    ablation.NAME: (ablation.NAME, ablation.GAPS),
     efficiency.NAME: tuple(f"{efficiency.NAME}_{part}" for part in ("kernels", "lengths", "models")),
 }
 # Models and variants that the headline has room for.
@@ -72,6 +76,7 @@ TITLES = {
     "niah_depth": "Needles by depth (NIAH)",
     "pareto": "Quality against cost",
     "ablation": "Ablation: recurrence, ARL, adaptation",
+    "ablation_gaps": "Ablation: what each pattern costs",
     "scaling_gap": "Gap to dense against model size",
     "positions": "Loss and recall by position",
     "sensitivity": "Which layers and heads need to be dense",
@@ -163,8 +168,29 @@ def headline(frame: pd.DataFrame) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def _rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a model, variant and pattern, with the errors of its difference to dense as far as they are known."""
+    try:
+        return rows_with_deltas(frame, ["recall_accuracy"])
+    except ValueError:  # a damaged file of samples, which the tables' warnings tell of
+        rows = over_seeds(with_loss_delta(in_order(frame)), ["loss", "loss_delta", "recall_accuracy"])
+        return rows.assign(loss_delta_pm=math.nan)
+
+
+def _errors_of(rows: pd.DataFrame, texts: list[str]) -> str:
+    """What the ± of the headline are of; empty where it has none."""
+    if not any("±" in text for text in texts):
+        return ""
+    seeds = f"{rows['done'].max()} seeds"
+    if rows["loss_delta_pm"].isna().all():
+        return f" (± over {seeds})"
+    return " (± over the evaluation's items" + (
+        f", then over {seeds})" if any(t.count("±") > 1 for t in texts) else ")"
+    )
+
+
 def _comparison(frame: pd.DataFrame) -> str:
-    rows = over_seeds(with_loss_delta(in_order(frame)), ["loss", "loss_delta", "recall_accuracy"])
+    rows = _rows(frame)
     rows["name"] = [f"RAT+ ({run})" if recurrent else run for run, recurrent in zip(rows["run"], rows["recurrence"])]
     plain = rows[rows["kind"].eq("dilated") & rows["loss_delta"].abs().lt(float("inf"))]
     if plain.empty:
@@ -175,12 +201,15 @@ def _comparison(frame: pd.DataFrame) -> str:
     at = plain[plain["dilation"].eq(dilation)].sort_values("recurrence", ascending=False, kind="stable")
     there = set(at["name"])
     at, others = first_runs(at, MOST_NAMED)
+    # What is known to a thousandth is said to a thousandth.
+    digits = 3 if at["loss_delta_pm"].notna().any() else 2
+    sizes = delta_texts(at.assign(loss_delta=at["loss_delta"].abs()), "loss", 1, digits)
     changes = [
-        f"{name} {'loses' if round(delta, 2) >= 0 else 'gains'} {abs(delta):.2f}"
-        for name, delta in at[["name", "loss_delta"]].values
+        f"{name} {'loses' if round(delta, digits) >= 0 else 'gains'} {size}"
+        for name, delta, size in zip(at["name"], at["loss_delta"], sizes)
     ]
     changes[0] += " nats against its dense self"
-    text = f"At D={dilation} {'; '.join(changes)}."
+    text = f"At D={dilation} {'; '.join(changes)}{_errors_of(at, sizes)}."
     recalls = [f"{name} {value:.0%}" for name, value in at[["name", "recall_accuracy"]].values if not pd.isna(value)]
     if recalls:
         text += f" Recall accuracy there: {', '.join(recalls)}."

@@ -20,11 +20,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
-from ratplus.analysis.draw.tables import Table, number
+from ratplus.analysis.draw.tables import Table
 from ratplus.analysis.frame.aggregate import in_order, over_seeds, short_patterns, spread_patterns, with_loss_delta
 from ratplus.analysis.frame.reference import PARAMETERS, paper_rows
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import baseline_title, loss_delta_notes, rows_with_deltas
+from ratplus.analysis.paired.ties import delta_texts
 
 NAME = "scaling_gap"
 MOST_PATTERNS = 8
@@ -38,18 +40,26 @@ FAMILIES = {True: "RAT+ (with recurrence)", False: "Attention only"}
 
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a model and sparse pattern: `recurrence`, `run`, `parameters`, `pattern`, `loss`, `loss_delta`."""
-    rows = over_seeds(with_loss_delta(in_order(frame)), ["loss", "loss_delta"])
-    rows = rows[rows["kind"].ne("dense") & np.isfinite(rows["loss_delta"]) & rows["parameters"].notna()]
-    rows = rows.sort_values(["recurrence", "parameters"], ascending=[False, True], kind="stable")
+    """One row a model and sparse pattern: `recurrence`, `run`, `parameters`, `pattern`, `loss`, `loss_delta`, errors.
+
+    `loss_delta_pm` is the error over the evaluation's items, `loss_delta_stderr` that over seeds.
+    """
+    rows = _sparse(rows_with_deltas(frame, []))
     columns = ["recurrence", "run", "model", "variant", "parameters", "pattern", "kind", "loss", "loss_stderr",
-               "loss_delta", "loss_delta_stderr", "done", "cells"]  # fmt: skip
+               "loss_delta", "loss_delta_pm", "loss_delta_p", "loss_delta_stderr", "done", "cells"]  # fmt: skip
     return rows[columns].reset_index(drop=True)
+
+
+def _sparse(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose gap is known, smallest model first."""
+    rows = rows[rows["kind"].ne("dense") & np.isfinite(rows["loss_delta"]) & rows["parameters"].notna()]
+    return rows.sort_values(["recurrence", "parameters"], ascending=[False, True], kind="stable")
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Models as rows, smallest first, patterns as columns; the gap in nats. With reference=paper also the paper's."""
     rows, names = table(frame), short_patterns(in_order(frame))
+    rows["text"] = delta_texts(rows, "loss", 1, 3)
     lines = []
     for (recurrence, name), part in groups_of(rows, ["recurrence", "run"]):
         line = {"Family": "RAT+" if recurrence else "attention", "Model": name}
@@ -57,7 +67,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         gaps = part.set_index("pattern")
         for pattern in [pattern for pattern in names if pattern in set(rows["pattern"])]:
             gap = gaps.loc[pattern] if pattern in gaps.index else None
-            line[names[pattern]] = "—" if gap is None else number(gap["loss_delta"], 3, gap["loss_delta_stderr"])
+            line[names[pattern]] = "—" if gap is None else gap["text"]
         lines.append(line)
     shown = pd.DataFrame(lines)
     if frame.attrs.get("reference") == "paper":
@@ -90,7 +100,9 @@ def _millions(parameters: float) -> str:
 
 # %%
 def figure(frame: pd.DataFrame) -> Figure:
-    """Δ loss against parameters: a panel a family, a line a pattern (at most eight), markers with standard errors.
+    """Δ loss against parameters: a panel a family, a line a pattern (at most eight).
+
+    Bars are errors over seeds if there are several, else over the evaluation's items.
 
     Raises:
         ValueError: no model has finished both its dense and a sparse cell.
@@ -110,7 +122,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             for pattern in patterns:
                 line = rows[rows["recurrence"].eq(family) & rows["pattern"].eq(pattern)]
                 axes.errorbar(
-                    line["parameters"], line["loss_delta"], yerr=line["loss_delta_stderr"], elinewidth=0.8,
+                    line["parameters"], line["loss_delta"], yerr=_errors(line), elinewidth=0.8,
                     color=looks[pattern].colour, linestyle=looks[pattern].line, marker=marks[pattern],
                     markerfacecolor=looks[pattern].face,
                 )  # fmt: skip
@@ -134,6 +146,11 @@ def figure(frame: pd.DataFrame) -> Figure:
             handles.append(Line2D([], [], color="black", linestyle=":", marker="*", label="RAT+ (paper)"))
         style.legend_below(drawing, handles, most=6, left_out=left_out)
     return drawing
+
+
+def _errors(rows: pd.DataFrame) -> pd.Series:
+    """What the figure's bars show: the error over seeds where there are several, else that over items."""
+    return rows["loss_delta_stderr"].fillna(rows["loss_delta_pm"])
 
 
 def _one_variant(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -163,7 +180,13 @@ def applies(frame: pd.DataFrame) -> bool:
         return False
     # Models that share keys and values are smaller for another reason than size.
     alike = frame[frame["kv_heads"].eq(frame["heads"])]
-    return len(alike) > 0 and bool(table(alike).groupby(["recurrence", "variant"])["parameters"].nunique().gt(1).any())
+    return len(alike) > 0 and _several_sizes(alike)
+
+
+def _several_sizes(frame: pd.DataFrame) -> bool:
+    # Which gaps there are; no errors, since those of a part of the frame would be computed for this alone.
+    rows = _sparse(over_seeds(with_loss_delta(in_order(frame)), ["loss", "loss_delta"]))
+    return bool(rows.groupby(["recurrence", "variant"])["parameters"].nunique().gt(1).any())
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:
@@ -175,8 +198,10 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     if not applies(frame):
         folder = frame.attrs["folder"]
         raise ValueError(f"{folder}: no family has two sizes with a finished dense and sparse cell each")
-    caption = "Sparse minus dense loss (nats per token) of each model, by inference pattern; ± is the standard error."
-    made = Table(NAME, table(frame), summary(frame), caption, names=2, grouped=True)
+    caption = f"Loss (nats per token) minus that of {baseline_title(frame)} of the same model, by inference pattern."
+    data = table(frame)
+    notes = loss_delta_notes(frame, data)
+    made = Table(NAME, data, summary(frame), caption, notes, names=2, grouped=True)
     return [made, Picture(NAME, figure(frame))]
 
 

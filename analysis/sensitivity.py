@@ -23,9 +23,11 @@ from matplotlib.figure import Figure
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
-from ratplus.analysis.frame.aggregate import in_order, over_seeds, with_loss_delta
+from ratplus.analysis.frame.aggregate import error_source, in_order, over_seeds, with_loss_delta
 from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.page.notebook import run
+from ratplus.analysis.paired.differences import baseline_title, loss_delta_notes, rows_with_deltas
+from ratplus.analysis.paired.ties import delta_texts
 from ratplus.pattern import Pattern, PatternMap
 
 NAME = "sensitivity"
@@ -44,13 +46,21 @@ stands for all of them.
 
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a model and pattern: `run`, `only`, `sparse` (a label), `layer`, `head`, `loss`, `loss_delta`, errors."""
-    rows = over_seeds(with_loss_delta(in_order(frame)), ["loss", "loss_delta"])
+    """One row a model and pattern: `run`, `only`, `sparse` (a label), `layer`, `head`, `loss`, `loss_delta`, errors.
+
+    `loss_delta_pm` is the error over the evaluation's items, `loss_delta_stderr` that over seeds.
+    """
+    return _odd_places(rows_with_deltas(frame, []))
+
+
+def _odd_places(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows a model and pattern, those with one odd place, and which."""
     rows = rows[rows["kind"].eq("hybrid")].reset_index(drop=True)
     places = [single(row.pattern, int(row.layers), int(row.heads)) or {} for row in rows.itertuples()]
     found = pd.DataFrame(places, columns=["only", "sparse", "layer", "head"], index=rows.index)
-    values = ["loss", "loss_stderr", "loss_delta", "loss_delta_stderr"]
-    rows = rows[["run", "model", "variant", "pattern", "layers", "heads"]].join(found).join(rows[[*values, "status"]])
+    values = ["loss", "loss_stderr", "loss_delta", "loss_delta_pm", "loss_delta_p", "loss_delta_stderr"]
+    values = [name for name in (*values, "status", "done") if name in rows]
+    rows = rows[["run", "model", "variant", "pattern", "layers", "heads"]].join(found).join(rows[values])
     return rows[rows["only"].notna()].astype({"layer": "Int64", "head": "Int64"}).reset_index(drop=True)
 
 
@@ -94,7 +104,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 f"**{row.status}**" if row.status != "done" else number(row.loss, 3, row.loss_stderr)
                 for row in rows_of(rows)
             ],
-            "Δ loss": [number(row.loss_delta, 3, row.loss_delta_stderr) for row in rows_of(rows)],
+            "Δ loss": delta_texts(rows, "loss", 1, 3),
         }
     )
 
@@ -204,7 +214,8 @@ def applies(frame: pd.DataFrame) -> bool:
     done = frame[frame["kind"].eq("hybrid") & np.isfinite(frame["loss"])]
     if done.empty:
         return False
-    rows = table(done)
+    # Without errors, since those of a part of the frame would be computed for this alone.
+    rows = _odd_places(over_seeds(with_loss_delta(in_order(done)), ["loss", "loss_delta"]))
     return bool(rows.groupby(["run", "only", "sparse"]).size().gt(1).any())
 
 
@@ -221,9 +232,11 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
         )
     caption = (
         "Loss (nats per token) when one place of the model has another pattern than the rest; layers and heads count "
-        "from 0, worst first. Δ loss: difference to the dense pattern of the same model."
+        f"from 0, worst first; ± is the standard error {error_source(frame)}. Δ loss: difference to "
+        f"{baseline_title(frame)} of the same model."
     )
-    made = Table(NAME, table(frame), summary(frame), caption, names=3, grouped=True)
+    data = table(frame)
+    made = Table(NAME, data, summary(frame), caption, loss_delta_notes(frame, data), names=3, grouped=True)
     return [made, Picture(NAME, figure(frame))]
 
 

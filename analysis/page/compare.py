@@ -17,6 +17,7 @@ from ratplus.analysis.page.embed import as_json, repeated, values
 from ratplus.analysis.page.page import COMPARE_SCRIPTS, MOST_ROWS, commits_of, render
 from ratplus.analysis.page.parts import figure_of, table_of
 from ratplus.records.atomic import write_atomically
+from ratplus.records.manifest import given_as
 
 # A difference is called certain where p, after Holm's adjustment, is below this.
 CERTAIN = 0.05
@@ -44,7 +45,7 @@ def write_compare_page(
     """
     rows = _by_metric(rows)
     first, second = (
-        {"name": name, "folder": sweep.frame.attrs["folder"], "progress": progress(sweep.frame),
+        {"name": name, "folder": given_as(sweep.folder), "progress": progress(sweep.frame),
          "commits": commits_of(sweep.records)}
         for name, sweep in zip(names, sweeps)
     )  # fmt: skip

@@ -14,7 +14,7 @@ from ratplus.analysis.frame.aggregate import run_name
 from ratplus.analysis.frame.load import Sweep
 from ratplus.analysis.page.embed import repeated
 from ratplus.records.curve import CURVE_FILE, curve_rows
-from ratplus.records.manifest import Entry
+from ratplus.records.manifest import Entry, given_as
 from ratplus.records.record import flatten
 
 # Points of a learning curve.
@@ -57,7 +57,7 @@ def details_of(sweep: Sweep, cells: pd.DataFrame, reproduce: Callable[[Entry], s
         "errors": repeated(cells["error"].fillna("")),
         "notes": repeated(cells["note"]),
         "commands": [
-            reproduce(entries[place]) if reproduce else shlex.join([*show, cell["cell"], str(sweep.folder)])
+            reproduce(entries[place]) if reproduce else shlex.join([*show, cell["cell"], given_as(sweep.folder)])
             for place, cell in zip(places, plain)
         ],
         "stages": _by_key(stages),

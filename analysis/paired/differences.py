@@ -30,14 +30,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis.frame.aggregate import GROUP, RUN, deltas_to, reference_cells, reference_places
+from ratplus.analysis.frame.aggregate import (
+    GROUP,
+    RUN,
+    deltas_to,
+    in_order,
+    over_seeds,
+    reference_cells,
+    reference_places,
+)
 from ratplus.analysis.frame.averages import averages_of
 from ratplus.analysis.frame.load import evaluations_of
 from ratplus.analysis.frame.rows import groups_of, keys_of
 from ratplus.analysis.frame.tasks import is_cost, recorded, result_column
 from ratplus.analysis.paired.bootstrap import CERTAIN, RESAMPLES, holm, least_p, p_values, resampled_means, t_p
 from ratplus.analysis.paired.samples import Items, joined_items
-from ratplus.analysis.paired.ties import Stored
+from ratplus.analysis.paired.ties import Stored, difference_notes
 
 # With fewer seeds than this, nothing is said about them: of two, Student's t tells hardly any difference apart.
 LEAST_SEEDS = 3
@@ -124,6 +132,22 @@ def with_row_errors(rows: pd.DataFrame, frame: pd.DataFrame, names: Iterable[str
         added |= _columns(name, groups, found.rows.get(known, {}))
     rest = rows.drop(columns=[name for name in added if name in rows])
     return pd.concat([rest, pd.DataFrame(added, index=rows.index)], axis=1)
+
+
+def rows_with_deltas(frame: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """One row a model, variant and pattern in order, means over seeds, with `loss_delta` and all that is known of it.
+
+    Args:
+        metrics: results whose means the rows have beside the loss's.
+    """
+    cells = with_differences(in_order(frame), ["loss"])
+    rows = over_seeds(cells, list(dict.fromkeys(["loss", "loss_delta", *metrics])))
+    return with_row_errors(rows, frame, ["loss"])
+
+
+def loss_delta_notes(frame: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """The lines under a table that shows `loss_delta` of `rows_with_deltas`: what the errors are of."""
+    return difference_notes(rows, {"loss": "loss"}, {}, stored_results(frame, ["loss"]), ties=False)
 
 
 def stored_results(frame: pd.DataFrame, names: Iterable[str] | Mapping[str, str]) -> Stored:

@@ -14,6 +14,7 @@ from ratplus.analysis.frame.all_sweeps import NoSweeps, read_all
 from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.frame.tasks import is_cost, recorded
 from ratplus.analysis.paired.samples import asked
+from ratplus.records.manifest import given_as
 
 
 def read_folders(folders: Iterable[Path]) -> pd.DataFrame:
@@ -116,6 +117,6 @@ def refuse_other_items(cells: pd.DataFrame, metric: str) -> None:
     if len(sets) > 1:
         one, other = sets[0][0], sets[1][0]
         raise ValueError(
-            f"{metric}: measured on different prompts or data by {one.cell} ({one.folder}) and {other.cell} "
-            f"({other.folder}), so they are not ranked together; give the sweeps of one kind, or say --where"
+            f"{metric}: measured on different prompts or data by {one.cell} ({given_as(one.folder)}) and {other.cell} "
+            f"({given_as(other.folder)}), so they are not ranked together; give the sweeps of one kind, or say --where"
         )

@@ -62,7 +62,7 @@ def mark_ties(rows: pd.DataFrame, name: str, texts: Iterable[str], rounded: Iter
 
 
 def difference_notes(
-    rows: pd.DataFrame, deltas: Mapping[str, str], marked: Mapping[str, str], stored: Stored
+    rows: pd.DataFrame, deltas: Mapping[str, str], marked: Mapping[str, str], stored: Stored, ties: bool = True
 ) -> list[str]:
     """The lines under a table that say what the errors of its differences are of, and what its marks mean.
 
@@ -71,6 +71,7 @@ def difference_notes(
         deltas: {result whose difference the table shows: what a reader calls the result}.
         marked: {result whose best and ties it marks: likewise}.
         stored: of `stored_results`.
+        ties: whether the table marks ties where samples tell of them.
     """
     lines, sampled = [], stored.sampled
     seeds = int(rows["done"].max()) if len(rows) else 0
@@ -94,14 +95,15 @@ def difference_notes(
     if any(rows[f"{name}_tied_seeds"].any() for name in marked):
         lines.append(f"{TIED_SEEDS}: can be told over the items, but not over the {seeds} seeds (Student's t, Holm).")
     shown = {**deltas, **marked}
+    no_ties = " and no ties" if ties else ""
     odd = list(dict.fromkeys(title for name, title in shown.items() if name in stored.odd))
     if odd:
-        lines.append(f"No ± over items and no ties of {', '.join(odd)}: the samples' mean is not the recorded result.")
+        lines.append(f"No ± over items{no_ties} of {', '.join(odd)}: the samples' mean is not the recorded result.")
     without = list(dict.fromkeys(t for name, t in shown.items() if name not in sampled and name not in stored.odd))
     if without and len(without) == len(set(shown.values())):
-        lines.append("No ± over items and no ties: the evaluations stored no samples (samples.jsonl).")
+        lines.append(f"No ± over items{no_ties}: the evaluations stored no samples (samples.jsonl).")
     elif without:
-        lines.append(f"No samples, so no ± over items and no ties: {', '.join(without)}.")
+        lines.append(f"No samples, so no ± over items{no_ties}: {', '.join(without)}.")
     return lines
 
 

@@ -83,6 +83,20 @@ class Manifest(TypedDict):
     cells: list[Entry]
 
 
+# Folders that a pack was brought out to -> the pack, as the user gave it.
+_packs: dict[Path, Path] = {}
+
+
+def remember_pack(folder: Path, pack: Path) -> None:
+    """Note that a temporary folder has what is in a pack."""
+    _packs[folder] = pack
+
+
+def given_as(folder: Path | str) -> str:
+    """What the user calls a sweep folder: the pack that it was brought out of, else the folder itself."""
+    return str(_packs.get(Path(folder), folder))
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a sweep folder.
 

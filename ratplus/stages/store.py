@@ -44,6 +44,23 @@ def check_store(store: str | None, sweep: Path) -> None:
         )
 
 
+def is_stored(store: str | None, stage: str, identity: str) -> bool:
+    """Whether a store has a finished stage, as far as can be told without reading all of it: hashes are not checked."""
+    if store is None:
+        return False
+    entry = Path(store) / stage / identity
+    try:
+        return all((entry / name).is_file() for name in _files_of(entry)) and _finished(entry) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _finished(entry: Path) -> Record | None:
+    """The record of an entry, if it is that of a finished stage."""
+    record = read_record(entry)
+    return None if record is None or record["status"] != "done" or unfit_metric(record) else record
+
+
 class Shared:
     """One stage in a store, whose lock this process holds."""
 
@@ -61,8 +78,8 @@ class Shared:
             return None
         temporary: list[tuple[Path, Path]] = []
         try:
-            record = read_record(self._entry)
-            if record is None or record["status"] != "done" or unfit_metric(record):
+            record = _finished(self._entry)
+            if record is None:
                 raise ValueError("its record is not of a finished stage")
             folder.mkdir(parents=True, exist_ok=True)
             for name, sha256 in files.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ratplus.records.atomic import write_atomically
 from ratplus.records.lines import first_line, plain
+from ratplus.records.manifest import remember_pack
 from ratplus.records.reading import MOST_BYTES as MOST_BYTES_EACH
 from ratplus.records.reading import open_plain, parse_json
 from ratplus.records.record import RecordError
@@ -46,7 +47,9 @@ def as_folder(path: Path | str) -> Path:
     if not is_pack(path):
         return path
     found = path.stat()
-    return _opened(path.resolve(), found.st_mtime_ns, found.st_size)
+    folder = _opened(path.resolve(), found.st_mtime_ns, found.st_size)
+    remember_pack(folder, path)
+    return folder
 
 
 def name_of(path: Path) -> str:

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ratplus.analysis.paired.best import TIES, choose
+    from ratplus.records.manifest import given_as
     from ratplus.sweeps.define.reproduce import reproducer
     from ratplus.sweeps.share.unpack import as_folder
 
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     assert write is not None
     pattern, command = pattern_of(entry["config"]), write(entry)
     if arguments.json:
+        for row in (choice["winner"], choice["best"], *choice["ties"]):
+            row["folder"] = given_as(row["folder"])
         print(json.dumps(plain_json({"format": 1, **choice, "pattern": pattern, "command": command}), indent=1))
         return 0
     _show(choice, pattern, command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from ratplus.costs.budget import parameters, stage_flops
@@ -11,21 +12,27 @@ from ratplus.costs.of_model import model_cost
 from ratplus.records.manifest import Entry
 from ratplus.records.record import STAGES
 from ratplus.records.status import stage_state
+from ratplus.stages.store import check_store, is_stored
 from ratplus.sweeps.define.compose import Composed
 from ratplus.sweeps.define.manifest import check_cells, check_records, name_axes, plan_cells
 from ratplus.sweeps.views.text_table import columns
+
+# What is said of a stage that `run.store` has and the sweep has not.
+STORED = "stored"
 
 
 def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
     """Print one line a cell, then the pretrainings that cells share, then the sums.
 
-    The FLOPs to go are those of the stages that are not done. KV bytes are the cache of one sequence at the end of the
-    context, in the precision of training. KV read, shown where some pattern selects by query, is the mean over heads
-    of the cache entries that a decoding step there reads.
+    The FLOPs to go are those of the stages that are neither done nor taken from `run.store`. KV bytes are the cache of
+    one sequence at the end of the context, in the precision of training. KV read, shown where some pattern selects by
+    query, is the mean over heads of the cache entries that a decoding step there reads.
 
     Raises:
         UsageError: what a sweep would refuse before it starts.
     """
+    for store in {cell.config.run.store for cell in cells}:
+        check_store(store, folder)
     entries = plan_cells(cells)
     check_records(folder, entries)
     check_cells(folder, entries)
@@ -43,19 +50,26 @@ def print_dry_run(folder: Path, cells: list[Composed], last: str) -> None:
         for stage in (s for s in wanted if s in entry["stages"]):
             key = (stage, entry["stages"][stage])
             if key not in states:
-                states[key] = stage_state(folder / stage / key[1]).status
+                states[key] = _state(folder, *key, config.run.store)
             flops[key] = each[stage]
         shared.setdefault(("pretrain", entry["stages"]["pretrain"]), (cell, entry["axes"], vocab))
         rows.append(_cell_row(cell, entry, states, flops, wanted, selects))
     print(columns(rows))
     print()
     print(columns([_pretrain_row(key, *of, states, flops) for key, of in shared.items()]))
-    done = [k for k, state in states.items() if state == "done"]
-    left = sum(n for k, n in flops.items() if states[k] != "done")
+    count = Counter(states.values())
+    left = sum(n for k, n in flops.items() if states[k] not in ("done", STORED))
+    stored = f", {count[STORED]} come from the store {cells[0].config.run.store}" if count[STORED] else ""
     print(
-        f"\n{len(entries)} cells in {folder}; {len(done)} of {len(states)} stages done, {left:.3g} FLOPs to go. "
-        "Nothing was run (dry_run=true)."
+        f"\n{len(entries)} cells in {folder}; {count['done']} of {len(states)} stages done{stored}, "
+        f"{left:.3g} FLOPs to go. Nothing was run (dry_run=true)."
     )
+
+
+def _state(folder: Path, stage: str, identity: str, store: str | None) -> str:
+    """The status of a stage in the sweep's folder; `STORED` where the sweep would take it from the store."""
+    status = stage_state(folder / stage / identity).status
+    return STORED if status not in ("done", "running") and is_stored(store, stage, identity) else status
 
 
 def _cell_row(cell: Composed, entry: Entry, states: dict, flops: dict, wanted: tuple[str, ...], selects: bool) -> dict:

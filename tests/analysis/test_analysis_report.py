@@ -39,7 +39,9 @@ def test_headline_of_attention_alone_and_over_seeds(sweep):
     for seed, shift in enumerate((0.0, 0.2)):
         sweep.add("attention_tiny", Pattern(1), sweep.results(1.7 + shift), seed=seed)
         sweep.add("attention_tiny", Pattern(64), sweep.results(2.5 + 2 * shift), seed=seed)
-    assert headline(load_sweep(sweep.write())).startswith("At D=64 attention_tiny loses 0.90 nats")
+    assert headline(load_sweep(sweep.write())).startswith(
+        "At D=64 attention_tiny loses 0.90 ± 0.10 nats against its dense self (± over 2 seeds). "
+    )
 
 
 @pytest.mark.parametrize("status", ["missing", "failed", "running", "damaged"])

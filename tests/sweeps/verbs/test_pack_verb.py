@@ -11,6 +11,7 @@ import pytest
 from cli_runs import ratplus_here
 
 from ratplus.records.record import make_record, record_text
+from ratplus.sweeps.define import reproduce
 from ratplus.sweeps.share import unpack
 from ratplus.sweeps.share.masking import Mask
 
@@ -97,6 +98,27 @@ def test_verbs_read_a_pack_as_the_folder(place, monkeypatch):
     done = ratplus_here(place, "report", "given/s.pack.zip")
     assert done.stdout.splitlines()[-1] == "given/s-report/index.html"
     assert (place / "given" / "s-report" / "index.html").stat().st_size > 10_000
+
+
+def test_pages_of_a_pack_name_its_file(place, monkeypatch):
+    """Not the temporary folder that it is read from."""
+    monkeypatch.setattr("ratplus.analysis.draw.style.save", lambda figure, stem: [])
+    few = reproduce.reproducer
+    # As of more than a hundred cells, whose page names `ratplus show`.
+    monkeypatch.setattr(reproduce, "reproducer", lambda cells: few(cells) if cells == 1 else None)
+    assert ratplus_here(place, "pack", "outputs/sweep", "--out", "s.pack.zip").returncode == 0
+    assert ratplus_here(place, "report", "s.pack.zip").returncode == 0
+    page = (place / "s-report" / "index.html").read_text()
+    assert f'"ratplus show {EVALUATED} s.pack.zip"' in page
+    done = ratplus_here(place, "report", "s.pack.zip", "outputs/sweep")
+    assert done.returncode == 0, done.stderr
+    compared = (place / "s-report" / "compare_sweep.html").read_text()
+    assert "s.pack.zip" in compared
+    assert "ratplus-pack-" not in page + compared
+    best = ratplus_here(place, "best", "s.pack.zip", "--metric", "loss", "--json")
+    assert best.returncode == 0, best.stderr
+    chosen = json.loads(best.stdout)
+    assert {row["folder"] for row in (chosen["winner"], chosen["best"], *chosen["ties"])} == {"s.pack.zip"}
 
 
 def test_what_cannot_be_handed_on_is_left_out_and_said(place):

@@ -55,6 +55,26 @@ def test_dry_run_tells_what_is_done_and_what_is_left(capsys, place):
     assert sorted(place.rglob("*")) == before
 
 
+def test_dry_run_tells_what_comes_from_the_store(capsys, place, tmp_path):
+    words = [*TINY, "pattern.dilation=[4,1],16", "dry_run=true", f"run.store={tmp_path / 'store'}"]
+    assert ratplus("evaluate", *TINY, "pattern.dilation=[4,1]", f"output={tmp_path / 'filled'}", words[-1]) == 0
+    capsys.readouterr()
+    assert ratplus("sweep", *words, "output=outputs/new") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (known,) = (line for line in lines if "layers[D4,D1]" in line)
+    (missing,) = (line for line in lines if "D16" in line)
+    assert known.split()[4:7] == ["stored", "stored", "stored"]
+    assert missing.split()[4:7] == ["stored", "missing", "missing"]
+    assert f"0 of 5 stages done, 3 come from the store {tmp_path / 'store'}, " in lines[-1]
+    assert not (place / "outputs" / "new").exists()
+    (entry,) = (tmp_path / "store" / "evaluate").iterdir()
+    (entry / "record.json").unlink()  # what is not whole is not counted on
+    assert ratplus("sweep", *words, "output=outputs/new") == 0
+    assert "2 come from the store" in capsys.readouterr().out.splitlines()[-1]
+    assert ratplus("sweep", *words[:-1], "run.store=outputs/out", "output=outputs/new") == 2
+    assert "is a sweep folder; a store is a folder of its own" in capsys.readouterr().err
+
+
 def test_dry_run_refuses_what_a_sweep_refuses(capsys):
     assert ratplus("sweep", *TINY, "output=outputs/out", "train.pretrain.steps=5", "dry_run=true") == 2
     assert "holds cells with train.pretrain.steps=4" in capsys.readouterr().err
