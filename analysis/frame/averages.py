@@ -9,7 +9,8 @@ from ratplus.analysis.frame.tasks import ResultColumn, by_suite, niah_groups
 
 def suites_of(frame: pd.DataFrame) -> dict[str, list[ResultColumn]]:
     """{suite: tasks} that a finished cell has a value of; loss and perplexity alone are no suite of tasks."""
-    measured = [name for name in frame.attrs["metrics"] if frame[name].notna().any()]
+    known = frame[list(frame.attrs["metrics"])].notna().any()  # all at once: there may be thousands
+    measured = [str(name) for name in known.index[known]]
     found = by_suite(measured)
     found.pop("positions", None)  # the module of that name shows them
     if all(task.column in ("loss", "perplexity", "next_token_accuracy") for task in found.get("language", ())):

@@ -126,7 +126,7 @@ def read_sweep(folder: Path | str, only: Container[str] | None = None) -> Sweep:
     cells = [cell for cell in sweep["cells"] if only is None or cell["id"] in only]
     look = lru_cache(maxsize=None)(stage_state)
     rows, results, axes, timings, records = [], [], [], [], []
-    no_loss: list[str] = []
+    no_loss = Names()
     suites: dict[str, Counter[str]] = {}
     more = _Kept()
     for number, cell in enumerate(cells):
@@ -185,6 +185,13 @@ class _Kept(dict):
     """A large dict among a frame's `attrs`, which pandas would copy, entry by entry, with every step of a table."""
 
     def __deepcopy__(self, _memo: dict) -> _Kept:
+        return self
+
+
+class Names(list[str]):
+    """Thousands of names among a frame's `attrs`, which pandas would copy one by one whenever a column is looked at."""
+
+    def __deepcopy__(self, _memo: dict) -> Names:
         return self
 
 
@@ -275,7 +282,7 @@ def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: l
     They are the fixed columns, metrics with their standard errors, times and axes.
     """
     columns = {name: [row[name] for row in rows] for name in FIXED}
-    names: dict[str, list[str]] = {"metrics": [], "axes": []}
+    names: dict[str, list[str]] = {"metrics": Names(), "axes": Names()}
     found = {name for result in results for name in result}
     missing = (math.nan, math.nan)
     for name in (*METRICS, *sorted(found - set(METRICS))):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ratplus.analysis.frame.aggregate import RUN, first_problem, in_order, run_name
+from ratplus.analysis.frame.load import Names
 from ratplus.analysis.frame.query import select
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_column
@@ -52,7 +53,7 @@ def compare_cells(folder: Path, names: list[str], where: str | None = None) -> C
         ValueError: a name that stands for no cell or for several patterns, the same one twice, or nothing finished.
     """
     frame = in_order(read_folders([folder]))
-    frame.attrs["metrics"] = [name for name in frame.attrs["metrics"] if frame[name].notna().any()]
+    frame.attrs["metrics"] = Names(name for name in frame.attrs["metrics"] if frame[name].notna().any())
     if where:
         attrs = frame.attrs
         frame = select(frame, where)[0]

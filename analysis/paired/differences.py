@@ -109,13 +109,16 @@ def with_differences(frame: pd.DataFrame, names: Iterable[str] | Mapping[str, st
     found = differences_of(frame)
     groups = keys_of(frame, GROUP)
     places = reference_places(frame, reference_cells(frame, baseline_of(frame)))
+    # Asked once, since there may be thousands of names.
+    ids = [cell for (cell,) in keys_of(frame, ["cell"])]
+    place_of = {column: place for place, column in enumerate(frame.columns)}
     parts, last = [], 0
     for name, known in _named(names):
         cells, rows = found.cells.get(known, {}), found.rows.get(known, {})
         added: dict[str, Any] = {f"{name}_delta": deltas_to(frame, name, places)}
         added |= _columns(name, groups, rows)
-        added[f"{name}_delta_pm"] = [cells.get(cell, math.nan) for (cell,) in keys_of(frame, ["cell"])]
-        parts.append((list(frame.columns).index(f"{name}_stderr") + 1, pd.DataFrame(added, index=frame.index)))
+        added[f"{name}_delta_pm"] = [cells.get(cell, math.nan) for cell in ids]
+        parts.append((place_of[f"{name}_stderr"] + 1, pd.DataFrame(added, index=frame.index)))
     pieces: list[pd.DataFrame] = []
     for place, part in sorted(parts, key=lambda pair: pair[0]):
         pieces += [frame.iloc[:, last:place], part]

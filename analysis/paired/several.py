@@ -11,6 +11,7 @@ import pandas as pd
 
 from ratplus.analysis.frame.aggregate import first_problem
 from ratplus.analysis.frame.all_sweeps import NoSweeps, read_all
+from ratplus.analysis.frame.load import Names
 from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.frame.tasks import is_cost, recorded
 from ratplus.analysis.paired.samples import asked
@@ -37,7 +38,7 @@ def read_folders(folders: Iterable[Path]) -> pd.DataFrame:
         sweeps = [names[Path(folder)] for folder in frame["folder"]]
         frame["variant"] = [f"sweep={s}, {v}" if v else f"sweep={s}" for s, v in zip(sweeps, frame["variant"])]
     frame["evaluations"] = [found.evaluations[key] for key in zip(frame["folder"], frame["cell"])]
-    frame.attrs = {"metrics": [name for name in found.metrics if name in frame]}
+    frame.attrs = {"metrics": Names(name for name in found.metrics if name in frame)}
     return frame
 
 
