@@ -144,7 +144,7 @@ def test_values_that_are_refused():
 
 def test_heads_that_share_keys_need_one_pattern():
     mixed = PatternMap.per_head([Pattern(), Pattern(4), Pattern(8), Pattern(8)], 2)
-    message = r"heads 0 to 1 of layer 0 share keys and values \(model\.kv_heads=2\), .* but have D1, D4; change"
+    message = r"heads 0 to 1 of layer 0 share keys and values \(model\.kv_heads=2\), .* but have D1, D4; give them one"
     for call in (lambda m: m(torch.zeros(1, 4, dtype=torch.long), mixed), lambda m: m.new_cache(1, mixed, 8)):
         with pytest.raises(ValueError, match=message):
             call(grouped(2))
