@@ -42,8 +42,9 @@ def test_every_shipped_choice_composes_and_builds(group, name):
 
 
 def test_every_shipped_pattern_fits_every_shipped_model():
-    """But for patterns that differ between heads which share keys and values."""
-    models = shipped("model")
+    """But for patterns that differ between heads which share keys and values, and models without attention."""
+    states = ["gated_deltanet_tiny", "mamba2_tiny"]
+    models = [model for model in shipped("model") if model not in states]
     sharing = [model for model in models if model.endswith(("gqa", "mqa"))]
     own = [model for model in models if model not in sharing]
     patterns = [pattern for pattern in shipped("pattern") if pattern not in ("hybrid_heads", "snapkv")]
@@ -56,6 +57,11 @@ def test_every_shipped_pattern_fits_every_shipped_model():
     for model in sharing:
         with pytest.raises(UsageError, match="share keys and values .*so they must have the same pattern"):
             compose_one(["pattern=hybrid_heads", f"model={model}"])
+    assert builds(compose_cells(["pattern=dense", f"model={','.join(states)}"])) == 2
+    for model in states:
+        for pattern in ("dilated", "streaming", "topk"):
+            with pytest.raises(UsageError, match=r"^pattern: got .* has no pattern: .*; use dense \(D1\)$"):
+                compose_one([f"pattern={pattern}", f"model={model}"])
 
 
 def test_defaults_are_one_dense_cell():
