@@ -25,6 +25,7 @@ UNSEEN = {
     "pyarrow", "zstandard", "tokenizers", "sentencepiece",  # imported by a name that stands in a table
     "hydra-optuna-sweeper",  # a plugin that Hydra finds by itself
     "jieba", "fuzzywuzzy", "rouge", "nltk", "wonderwords",  # imported by lm-eval's tasks
+    "accelerate",  # imported by lm-eval for its `--model hf`
     "pytest", "pytest-mpl", "pytest-xdist", "jupytext", "ruff", "ty",  # tools
     "playwright", "axe-playwright-python", "hypothesis", "protobuf",  # imported by tests alone
 }  # fmt: skip
