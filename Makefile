@@ -6,6 +6,10 @@ STAMP := $(VENV)/.installed
 TYPED := $(VENV)/typing/ratplus
 OLDEST_TRITON := $(VENV)/triton-3.6/.installed
 
+# An environment that another Python made is made anew: over it, a mixture of both would come out that cannot import ssl.
+WHICH := import sys; print(sys.version, sys.base_prefix)
+environment = test "$$($(1)/bin/python -c '$(WHICH)' 2>/dev/null)" = "$$($(PYTHON) -c '$(WHICH)')" || $(PYTHON) -m venv --clear $(1)
+
 .PHONY: setup demo foreign test test-all test-slurm programs lint audit links format docs gpu-check gpu-bench gpu-ladder clean
 
 setup: $(STAMP)
@@ -14,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "ratplus needs Python >= 3.11; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	@echo "Setting up $(VENV): once, about two minutes"
-	$(PYTHON) -m venv $(VENV)
+	$(call environment,$(VENV))
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
@@ -60,7 +64,7 @@ test-all: $(ALL)/.installed programs
 
 $(ALL)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(ALL): once, some minutes"
-	$(PYTHON) -m venv $(ALL)
+	$(call environment,$(ALL))
 	$(ALL)/bin/pip install --disable-pip-version-check -c constraints.txt -e ".[$(EVERY_EXTRA)]"
 	@if [ "$$(uname -s) $$(uname -m)" = "Linux x86_64" ]; then \
 		$(ALL)/bin/pip install --disable-pip-version-check --no-deps --upgrade --target $(ALL)/triton-3.6 triton==3.6.0; fi
