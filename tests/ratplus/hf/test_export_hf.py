@@ -58,6 +58,10 @@ def cached_code(tmp_path_factory, monkeypatch):
     place = tmp_path_factory.mktemp("modules")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(place))
     monkeypatch.syspath_prepend(str(place))
+    # A test that ran before in this process may have imported ratplus.hf, and its classes would be taken instead.
+    auto = transformers.models.auto
+    for registered in (auto.configuration_auto.CONFIG_MAPPING, auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING):
+        monkeypatch.setattr(registered, "_extra_content", {})
 
 
 @pytest.mark.parametrize("name", SHAPES)
