@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ratplus.checkpoint import load
 from ratplus.checkpoint.facts import default_patterns, family_of, read_facts
@@ -262,3 +262,19 @@ def test_words_of_import(place, capsys, monkeypatch):
     capsys.readouterr()
     assert "some/other: no such folder here, and the Hugging Face hub has no such model" in line("some/other", "x")
     assert asked == [("some/model", "v1"), ("some/other", None)]
+
+
+@pytest.mark.slow
+def test_sharded_ranks_adapt_it_as_one_process_does(place):
+    trained = []
+    for trainer in (["trainer=single"], ["trainer=fsdp", "trainer.devices=2"]):
+        output = trainer[0].partition("=")[2]
+        words = ["train.adapt.steps=4", "train.adapt.batch=4", "train.precision=float32", "pattern=dilated"]
+        assert ratplus("adapt", *WORDS, *words, *trainer, f"output={output}") == 0
+        (weights,) = Path(output).glob("adapt/*/model.safetensors")
+        trained.append(load_file(weights))
+    before = load_file("ours/model.safetensors")
+    assert set(trained[0]) == set(trained[1]) == set(before)
+    for name, alone in trained[0].items():
+        assert torch.allclose(trained[1][name], alone, atol=2e-5), name
+    assert max((alone - before[name]).abs().max() for name, alone in trained[0].items()) > 1e-3
