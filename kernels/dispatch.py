@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from torch import Tensor
@@ -28,12 +29,25 @@ def implementation(op: str, d_head: int, *tensors: Tensor) -> str:
     the Triton kernels don't support them. Raises ValueError for an unknown value of the environment variable, and for
     `fused` where it can't run.
     """
+    return choose(
+        op,
+        tensors[0].device.type == "cuda",
+        lambda: unsupported(d_head, *tensors) if HAS_TRITON else "Triton is not installed",
+    )
+
+
+def choose(op: str, on_cuda: bool, no_fused: Callable[[], str | None]) -> str:
+    """As `implementation`, for operators whose fused path has other limits.
+
+    Args:
+        no_fused: says in one line why the fused path can't run, or None if it can; asked only where it would run.
+    """
     choice = forced()
     if choice in ("reference", "eager"):
         return choice
-    if not choice and tensors[0].device.type != "cuda":
+    if not choice and not on_cuda:
         return "eager"
-    reason = unsupported(d_head, *tensors) if HAS_TRITON else "Triton is not installed"
+    reason = no_fused()
     if reason is None:
         return "fused"
     if choice:
@@ -44,7 +58,7 @@ def implementation(op: str, d_head: int, *tensors: Tensor) -> str:
 
 def warn(text: str) -> bool:
     """Say it once a place that calls an operator."""
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=5)
     return True
 
 

@@ -10,7 +10,7 @@ On CUDA they are the Triton kernels of the package fla-core where it is installe
 import torch
 from torch import Tensor
 
-from ratplus.kernels.dispatch import VARIABLE, forced, warn
+from ratplus.kernels.dispatch import choose
 from ratplus.kernels.linear_attention import fused
 from ratplus.kernels.linear_attention.eager import chunked
 from ratplus.kernels.linear_attention.reference import recurrent
@@ -84,18 +84,7 @@ def _implementation(op: str, k: Tensor, v: Tensor) -> str:
 
     Raises ValueError where RATPLUS_KERNELS=fused can't be done.
     """
-    choice = forced()
-    if choice in ("reference", "eager"):
-        return choice
-    if not choice and v.device.type != "cuda":
-        return "eager"
-    reason = no_fused_reason(op, k.shape[3], v)
-    if reason is None:
-        return "fused"
-    if choice:
-        raise ValueError(f"{VARIABLE}=fused: {op} can't run as a Triton kernel: {reason}")
-    warn(f"{op} runs on the slower eager path: {reason}")
-    return "eager"
+    return choose(op, v.device.type == "cuda", lambda: no_fused_reason(op, k.shape[3], v))
 
 
 def no_fused_reason(op: str, d_k: int, v: Tensor) -> str | None:

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice, product
 from pathlib import Path
-from typing import cast, get_type_hints
+from typing import cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ratplus import conf
@@ -29,11 +29,12 @@ from ratplus.records.record import flatten
 from ratplus.records.secrets import secret_variable_in
 from ratplus.sweeps.define import grid
 from ratplus.sweeps.define.given_model import take_shape
-from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line, omegaconf_line
+from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.open_keys import NO_EFFECT, open_keys, open_line, refuse_hydra_section, refuse_open
 from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
 from ratplus.sweeps.define.pattern_labels import labels_as_keys
+from ratplus.sweeps.define.typed import SECTIONS, typed
 from ratplus.sweeps.define.yaml_aliases import refuse_many_aliases
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -230,7 +231,7 @@ class _Composer:
         """
         if words in self._composed:
             return self._composed[words]
-        groups = [w for w in words if re.fullmatch(r"\w+=\w+", w) and w.partition("=")[0] in _SECTIONS]
+        groups = [w for w in words if re.fullmatch(r"\w+=\w+", w) and w.partition("=")[0] in SECTIONS]
         if len({w.partition("=")[0] for w in groups}) < len(groups):
             return self._by_hydra(words)  # a group is chosen twice, and Hydra's error says so
         rest = tuple(w for w in words if w not in groups)
@@ -318,48 +319,6 @@ def _shipped_files() -> tuple[tuple[str, int], ...]:
 @lru_cache(maxsize=1)
 def _composed_of_shipped(_files: tuple) -> dict[tuple, tuple[dict, dict]]:
     return {}
-
-
-_SECTIONS = {f.name: f.default_factory for f in fields(Config) if is_dataclass(f.default_factory)}
-_TYPES = get_type_hints(Config)
-_Scalars = make_dataclass(
-    "_Scalars", [(f.name, _TYPES[f.name], f.default) for f in fields(Config) if f.name not in _SECTIONS]
-)
-_typed: dict[tuple[str, str], object] = {}
-
-
-def typed(plain: dict) -> Config:
-    """Validate plain values (nested dicts); returns them as a Config.
-
-    The values may stand in a folder that somebody else wrote, so nothing in them is resolved.
-
-    Raises:
-        UsageError: unknown key, wrong type, or impossible value.
-    """
-    if "${" in repr(plain):
-        key, value = next((k, v) for k, v in flatten(plain).items() if "${" in repr((k, v)))
-        raise UsageError(f"{key}: got {value!r}; ${{...}} is resolved in config files and overrides alone")
-    try:
-        sections = {name: _section(name, plain.get(name, {})) for name in _SECTIONS}
-        others = {name: value for name, value in plain.items() if name not in _SECTIONS}
-        if (key := ("", repr(others))) not in _typed:
-            _typed[key] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_Scalars), others))
-        scalars = copy.deepcopy(_typed[key])
-        return Config(**sections, **vars(scalars))
-    except OmegaConfBaseException as error:
-        raise UsageError(omegaconf_line(error)) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _section(name: str, plain):
-    """Validate one section. Cells of a sweep share most of their sections, and validating one takes milliseconds."""
-    key = (name, repr(plain))
-    if key not in _typed:
-        # The section stands under its name here, so that errors name the whole key.
-        schema = OmegaConf.create({name: OmegaConf.structured(_SECTIONS[name])})
-        _typed[key] = OmegaConf.to_object(cast(DictConfig, OmegaConf.merge(schema, {name: plain}))[name])
-    return copy.deepcopy(_typed[key])
 
 
 def _refuse_secret(key: str, value) -> None:

@@ -142,7 +142,7 @@ def name_axes(cells: list[Entry]) -> None:
 
 
 def cell_config(entry: Entry) -> dict:
-    """The plain config of a manifest entry's cell, as `compose.typed` takes it."""
+    """The plain config of a manifest entry's cell, as `typed` takes it."""
     model = {k: v for k, v in entry["config"]["model"].items() if k != "vocab_size"}
     return {**entry["config"], **entry["run"], "model": model}
 

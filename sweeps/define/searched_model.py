@@ -17,9 +17,10 @@ from ratplus.data.sources import corpus_of, made_corpus
 from ratplus.records.find_stage import find_stage
 from ratplus.records.manifest import MANIFEST_FILE, evaluations, read_manifest
 from ratplus.records.record import TRAINING
-from ratplus.sweeps.define.compose import compose_one, typed
+from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.define.typed import typed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ratplus.sweeps.define.compose import typed
+from ratplus.sweeps.define.typed import typed
 
 if TYPE_CHECKING:
     from ratplus.stages.plan import Plan

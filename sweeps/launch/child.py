@@ -24,8 +24,8 @@ from ratplus.records.reading import open_own, open_plain
 from ratplus.records.record import RECORD_FILE, provenance, write_record
 from ratplus.records.status import stage_state
 from ratplus.stages.failures import describe_failure, memory_advice
-from ratplus.sweeps.define.compose import typed
 from ratplus.sweeps.define.manifest import planned_stages
+from ratplus.sweeps.define.typed import typed
 from ratplus.sweeps.launch.cell import EXIT_FAILED
 from ratplus.sweeps.launch.progress import LOGS, Watch, job_file
 from ratplus.sweeps.launch.work import Job

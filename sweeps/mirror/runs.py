@@ -222,7 +222,7 @@ def sweep_runs(folder: Path, checkpoints: bool | None = None) -> tuple[list[RunS
 
 def _stage_facts(entry: Entry, stage: str) -> tuple[dict, str | None] | None:
     """Config and parent of a stage that has no record yet, from the manifest; None if they don't hash to its id."""
-    from ratplus.sweeps.define.compose import typed
+    from ratplus.sweeps.define.typed import typed
 
     config = typed(cell_config(entry))
     stages = planned_stages(config, entry["corpus"], entry["config"]["model"]["vocab_size"])

@@ -23,9 +23,10 @@ from ratplus.records.manifest import Added, Entry, added_entry, evaluations, rea
 from ratplus.records.status import stage_state
 from ratplus.stages.plan import plan
 from ratplus.stages.store import check_store
-from ratplus.sweeps.define.compose import compose_one, typed
+from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.manifest import add_suites, cell_config
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.define.typed import typed
 from ratplus.sweeps.launch.cell import EXIT_FAILED
 
 # The words that may follow: what is asked, and how and where it is run.

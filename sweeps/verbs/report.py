@@ -90,8 +90,8 @@ def measure_sweep_gates(folder: Path) -> list[Path]:
     from ratplus.records.status import stage_state
     from ratplus.stages.cell import Cell
     from ratplus.stages.run_stage import Surroundings, training_device
-    from ratplus.sweeps.define.compose import typed
     from ratplus.sweeps.define.manifest import cell_config
+    from ratplus.sweeps.define.typed import typed
 
     written = []
     for entry in read_manifest(folder)["cells"]:

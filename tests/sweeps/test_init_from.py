@@ -14,8 +14,9 @@ from ratplus.checkpoint import load, save
 from ratplus.stages.cell import Cell
 from ratplus.stages.run_stage import Surroundings
 from ratplus.sweeps import cli
-from ratplus.sweeps.define.compose import compose_one, typed
+from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.manifest import cell_config, plan_cells, planned_stages
+from ratplus.sweeps.define.typed import typed
 
 WORDS = [
     "data=text", "data.path=text.txt", "data.recall.fraction=0", "model=ratplus_nano", "model.layers=3",

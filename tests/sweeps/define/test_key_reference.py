@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ratplus.sweeps.define.compose import compose_one, typed
+from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.key_reference import STAGES, page, tables
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.define.typed import typed
 
 PAGE = Path(__file__).parents[3] / "docs/reference/keys.md"
 KEYS = {key.name.replace("<stage>", stage): key for _, _, keys in tables() for key in keys for stage in STAGES}

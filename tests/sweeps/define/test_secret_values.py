@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from ratplus.records.manifest import read_manifest
-from ratplus.sweeps.define.compose import compose_one, typed
+from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.manifest import cell_config
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.reproduce import command, reproducer
+from ratplus.sweeps.define.typed import typed
 
 OLD = Path(__file__).parents[2] / "data" / "sweep_before_folders" / "sweep"
 

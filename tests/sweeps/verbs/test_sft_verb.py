@@ -12,8 +12,8 @@ from ratplus.records.manifest import read_manifest
 from ratplus.records.record import read_record
 from ratplus.stages.cell import Cell
 from ratplus.stages.run_stage import Surroundings
-from ratplus.sweeps.define.compose import typed
 from ratplus.sweeps.define.manifest import cell_config
+from ratplus.sweeps.define.typed import typed
 from ratplus.sweeps.mirror.runs import sweep_runs
 
 SFT = ["train.sft.steps=3", "train.sft.tasks=[niah_single_1]", "train.sft.template=short", "train.sft.digits=1",
