@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-_LONGEST_LINE = 4_000
+from ratplus.sweeps.define.mistakes import mistake_line, say, say_error, to_nowhere
+
 EXIT_MISTAKE = 2
 EXIT_OUR_FAULT = 70  # as sysexits.h calls an internal software error
 EXIT_CTRL_C = 130
@@ -32,31 +33,16 @@ def leave(command: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = EXIT_CTRL_C
     except BrokenPipeError:
-        _to_nowhere("stdout", "stderr")
+        to_nowhere("stdout", "stderr")
         code = EXIT_BROKEN_PIPE
-    except ValueError as error:
-        # Every mistake that a user can mend is raised as a ValueError with a message of one line.
-        code = _mistake(str(error))
-    except OSError as error:
-        code = _mistake(f"{error.filename or 'input or output'}: {error.strerror or error}")
-    except MemoryError as error:
-        code = _mistake(f"not enough memory on this machine ({str(error) or 'an allocation was refused'})")
-    except RuntimeError as error:
-        # What torch raises where the system refuses memory is no MemoryError.
-        refused = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
-        code = _mistake("not enough memory on this machine or GPU") if refused else _our_fault(error)
-    except ImportError as error:
-        code = _mistake(f"{error}; a package that ratplus needs is missing or damaged: install ratplus again")
     except BaseException as error:  # libraries in Rust panic with an exception that is no Exception
-        code = _our_fault(error)
+        line = mistake_line(error)
+        code = EXIT_MISTAKE if line is not None else _our_fault(error)
+        if line is not None:
+            from ratplus.sweeps.share.unpack import naming_packs
+
+            say_error(naming_packs(line))
     sys.exit(code)
-
-
-def _mistake(line: str) -> int:
-    from ratplus.sweeps.share.unpack import naming_packs
-
-    _say(f"ratplus: error: {naming_packs(line)}")
-    return EXIT_MISTAKE
 
 
 def _our_fault(error: BaseException) -> int:
@@ -72,25 +58,11 @@ def _our_fault(error: BaseException) -> int:
         handle, path = tempfile.mkstemp(prefix="ratplus-fault-", suffix=".txt")
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(scrub(head + text))
-        _say(f"{said}the full trace is in {path}; please report it with that file")
+        say(f"{said}the full trace is in {path}; please report it with that file")
     except OSError as refused:
-        _say(f"{said}no file for the full trace could be written ({refused.strerror}), so it follows")
+        say(f"{said}no file for the full trace could be written ({refused.strerror}), so it follows")
         print(scrub(text), file=sys.stderr)
     return EXIT_OUR_FAULT
-
-
-def _say(line: str) -> None:
-    from ratplus.records.lines import plain
-    from ratplus.records.secrets import scrub
-
-    # Cut before it is searched for secrets, and again where none can be left in two: searching megabytes takes seconds.
-    line = plain(scrub(" ".join(line[: 20 * _LONGEST_LINE].split())))
-    if len(line) > _LONGEST_LINE:  # it may quote what somebody wrote into a file
-        line = f"{line[:_LONGEST_LINE]}…"
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:  # nobody reads it, or there is no room: the exit code is all that is left to tell
-        _to_nowhere("stderr")
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------
@@ -125,16 +97,5 @@ def _flush() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _to_nowhere("stdout")
+        to_nowhere("stdout")
         raise OSError(error.errno, error.strerror, "standard output") from None
-
-
-def _to_nowhere(*names: str) -> None:
-    """Lead streams to the null device, so that what they still hold is dropped without a word."""
-    for name in names:
-        try:
-            handle = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(handle, getattr(sys, name).fileno())
-            os.close(handle)
-        except (OSError, ValueError, AttributeError):  # a stream of a test's, without a file
-            continue

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ratplus.checkpoint.facts import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -25,7 +28,7 @@ from ratplus.checkpoint.own_tokenizer import carry, link_or_copy
 from ratplus.checkpoint.retrofit import with_recurrence
 from ratplus.checkpoint.start import adds_recurrence
 from ratplus.checkpoint.targets import check_free, check_target, is_model_folder
-from ratplus.checkpoint.tensor_file import sha256_of, write_safetensors
+from ratplus.checkpoint.tensor_file import Lazy, sha256_of, write_safetensors
 from ratplus.checkpoint.tokenizer_files import tokenizer_files
 from ratplus.config.model import ModelConfig
 from ratplus.costs.budget import parameters
@@ -68,12 +71,36 @@ def bring_in(found: Checkpoint, source: Path, folder: Path, force: bool = False)
         force: replace another model that lies there; without it, only the same one may be written again.
 
     Raises:
-        CheckpointError: `folder` holds another model's files, or is a stage's of a sweep.
+        CheckpointError: `folder` holds another model's files, or is a stage's of a sweep; or weights are not finite.
     """
     check_target(folder, source)
     if not force and not _same_model(folder, found):
         check_free(folder, (CONFIG_FILE, WEIGHTS_FILE), "another model")
-    save_weights(found.config, found.weights, folder, found.patterns, found.family, found.files, found.tokenizer)
+    weights = {name: _finite(name, tensor, source) for name, tensor in found.weights.items()}
+    save_weights(found.config, weights, folder, found.patterns, found.family, found.files, found.tokenizer)
+
+
+def _finite(name: str, tensor: Tensor | Lazy, where) -> Lazy:
+    """A tensor that is made, and looked at, when its turn comes to be written."""
+
+    def make() -> Tensor:
+        made = tensor.make() if isinstance(tensor, Lazy) else tensor
+        _refuse_not_finite(name, made, where)
+        return made
+
+    return Lazy(tuple(tensor.shape), tensor.dtype, make)
+
+
+def _refuse_not_finite(name: str, tensor: Tensor, where) -> None:
+    """Raise CheckpointError for a tensor with NaN or infinite numbers, with which a model answers nothing."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        bad = int(finite.numel() - finite.sum())
+        raise CheckpointError(
+            f"{where}: {name} holds NaN or infinite numbers ({bad:,} of {finite.numel():,}), so its model answers "
+            "nothing; take an undamaged copy, or, if it overflowed where it was saved in float16, one in bfloat16 or "
+            "float32"
+        )
 
 
 def _same_model(folder: Path, found: Checkpoint) -> bool:
@@ -112,7 +139,7 @@ def adopt(
         The number of parameters, and the SHA-256 of the new folder's weights.
 
     Raises:
-        CheckpointError: no weights there, or not the ones that were asked for.
+        CheckpointError: no weights there, not the ones that were asked for, or NaN among them.
     """
     path, target = source / WEIGHTS_FILE, folder / WEIGHTS_FILE
     if from_hub := is_hub_folder(source):
@@ -121,6 +148,8 @@ def adopt(
         found, weights = map_weights(source, sha256)
     there, here = asdict(found), asdict(config)
     changed = [f"{k}={here[k]} instead of {there[k]}" for k in here if k != "max_len" and here[k] != there[k]]
+    for name, tensor in weights.items():
+        _refuse_not_finite(name, tensor, f"model.init_from={source}")
     if changed:
         print_line(f"model.init_from={source}: used with {', '.join(changed)}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ def check_logits(logits: Tensor, model: RATPlus, tokens: Tensor, patterns: Patte
     if not torch.isfinite(logits).all():
         raise BadLogits(
             f"the model's logits are NaN or infinite, {where_it_began(model, tokens, patterns)}; "
-            "the training run diverged: lower its learning rate"
+            "the training run diverged (lower its learning rate), or the weights that it began with are damaged or not "
+            "of this shape (import them again)"
         )
 
 

@@ -83,6 +83,10 @@ class PatternMap:
                     )
         return PatternMap(tuple(row[::group] for row in self.rows))
 
+    def __repr__(self) -> str:
+        """Its label and size, in place of every head's fields."""
+        return f"PatternMap({self.label!r}, layers={self.layers}, heads={self.heads})"
+
     def __getitem__(self, layer: int) -> tuple[Pattern, ...]:
         return self.rows[layer]
 

@@ -18,12 +18,18 @@ EXIT_USAGE = 2
 
 
 def run_cell(
-    plain: dict, stages: dict[str, str], folder: Path, last: str, progress: Callable, print_line: Callable[[str], None]
+    plain: dict,
+    stages: dict[str, str],
+    folder: Path,
+    last: str,
+    progress: Callable,
+    print_line: Callable[[str], None],
+    print_failure: Callable[[Exception], int] | None = None,
 ) -> int:
     """Run a cell up to the stage `last`; returns 0, EXIT_FAILED, EXIT_USAGE or 128 + signal.
 
-    When this returns, a failure is in the stage's record, and its traceback has been printed. Ranks other than 0 of
-    torchrun or srun never return: what follows a cell, such as the report, is rank 0's alone.
+    When this returns, a failure is in the stage's record. Ranks other than 0 of torchrun or srun never return: what
+    follows a cell, such as the report, is rank 0's alone.
 
     Args:
         plain: the cell's plain config.
@@ -31,6 +37,7 @@ def run_cell(
         folder: the sweep folder.
         progress: called with (stage name, steps done, steps in all, numbers).
         print_line: called with each line for the user.
+        print_failure: tells of what went wrong, and returns the exit code. None prints it as a log needs it.
     """
     from ratplus.records.record import code_version
     from ratplus.training.ranks import external_place
@@ -52,7 +59,7 @@ def run_cell(
         _check_planned(cell.plan, stages)
         cell.run(last)
 
-    code = _exit_code(run, print_line)
+    code = _exit_code(run, print_line, print_failure or (lambda error: _log_failure(error, print_line)))
     place = external_place() if config.trainer.strategy != "single" else None
     if place is not None and place.rank > 0:
         sys.exit(code)
@@ -75,27 +82,37 @@ def _check_planned(found: Plan, planned: dict[str, str]) -> None:
             )
 
 
-def _exit_code(work: Callable[[], None], print_line: Callable[[str], None]) -> int:
-    from ratplus.checkpoint.facts import CheckpointError
-    from ratplus.data.corpus import CorpusError
-    from ratplus.records.record import RecordError
-    from ratplus.records.secrets import scrub
-    from ratplus.training.errors import Diverged, Interrupted, LayoutError
+def _exit_code(work: Callable[[], None], print_line: Callable[[str], None], failed: Callable[[Exception], int]) -> int:
+    from ratplus.training.errors import Interrupted
 
     try:
         work()
     except Interrupted as error:
         print_line(str(error))
         return 128 + error.number
-    except (CheckpointError, CorpusError, LayoutError, RecordError) as error:
-        print_line(scrub(f"{type(error).__name__}: {error}"))
-        return EXIT_USAGE
-    except (Diverged, OSError) as error:
-        # The numbers or the disk are at fault rather than the code, and the record has the traceback.
-        print_line(scrub(f"{type(error).__name__}: {error}"))
-        return EXIT_FAILED
     except Exception as error:
-        print(scrub(traceback.format_exc()), file=sys.stderr, flush=True)
-        print_line(scrub(f"{type(error).__name__}: {error}"))
-        return EXIT_FAILED
+        return failed(error)
     return 0
+
+
+def code_of(error: Exception) -> int:
+    """EXIT_USAGE for what is wrong with files or settings, EXIT_FAILED for what went wrong at work."""
+    from ratplus.checkpoint.facts import CheckpointError
+    from ratplus.data.corpus import CorpusError
+    from ratplus.records.record import RecordError
+    from ratplus.training.errors import LayoutError
+
+    return EXIT_USAGE if isinstance(error, (CheckpointError, CorpusError, LayoutError, RecordError)) else EXIT_FAILED
+
+
+def _log_failure(error: Exception, print_line: Callable[[str], None]) -> int:
+    """Print a failure into a log; whoever started this process shows the last line."""
+    from ratplus.records.secrets import scrub
+    from ratplus.training.errors import Diverged
+
+    code = code_of(error)
+    # Of files, numbers and the disk the line says all, and the record has the traceback.
+    if code != EXIT_USAGE and not isinstance(error, (Diverged, OSError)):
+        print(scrub("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
+    print_line(scrub(f"{type(error).__name__}: {error}"))
+    return code

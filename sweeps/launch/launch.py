@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratplus.config.cell import Config
+from ratplus.records.lock import LockLost
 from ratplus.records.manifest import Entry
-from ratplus.records.status import stage_state
+from ratplus.records.status import cell_state, stage_state
 from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
 from ratplus.sweeps.batch.sbatch_options import check_gpus
 from ratplus.sweeps.define.manifest import cell_config
-from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch.cell import EXIT_FAILED, run_cell
+from ratplus.sweeps.define.mistakes import UsageError, mistake_line, say_error
+from ratplus.sweeps.launch.cell import EXIT_FAILED, code_of, run_cell
 from ratplus.sweeps.launch.lost_work import record_lost, record_lost_jobs
 from ratplus.sweeps.launch.progress import LOGS, ProgressFile, at_work
 from ratplus.sweeps.launch.work import WorkItem, due_items, threads_per_cell, work_items
+from ratplus.training.errors import Diverged, PeerFailed
 from ratplus.training.ranks import external_place
 
 if TYPE_CHECKING:
@@ -159,6 +161,14 @@ def _run_single(entry: Entry, folder: Path, last: str) -> int:
     console = PipeConsole(stderr=True, highlight=False, soft_wrap=True)
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
     file = ProgressFile(folder / LOGS / f"{entry['stages'][last]}.progress.json")
+    failures: list[Exception] = []
+
+    def failed(error: Exception) -> int:
+        if not first_rank:
+            return _say_failure(error, entry, folder, last)
+        failures.append(error)  # told below the bars, as the last line
+        return code_of(error)
+
     with progress_bars(console) as bars:
         shown: dict[str, TaskID] = {}
 
@@ -171,12 +181,38 @@ def _run_single(entry: Entry, folder: Path, last: str) -> int:
 
         try:
             with _terminated_in_order(), at_work(folder, entry["stages"][last]) if first_rank else nullcontext():
-                return run_cell(
+                code = run_cell(
                     cell_config(entry), entry["stages"], folder, last, progress,
-                    print_line=lambda line: console.print(line, markup=False),
+                    print_line=lambda line: console.print(line, markup=False), print_failure=failed,
                 )  # fmt: skip
         finally:
             file.remove()
+    return _say_failure(failures[0], entry, folder, last) if failures else code
+
+
+def _say_failure(error: Exception, entry: Entry, folder: Path, last: str) -> int:
+    """One line for a failure in this process, as any other mistake is told; returns the exit code.
+
+    Raises:
+        Exception: the error itself, where no record tells of it and the way out of all commands knows better.
+    """
+    state = cell_state(folder, entry["stages"], last)
+    told = state.record["error"] if state.record is not None and state.status == "failed" else None
+    if told is None or told["type"] != getattr(error, "failure", {"type": type(error).__name__})["type"]:
+        if not isinstance(error, (Diverged, LockLost, PeerFailed)):
+            raise error
+        say_error(str(error))
+        return EXIT_FAILED
+    words = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError) and error.filename:
+        words = f"{error.filename}: {words}"
+    stage_id = entry["stages"][state.stage]
+    line = f"{state.stage} {stage_id}: {words}"
+    if mistake_line(error) is None and not isinstance(error, Diverged):
+        show = shlex.join(["ratplus", "show", stage_id, str(folder)])
+        line = f"{state.stage} {stage_id}: {told['type']}: {words}; `{show}` has the trace"
+    say_error(line)
+    return code_of(error)
 
 
 @contextmanager

@@ -243,6 +243,11 @@ def test_map_labels_and_round_trip():
         assert PatternMap.from_dict(made.to_dict(), made.layers, made.heads) == made
 
 
+def test_a_map_is_shown_by_its_label():
+    rows = [Pattern(), Pattern(dilation=64)]
+    assert repr(PatternMap.per_layer(rows, 3)) == "PatternMap('layers[D1,D64]', layers=2, heads=3)"
+
+
 def test_equal_maps_have_equal_plain_forms():
     by_list = build_map([[16, 16], [16, 16]], 0, 0, 2, 2)
     assert by_list.to_dict() == PatternMap.uniform(Pattern(16), 2, 2).to_dict()

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ratplus.checkpoint import load
-from ratplus.checkpoint.facts import default_patterns, family_of, read_facts
+from ratplus.checkpoint import load, save
+from ratplus.checkpoint.adopt import adopt
+from ratplus.checkpoint.facts import CheckpointError, default_patterns, family_of, read_facts
 from ratplus.checkpoint.llama.weights import names_of
 from ratplus.checkpoint.llama.words import read_llama
 from ratplus.pattern import Pattern
@@ -278,3 +279,23 @@ def test_sharded_ranks_adapt_it_as_one_process_does(place):
     for name, alone in trained[0].items():
         assert torch.allclose(trained[1][name], alone, atol=2e-5), name
     assert max((alone - before[name]).abs().max() for name, alone in trained[0].items()) > 1e-3
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(place, capsys, number):
+    path = Path("theirs/model.safetensors")
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = number
+    save_file(weights, path)
+    assert ratplus("import", "theirs", "new") == 2
+    line = "ffn.up.weight holds NaN or infinite numbers (1 of 2,816), so its model answers nothing; take an undamaged"
+    assert line in capsys.readouterr().err
+    assert not list(Path("new").glob("model*"))
+    # A model folder that something else wrote.
+    model = load("ours")
+    with torch.no_grad():
+        model.state_dict()["layers.1.ffn.up.weight"][3, 5] = number
+    save(model, "odd")
+    with pytest.raises(CheckpointError, match=r"model\.init_from=odd: layers\.1\.ffn\.up\.weight holds NaN"):
+        adopt(Path("odd"), Path("stage"), model.config, read_facts("odd")[1])
+    assert not Path("stage").exists()
