@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class StepTime:
     tokens_per_second: float
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, commands: Commands | None = None) -> int:
     """Exit code: 0 if every cell is done, 1 if not (the time was up, or some failed), 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m ratplus.sweeps.runner.timed_sweep", description=__doc__.partition("\n")[0]
@@ -72,21 +73,27 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.step_times:
             write_atomically(arguments.step_times, json.dumps([vars(found) for found in measure(cells)]))
             return 0
-        return run(cells, arguments.overrides, time.monotonic() + arguments.seconds, arguments.out, arguments.steps)
+        deadline = time.monotonic() + arguments.seconds
+        return run(cells, arguments.overrides, deadline, arguments.out, arguments.steps, commands)
     except ValueError as error:
         print(f"timed_sweep: error: {error}", file=sys.stderr)
         return 2
 
 
-def run(cells: list[Composed], overrides: list[str], deadline: float, out: Path, asked: int | None = None) -> int:
+def run(
+    cells: list[Composed], overrides: list[str], deadline: float, out: Path, asked: int | None = None,
+    commands: Commands | None = None,
+) -> int:  # fmt: skip
     """Run the sweep until `deadline` (time.monotonic()); returns the exit code of `main`.
 
     Args:
         asked: steps of each pretraining; None chooses as many as the time allows.
+        commands: what runs the work; None is processes of their own.
 
     Raises:
         UsageError: too little time, or `asked` is none.
     """
+    commands = commands or Commands()
     folder = sweep_folder(cells)
     if asked is not None and asked < 1:
         raise UsageError(f"--steps: got {asked}; it must be ≥ 1")
@@ -95,18 +102,18 @@ def run(cells: list[Composed], overrides: list[str], deadline: float, out: Path,
     elif asked is not None:
         pretrain, adapt = asked, _adapt_steps(cells, asked)
     else:
-        pretrain, adapt = choose_steps(cells, _measured(overrides, deadline), deadline - time.monotonic())
+        pretrain, adapt = choose_steps(cells, commands.measured(overrides, deadline), deadline - time.monotonic())
     _print_line(
         f"train.pretrain.steps={pretrain} train.adapt.steps={adapt}; {deadline - time.monotonic():.0f} s are left"
     )
     words = ["sweep", *overrides, f"train.pretrain.steps={pretrain}", f"train.adapt.steps={adapt}"]
-    code = _ratplus(words, deadline - REPORT)
+    code = commands.ratplus(words, deadline - REPORT)
     text = "\n\n".join([" ".join(["ratplus", *words]), *summary(folder)])[:MOST_PRINTED]
     write_atomically(out / f"{folder.name}.txt", text + "\n")
     archive = pack(folder, out / f"{folder.name}.tar.gz")
     if code != 0 and (folder / "sweep.json").exists():
         # The figures come after the records are packed: whoever lends the machine may end this at any moment.
-        _ratplus(["report", str(folder)], max(deadline, time.monotonic() + REPORT))
+        commands.ratplus(["report", str(folder)], max(deadline, time.monotonic() + REPORT))
         pack(folder, archive)
     print(f"{archive}: {archive.stat().st_size / 1e6:.2f} MB\n{text}", flush=True)
     return 0 if all_done(folder) else 1
@@ -205,7 +212,7 @@ def _steps_of(folder: Path) -> tuple[int, int] | None:
     return train["pretrain"]["steps"], train["adapt"]["steps"]
 
 
-def _measured(overrides: list[str], deadline: float) -> list[StepTime]:
+def measure_apart(overrides: list[str], deadline: float) -> list[StepTime]:
     """`measure` in a process of its own, which gives the GPU's memory back."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "times.json"
@@ -230,7 +237,7 @@ def _measured(overrides: list[str], deadline: float) -> list[StepTime]:
         return [StepTime(**found) for found in json.loads(path.read_text())]
 
 
-def _ratplus(words: list[str], until: float) -> int:
+def run_ratplus(words: list[str], until: float) -> int:
     """Exit code of `ratplus <words>`, which is told to save and stop at `until`."""
     start = "import sys; from ratplus.sweeps.cli import main; sys.argv[0] = 'ratplus'; main()"
     process = subprocess.Popen([sys.executable, "-P", "-c", start, *words])
@@ -247,6 +254,19 @@ def _ratplus(words: list[str], until: float) -> int:
     except KeyboardInterrupt:
         process.send_signal(signal.SIGTERM)
         raise
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What a timed sweep starts as processes of its own; whoever has another way hands it in.
+
+    Attributes:
+        ratplus: (words, until) -> exit code of `ratplus <words>`, which ends at the time `until` (time.monotonic()).
+        measured: (overrides, deadline) -> times of a step, as `measure` gives them.
+    """
+
+    ratplus: Callable[[list[str], float], int] = run_ratplus
+    measured: Callable[[list[str], float], list[StepTime]] = measure_apart
 
 
 def _print_line(line: str) -> None:

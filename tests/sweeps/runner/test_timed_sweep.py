@@ -13,7 +13,7 @@ from cli_runs import TINY, run_here
 from ratplus.sweeps.define.compose import compose_cells
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.runner import timed_sweep
-from ratplus.sweeps.runner.timed_sweep import REPORT, SHARE, STARTS, StepTime, choose_steps, pack
+from ratplus.sweeps.runner.timed_sweep import REPORT, SHARE, STARTS, Commands, StepTime, choose_steps, pack
 
 ROOT = Path(__file__).parents[3]
 TIMES = [StepTime("ratplus_20m", 0.2, 2, 4, 1e5), StepTime("attention_20m", 0.1, 1, 4, 2e5)]
@@ -46,10 +46,12 @@ def test_measured_run_reported_packed_and_continued(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("A line of text, and another one.\n" * 400)
     words = [*TINY, "pattern=dense", "output=outputs/short", "train.pretrain.steps=20", "train.adapt.steps=2"]
-    monkeypatch.setattr(timed_sweep, "_ratplus", lambda words, until: run_here(*words))
-    monkeypatch.setattr(timed_sweep, "_measured", lambda overrides, _: timed_sweep.measure(compose_cells(overrides)))
+    here = Commands(
+        ratplus=lambda words, until: run_here(*words),
+        measured=lambda overrides, deadline: timed_sweep.measure(compose_cells(overrides)),
+    )
     arguments = [*words, "--seconds", "500", "--out", str(tmp_path / "out")]
-    assert timed_sweep.main(arguments) == 0
+    assert timed_sweep.main(arguments, here) == 0
     said = capsys.readouterr()
     assert "train.pretrain.steps=20 train.adapt.steps=2" in said.err
     text = (tmp_path / "out" / "short.txt").read_text()
@@ -63,10 +65,12 @@ def test_measured_run_reported_packed_and_continued(tmp_path, monkeypatch, capsy
     assert "short/report/index.html" in names
     assert not any(name.endswith((".safetensors", ".pt")) for name in names)
     # The same call goes on with the folder, and does not measure again.
-    monkeypatch.setattr(timed_sweep, "_measured", lambda *_: pytest.fail("measured again"))
-    called = []
-    monkeypatch.setattr(timed_sweep, "_ratplus", lambda words, until: called.append(words) or 0)
-    assert timed_sweep.main(arguments) == 0
+    called: list[list[str]] = []
+    noted = Commands(
+        ratplus=lambda words, until: called.append(words) or 0,
+        measured=lambda overrides, deadline: pytest.fail("measured again"),
+    )
+    assert timed_sweep.main(arguments, noted) == 0
     assert called == [["sweep", *words, "train.pretrain.steps=20", "train.adapt.steps=2"]]
 
 
@@ -75,8 +79,9 @@ def test_an_unfinished_sweep_says_how_far_it_came(tmp_path, monkeypatch, capsys)
     (tmp_path / "text.txt").write_text("A line of text, and another one.\n" * 400)
     words = [*TINY, "pattern=dense", "output=outputs/short", "train.pretrain.steps=20"]
     # As if the time were up after pretraining.
-    monkeypatch.setattr(timed_sweep, "_ratplus", lambda words, until: run_here("pretrain", *words[1:]) or 143)
-    assert timed_sweep.main([*words, "--seconds", "500", "--steps", "10", "--out", str(tmp_path / "out")]) == 1
+    stopped = Commands(ratplus=lambda words, until: run_here("pretrain", *words[1:]) or 143)
+    arguments = [*words, "--seconds", "500", "--steps", "10", "--out", str(tmp_path / "out")]
+    assert timed_sweep.main(arguments, stopped) == 1
     assert "train.pretrain.steps=10 train.adapt.steps=1;" in capsys.readouterr().err
     text = (tmp_path / "out" / "short.txt").read_text()
     assert "missing" in text
@@ -102,7 +107,7 @@ def test_a_command_is_told_to_stop_when_its_time_is_up(monkeypatch):
         return process
 
     monkeypatch.setattr(timed_sweep.subprocess, "Popen", started)
-    assert timed_sweep._ratplus(["sweep"], until=0) == 143
+    assert timed_sweep.run_ratplus(["sweep"], until=0) == 143
 
 
 def test_nothing_there_packs_nothing(tmp_path):

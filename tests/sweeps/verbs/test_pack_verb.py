@@ -245,3 +245,25 @@ def test_an_altered_file_is_refused(tmp_path):
         archive.writestr("sweep.json", MANIFEST["sweep.json"] + b"\n")
         archive.writestr("pack.json", json.dumps(about))
     assert "sweep.json: damaged, or altered since it was packed" in told(tmp_path, path)
+
+
+def test_suites_that_were_added_are_packed_and_kept(place):
+    sweep = place / "outputs" / "sweep"
+    record = json.loads((sweep / "evaluate" / EVALUATED / "record.json").read_text())
+    parts = {key: record[key] for key in ("stage", "parent", "status", "metrics", "timing", "provenance")}
+    added = make_record(**parts, config={**record["config"], "eval": {"text_rows": 9}})
+    own = sweep / "evaluate" / added["id"]
+    own.mkdir()
+    (own / "record.json").write_text(record_text(added))
+    (own / "samples.jsonl").write_text('{"task": "loss", "id": 0, "loss": 1.5, "count": 3}\n')
+    manifest = json.loads((sweep / "sweep.json").read_text())
+    (cell,) = (cell for cell in manifest["cells"] if cell["id"] == EVALUATED)
+    cell["added"] = [{"id": added["id"], "suite": "more", "eval": {"text_rows": 9}}]
+    (sweep / "sweep.json").write_text(json.dumps(manifest))
+    done = ratplus_here(place, "pack", "outputs/sweep", "--out", "added.zip")
+    assert (done.returncode, done.stderr) == (0, "")
+    with zipfile.ZipFile(place / "added.zip") as archive:
+        names = archive.namelist()
+    assert {f"evaluate/{added['id']}/record.json", f"evaluate/{added['id']}/samples.jsonl"} <= set(names)
+    found = json.loads(ratplus_here(place, "gc", "outputs/sweep", "--json").stdout)["unneeded"]
+    assert not [item for item in found if added["id"] in item["path"]]
