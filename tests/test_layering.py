@@ -259,7 +259,7 @@ assert len(LIGHT) > 15
         ("import ratplus; ratplus.Pattern(16)", ("torch", "triton", "pandas", "hydra", "lightning")),
         ("import ratplus.kernels", ("torch", "triton")),
         ("import " + ", ".join(LIGHT), ("torch",)),
-        ("import ratplus.stages.plan, ratplus.stages.failures, ratplus.checkpoint.facts, ratplus.training.errors",
+        ("import ratplus.stages.stage_ids, ratplus.stages.failures, ratplus.checkpoint.facts, ratplus.training.errors",
          ("torch",)),
         ("import ratplus.evaluation.harness, ratplus.data.needles, ratplus.records.samples",
          ("torch", "lm_eval", "datasets")),

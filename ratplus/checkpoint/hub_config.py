@@ -26,7 +26,7 @@ _FOLLOWS = ("hidden_act", "tie_word_embeddings", "num_attention_heads", "interme
 _CLASSES = {"AutoConfig": "RATPlusConfig", "AutoModelForCausalLM": "RATPlusForCausalLM"}
 _OWN = "ratplus_"  # before what has no word of the hub's own
 # Written only where they are not as in every model of before these keys, so that those are exported as ever.
-_YOUNG = ("query_heads", "ffn", "ffn_size", "qkv_bias", "out_bias", "qk_norm", "gate_bias", "tied")
+_LATER_KEYS = ("query_heads", "ffn", "ffn_size", "qkv_bias", "out_bias", "qk_norm", "gate_bias", "tied")
 _DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 
 
@@ -34,7 +34,7 @@ def words_of(config: ModelConfig, sha256: str) -> dict:
     """What config.json says of a model."""
     plain = asdict(config)
     scaling = {theirs: plain[ours] for ours, theirs in _ROPE.items() if plain[ours] is not None}
-    told = {*_KEYS, *_ROPE, "ffn_mult", "kv_heads"} | {key for key in _YOUNG if plain[key] == _DEFAULTS[key]}
+    told = {*_KEYS, *_ROPE, "ffn_mult", "kv_heads"} | {key for key in _LATER_KEYS if plain[key] == _DEFAULTS[key]}
     return {theirs: plain[ours] for ours, theirs in _KEYS.items()} | {
         "architectures": ["RATPlusForCausalLM"],
         "auto_map": {auto: f"modeling_ratplus.{name}" for auto, name in _CLASSES.items()},

@@ -18,9 +18,9 @@ from ratplus.evaluation.checks import check_suites
 from ratplus.pattern import PatternMap
 from ratplus.records.lock import FolderLock
 from ratplus.stages.peak_memory import gpu_peak
-from ratplus.stages.plan import Stage, plan
 from ratplus.stages.run_stage import Result, Surroundings, run_stage, training_device
 from ratplus.stages.shared import run_shared
+from ratplus.stages.stage_ids import Stage, plan
 from ratplus.training.ranks import place_of
 
 if TYPE_CHECKING:

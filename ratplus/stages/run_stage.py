@@ -26,7 +26,7 @@ from ratplus.records.record import (
 )
 from ratplus.stages.failures import failure_of
 from ratplus.stages.peak_memory import peak_memory, reset_gpu_peak
-from ratplus.stages.plan import Stage
+from ratplus.stages.stage_ids import Stage
 from ratplus.stages.store import claimed
 from ratplus.training.errors import Interrupted
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from ratplus.config.cell import Config
 from ratplus.records.record import STAGES, TRAINING, Record
-from ratplus.stages.plan import Plan, Stage
 from ratplus.stages.run_stage import Surroundings
+from ratplus.stages.stage_ids import Plan, Stage
 from ratplus.training.errors import Interrupted, PeerFailed
 from ratplus.training.ranks import Place, micro_batches
 

@@ -22,7 +22,7 @@ from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.records.manifest import FORMAT, MANIFEST_FILE
 from ratplus.records.record import RECORD_FILE, Metric, make_record, provenance, record_text
 from ratplus.records.samples import SAMPLES_FILE
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 from ratplus.sweeps.define.compose import Composed, compose_one
 from ratplus.sweeps.define.manifest import entry_of, name_axes
 

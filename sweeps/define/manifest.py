@@ -20,7 +20,7 @@ from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.lock import FolderLock
 from ratplus.records.manifest import FORMAT, MANIFEST_FILE, Added, Entry, check_links, read_manifest
 from ratplus.records.record import STAGES, ForeignRecord, RecordError, flatten, read_record
-from ratplus.stages.plan import Plan, plan
+from ratplus.stages.stage_ids import Plan, plan
 from ratplus.sweeps.define.compose import NATURAL_AXES, RUNTIME, Composed
 from ratplus.sweeps.define.mistakes import UsageError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ratplus.sweeps.define.typed import typed
 
 if TYPE_CHECKING:
-    from ratplus.stages.plan import Plan
+    from ratplus.stages.stage_ids import Plan
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -28,7 +28,7 @@ _failed = False
 
 
 def make_mirror(stage, folder: Path, config: Config) -> OfflineMirror | LiveMirror | None:
-    """Make the mirror of a stage (ratplus.stages.plan.Stage); None if W&B can't start."""
+    """Make the mirror of a stage (ratplus.stages.stage_ids.Stage); None if W&B can't start."""
     if _failed or _switched_off():
         return None
     try:

@@ -21,7 +21,7 @@ from ratplus.data.sources import made_corpus
 from ratplus.evaluation.checks import check_suites
 from ratplus.records.manifest import Added, Entry, added_entry, evaluations, read_manifest
 from ratplus.records.status import stage_state
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 from ratplus.stages.store import check_store
 from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.manifest import add_suites, cell_config

@@ -15,7 +15,7 @@ from ratplus.costs.of_model import model_cost
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.records.record import STAGES
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 from ratplus.sweeps.define.compose import Composed
 from ratplus.sweeps.views.text_table import columns
 

@@ -8,7 +8,7 @@ from ratplus.config.eval import ClozeSection, EvalSection
 from ratplus.config.model import ModelSection
 from ratplus.config.pattern import PatternSection
 from ratplus.config.train import RecipeSection, SftSection, TrainSection
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 
 
 def config(pattern: PatternSection, **sections) -> Config:

@@ -1,6 +1,7 @@
 """Visibility that depends on data, against loops over queries and blocks; and the counts of entries against masks."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratplus import Pattern
+from ratplus import Pattern, PatternMap
+from ratplus.pattern.fields import MOST, OVER, PHASES, POOLS, SCORES
 from ratplus.pattern.selection import chosen_blocks, random_scores
 
 
@@ -273,3 +275,52 @@ def test_patterns_sort_by_what_they_select():
     key = lambda label: Pattern.from_label(label).sort_key  # noqa: E731
     assert sorted(reversed(labels), key=key)[:4] == labels[:4]
     assert sorted(["top16x64", "top2x64", "quest4x64"], key=key) == ["top2x64", "quest4x64", "top16x64"]
+
+
+def test_every_field_is_in_the_label_and_in_the_plain_form():
+    static = [{}, {"dilation": 4}, {"window": 8}, {"sinks": 2}, {"dilation": 4, "window": 8, "sinks": 2}]
+    tops = product((1, 2, 9), (1, 8, 64), SCORES, (True, False), PHASES, OVER, (0, 3))
+    names = ("top", "block", "score", "first", "phase", "over", "seed")
+    chosen = [dict(zip(names, values)) for values in tops]
+    snaps = product((70, 500), (1, 64), (1, 5, 7), POOLS)
+    snapped = [dict(zip(("snap", "observe", "kernel", "pool"), values)) for values in snaps]
+    made: dict[str, Pattern] = {}
+    for fields in [a | b for a, b in [*product(static, chosen), *product(static, snapped), *product(static, [{}])]]:
+        if "snap" in fields and ("dilation" in fields or "window" in fields):
+            continue
+        if "top" in fields and (
+            fields["top"] < 1 + fields["first"] or (fields["seed"] and fields["score"] != "random")
+        ):
+            continue
+        if fields.get("over") == "kept" and "dilation" not in fields:
+            continue
+        pattern = Pattern(**fields)
+        assert made.setdefault(pattern.label, pattern) == pattern, "two patterns of one label"
+        assert Pattern.from_label(pattern.label) == pattern
+        assert Pattern(**pattern.to_dict()) == pattern
+        if len(made) % 4:  # maps take longer
+            continue
+        rows = PatternMap(((pattern, Pattern()), (Pattern(), Pattern())))
+        assert PatternMap.from_dict(rows.to_dict(), 2, 2) == rows
+        assert PatternMap.from_label(rows.label, 2, 2) == rows
+    assert len(made) > 500
+
+
+@pytest.mark.parametrize(
+    ("fields", "edge", "beyond"),
+    [
+        ({"dilation": 1}, "dilation", 0), ({"window": 0}, "window", -1), ({"sinks": 0}, "sinks", -1),
+        ({"window": MOST}, "window", MOST + 1), ({"dilation": MOST}, "dilation", MOST + 1),
+        ({"top": 2}, "top", 1), ({"top": 1, "first": False}, "top", 0), ({"top": 4, "block": 1}, "block", 0),
+        ({"top": 4, "score": "random", "seed": 2**31 - 1}, "seed", 2**31),
+        ({"top": 4, "score": "random", "seed": 0}, "seed", -1),
+        ({"dilation": 2, "top": 4, "over": "kept"}, "dilation", 1),
+        ({"snap": 64}, "snap", 63), ({"snap": 66, "sinks": 2}, "snap", 65), ({"snap": 8, "observe": 1}, "observe", 0),
+        ({"snap": 8, "observe": 8}, "observe", 9), ({"snap": 64, "kernel": 1}, "kernel", 0),
+        ({"snap": 64, "kernel": 3}, "kernel", 4),
+    ],
+)  # fmt: skip
+def test_limits_of_fields_are_where_they_are_said_to_be(fields, edge, beyond):
+    Pattern(**fields)
+    with pytest.raises(ValueError, match=r"pattern\."):
+        Pattern(**fields | {edge: beyond})

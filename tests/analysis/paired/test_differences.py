@@ -187,6 +187,13 @@ def test_p_beyond_what_resamples_show():
     assert p_values(means, np.array([1.0]), np.array([1000]))[0] < 1e-20
     assert p_values(means, np.array([1.0]), np.array([6]))[0] == 2 / 2**6
     assert p_values(np.zeros((1, 2000)), np.array([0.0]), np.array([0]))[0] == 1
+    # Between 0.01 and 1, and so on one side of zero in every resample, whose number says p < 1 / 2000. The normal tail
+    # of 1.8 standard errors is far above that, and no reason to doubt what was counted.
+    flat = np.linspace(0.01, 1.0, 2000)[None]
+    for sign in (1, -1):
+        assert p_values(sign * flat, sign * flat.mean(axis=1), np.array([1000]))[0] == 1 / 2000
+    one_beyond = np.where(np.arange(2000) == 7, -0.01, flat)
+    assert p_values(one_beyond, one_beyond.mean(axis=1), np.array([1000]))[0] == 2 / 2000
 
 
 @pytest.mark.parametrize(("t", "freedom"), [(12.706, 1), (4.3027, 2), (3.1824, 3), (2.7764, 4), (2.2281, 10)])

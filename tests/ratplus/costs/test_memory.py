@@ -144,3 +144,27 @@ def test_sharding_and_checkpointing():
     light = training_memory(config, n, 4096, "bf16", 8, checkpointing=True)
     assert light.activations < eight.activations / 8
     assert light.total < 30e9 < 80e9 < one.total
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_weights_gradients_and_moments_take(tied):
+    """To the byte: a model of three blocks with 16 channels, whose embedding has 10 rows."""
+    config = ModelConfig(vocab_size=10, layers=3, d_model=16, d_head=8, tied=tied)
+    # o, q, k, v, g and the output projection; two matrices of the feed-forward part. Then two norms each, one at the end.
+    block, table = 16 * (6 * 16 + 2 * config.ffn_width), 10 * 16
+    numbers = 3 * (block + 2 * 16) + 16 + table * (1 if tied else 2)
+    assert parameters(config) == numbers
+    ends = table * 4 * (1 if tied else 2)  # whole on every device, in float32
+
+    def held(*args, **options) -> tuple[int, int, int]:
+        found = training_memory(config, numbers, 8, *args, **options)
+        return found.weights, found.gradients, found.optimizer
+
+    each = -(-numbers * 4 // 4)
+    assert held("float32") == (4 * numbers, 4 * numbers, 8 * numbers)
+    # A copy of every matrix in bfloat16, the head's among them; of one block where blocks are computed again.
+    assert held("bf16") == (4 * numbers + 2 * (3 * block + table), 4 * numbers, 8 * numbers)
+    assert held("bf16", checkpointing=True) == (4 * numbers + 2 * (block + table), 4 * numbers, 8 * numbers)
+    # Shards, and two blocks and the embedding that are whole for a while; no other copy in bfloat16.
+    assert held("bf16", 4) == (each + 2 * block * 2 + ends, each + block * (2 + 4) + ends, 2 * numbers)
+    assert held("float32", 4) == (each + 2 * block * 4 + ends, each + block * (4 + 4) + ends, 2 * numbers)

@@ -124,7 +124,7 @@ def test_shipped_recipes_have_the_parameters_of_ratplus_tiny():
 
 def test_stages_of_attention_say_nothing_of_mixers():
     """So that their ids are what they were before there were any."""
-    from ratplus.stages.plan import plan
+    from ratplus.stages.stage_ids import plan
     from ratplus.sweeps.define.compose import compose_one
 
     config = compose_one(["model=ratplus_tiny"]).config

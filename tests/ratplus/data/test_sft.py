@@ -22,8 +22,8 @@ from ratplus.data.sampling import IGNORE
 from ratplus.data.sft import SftBatches, answer_ids, check_split
 from ratplus.records.record import read_record
 from ratplus.stages.cell import Cell
-from ratplus.stages.plan import plan
 from ratplus.stages.run_stage import Surroundings
+from ratplus.stages.stage_ids import plan
 from ratplus.training.errors import Interrupted
 from ratplus.training.state import load_state
 

@@ -9,7 +9,7 @@ from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.config.cell import Config
 from ratplus.config.eval import EfficiencySection, EvalSection
 from ratplus.evaluation.efficiency import efficiency_counts, measure_efficiency
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 
 CONFIG = ModelConfig(vocab_size=40, layers=2, d_model=32, d_head=16, max_len=64)
 MAPS = [

@@ -20,7 +20,7 @@ from ratplus.data.sampling import IGNORE
 from ratplus.evaluation.checks import check_suites
 from ratplus.evaluation.positions import recall_rows
 from ratplus.evaluation.suites import evaluate_suites
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 
 EOS, TEXT = 9, 10
 TASK = RecallTask(TEXT, length=16, keys=3, values=4, pairs=3)

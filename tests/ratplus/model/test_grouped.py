@@ -14,7 +14,7 @@ from ratplus.config.cell import Config, PatternSection
 from ratplus.config.model import ModelSection
 from ratplus.costs.budget import parameters
 from ratplus.costs.cost import cost, kv_bytes, state_bytes
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 
 HEADS, D_HEAD, LENGTH = 4, 16, 40
 PATTERNS = {

@@ -13,7 +13,7 @@ from ratplus.config.model import ModelSection
 from ratplus.costs.budget import forward_flops, parameters
 from ratplus.costs.facts import pattern_facts
 from ratplus.model.rope import rope_frequencies, rotate
-from ratplus.stages.plan import _YOUNG
+from ratplus.stages.stage_ids import LATER_KEYS
 
 PLAIN = {"recurrence": False, "output_gate": False}
 LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original": 16, "rope_low": 1.0, "rope_high": 4.0}
@@ -159,7 +159,7 @@ def test_one_way_to_write_a_shape():
     section = ModelSection(query_heads=4, ffn_size=512)
     assert (section.query_heads, section.ffn_size, section.ffn_mult) == (None, None, 4)
     # Keys of a model that no id holds at their default are those at which the sections stand.
-    assert {k: v for k, v in asdict(ModelSection()).items() if k in _YOUNG} == _YOUNG
+    assert {k: v for k, v in asdict(ModelSection()).items() if k in LATER_KEYS} == LATER_KEYS
 
 
 def test_heads_of_the_model_everywhere():

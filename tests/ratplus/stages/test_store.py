@@ -1,5 +1,7 @@
 """`run.store`: what one sweep has done, another takes; and what is wrong with a store costs no result."""
 
+import hashlib
+import json
 import os
 import threading
 from pathlib import Path
@@ -9,8 +11,8 @@ import pytest
 from ratplus.config.cell import Config
 from ratplus.config.run import RunSection
 from ratplus.records.record import read_record
-from ratplus.stages.plan import Stage
 from ratplus.stages.run_stage import Result, Surroundings, run_stage
+from ratplus.stages.stage_ids import Stage
 from ratplus.stages.store import ENTRY_FILE, check_store
 
 STAGE = Stage("pretrain", {"seed": 0}, None)
@@ -29,7 +31,8 @@ class Sweep:
         (folder / "model.safetensors").write_bytes(b"weights")
         (folder / "config.json").write_text("{}")
         (folder / "training-3.pt").write_bytes(b"state")
-        return Result({"parameters": {"value": 7.0, "stderr": None, "count": 1}})
+        sha256 = hashlib.sha256(b"weights").hexdigest()  # as a training stage gives it
+        return Result({"parameters": {"value": 7.0, "stderr": None, "count": 1}}, weights_sha256=sha256)
 
     def run(self, work=None):
         return run_stage(STAGE, Surroundings(self.root, print_line=self.lines.append), self.config, work or self.work)
@@ -51,6 +54,10 @@ def test_what_one_sweep_has_done_another_takes(places):
     (one.folder / "note.txt").write_text("mine")
     record = one.run()
     assert names(entry) == {"record.json", "model.safetensors", "config.json", ENTRY_FILE}
+    hashes = json.loads((entry / ENTRY_FILE).read_text())["files"]
+    assert hashes == {
+        name: hashlib.sha256((entry / name).read_bytes()).hexdigest() for name in names(entry) - {ENTRY_FILE}
+    }
     assert two.run() == record == read_record(two.folder)
     assert (one.worked, two.worked) == (1, 0)
     assert names(two.folder) == {"record.json", "model.safetensors", "config.json"}

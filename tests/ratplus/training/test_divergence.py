@@ -16,8 +16,8 @@ from ratplus.records.curve import curve_rows
 from ratplus.records.record import read_record, write_record
 from ratplus.records.status import stage_state
 from ratplus.stages.cell import Cell
-from ratplus.stages.plan import plan
 from ratplus.stages.run_stage import Surroundings
+from ratplus.stages.stage_ids import plan
 from ratplus.training.divergence import DivergenceWatch
 from ratplus.training.errors import Diverged
 

@@ -10,7 +10,7 @@ from ratplus import ModelConfig, RATPlus
 from ratplus.config.cell import Config
 from ratplus.config.model import ModelSection
 from ratplus.config.train import RecipeSection, TrainSection
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 from ratplus.training.gate_rates import SCALE, GateRows, parameter_groups
 
 CONFIG = ModelConfig(vocab_size=31, layers=2, d_model=16, d_head=8, kv_heads=1, gate_bias=-2.0)

@@ -10,7 +10,7 @@ from ratplus.config.model import ModelConfig
 from ratplus.config.train import RecipeSection, TrainSection
 from ratplus.costs.budget import stage_flops
 from ratplus.model import RATPlus
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 from ratplus.training.mixed import MixedPatterns
 from ratplus.training.step import TrainingModule
 

@@ -380,7 +380,7 @@ def test_several_values_need_multirun():
 
 def test_rows_at_a_time_are_no_science():
     """Another micro_batch continues the same cell in the same folder, so it cannot tell cells apart either."""
-    from ratplus.stages.plan import plan
+    from ratplus.stages.stage_ids import plan
     from ratplus.sweeps.define.manifest import entry_of, science
 
     entries = []
@@ -394,7 +394,7 @@ def test_rows_at_a_time_are_no_science():
 
 
 def test_a_model_without_active_recurrence_learning_has_no_axis_of_its_lengths():
-    from ratplus.stages.plan import plan
+    from ratplus.stages.stage_ids import plan
     from ratplus.sweeps.define.manifest import entry_of, name_axes
 
     words = ["train.pretrain.arl=true,false", "train.pretrain.arl_dilation=16,64"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ratplus.stages.plan import plan
+from ratplus.stages.stage_ids import plan
 from ratplus.sweeps.define.compose import compose_cells, compose_one
 from ratplus.sweeps.define.mistakes import UsageError
 

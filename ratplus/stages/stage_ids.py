@@ -13,7 +13,7 @@ from ratplus.pattern import Pattern, PatternMap
 from ratplus.records.record import stage_id
 
 # Keys of the model that came later, with the value that every model before them had.
-_YOUNG = {
+LATER_KEYS = {
     "recurrence_chunk": None, "kv_heads": None,
     "rope_scaling": "none", "rope_factor": 1.0, "rope_original": None, "rope_low": None, "rope_high": None,
     "query_heads": None, "ffn": "gelu", "ffn_size": None, "qkv_bias": False, "out_bias": False, "qk_norm": False,
@@ -67,7 +67,7 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
     unnamed = ("name", "init_from", "init_std") if given else ("name", "init_from")
     shape = {k: v for k, v in asdict(config.model).items() if k not in unnamed} | {"vocab_size": vocab}
     # What is as it was before the key existed keeps its id.
-    shape = {k: v for k, v in shape.items() if not (k in _YOUNG and v == _YOUNG[k])}
+    shape = {k: v for k, v in shape.items() if not (k in LATER_KEYS and v == LATER_KEYS[k])}
     common = {"data": data, "context": config.train.context, "seed": config.seed}
     patterns = config.patterns.to_dict()
     dense = PatternMap.uniform(Pattern(), config.patterns.layers, config.patterns.heads).to_dict()
