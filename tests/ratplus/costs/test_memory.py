@@ -150,7 +150,7 @@ def test_sharding_and_checkpointing():
 def test_what_weights_gradients_and_moments_take(tied):
     """To the byte: a model of three blocks with 16 channels, whose embedding has 10 rows."""
     config = ModelConfig(vocab_size=10, layers=3, d_model=16, d_head=8, tied=tied)
-    # o, q, k, v, g and the output projection; two matrices of the feed-forward part. Two norms each, and one at the end.
+    # o, q, k, v, g and the output projection; two matrices of the feed-forward part. Two norms each, one at the end.
     block, table = 16 * (6 * 16 + 2 * config.ffn_width), 10 * 16
     numbers = 3 * (block + 2 * 16) + 16 + table * (1 if tied else 2)
     assert parameters(config) == numbers
