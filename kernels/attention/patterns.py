@@ -20,6 +20,11 @@ class HeadPattern:
     window: int
     sinks: int
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether a query sees itself alone."""
+        return self.dilation == -1 and self.window == 0 and self.sinks == 0
+
     def is_dense(self, length: int) -> bool:
         """Whether every earlier token is visible in a sequence of `length` tokens."""
         return self.dilation == 1 or self.window >= length - 1 or self.sinks >= length

@@ -36,7 +36,7 @@ def block_plans(shapes: Shapes) -> Iterator[Plan]:
         shape = f"B{batch} T{length} d{d_model}"
         make = partial(block_attention_cases, shapes, d_model, length, batch, selection, shape)
         yield Plan("attention", shape, selection.label, make)
-        for batch in shapes.decode_batches[:1]:
+        for batch in dict.fromkeys((*shapes.decode_batches[:1], 1)):  # a single sequence waits for small operations most
             shape = f"B{batch} T{length} d{d_model}"
             make = partial(block_decode_cases, shapes, d_model, length, batch, selection, shape)
             yield Plan("decode", shape, selection.label, make)

@@ -54,8 +54,8 @@ class Shapes:
         dense_beside_flops: dense attention of more FLOPs is timed once, with the dense pattern, not beside every one.
         repeats, budget_s: calls of a candidate, and the seconds that they may take.
         peers_only: nothing but the plans that have peers.
-        selections: selections of blocks, timed last, with the first of d_models and of decode_batches, up to a length
-            (block_cases.py).
+        selections: selections of blocks, timed last, with the first of d_models, and with the first of decode_batches
+            and a single sequence, up to a length (block_cases.py).
     """
 
     d_models: tuple[int, ...] = (4096, 2048)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ratplus.kernels.blocks.metadata import summarise
-from ratplus.kernels.blocks.selection import ABSENT, select_blocks
+from ratplus.kernels.blocks.selection import select_at, select_blocks
 from ratplus.kernels.blocks.settings import Blocks, HeadSetting, group_settings
 from ratplus.kernels.decode.eager import take_token
 
@@ -22,81 +22,138 @@ def block_decode_eager(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `block_decode_attention`: out [B, H, d] and ids int32 [B, H_kv, slots]."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-    q, k, v = take_token(q, k, v, logit, state, positions, rope, dtype)
+    at = positions.tolist()
+    longest = max(at)
+    # Where all sequences stand at one position, it is a plain number, and what it decides needs no tensors.
+    now = longest if min(at) == longest else None
+    q, k, v = take_token(q, k, v, logit, state, positions, rope, dtype, now)
     q = q.to(keys.dtype).to(dtype)
     rows = torch.arange(q.shape[0], device=q.device)
-    keys[rows, :, positions], values[rows, :, positions] = k.to(keys.dtype), v.to(values.dtype)
-    longest = int(positions.max())
-    complete_blocks(keys, metadata, positions, blocks)
-    top = torch.tensor([setting.top for setting in settings], device=q.device)
-    rivals = metadata[:, :, : longest // blocks.span]
-    ids = select_blocks(q.unsqueeze(2), rivals, positions, top, blocks, slots, heads).squeeze(2)
+    for cache, new in ((keys, k), (values, v)):
+        if now is None:
+            cache[rows, :, positions] = new.to(cache.dtype)
+        else:
+            cache[:, :, now].copy_(new)
+    complete_blocks(keys, metadata, at, blocks)
+    tops = [setting.top for setting in settings]
+    if now is None:
+        top = torch.tensor(tops, device=q.device)
+        rivals = metadata[:, :, : longest // blocks.span]
+        ids = select_blocks(q.unsqueeze(2), rivals, positions, top, blocks, slots, heads).squeeze(2)
+    else:
+        ids = select_at(q, metadata, now, tops, blocks, slots, heads)
 
     q = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, H_kv, G, d]
+    groups = group_settings(settings)
+    if len(groups) == 1:
+        ((setting, _),) = groups.items()
+        out = _attend(q, keys, values, ids[:, :, : setting.top], positions, longest, now, setting, blocks)
+        return out.flatten(1, 2), ids
     out = torch.empty_like(q)
-    for setting, found in group_settings(settings).items():
+    for setting, found in groups.items():
         part = slice(found[0], found[-1] + 1) if found[-1] - found[0] + 1 == len(found) else found
         chosen = ids[:, part, : setting.top]
-        out[:, part] = _attend(q[:, part], keys[:, part], values[:, part], chosen, positions, longest, setting, blocks)
+        out[:, part] = _attend(
+            q[:, part], keys[:, part], values[:, part], chosen, positions, longest, now, setting, blocks
+        )
     return out.flatten(1, 2), ids
 
 
-def complete_blocks(keys: Tensor, metadata: Tensor, positions: Tensor, blocks: Blocks) -> None:
-    """Writes the metadata of the blocks that the tokens at `positions` have completed."""
-    done = ((positions + 1) % blocks.span == 0).nonzero().flatten()
-    own = positions[done] // blocks.span
-    for block in own.unique().tolist():
-        rows = done[own == block]
-        rows = slice(None) if rows.shape[0] == keys.shape[0] else rows
+def complete_blocks(keys: Tensor, metadata: Tensor, at: list[int], blocks: Blocks) -> None:
+    """Writes the metadata of the blocks that the tokens at positions `at` [B] have completed."""
+    completed: dict[int, list[int]] = {}
+    for row, position in enumerate(at):
+        if (position + 1) % blocks.span == 0:
+            completed.setdefault(position // blocks.span, []).append(row)
+    for block, found in completed.items():
+        rows = slice(None) if len(found) == len(at) else found
         members = keys[rows, :, block * blocks.span : (block + 1) * blocks.span]
         metadata[rows, :, block] = summarise(members, blocks)[:, :, 0]
 
 
 def _attend(
-    q: Tensor, keys: Tensor, values: Tensor, chosen: Tensor, positions: Tensor, longest: int, setting: HeadSetting,
-    blocks: Blocks,
+    q: Tensor, keys: Tensor, values: Tensor, chosen: Tensor, positions: Tensor, longest: int, now: int | None,
+    setting: HeadSetting, blocks: Blocks,
 ) -> Tensor:  # fmt: skip
-    """Heads of one setting: q [B, H', G, d] scaled, keys, values [B, H', S, d], chosen [B, H', top]; as q."""
-    past = chosen[..., 1:].long()  # slot 0 is the own block
-    within = torch.arange(blocks.stride - 1, blocks.span, blocks.stride, device=q.device)
-    now = positions[:, None, None]
-    tokens, seen = static_tokens(positions, longest, setting, blocks)
-    tokens = tokens.unsqueeze(1).expand(-1, q.shape[1], -1)
-    seen = seen.unsqueeze(1) & ~_covered(tokens, past, blocks) if tokens.shape[2] else tokens.bool()
-    run, firsts, in_runs = 1, past[..., :0], seen[..., :0]
-    if setting.top:
-        own = (now // blocks.span).expand(-1, q.shape[1], -1)
-        ids = torch.cat((own, past), dim=2)
-        if blocks.stride == 1:
-            # Each block is a run of tokens; that of the last block begins earlier where the cache would end before it.
-            run = min(blocks.block, keys.shape[2])
-            firsts = (ids * blocks.span).clamp_(min=0, max=keys.shape[2] - run)
-            token = firsts[:, :1, :1] + torch.arange(run, device=q.device)
-            of_own = (token >= own[:, :1] * blocks.span) & (token <= now)
-            of_past = (past != ABSENT).unsqueeze(3).expand(-1, -1, -1, run).flatten(2)
-            in_runs = torch.cat((of_own.expand(-1, past.shape[1], -1), of_past), dim=2)
-        else:
-            token = (ids.unsqueeze(3) * blocks.span + within).flatten(2)
-            seen = torch.cat((seen, (token >= 0) & (token <= now)), dim=2)
-            tokens = torch.cat((tokens, token.clamp(min=0, max=keys.shape[2] - 1)), dim=2)
-    hidden = ~torch.cat((in_runs, seen), dim=2).flatten(0, 1).unsqueeze(1)
-    key_rows, value_rows = (_Rows(x, firsts, run, tokens) for x in (keys, values))
-    q = q.flatten(0, 1)
-    width = max(1, hidden.shape[2] * q.shape[2] * q.element_size())
-    chunk = max(1, GATHERED_BYTES // width) if q.device.type == "cpu" else q.shape[0]
-    parts = [slice(first, first + chunk) for first in range(0, q.shape[0], chunk)]
-    scores = q.new_empty(*q.shape[:2], hidden.shape[2])
-    for part in parts:
-        torch.bmm(q[part], key_rows.read(part, q.dtype).transpose(1, 2), out=scores[part])
-    weights = torch.softmax(scores.masked_fill_(hidden, float("-inf")), dim=-1)
-    if q.device.type == "cpu" and q.shape[1] == 1 and values.dtype == q.dtype == torch.float32:
-        # Weighted sums straight from the cache, without a copy of the values: half the time of the other way.
-        out = F.embedding_bag(value_rows.every(), value_rows.single, mode="sum", per_sample_weights=weights[:, 0])
-        return out.view_as(q).unflatten(0, keys.shape[:2])
+    """Heads of one setting: q [B, H', G, d] scaled, keys, values [B, H', S, d], chosen [B, H', top]; as q.
+
+    now: the position of all sequences, None where they differ.
+    """
+    if now is not None and blocks.stride == 1 and setting.top and setting.pattern.is_nothing:
+        tokens, hidden = _tokens_of_blocks(chosen, now, blocks), None
+    else:
+        tokens, seen = _tokens(chosen, positions, longest, setting, blocks, keys.shape[2])
+        hidden = ~seen.flatten(0, 1).unsqueeze(1)
+    heads, d = keys.shape[:2], keys.shape[3]
+    index = _rows(keys, tokens)
+    value_index = index if values.stride() == keys.stride() else _rows(values, tokens)
+    keys, values = _table(keys), _table(values)
+    q = q.flatten(0, 1)  # [n, G, d]
+    straight = q.device.type == "cpu" and q.shape[1] == 1 and keys.dtype == values.dtype == q.dtype == torch.float32
+    if straight:
+        scores = _products(q.squeeze(1), keys, index).unsqueeze(1)
+    else:
+        count = index.shape[1]
+        chunk = max(1, GATHERED_BYTES // (count * d * q.element_size())) if q.device.type == "cpu" else q.shape[0]
+        parts = [slice(first, first + chunk) for first in range(0, q.shape[0], chunk)]
+        scores = q.new_empty(*q.shape[:2], count)
+        for part in parts:
+            torch.bmm(q[part], _read(keys, index[part], q.dtype).transpose(1, 2), out=scores[part])
+    if hidden is not None:
+        scores.masked_fill_(hidden, float("-inf"))
+    weights = torch.softmax(scores, dim=-1)
+    if straight:
+        out = F.embedding_bag(value_index, values, mode="sum", per_sample_weights=weights.squeeze(1))
+        return out.unsqueeze(1).unflatten(0, heads)
     out = torch.empty_like(q)
     for part in parts:
-        out[part] = torch.bmm(weights[part], value_rows.read(part, q.dtype))
-    return out.unflatten(0, keys.shape[:2])
+        torch.bmm(weights[part], _read(values, value_index[part], q.dtype), out=out[part])
+    return out.unflatten(0, heads)
+
+
+def _products(q: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Products [n, m] of queries q [n, d] with rows `index` [n, m] of a table [rows, d], which are not copied for it.
+
+    They are the gradient that `embedding_bag` has for its weights where q is its result's; there is no other operation
+    of PyTorch that multiplies chosen rows where they lie. It takes two thirds of the time of copying them first.
+    """
+    n, m = index.shape
+    of_row = torch.arange(n, dtype=index.dtype).unsqueeze(1).expand(n, m).flatten()
+    begins = torch.arange(0, n * m, m, dtype=index.dtype)
+    sums = 0  # the mode of embedding_bag
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        q, table, index.flatten(), begins, of_row, sums
+    )
+    return products.view(n, m)
+
+
+def _tokens_of_blocks(chosen: Tensor, now: int, blocks: Blocks) -> Tensor:
+    """Tokens [B, H', n] of the past blocks in `chosen` [B, H', top] and of the own block, all queries being at `now`.
+
+    All heads then read equally many blocks, so that nothing needs a mask.
+    """
+    past = min(chosen.shape[2], now // blocks.block + 1) - 1
+    firsts = torch.cat((chosen[..., 1 : past + 1], chosen[..., :1]), dim=2) * blocks.block
+    within = torch.arange(blocks.block, dtype=chosen.dtype, device=chosen.device)
+    return (firsts.unsqueeze(3) + within).flatten(2)[..., : past * blocks.block + now % blocks.block + 1]
+
+
+def _tokens(
+    chosen: Tensor, positions: Tensor, longest: int, setting: HeadSetting, blocks: Blocks, capacity: int
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B, H', n] that stand for what the heads of a setting read, and which of them count (each key once)."""
+    past = chosen[..., 1:].long()  # slot 0 is the own block
+    now = positions[:, None, None]
+    tokens, seen = static_tokens(positions, longest, setting, blocks)
+    tokens = tokens.unsqueeze(1).expand(-1, chosen.shape[1], -1)
+    seen = seen.unsqueeze(1) & ~_covered(tokens, past, blocks) if tokens.shape[2] else tokens.bool()
+    if setting.top:
+        own = (now // blocks.span).expand(-1, chosen.shape[1], -1)
+        within = torch.arange(blocks.stride - 1, blocks.span, blocks.stride, device=chosen.device)
+        token = (torch.cat((own, past), dim=2).unsqueeze(3) * blocks.span + within).flatten(2)
+        seen = torch.cat((seen, (token >= 0) & (token <= now)), dim=2)
+        tokens = torch.cat((tokens, token.clamp_(min=0, max=capacity - 1)), dim=2)
+    return tokens, seen
 
 
 def static_tokens(positions: Tensor, longest: int, setting: HeadSetting, blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -139,39 +196,23 @@ def _covered(tokens: Tensor, past: Tensor, blocks: Blocks) -> Tensor:
     return chosen.gather(2, tokens // blocks.span) & ((tokens + 1) % blocks.stride == 0)
 
 
-class _Rows:
-    """Reads chosen tokens of a cache [B, H', S, d], whose tokens are `d` numbers side by side.
+def _table(cache: Tensor) -> Tensor:
+    """A view [rows, d] of all that a cache [B, H', S, d] spans; its tokens are `d` numbers side by side."""
+    d = cache.shape[3]
+    count = 1 + sum((size - 1) * stride for size, stride in zip(cache.shape[:3], cache.stride()[:3])) // d
+    return cache.as_strided((count, d), (d, 1), cache.storage_offset())
 
-    firsts: [B, H', slots], first tokens of runs of `run` tokens. tokens: [B, H', n], single tokens.
-    """
 
-    def __init__(self, cache: Tensor, firsts: Tensor, run: int, tokens: Tensor):
-        batch, heads, _, d = cache.shape
-        self.d = d
-        starts = (
-            torch.arange(batch, device=cache.device)[:, None] * cache.stride(0)
-            + torch.arange(heads, device=cache.device) * cache.stride(1)
-        ) // d
-        count = 1 + sum((size - 1) * stride for size, stride in zip(cache.shape[:3], cache.stride()[:3])) // d
-        offset = cache.storage_offset()
-        self.single = cache.as_strided((count, d), (d, 1), offset)
-        self.run = run
-        # Rows that overlap: the run that begins at each token.
-        self.runs = cache.as_strided((count - run + 1, run * d), (d, 1), offset)
-        self.firsts = (firsts + starts[..., None]).flatten(0, 1)
-        self.tokens = (tokens + starts[..., None]).flatten(0, 1)
+def _rows(cache: Tensor, tokens: Tensor) -> Tensor:
+    """[B * H', n]: the rows of the cache's table in which tokens [B, H', n] lie."""
+    batch, heads, _, d = cache.shape
+    step = cache.stride(1) // d
+    starts = torch.arange(0, heads * step, step, dtype=tokens.dtype, device=cache.device)
+    if batch > 1:
+        starts = starts + torch.arange(batch, device=cache.device).unsqueeze(1) * (cache.stride(0) // d)
+    return (tokens + starts.unsqueeze(-1)).flatten(0, 1)
 
-    def every(self) -> Tensor:
-        """[n, slots * run + n_tokens]: where the tokens lie in `single`, in the order of `read`."""
-        in_runs = self.firsts.unsqueeze(2) + torch.arange(self.run, device=self.firsts.device)
-        return torch.cat((in_runs.flatten(1), self.tokens), dim=1)
 
-    def read(self, part: slice, dtype: torch.dtype) -> Tensor:
-        """[n, slots * run + n_tokens, d] of rows `part`: the runs, then the single tokens."""
-        firsts, tokens = self.firsts[part], self.tokens[part]
-        found = []
-        if firsts.shape[1]:
-            found.append(self.runs.index_select(0, firsts.flatten()).view(firsts.shape[0], -1, self.d))
-        if tokens.shape[1]:
-            found.append(self.single.index_select(0, tokens.flatten()).view(*tokens.shape, self.d))
-        return (found[0] if len(found) == 1 else torch.cat(found, dim=1)).to(dtype)
+def _read(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n', n, d]: rows `index` [n', n] of a table [rows, d]."""
+    return table.index_select(0, index.flatten()).view(*index.shape, -1).to(dtype)

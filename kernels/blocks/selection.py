@@ -14,6 +14,7 @@ from ratplus.kernels.blocks.settings import Blocks
 
 ABSENT = -1
 SCORES_LIMIT = {"cpu": 1 << 19, "cuda": 1 << 26}  # scores that are held at a time: queries are cut to stay below
+SORTED = 256  # so few scores are sorted as a whole sooner than a decoding step finds the largest of them apart
 _LOW = 0xFFFFFFFF  # the lower 32 bits
 
 
@@ -55,10 +56,42 @@ def select_blocks(
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
-def score_blocks(q: Tensor, metadata: Tensor, positions: Tensor, blocks: Blocks, heads: Tensor) -> Tensor:
-    """Scores [B, H_kv, T, n] of all blocks, summed over the queries that share a key head."""
+def select_at(
+    q: Tensor, metadata: Tensor, position: int, tops: list[int], blocks: Blocks, slots: int, heads: Tensor
+) -> Tensor:
+    """`select_blocks` of one query a sequence, q [B, H, d], all at one `position`: [B, H_kv, slots].
+
+    The position being a number, only blocks that may be chosen are scored, and nothing has to be masked.
+    """
+    own, forced = position // blocks.span, 1 + blocks.first
+    ids = torch.full((*metadata.shape[:2], slots), ABSENT, dtype=torch.int32, device=q.device)
+    if slots == 0:
+        return ids
+    ids[..., 0] = own
+    if blocks.first and own > 0 and slots > 1:
+        ids[..., 1] = 0
+    least = int(blocks.first)
+    best = min(slots - forced, own - least)
+    if best > 0:
+        scores = score_blocks(q.unsqueeze(2), metadata[:, :, least:own], position, blocks, heads, least)
+        ids[..., forced : forced + best] = _largest(scores.squeeze(2), best).add_(least)
+    if min(tops) < slots:
+        allowed = torch.arange(slots, device=q.device) < torch.tensor(tops, device=q.device).unsqueeze(1)
+        ids.masked_fill_(~allowed, ABSENT)
+    return ids
+
+
+def score_blocks(
+    q: Tensor, metadata: Tensor, positions: Tensor | int, blocks: Blocks, heads: Tensor, begin: int = 0
+) -> Tensor:
+    """Scores [B, H_kv, T, n] of all blocks, summed over the queries that share a key head.
+
+    positions: [B, T], or that of all queries. begin: the first of the blocks.
+    """
     if blocks.score == "random":
-        index = torch.arange(metadata.shape[2], device=q.device)
+        index = torch.arange(begin, begin + metadata.shape[2], device=q.device)
+        if isinstance(positions, int):
+            positions = torch.full((q.shape[0], q.shape[2]), positions, device=q.device)
         return random_scores(blocks.seed, heads[:, None, None], positions[:, None, :, None], index)
     dtype = torch.promote_types(metadata.dtype, torch.float32)
     q = q.to(dtype)
@@ -127,6 +160,13 @@ def _best(scores: Tensor, rival: Tensor, count: int) -> Tensor:
     else:
         values, index = without_ties(scores).masked_fill_(~rival, float("-inf")).topk(count, dim=-1)
     return index.masked_fill_(values == float("-inf"), ABSENT).to(torch.int32)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """int64 [..., count]: indices of the largest of scores [..., n], largest first."""
+    if scores.dtype == torch.float64 or scores.shape[-1] <= SORTED:
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return without_ties(scores).topk(count, dim=-1).indices
 
 
 def without_ties(scores: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Settings of query-aware block sparsity as plain values: validation, and the heads that share all of them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ratplus.kernels.attention.patterns import HeadPattern, Setting, head_patterns, per_head
 
@@ -68,21 +69,32 @@ def head_settings(
     dilation: Setting, window: Setting, sinks: Setting, top: Setting, heads: int, blocks: Blocks
 ) -> list[HeadSetting]:
     """The settings of every head of keys. Raises ValueError for values that aren't allowed, as `head_patterns` does."""
-    tops = per_head("top", top, heads)
+    given = (("dilation", -1 if dilation is None else dilation), ("window", window), ("sinks", sinks), ("top", top))
+    return list(_head_settings(*(tuple(per_head(name, value, heads)) for name, value in given), 1 + blocks.first))
+
+
+@lru_cache(maxsize=256)  # a decoding step asks for the same each time, and would wait for it
+def _head_settings(
+    dilation: tuple[int, ...], window: tuple[int, ...], sinks: tuple[int, ...], tops: tuple[int, ...], least: int
+) -> tuple[HeadSetting, ...]:
+    """`head_settings` of lists; heads whose settings are equal share one object."""
     for value in set(tops):
-        least = 1 + blocks.first
         if value != 0 and value < least:
-            forced = "a query's own block and block 0" if blocks.first else "a query's own block"
+            forced = "a query's own block and block 0" if least == 2 else "a query's own block"
             raise ValueError(
                 f"top is {value}; it counts every block that is read, {forced} too: give at least {least}, or 0 for "
                 "no blocks"
             )
-    patterns = head_patterns(dilation, window, sinks, heads)
-    return [HeadSetting(pattern, value) for pattern, value in zip(patterns, tops, strict=True)]
+    patterns = head_patterns(dilation, window, sinks, len(tops))
+    settings = [HeadSetting(pattern, value) for pattern, value in zip(patterns, tops, strict=True)]
+    known: dict[HeadSetting, HeadSetting] = {}
+    return tuple(known.setdefault(setting, setting) for setting in settings)
 
 
 def group_settings(settings: list[HeadSetting]) -> dict[HeadSetting, list[int]]:
     """Heads that share everything, in order of first appearance."""
+    if all(setting is settings[0] for setting in settings):  # to hash each of them would take a decoding step longer
+        return {settings[0]: list(range(len(settings)))}
     groups: dict[HeadSetting, list[int]] = {}
     for head, setting in enumerate(settings):
         groups.setdefault(setting, []).append(head)

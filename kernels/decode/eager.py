@@ -51,9 +51,12 @@ def decode_attention_eager(
 
 def take_token(
     q: Tensor, k: Tensor, v: Tensor, logit: Tensor | None, state: Pair | None, positions: Tensor, rope: Pair | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype, at: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """q and k of a new token, rotated, and v, after the recurrence has taken it in (`state` changes in place)."""
+    """q and k of a new token, rotated, and v, after the recurrence has taken it in (`state` changes in place).
+
+    at: the position, where the caller knows that it is the same in all sequences: then no tensor has to be looked up.
+    """
     if state is not None and logit is not None:
         take = torch.sigmoid(logit.to(state[0].dtype).neg())
         for held, new in zip(state, (k, v)):
@@ -61,8 +64,9 @@ def take_token(
         k, v = state
     q, k = q.to(dtype), k.to(dtype)
     if rope is not None:
-        cos, sin = (table[positions].unsqueeze(1).to(dtype) for table in rope)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        cos, sin = ((table[positions].unsqueeze(1) if at is None else table[at]).to(dtype) for table in rope)
+        # Together: a step of one sequence mostly waits for operations to be started.
+        q, k = rotate(torch.cat((q, k), dim=1), cos, sin).split((q.shape[1], k.shape[1]), dim=1)
     return q, k, v
 
 

@@ -7,6 +7,8 @@ from helpers import projections, rope_tables
 from ratplus.kernels import block_attention, block_decode_attention, decode_attention, gated_scan
 from ratplus.kernels.blocks import block_metadata
 from ratplus.kernels.blocks.metadata import metadata_dtype
+from ratplus.kernels.blocks.selection import select_at, select_blocks
+from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.decode.layout import slot_count
 from ratplus.kernels.scan.reference import rotate
 
@@ -20,7 +22,7 @@ def _seed(monkeypatch):
     torch.manual_seed(0)
 
 
-def _replay(static=(None, 0, 0), *, group=1, dtype=torch.float64, recurrence=True, flat=False, **choice):
+def _replay(static=(None, 0, 0), *, group=1, dtype=torch.float64, recurrence=True, flat=False, lag=LAG, **choice):
     """Steps one by one, ragged, against the full forward pass: blocks equal; the largest difference of outputs.
 
     group: query heads a key head. flat: the caches are views of something larger, as those of a model.
@@ -46,10 +48,10 @@ def _replay(static=(None, 0, 0), *, group=1, dtype=torch.float64, recurrence=Tru
     limit = 2e-2 if dtype == torch.bfloat16 else 1e-5
     differences = []
     rows = torch.arange(BATCH)
-    for step in range(LENGTH + int(LAG.max())):
-        positions = (step - LAG).clamp(0, LENGTH - 1)
+    for step in range(LENGTH + int(lag.max())):
+        positions = (step - lag).clamp(0, LENGTH - 1)
         # A sequence that waits at its first or last token repeats it; its state must not move on.
-        idle = (step - LAG < 0) | (step - LAG >= LENGTH)
+        idle = (step - lag < 0) | (step - lag >= LENGTH)
         held = [x.clone() for x in state or ()]
         token = [x[rows, :, positions] for x in (q, k, v, logit)]
         out, chosen = block_decode_attention(
@@ -74,6 +76,32 @@ def test_decoding_equals_full_forward(monkeypatch, implementation, score):
     cases = [((None, 0, 0), 3, 4), ((4, 5, 3), 3, 4), ((8, 0, 0), 2, 8), ((None, 50, 0), 2, 16), ((3, 2, 20), 4, 1)]
     for static, top, block in cases if implementation == "eager" else cases[1:2]:
         assert _replay(static, top=top, block=block, score=score, first=block != 1) < 1e-6, (static, top, block)
+
+
+@pytest.mark.parametrize("score", ["mean", "bounds", "random"])
+def test_sequences_at_one_position(score):
+    """They choose and read without masks, in float32 without copies of keys either."""
+    together = torch.zeros(BATCH, dtype=torch.int64)
+    for dtype, limit in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
+        for top, block, first in ((3, 4, True), (1, 4, False), (2, 8, True), (60, 1, False)):
+            how = {"top": top, "block": block, "first": first, "score": score, "dtype": dtype, "lag": together}
+            assert _replay(**how) < limit, (dtype, top, block)
+    tops = torch.tensor([0, 3, 2, 9], dtype=torch.int32)
+    assert _replay(top=tops, block=4, score=score, dtype=torch.float32, lag=together) < 1e-5
+    assert _replay((8, 2, 1), top=3, block=4, group=2, flat=True, score=score, lag=together) < 1e-6
+
+
+@pytest.mark.parametrize("sorted_as_a_whole", [0, 256])
+def test_a_step_at_one_position_breaks_ties_as_a_prompt_does(monkeypatch, sorted_as_a_whole):
+    monkeypatch.setattr("ratplus.kernels.blocks.selection.SORTED", sorted_as_a_whole)
+    q = torch.randint(-1, 2, (2, 4, 1, 3)).float()
+    metadata = torch.randint(-1, 2, (2, 2, 40, 1, 3)).float()  # most scores are equal to others
+    tops = [3, 12]
+    for first in (True, False):
+        for position in (0, 3, 4, 30, 159):
+            rest = (Blocks(4, "mean", first), 12, torch.arange(2))
+            expected = select_blocks(q, metadata, position, torch.tensor(tops), *rest)
+            assert torch.equal(select_at(q.squeeze(2), metadata, position, tops, *rest), expected.squeeze(2))
 
 
 def test_blocks_of_dilated_keys():
