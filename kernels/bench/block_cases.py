@@ -36,7 +36,8 @@ def block_plans(shapes: Shapes) -> Iterator[Plan]:
         shape = f"B{batch} T{length} d{d_model}"
         make = partial(block_attention_cases, shapes, d_model, length, batch, selection, shape)
         yield Plan("attention", shape, selection.label, make)
-        for batch in dict.fromkeys((*shapes.decode_batches[:1], 1)):  # a single sequence waits for small operations most
+        # In a step of a single sequence small operations weigh most.
+        for batch in dict.fromkeys((*shapes.decode_batches[:1], 1)):
             shape = f"B{batch} T{length} d{d_model}"
             make = partial(block_decode_cases, shapes, d_model, length, batch, selection, shape)
             yield Plan("decode", shape, selection.label, make)
