@@ -28,9 +28,9 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import first_runs, in_order, run_name, short_patterns, spread_patterns
-from ratplus.analysis.frame.rows import groups_of
+from ratplus.analysis.frame.curves import curve_of
+from ratplus.analysis.frame.rows import groups_of, keys_of
 from ratplus.analysis.page.notebook import run
-from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.curve import MOST_ROWS as CURVE_ROWS
 
 NAME = "adaptation_curves"
@@ -57,15 +57,17 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     cells = in_order(frame).drop_duplicates("adapt")
     cells = cells[cells["adapt"].notna()]
     share = min(CURVE_ROWS, max(LEAST_SHARE, MOST_ROWS // max(1, len(cells))))
-    for cell in cells.itertuples():
-        curve = curve_rows(Path(frame.attrs["folder"]) / "adapt" / cell.adapt / CURVE_FILE, share, _LOG.warning)
-        curve = [row for row in curve if {"tokens", "loss"} <= row.keys()]
-        for name, value in (("run", run_name(cell.model, cell.variant)), ("pattern", cell.pattern),
-                            ("seed", cell.seed)):  # fmt: skip
-            columns[name] += [value] * len(curve)
+    folder = Path(frame.attrs["folder"]) / "adapt"
+    for model, variant, pattern, seed, stage in keys_of(cells, ["model", "variant", "pattern", "seed", "adapt"]):
+        curve = curve_of(folder / stage, share, _LOG.warning)
+        if not {"step", "tokens", "loss"} <= curve.keys():
+            continue
+        for name, value in (("run", run_name(model, variant)), ("pattern", pattern), ("seed", seed)):
+            columns[name] += [value] * len(curve["step"])
         for name in ("step", "tokens", "loss"):
-            columns[name] += [row[name] for row in curve]
-    steps = pd.DataFrame(columns).groupby(["run", "pattern", "step"], sort=False)
+            columns[name].append(curve[name])
+    numbers = {name: np.concatenate(columns[name]) for name in ("step", "tokens", "loss") if columns[name]}
+    steps = pd.DataFrame(columns | numbers).groupby(["run", "pattern", "step"], sort=False)
     # Seeds that stopped early would bend the mean: it is taken where all that have a curve have a value.
     mean = steps.agg(tokens=("tokens", "mean"), loss=("loss", "mean"), seeds=("seed", "size")).reset_index()
     most = mean.groupby(["run", "pattern"])["seeds"].transform("max")
@@ -156,7 +158,7 @@ def applies(frame: pd.DataFrame) -> bool:
     """Whether any adapt stage has left a curve."""
     folder = Path(frame.attrs["folder"]) / "adapt"
     # Without adaptation (steps=0) there is a file without rows.
-    return any(curve_rows(folder / name / CURVE_FILE, LEAST_SHARE) for name in frame["adapt"].dropna().unique())
+    return any(curve_of(folder / name, LEAST_SHARE) for name in frame["adapt"].dropna().unique())
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:

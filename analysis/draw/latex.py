@@ -7,6 +7,7 @@ package is needed.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pandas as pd
@@ -20,6 +21,8 @@ _SPECIAL = {
     "·": r"$\cdot$", "ℓ": r"$\ell$", "✓": r"$\surd$", "→": r"$\rightarrow$", "↓": r"$\downarrow$",
     "—": "---", "–": "--", "…": r"\ldots{}", "“": "``", "”": "''", "‘": "`", "’": "'", "\u00a0": "~",
 }  # fmt: skip
+# All that may need another form; most of a table is digits.
+_UNPLAIN = re.compile(r"[^0-9A-Za-z .,:;=+()/-]")
 # A page has room for so many rows of 8 pt, with caption and notes.
 _ROWS_A_PAGE = 45
 # A table of 8 pt may be so many times as wide as the text: it fits once it is set at 5 pt.
@@ -51,10 +54,11 @@ def to_latex(table: Table) -> str:
     first = [str(cell) for cell in shown.iloc[:, 0]]
     # A table of more rows than a page holds, or of more columns than it has room for, goes on under the same number.
     pages = [range(start, min(start + _ROWS_A_PAGE, len(shown))) for start in range(0, len(shown), _ROWS_A_PAGE)]
-    floats = [(part, rows) for part in _parts(shown, names) for rows in pages or [range(0)]]
+    # Texts of each part at once: pandas takes long to give a single row.
+    parts = [(part, _texts(part), _size(part)) for part in _parts(shown, names)]
+    floats = [(*part, rows) for part in parts for rows in pages or [range(0)]]
     lines = []
-    for place, (part, rows) in enumerate(floats):
-        size, width = _size(part)
+    for place, (part, texts, (size, width), rows) in enumerate(floats):
         lines += [r"\begin{table*}[tbp]", rf"\centering{size}\setlength{{\belowcaptionskip}}{{6pt}}"]
         if place:
             lines += [r"\addtocounter{table}{-1}", r"\caption{(continued)}"]
@@ -71,7 +75,7 @@ def to_latex(table: Table) -> str:
             begins = not table.grouped or row == rows[0] or first[row] != first[row - 1]
             if table.grouped and begins and row != rows[0]:
                 lines.append(r"\midrule")
-            cells = [_cell(cell) if column or begins else "" for column, cell in enumerate(part.iloc[row])]
+            cells = [_cell(cell) if column or begins else "" for column, cell in enumerate(texts[row])]
             # A first cell that begins with [ or * would be read as an option of the \\ before it.
             cells[0] = r"\relax " + cells[0] if cells[0].startswith(("[", "*")) else cells[0]
             lines.append(" & ".join(cells) + r" \\")
@@ -85,7 +89,7 @@ def to_latex(table: Table) -> str:
 
 def escape(text: str) -> str:
     """Text as LaTeX shows it literally; characters that plain pdflatex cannot set become their code point."""
-    return "".join(_character(character) for character in " ".join(str(text).split()))
+    return _UNPLAIN.sub(lambda found: _character(found[0]), " ".join(str(text).split()))
 
 
 def _character(character: str) -> str:
@@ -117,6 +121,12 @@ def _parts(shown: pd.DataFrame, names: int) -> list[pd.DataFrame]:
 
 def _columns(shown: pd.DataFrame, names: int, start: int, stop: int) -> pd.DataFrame:
     return shown.iloc[:, [*range(names), *range(start, stop)]]
+
+
+def _texts(shown: pd.DataFrame) -> list[list[str]]:
+    """The cells of each row."""
+    columns = (shown.iloc[:, place].to_numpy(dtype=object) for place in range(shown.shape[1]))
+    return [[str(cell) for cell in row] for row in zip(*columns)]
 
 
 def _share(shown: pd.DataFrame) -> float:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from ratplus.analysis.frame.aggregate import run_name
+from ratplus.analysis.frame.curves import curve_of
 from ratplus.analysis.frame.load import Sweep
 from ratplus.analysis.page.embed import repeated
-from ratplus.records.curve import CURVE_FILE, curve_rows
 from ratplus.records.manifest import Entry, given_as
 from ratplus.records.record import flatten
 
@@ -49,7 +49,7 @@ def details_of(sweep: Sweep, cells: pd.DataFrame, reproduce: Callable[[Entry], s
     for own in stages:
         for stage, name in own.items():
             if stage != "evaluate" and name not in curves:
-                curves[name] = _curve(sweep.folder / stage / name)
+                curves[name] = _points(sweep.folder / stage / name)
     show = ["ratplus", "show"]
     details = {
         "ids": [cell["cell"] for cell in plain],
@@ -76,13 +76,16 @@ def _by_key(rows: list[dict[str, str]]) -> dict[str, dict]:
     return {key: repeated(row.get(key) for row in rows) for key in keys}
 
 
-def _curve(folder: Path) -> list[list]:
+def _points(stage: Path) -> list[list]:
     """At most MOST_POINTS of (tokens, loss), numbers rounded to what a picture shows."""
-    rows = curve_rows(folder / CURVE_FILE, _MOST_ROWS)
-    points = [(row["tokens"], row["loss"]) for row in rows if {"tokens", "loss"} <= row.keys()]
-    last, count = len(points) - 1, min(len(points), MOST_POINTS)
-    kept = [points[round(i * last / max(1, count - 1))] for i in range(count)]
-    return [[int(tokens), round(loss, 4) if math.isfinite(loss) else None] for tokens, loss in kept]
+    curve = curve_of(stage, _MOST_ROWS)
+    if not {"tokens", "loss"} <= curve.keys():
+        return []
+    last = len(curve["tokens"]) - 1
+    count = min(last + 1, MOST_POINTS)
+    kept = [round(i * last / max(1, count - 1)) for i in range(count)]
+    points = zip(curve["tokens"][kept].tolist(), curve["loss"][kept].tolist())
+    return [[int(tokens), round(loss, 4) if math.isfinite(loss) else None] for tokens, loss in points]
 
 
 def _shared_and_own(flats: list[dict], ignore_empty: bool = False) -> tuple[dict[str, str], list[dict[str, str]]]:

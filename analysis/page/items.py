@@ -6,7 +6,6 @@ as all of them together stay small; without them a difference has the error of t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +35,23 @@ def items_of(sweep: Sweep, cells: pd.DataFrame, names: list[str]) -> dict[str, A
         names: results, those first that should rather have a place.
     """
     folders = [sweep.folder / "evaluate" / cell for cell in cells["cell"]]
-    there = [row for row, done in enumerate(cells["status"].eq("done")) if done and _size(folders[row]) > 0]
-    if sum(_size(folders[row]) for row in there) > MOST_READ:
+    sizes = {row: _size(folders[row]) for row, done in enumerate(cells["status"].eq("done")) if done}
+    there = [row for row, size in sizes.items() if size > 0]
+    if sum(sizes.values()) > MOST_READ:
         return {"of": {}, "left_out": list(names)}
-    groups: dict[str, dict[str, list[tuple[int, Items]]]] = {name: {} for name in names}
+    groups: dict[str, dict[tuple, list[tuple[int, Items]]]] = {name: {} for name in names}
+    as_stored = [(name, recorded(name)) for name in names]
     for row in there:
         try:
             found = read_items(folders[row])
         except ValueError:  # a damaged file of samples: the cell's results are none the worse
             continue
-        for name in names:
-            items = found.get(recorded(name))
-            if items is None or not items.whole or len(items.ids) < 2:
-                continue
-            asked = hashlib.sha256(items.ids.tobytes() + items.weights.tobytes()).hexdigest()
-            groups[name].setdefault(f"{items.of} {asked}", []).append((row, items))
+        for name, stored in as_stored:
+            items = found.get(stored)
+            if items is not None and items.whole and len(items.ids) > 1:
+                groups[name].setdefault((items.of, items.ids.tobytes(), items.weights.tobytes()), []).append(
+                    (row, items)
+                )
     kept: dict[str, list] = {}
     left_out, spent = [], 0
     for name, of_name in groups.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from ratplus.analysis.frame.kept import Kept, stamp_of
 from ratplus.records.reading import read_json
 from ratplus.records.record import RECORD_FILE, canonical_json
 from ratplus.records.samples import SAMPLES_FILE, read_samples
 
 # These keys of a sample are no scores.
 _FACTS = ("task", "id", "count", "filter")
+# Bytes of items that are kept once they were read; what one metric's take besides its arrays; a long array's bytes.
+MOST_KEPT, _BYTES_OF_ONE, _LONG = 64 << 20, 400, 1 << 16
 # What decides the items of the suites that read rows of held-out text, as keys of the evaluation's config.
 _ROWS = {"loss": "text_rows", "perplexity": "text_rows", "next": "text_rows", "recall": "recall_rows"}
 
@@ -43,8 +48,8 @@ class Items:
 
     def pairs_with(self, other: Items) -> bool:
         """Whether both are of the same items, item by item, and make up what their records say."""
-        same = self.whole and other.whole and self.of == other.of and np.array_equal(self.ids, other.ids)
-        return same and np.array_equal(self.weights, other.weights)
+        same = self.whole and other.whole and self.of == other.of and _same(self.ids, other.ids)
+        return same and _same(self.weights, other.weights)
 
     @property
     def seed(self) -> int:
@@ -52,30 +57,90 @@ class Items:
         return int(hashlib.sha256(self.of.encode()).hexdigest()[:8], 16)
 
 
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or np.array_equal(one, other)
+
+
 def read_items(folder: Path) -> dict[str, Items]:
     """{metric, as the record calls it: its items}; empty if an evaluation's folder stores none.
+
+    What was read last is kept as far as it takes little memory, since the tables and the page of a report ask for the
+    same items. A file that was written since is read again.
 
     Raises:
         ValueError: the file, or the record beside it, is damaged.
     """
-    folder = Path(folder)
-    if not (folder / SAMPLES_FILE).exists():
+    path = str(folder)
+    if not (stamp := stamp_of(os.path.join(path, SAMPLES_FILE))):
         return {}
+    stamp += stamp_of(os.path.join(path, RECORD_FILE))
+    found = _kept.get(path, stamp)
+    if found is None:
+        _kept.add(path, stamp, found := _read(Path(folder)))
+    return found
+
+
+def _bytes_of(found: Mapping[str, Items]) -> int:
+    """What items take that no other evaluation shares."""
+    arrays = (a for items in found.values() for a in (items.values, items.ids, items.weights) if a.base is None)
+    return _BYTES_OF_ONE * len(found) + sum(a.nbytes for a in arrays)
+
+
+_kept: Kept[dict[str, Items]] = Kept(MOST_KEPT, _bytes_of)
+
+
+def _alike(numbers: np.ndarray) -> np.ndarray:
+    """The same array for equal numbers, as the ids of all cells of a sweep are; a long one as it is."""
+    return numbers if numbers.nbytes > _LONG else _equal(numbers.tobytes(), numbers.dtype.str)
+
+
+@lru_cache(maxsize=64)
+def _equal(data: bytes, kind: str) -> np.ndarray:
+    return np.frombuffer(data, kind)
+
+
+def _read(folder: Path) -> dict[str, Items]:
     record = _record(folder)
     if record is None:
         return {}
     groups: dict[tuple, list[dict]] = {}
     for sample in read_samples(folder):
         groups.setdefault((sample.get("task"), sample.get("filter")), []).append(sample)
-    found: dict[str, list[tuple[str, list[dict]]]] = {}
+    found: dict[str, list[tuple[str, _Group]]] = {}
     for (task, chosen), samples in groups.items():
-        for name in sorted(set().union(*samples).difference(_FACTS)):
+        group = _Group(samples)
+        for name in group.scores:
             metric = str(task) if name == task else f"{task}_{name}"
             for full in (metric, f"{metric}_{chosen}") if chosen else (metric,):
                 if full in record["metrics"]:
-                    found.setdefault(full, []).append((name, samples))
+                    found.setdefault(full, []).append((name, group))
     items = {metric: _items(parts, record, metric) for metric, parts in found.items()}
     return {metric: kept for metric, kept in items.items() if kept is not None}
+
+
+class _Group:
+    """The samples of one task and filter as columns."""
+
+    def __init__(self, samples: list[dict]) -> None:
+        keys = {tuple(sample) for sample in samples}
+        if len(keys) == 1:  # as evaluations write them
+            self._columns = dict(zip(keys.pop(), zip(*map(dict.values, samples))))
+        else:
+            names = dict.fromkeys(name for sample in samples for name in sample)
+            defaults: dict[str, Any] = {"count": 1}
+            self._columns = {name: tuple(sample.get(name, defaults.get(name)) for sample in samples) for name in names}
+        self.scores = sorted(self._columns.keys() - set(_FACTS))
+        self._ids = np.array(self._columns["id"], dtype=np.int64)
+        self._weights = np.array(self._columns.get("count", (1,) * len(samples)), dtype=np.float64)
+
+    def of(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids, values, weights) of the samples that have a number of that name."""
+        column = self._columns[name]
+        if set(map(type, column)) <= {int, float}:
+            return self._ids, np.array(column, dtype=np.float64), self._weights
+        known = [place for place, value in enumerate(column) if type(value) in (int, float)]
+        values = np.array([column[place] for place in known], dtype=np.float64)
+        return self._ids[known], values, self._weights[known]
 
 
 def joined_items(folder: Path, evaluations: Iterable[str]) -> dict[str, Items]:
@@ -95,22 +160,23 @@ def joined_items(folder: Path, evaluations: Iterable[str]) -> dict[str, Items]:
 scores = lru_cache(maxsize=64)(joined_items)
 
 
-def _items(parts: list[tuple[str, list[dict]]], record: Mapping[str, Any], metric: str) -> Items | None:
+def _items(parts: list[tuple[str, _Group]], record: Mapping[str, Any], metric: str) -> Items | None:
     """The items of one metric, in the order of their ids; None where an id stands for several, or there are none."""
-    known = [(name, sample) for name, samples in parts for sample in samples if type(sample.get(name)) in (int, float)]
-    ids = np.array([sample["id"] for _, sample in known], dtype=np.int64)
-    values = np.array([sample[name] for name, sample in known], dtype=np.float64)
-    weights = np.array([sample.get("count", 1) for _, sample in known], dtype=np.float64)
-    order = np.argsort(ids, kind="stable")
-    order = order[weights[order] > 0]  # a row in which nothing was asked has no value
-    ids = ids[order]
+    if len(parts) == 1:
+        ids, values, weights = parts[0][1].of(parts[0][0])
+    else:
+        ids, values, weights = map(np.concatenate, zip(*(group.of(name) for name, group in parts)))
+    # A row in which nothing was asked has no value.
+    if not (weights > 0).all() or not (ids[1:] > ids[:-1]).all():
+        order = np.argsort(ids, kind="stable")
+        order = order[weights[order] > 0]
+        ids, values, weights = ids[order], values[order], weights[order]
     # Where several filters of a task share a name, nobody knows which of them the record means.
     if not len(ids) or (ids[1:] == ids[:-1]).any():
         return None
-    values, weights = values[order], weights[order]
-    mean, told = float(np.average(values, weights=weights)), record["metrics"][metric].get("value")
+    mean, told = float((values * weights).sum() / weights.sum()), record["metrics"][metric].get("value")
     whole = isinstance(told, (int, float)) and math.isclose(mean, told, rel_tol=1e-5, abs_tol=1e-7)
-    return Items(ids, values, weights, items_of(record, metric), whole)
+    return Items(_alike(ids), values, _alike(weights), sys.intern(items_of(record, metric)), whole)
 
 
 def items_of(record: Mapping[str, Any], metric: str) -> str:

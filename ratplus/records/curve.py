@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,12 +33,50 @@ def curve_rows(
     Args:
         on_thinned: told in one line of a curve that is not given as a whole.
     """
+    columns = curve_columns(path, most, on_thinned)
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+def curve_columns(
+    path: Path | str, most: int = MOST_ROWS, on_thinned: Callable[[str], None] | None = None
+) -> dict[str, Sequence[int | float]]:
+    """`curve_rows` as columns, all of the same length; none if there is no row.
+
+    Args:
+        on_thinned: told in one line of a curve that is not given as a whole.
+    """
     try:
         head, lines, number, every = _some_lines(path, most)
     except (OSError, ValueError, csv.Error):
-        return []
+        return {}
     if every > 1 and on_thinned is not None:
         on_thinned(f"{path}: {number:,} rows, of which one in {every} is shown")
+    return _plain_columns(head, lines) or _columns(head, lines)
+
+
+def _plain_columns(head: list[str], lines: list[list[str]]) -> dict[str, Sequence[int | float]]:
+    """The columns of a curve in which every row is whole and stands behind those of earlier steps; none of any other.
+
+    A report reads the curves of thousands of stages, and row by row takes twice as long.
+    """
+    # The last row is given apart from the others, and stands among them too where all are given.
+    lines = lines[:-1] if len(lines) > 1 and lines[-1] == lines[-2] else lines
+    if "step" not in head or len(set(head)) < len(head) or set(map(len, lines)) != {len(head)}:
+        return {}
+    try:
+        columns: dict[str, Sequence[int | float]] = {
+            name: tuple(map(_number, texts)) for name, texts in zip(head, zip(*lines))
+        }
+    except ValueError:
+        return {}
+    counts = (columns[name] for name in ("step", "tokens") if name in columns)
+    if not all(0 <= count < _MOST_COUNT for column in counts for count in column):
+        return {}
+    steps = [int(step) for step in columns["step"]]
+    return columns if all(map(operator.lt, steps, steps[1:])) else {}
+
+
+def _columns(head: list[str], lines: list[list[str]]) -> dict[str, Sequence[int | float]]:
     rows: dict[int, dict] = {}
     for line in lines:
         try:
@@ -46,10 +85,11 @@ def curve_rows(
                 rows[int(row["step"])] = row
         except (KeyError, ValueError):
             continue
-    return [rows[step] for step in sorted(rows)]
+    kept = [rows[step] for step in sorted(rows)]
+    return {name: tuple(row[name] for row in kept) for name in kept[0]} if kept else {}
 
 
-def _some_lines(path: Path, most: int) -> tuple[list[str], list[list[str]], int, int]:
+def _some_lines(path: Path | str, most: int) -> tuple[list[str], list[list[str]], int, int]:
     """(fields of the head, fields of some rows, how many rows there are, of how many rows one is given, and the last).
 
     A curve may have tens of millions of rows, so those that are not given are found by their line feeds alone.

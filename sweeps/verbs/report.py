@@ -34,8 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     given = Path(arguments.folder[0])
     folders = [as_folder(folder) for folder in arguments.folder]
-    manifests = [read_manifest(folder) for folder in folders]
     if len(folders) > 1:
+        for folder in folders:
+            read_manifest(folder)
         if arguments.reference or arguments.gates or arguments.baseline:
             raise UsageError("--reference, --gates and --baseline: of one sweep folder, not of a comparison")
         return _several(folders, arguments.fail, given)
@@ -43,12 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--fail: compares a sweep with another; give two folders or more")
     if arguments.gates:
         measure_sweep_gates(folders[0])
+    from ratplus.analysis.frame.load import read_sweep
     from ratplus.analysis.report import report
     from ratplus.sweeps.define.reproduce import reproducer
 
-    reproduce = reproducer(len(manifests[0]["cells"]))
+    sweep = read_sweep(folders[0])
+    reproduce = reproducer(len(sweep.entries))
     options = {"reference": arguments.reference, "baseline": arguments.baseline}
-    for path in brought_out(report(folders[0], reproduce=reproduce, **options), given):
+    for path in brought_out(report(folders[0], sweep=sweep, reproduce=reproduce, **options), given):
         print(path)
     return 0
 

@@ -1,12 +1,17 @@
 """`ratplus bench report`: a generated sweep of ten thousand cells loads and reports within a minute and a gigabyte."""
 
 import json
+import os
+from collections import Counter
 
 import pytest
 
+from ratplus.analysis.draw import style
 from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.paired.samples import read_items
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.bench.generated_sweep import TARGET_MEGABYTES, TARGET_SECONDS, generate_sweep, measure
+from ratplus.sweeps.define import reproduce
 from ratplus.sweeps.define.reproduce import differences, overrides
 
 
@@ -26,6 +31,48 @@ def test_the_generated_sweep_is_one_that_could_have_been_run(tmp_path):
     assert record["provenance"]["git"]
     again = load_sweep(generate_sweep(tmp_path / "again", 20))
     assert again[["cell", "loss"]].equals(frame[["cell", "loss"]].head(20))
+
+
+def test_a_report_reads_each_file_once(tmp_path, monkeypatch, capsys):
+    """What makes the report of ten thousand cells slow is to read their files again: counted, not timed."""
+    from ratplus.sweeps import cli
+
+    folder = generate_sweep(tmp_path / "large", 40)
+    opened: Counter[str] = Counter()
+    plain_open = os.open
+
+    def counted(path, *rest, **more):
+        opened[os.path.relpath(path, folder)] += 1
+        return plain_open(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", counted)
+    # To draw and to compose commands takes long, and reads nothing of the sweep.
+    monkeypatch.setattr(style, "save", lambda figure, stem: [])
+    monkeypatch.setattr(reproduce, "reproducer", lambda cells: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", str(folder)])
+    assert ended.value.code == 0, capsys.readouterr()
+    for name, files in (("samples.jsonl", 39), ("curve.csv", 40), ("sweep.json", 1)):
+        times = [count for path, count in opened.items() if os.path.basename(path) == name]
+        assert times == [1] * files, name
+    # The state of the cell is read when the sweep is; beside samples the record says what they are of.
+    records = [count for path, count in opened.items() if path.startswith("evaluate/") and "record.json" in path]
+    assert sorted(set(records)) == [1, 2]
+    assert "No ± over items" not in (folder / "report" / "pattern_tables_recall.md").read_text()
+
+
+def test_a_file_of_samples_that_was_written_anew_is_read_again(tmp_path):
+    folder = generate_sweep(tmp_path / "large", 2)
+    identity = read_manifest(folder)["cells"][1]["id"]
+    path = folder / "evaluate" / identity / "samples.jsonl"
+    before = read_items(path.parent)["recall_accuracy"]
+    assert read_items(path.parent)["recall_accuracy"] is before
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"id": 0,' not in line))
+    after = read_items(path.parent)["recall_accuracy"]
+    assert len(after.ids) == len(before.ids) - 1
+    assert before.whole
+    assert not after.whole
 
 
 def test_a_small_report_is_measured(tmp_path, capsys):
