@@ -21,7 +21,7 @@ def measured_peak(
     config: ModelConfig, batch: int, length: int, precision: str, checkpointing: bool = False,
     patterns: Pattern | PatternMap | None = None, values: bool = False,
 ) -> int:  # fmt: skip
-    """Bytes of all tensors at their peak over two accumulated micro-batches, with gradients and moments in place."""
+    """Bytes of all tensors at their peak over a micro-batch that is accumulated: gradients and moments are in place."""
     with nullcontext() if values else FakeTensorMode():
         return _peak(config, batch, length, precision, checkpointing, patterns)
 
@@ -30,20 +30,18 @@ def _peak(config, batch, length, precision, checkpointing, patterns) -> int:
     model = RATPlus(config)
     model.activation_checkpointing = checkpointing
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes its moments
     tokens = torch.randint(0, config.vocab_size, (batch, length))
     tracker = MemTracker()
     tracker.track_external(model, optimizer, tokens)
     with tracker:
-        for micro in range(3):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-                logits = model(tokens, patterns or Pattern(16))
-            loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-            del logits
-            loss.backward()
-            if micro == 0:
-                optimizer.step()
-            if micro < 2:
-                tracker.reset_mod_stats()  # it follows one iteration of each module
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            logits = model(tokens, patterns or Pattern(16))
+        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        del logits
+        loss.backward()
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
     return snapshot["Total"]
 
