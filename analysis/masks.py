@@ -23,11 +23,13 @@ from matplotlib.figure import Figure
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
+from ratplus.analysis.frame.aggregate import in_order
+from ratplus.analysis.frame.methods import with_attention
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.frame.selection import mask_of, selections_of
 from ratplus.analysis.page.notebook import run
 from ratplus.costs.cost import visible_ratio
-from ratplus.costs.facts import at_most
+from ratplus.costs.facts import MIXERS, at_most
 from ratplus.costs.selection import forward_is_exact
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.pattern.fields import STATIC
@@ -43,8 +45,11 @@ MOST = 12
 
 # %%
 def patterns(frame: pd.DataFrame) -> list[Pattern]:
-    """Every pattern that a head of the sweep has, also inside hybrids, by dilation, window and sinks."""
-    shapes = frame[["pattern", "layers", "heads"]].drop_duplicates()
+    """Every pattern that a head of the sweep has, also inside hybrids, by dilation, window and sinks.
+
+    A model without attention has none.
+    """
+    shapes = with_attention(frame)[["pattern", "layers", "heads"]].drop_duplicates()
     maps = (PatternMap.from_label(label, int(n), int(heads)) for label, n, heads in shapes.itertuples(index=False))
     found = {pattern for patterns in maps for row in patterns for pattern in row}
     return sorted(found, key=lambda pattern: pattern.sort_key)
@@ -155,8 +160,8 @@ def _length(every: list[Pattern], context: int) -> int:
 
 # %%
 def applies(frame: pd.DataFrame) -> bool:
-    """Whether the sweep has any cell."""
-    return len(frame) > 0
+    """Whether any cell has attention, and so a pattern."""
+    return len(with_attention(frame)) > 0
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:
@@ -166,7 +171,9 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
         f"{int(frame['context'].max())}.{READ_CAPTION if reads_apart(table(frame)) else ''} Pairs seen: of all (query, "
         "key) pairs that dense attention sees."
     )
-    made = Table(NAME, table(frame), summary(frame), caption)
+    alone = dict.fromkeys(in_order(frame[frame["method"].isin(MIXERS)])["model"])
+    notes = [f"No attention, and so no pattern: {', '.join(alone)}."] if alone else []
+    made = Table(NAME, table(frame), summary(frame), caption, notes)
     drawable = any(not p.data_dependent for p in patterns(frame)) or _seen(frame)
     return [made, Picture(NAME, figure(frame))] if drawable else [made]
 

@@ -2,10 +2,11 @@
 """
 # Quality against cost
 
-Which pattern do I take? Loss (and recall accuracy, where the sweep measured it) of every model and pattern against what
-it costs: bytes of the decode cache, the entries of it that a decoding step reads (where some pattern reads less than it
-holds), attention FLOPs of a forward and, if the cells were timed (`eval=efficiency`), milliseconds a decoded token. A
-point is worth taking if no other of the sweep is both better and cheaper: those points are joined by the frontier.
+Which pattern do I take? Loss (and recall accuracy and needles found, where the sweep measured them) of every model and
+pattern against what it costs: bytes of the decode cache, the entries of it that a decoding step reads (where some
+pattern reads less than it holds), attention FLOPs of a forward and, if the cells were timed (`eval=efficiency`),
+milliseconds a decoded token. A point is worth taking if no other of the sweep is both better and cheaper: those points
+are joined by the frontier.
 
 - `table`: one row a model and pattern, with its costs and whether it stands on each frontier
 - `figure`: a panel for each cost, at the width of a page
@@ -31,11 +32,14 @@ from ratplus.analysis.draw.labels import place_labels
 from ratplus.analysis.draw.output import Picture
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import error_source, first_runs, in_order, sharing, short_patterns
+from ratplus.analysis.frame.averages import averaged, mean_of, suites_of
+from ratplus.analysis.frame.methods import needs_methods
 from ratplus.analysis.frame.reads import READ_CAPTION, entries, reads_apart
 from ratplus.analysis.page.notebook import run
 from ratplus.analysis.paired.differences import baseline_title, loss_delta_notes, rows_with_deltas
 from ratplus.analysis.paired.ties import delta_texts
 from ratplus.costs.facts import at_most
+from ratplus.pattern import PatternMap
 
 NAME = "pareto"
 TIME = "timing:decode_ms_per_token"
@@ -47,7 +51,12 @@ COSTS = (
     (TIME, "Decode time (ms a token)", 1),
 )
 # For each quality: its column, the title of its axis, the scale of its values, and whether less is better.
-QUALITIES = (("loss", "Held-out loss (nats)", 1, True), ("recall_accuracy", "Recall accuracy (%)", 100, False))
+QUALITIES = (
+    ("loss", "Held-out loss (nats)", 1, True),
+    ("recall_accuracy", "Recall accuracy (%)", 100, False),
+    ("needles", "Needles found (%)", 100, False),
+)
+NEEDLES = "needles"  # mean over the needle tasks of a cell: methods without a loss are compared by it
 MOST_RUNS = 5
 
 # %% [markdown]
@@ -55,20 +64,34 @@ MOST_RUNS = 5
 ## Table
 
 One row a model and pattern, mean over seeds. `frontier_<cost>` is true where no other row has a lower loss at no more
-cost, or the same loss for less.
+cost, or the same loss for less; `frontier_<cost>_needles`, where needles were asked for, likewise by the share found.
 """
 
 
 # %%
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a model and pattern with a finite loss: costs, quality, Δ, `frontier_{kv,read,flops,ms}`."""
-    rows = rows_with_deltas(frame, ["recall_accuracy", *([TIME] if TIME in frame else [])])
-    rows = rows[np.isfinite(rows["loss"])].reset_index(drop=True)
+    """One row a model and pattern with a finite quality: costs, quality, Δ, `frontier_{kv,read,flops,ms}`."""
+    frame = _with_needles(frame)
+    timed = [TIME] if TIME in frame else []
+    qualities = [name for name, *_ in QUALITIES if name in frame]
+    rows = rows_with_deltas(frame, [*qualities[1:], *timed])
+    rows = rows[np.isfinite(rows[qualities].astype("float64")).any(axis=1)].reset_index(drop=True)
     apart = reads_apart(rows)
-    for short, (cost, *_) in zip(("kv", "read", "flops", "ms"), COSTS):
-        if cost in rows and (apart or short != "read"):
-            rows[f"frontier_{short}"] = frontier(rows[cost], rows["loss"])
+    for metric, end in (("loss", ""), *([(NEEDLES, "_needles")] if NEEDLES in frame else [])):
+        for short, (cost, *_) in zip(("kv", "read", "flops", "ms"), COSTS):
+            if cost in rows and (apart or short != "read"):
+                rows[f"frontier_{short}{end}"] = frontier(rows[cost], rows[metric], lower=metric == "loss")
     return rows.drop(columns=["status", "pattern_name"])
+
+
+def _with_needles(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with `needles` and its standard error, if any finished cell was asked for needles."""
+    tasks = suites_of(frame).get("niah")
+    if not tasks:
+        return frame
+    frame = frame.copy()
+    frame[NEEDLES], frame[f"{NEEDLES}_stderr"] = mean_of(frame, averaged(tasks))
+    return frame
 
 
 def frontier(costs: pd.Series, values: pd.Series, lower: bool = True) -> pd.Series:
@@ -89,10 +112,12 @@ def frontier(costs: pd.Series, values: pd.Series, lower: bool = True) -> pd.Seri
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows on any frontier, cheapest cache first, rounded."""
     rows = table(frame)
-    names = short_patterns(in_order(frame))
+    names, methods = short_patterns(in_order(frame)), needs_methods(rows)
     marks = [name for name in rows if name.startswith("frontier_")]
     rows = rows[rows[marks].any(axis=1)].sort_values(["kv_bytes", "loss"])
     shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(names)})
+    if methods:
+        shown.insert(1, "Method", rows["method"])
     if rows["kv_heads"].ne(rows["heads"]).any():
         shown["KV heads"] = [f"{held} of {heads}" for held, heads in zip(rows["kv_heads"], rows["heads"])]
     shown["KV cache (KiB)"] = [number(value / 1024, 1) for value in rows["kv_bytes"]]
@@ -102,13 +127,20 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     shown["FLOPs"] = [at_most(number(value, 3), exact) for value, exact in ratios]
     if TIME in rows:
         shown["ms/token"] = [number(*pair) for pair in zip(rows[TIME], [3] * len(rows))]
-    shown["Loss"] = [number(value, 3, error) for value, error in zip(rows["loss"], rows["loss_stderr"])]
+    if np.isfinite(rows["loss"]).any():
+        shown["Loss"] = [number(value, 3, error) for value, error in zip(rows["loss"], rows["loss_stderr"])]
     if rows["loss_delta"].notna().any():
         shown["Δ loss"] = delta_texts(rows, "loss", 1, 3)
     if rows["recall_accuracy"].notna().any():
         shown["Recall (%)"] = [number(value * 100, 1) for value in rows["recall_accuracy"]]
-    titles = {"frontier_kv": "KV", "frontier_read": "read", "frontier_flops": "FLOPs", "frontier_ms": "ms"}
-    shown["Best for"] = [", ".join(titles[m] for m in marks if row[m]) for _, row in rows.iterrows()]
+    if NEEDLES in rows:
+        pairs = zip(rows[NEEDLES] * 100, rows[f"{NEEDLES}_stderr"] * 100)
+        shown["Needles (%)"] = [number(value, 1, error) for value, error in pairs]
+    titles = {"kv": "KV", "read": "read", "flops": "FLOPs", "ms": "ms"}
+    for title, end in (("Best for", ""), ("Best for (needles)", "_needles")):
+        own = {name: f"frontier_{name}{end}" for name in titles if f"frontier_{name}{end}" in rows}
+        if own:
+            shown[title] = [", ".join(titles[m] for m in own if row[own[m]]) for _, row in rows.iterrows()]
     return shown
 
 
@@ -128,17 +160,17 @@ def figure(frame: pd.DataFrame) -> Figure:
     """Quality (rows) against costs (columns), with each model's frontier.
 
     Raises:
-        ValueError: no finished cell has a finite loss.
+        ValueError: no finished cell has a finite quality.
     """
     rows, left_out = first_runs(table(frame), MOST_RUNS)
     if rows.empty:
-        raise ValueError("pareto: no finished cell has a finite loss, so there is nothing to draw")
+        raise ValueError("pareto: no finished cell has a finite loss or another quality, so there is nothing to draw")
     names = list(dict.fromkeys(rows["run"]))
     looks, marks = style.looks(names), style.markers(names)
     labels = short_patterns(in_order(frame), longest=14)
     costs = [cost for cost in COSTS if cost[0] in rows and rows[cost[0]].notna().any()]
     costs = [cost for cost in costs if cost[0] != "kv_read" or reads_apart(rows)]
-    qualities = [quality for quality in QUALITIES if rows[quality[0]].notna().any()]
+    qualities = [quality for quality in QUALITIES if quality[0] in rows and rows[quality[0]].notna().any()]
     with style.context():
         drawing = Figure(figsize=(style.TEXT_WIDTH_IN, 0.3 + 1.95 * len(qualities)))
         grid = drawing.subplots(len(qualities), len(costs), sharex="col", sharey="row", squeeze=False)
@@ -209,7 +241,8 @@ def caption(frame: pd.DataFrame) -> str:
     """What the columns of `summary` mean."""
     read = READ_CAPTION.replace("those of them", "cache entries of a head") if reads_apart(frame) else ""
     return (
-        "Patterns that no other of the sweep beats: a lower loss (nats per token) at no more cost. KV cache: bfloat16 "
+        "Patterns that no other of the sweep beats: a lower loss (nats per token) at no more cost"
+        f"{', or more needles found' if NEEDLES in _with_needles(frame) else ''}. KV cache: bfloat16 "
         "keys and values and the float32 recurrent state of one sequence at the context length."
         f"{read} FLOPs: attention FLOPs relative to dense. KV heads: of keys and values, where heads share them. "
         "ms/token: as measured on the cells' machine. Best for: the costs whose frontier it is on. ± of the loss: the "
@@ -217,16 +250,39 @@ def caption(frame: pd.DataFrame) -> str:
     )
 
 
+def without_loss(frame: pd.DataFrame) -> list[str]:
+    """Why some patterns of finished cells stand on no frontier of the loss, in a line; none if all have one."""
+    lost = frame[frame["status"].eq("done") & frame["loss"].isna()]
+    shapes = lost[["pattern", "layers", "heads"]].drop_duplicates().itertuples(index=False)
+    labels = [
+        label for label, layers, heads in shapes
+        if any(p.needs_prompt for row in PatternMap.from_label(label, int(layers), int(heads)) for p in row)
+    ]  # fmt: skip
+    if not labels:
+        return []
+    names = short_patterns(in_order(frame))
+    return [
+        f"No loss, and so on no frontier of it: {', '.join(names[label] for label in labels)}. What these show depends "
+        "on where a prompt ends; they are compared by needles."
+    ]
+
+
 def applies(frame: pd.DataFrame) -> bool:
-    """Whether at least two finished cells have a finite loss."""
-    return len(frame) > 0 and (np.isfinite(frame["loss"]) & frame["status"].eq("done")).sum() > 1
+    """Whether at least two finished cells have a finite loss, or two were asked for needles."""
+    if len(frame) == 0:
+        return False
+    done, found = frame["status"].eq("done"), _with_needles(frame)
+    measured = [np.isfinite(found[name].astype("float64")) for name in ("loss", NEEDLES) if name in found]
+    return any((values & done).sum() > 1 for values in measured)
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     """The table and the figure."""
     data, shown = table(frame), summary(frame)
     notes = loss_delta_notes(frame, data) if "Δ loss" in shown else []
-    return [Table(NAME, data, shown, caption(frame), notes, names=2), Picture(NAME, figure(frame))]
+    names = 3 if "Method" in shown else 2
+    made = Table(NAME, data, shown, caption(frame), [*notes, *without_loss(frame)], names=names)
+    return [made, Picture(NAME, figure(frame))]
 
 
 # %%

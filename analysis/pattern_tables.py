@@ -20,8 +20,9 @@ import pandas as pd
 
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import error_source, in_order, over_seeds, short_patterns, unfinished
-from ratplus.analysis.frame.averages import averaged, has_average, one_measure, suites_of
+from ratplus.analysis.frame.averages import averaged, has_average, mean_of, one_measure, suites_of
 from ratplus.analysis.frame.load import ENDINGS
+from ratplus.analysis.frame.methods import needs_methods
 from ratplus.analysis.frame.reference import paper_rows
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import SUITES, ResultColumn, is_share, niah_groups
@@ -56,7 +57,7 @@ def table(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
     cells = _with_average(in_order(frame), tasks)
     ends = ("", "_stderr", *ENDINGS)
     results = [name + end for name in _compared(tasks) if name != "average" for end in ends if name + end in cells]
-    names = ["model", "variant", "pattern", "dilation", "window", "sinks", "seed", *results]
+    names = ["model", "variant", "method", "pattern", "dilation", "window", "sinks", "seed", *results]
     return cells[[*names, *(f"average{end}" for end in ends), "status", "error"]]
 
 
@@ -67,6 +68,8 @@ def summary(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
     columns = _shown_columns(cells, tasks)
     rows = _rows(frame, cells, tasks)
     shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(short_patterns(rows))})
+    if needs_methods(rows):
+        shown.insert(1, "Method", rows["method"])
     if (rows["cells"] > 1).any():
         seeds = zip(rows["done"], rows["cells"])
         shown["Seeds"] = [str(done) if done == cells_ else f"{done} of {cells_}" for done, cells_ in seeds]
@@ -90,8 +93,8 @@ def _with_average(cells: pd.DataFrame, tasks: list[ResultColumn]) -> pd.DataFram
     chosen = averaged(tasks)
     if chosen[0].suite == "niah":
         for name, members in niah_groups(chosen).items():
-            cells[f"group:{name}"], cells[f"group:{name}_stderr"] = _mean(cells, members)
-    cells["average"], cells["average_stderr"] = _mean(cells, chosen) if has_average(chosen) else (np.nan, np.nan)
+            cells[f"group:{name}"], cells[f"group:{name}_stderr"] = mean_of(cells, members)
+    cells["average"], cells["average_stderr"] = mean_of(cells, chosen) if has_average(chosen) else (np.nan, np.nan)
     return with_differences(cells, _compared(tasks))
 
 
@@ -107,13 +110,6 @@ def _rows(frame: pd.DataFrame, cells: pd.DataFrame, tasks: list[ResultColumn]) -
     """One row for each model and pattern, mean over seeds, with the errors of differences."""
     compared = _compared(tasks)
     return with_row_errors(over_seeds(cells, [*compared, *(f"{name}_delta" for name in compared)]), frame, compared)
-
-
-def _mean(cells: pd.DataFrame, tasks: list[ResultColumn]) -> tuple[pd.Series, pd.Series]:
-    """Mean over tasks and its standard error, tasks taken as independent; null where any is."""
-    names = [task.column for task in tasks]
-    errors = cells[[f"{name}_stderr" for name in names]]
-    return cells[names].mean(axis=1, skipna=False), np.sqrt((errors**2).sum(axis=1, skipna=False)) / len(names)
 
 
 def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple[str, str, float, int]]:
@@ -226,7 +222,8 @@ def contents(frame: pd.DataFrame) -> list[Table]:
     made = []
     for suite in suites_of(frame):
         data, shown = table(frame, suite), summary(frame, suite)
-        names = 3 if "Seeds" in shown else 2
+        left = 3 if "Method" in shown else 2  # columns of names
+        names = left + ("Seeds" in shown)
         heads, rest = list(shown.columns[:names]), list(shown.columns[names:])
         last = [name for name in rest if name.startswith(("Average", "All", "Δ"))]
         rest = [name for name in rest if name not in last]
@@ -237,7 +234,7 @@ def contents(frame: pd.DataFrame) -> list[Table]:
         for page, titles in enumerate(pages, start=1):
             part = shown[[*heads, *titles, *(last if page == len(pages) else [])]]
             name = f"{NAME}_{suite}" + (f"_{page}" if page > 1 else "")
-            made.append(Table(name, data, part, text, notes, names=2, grouped=True))
+            made.append(Table(name, data, part, text, notes, names=left, grouped=True))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from ratplus.analysis.frame.tasks import ResultColumn, by_suite, niah_groups
@@ -36,6 +37,13 @@ def one_measure(tasks: list[ResultColumn]) -> list[ResultColumn]:
 def has_average(tasks: list[ResultColumn]) -> bool:
     """Whether the mean of these results means something: less is better in all or none, and they belong together."""
     return len({task.lower for task in tasks}) == 1 and tasks[0].suite != "other"
+
+
+def mean_of(cells: pd.DataFrame, tasks: list[ResultColumn]) -> tuple[pd.Series, pd.Series]:
+    """Mean over tasks and its standard error, tasks taken as independent; null where any is."""
+    names = [task.column for task in tasks]
+    errors = cells[[f"{name}_stderr" for name in names]]
+    return cells[names].mean(axis=1, skipna=False), np.sqrt((errors**2).sum(axis=1, skipna=False)) / len(names)
 
 
 def averages_of(frame: pd.DataFrame) -> dict[str, tuple[str, ...]]:

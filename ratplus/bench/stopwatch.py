@@ -12,9 +12,12 @@ import torch
 
 from ratplus.model import RATPlus
 from ratplus.model import network as model_code
+from ratplus.model import state_mixer as mixer_code
+from ratplus.model.state_mixer import StateMixer
 
 # ends: embedding, final norm, output head and loss. dense: norms, projections, gates, RoPE of queries, feed-forward.
-PARTS = ("ends", "dense", "scan", "attention", "optimizer", "data", "other")
+# mixer: convolution and recurrence of a mixer that stands in the place of attention.
+PARTS = ("ends", "dense", "scan", "attention", "mixer", "optimizer", "data", "other")
 
 
 class Stopwatch:
@@ -87,7 +90,8 @@ def watched(model: RATPlus, watch: Stopwatch) -> Generator[None]:
             marked = iter(_Mark.apply(watch, "dense", *tensors))
             found = work(*(next(marked) if any(x is t for t in tensors) else x for x in arguments), **options)
             if isinstance(found, tuple):
-                found = (*_Mark.apply(watch, part, *found[:2]), *found[2:])
+                marked = iter(_Mark.apply(watch, part, *(x for x in found if isinstance(x, torch.Tensor))))
+                found = tuple(next(marked) if isinstance(x, torch.Tensor) else x for x in found)
             else:
                 (found,) = _Mark.apply(watch, part, found)
             watch.mark("dense")
@@ -112,11 +116,17 @@ def watched(model: RATPlus, watch: Stopwatch) -> Generator[None]:
         model.embed.register_forward_hook(into_blocks),
         model.norm.register_forward_pre_hook(out_of_blocks),
     ]
-    scan, attention = model_code.gated_scan, model_code.dilated_attention
-    model_code.gated_scan, model_code.dilated_attention = around("scan", scan), around("attention", attention)
+    parts = (
+        (model_code, "gated_scan", "scan"), (model_code, "dilated_attention", "attention"),
+        (StateMixer, "_convolve", "mixer"), (mixer_code, "ssd", "mixer"), (mixer_code, "gated_delta_rule", "mixer"),
+    )  # fmt: skip
+    originals = [getattr(place, name) for place, name, _ in parts]
+    for (place, name, part), work in zip(parts, originals):
+        setattr(place, name, around(part, work))
     try:
         yield
     finally:
-        model_code.gated_scan, model_code.dilated_attention = scan, attention
+        for (place, name, _), work in zip(parts, originals):
+            setattr(place, name, work)
         for handle in handles:
             handle.remove()

@@ -26,7 +26,7 @@ _SHOWN = {
               "decode_ratio", "tokens_per_second", "kv_bytes", "kv_ratio", "state_bytes", "max_batch"],
     "train": ["model", "step", "context", "batch", "step_ms_p50", "step_ms_p20", "step_ms_p80", "arl_cost",
               "arl_cost_cpu", "tokens_per_second", "mfu", "ends_ms", "dense_ms", "scan_ms", "attention_ms",
-              "optimizer_ms", "data_ms", "other_ms", "data_share", "peak_bytes"],
+              "mixer_ms", "optimizer_ms", "data_ms", "other_ms", "data_share", "peak_bytes"],
 }  # fmt: skip
 
 

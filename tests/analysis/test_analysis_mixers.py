@@ -1,7 +1,7 @@
 """Models without attention beside RAT+ and attention: a state of fixed size, and no pattern."""
 
 from ratplus import ModelConfig
-from ratplus.analysis import accuracy_vs_dilation, pareto
+from ratplus.analysis import accuracy_vs_dilation, masks, pareto, pattern_tables
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.costs.state import state_cost
 from ratplus.pattern import Pattern
@@ -39,3 +39,14 @@ def test_rows_and_points_of_models_without_attention(sweep):
     assert bool(rows.loc["mamba2_tiny", "frontier_kv"])
     (panel, *_) = pareto.figure(frame).axes
     assert panel.get_xscale() == "log"
+
+
+def test_masks_draw_nothing_of_models_without_attention(sweep):
+    sweep.add("mamba2_tiny", Pattern(), {"loss": 2.2, "recall_accuracy": 0.2}, mixer="mamba2")
+    assert not masks.applies(load_sweep(sweep.write()))
+    sweep.add("ratplus_tiny", Pattern(16), {"loss": 2.0, "recall_accuracy": 0.6})
+    frame = load_sweep(sweep.write())
+    assert masks.applies(frame)
+    assert [pattern.label for pattern in masks.patterns(frame)] == ["D16"]
+    assert masks.contents(frame)[0].notes == ["No attention, and so no pattern: mamba2_tiny."]
+    assert list(pattern_tables.summary(frame, "recall")["Method"]) == ["Mamba2", "dilated"]

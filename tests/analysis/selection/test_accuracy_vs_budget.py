@@ -89,8 +89,44 @@ def test_other_modules_show_the_new_kinds(frame):
     assert "frontier_read" in found
     assert "KV read" in pareto.summary(frame)
     assert pareto.figure(frame).axes
-    assert "snap128x16" in set(pattern_tables.summary(frame, "niah")["Pattern"])
     assert {pattern.label for pattern in masks.patterns(frame)} == set(LABELS)
+
+
+def test_tables_of_tasks_name_the_method(frame):
+    shown = pattern_tables.summary(frame, "niah").set_index(["Model", "Pattern"]).loc["ratplus_tiny"]
+    assert shown.loc["quest4x16", "Method"] == "Quest"
+    assert shown.loc["D64-top4x16", "Method"] == "top-k + D64"
+    assert shown.loc["snap128x16", "Method"] == "SnapKV"
+    assert "method" in pattern_tables.table(frame, "niah")
+    (made,) = [made for made in pattern_tables.contents(frame) if made.name == "pattern_tables_niah"]
+    assert list(made.shown.columns[: made.names]) == ["Model", "Method", "Pattern"]
+
+
+def test_a_method_without_a_loss_is_weighed_by_needles(frame):
+    rows = pareto.table(frame).set_index(["run", "pattern"]).loc["attention_tiny"]
+    assert rows.loc["snap128x16", "needles"] == pytest.approx(0.9 - (len(LABELS) - 1) / 20)
+    assert not rows.loc["snap128x16", "frontier_kv"]  # it has no loss
+    # D64 holds 8 entries and finds more; SnapKV's 128 find least of all.
+    assert bool(rows.loc["D64", "frontier_kv_needles"])
+    assert not rows.loc["snap128x16", "frontier_kv_needles"]
+    made, picture = pareto.contents(frame)
+    assert any("No loss, and so on no frontier of it: snap128x16." in note for note in made.notes)
+    assert not any("No loss" in note and "top4x16" in note for note in made.notes)
+    titles = [axes.get_ylabel() for axes in picture.figure.axes if axes.get_ylabel()]
+    assert titles == ["Held-out loss (nats)", "Recall accuracy (%)", "Needles found (%)"]
+    assert list(made.shown.columns[:3]) == ["Model", "Method", "Pattern"]
+    assert {"Needles (%)", "Best for", "Best for (needles)"} <= set(made.shown)
+
+
+def test_needles_alone_make_a_frontier(sweep):
+    for label, found in (("D1", 0.9), ("snap128x16", 0.8), ("snap64x16", 0.85)):
+        sweep.add("ratplus_tiny", Pattern.from_label(label), {"niah_multikey_2_substring": (found, 0.02)})
+    frame = load_sweep(sweep.write())
+    assert pareto.applies(frame)
+    shown = pareto.summary(frame).set_index("Pattern")
+    assert list(shown.index) == ["snap64x16", "D1"]  # 128 entries find less than 64
+    assert "Loss" not in shown
+    assert pareto.figure(frame).axes
 
 
 def test_masks_know_the_patterns_within_maps(sweep):

@@ -184,3 +184,31 @@ def test_memory_that_the_system_does_not_tell_must_be_given(monkeypatch, tmp_pat
     assert row["max_batch"] > 0
     with pytest.raises(ValueError, match="doesn't tell how much memory is free; give --memory-gb"):
         bench(patterns=("D4",), batches=(1,), memory_gb=None)
+
+
+def test_a_model_without_attention_takes_none_of_the_default_patterns():
+    config = ModelConfig(50, 1, 32, 16, recurrence=False, mixer="mamba2")
+    subject = benchmark.Subject("mamba2", config, lambda: RATPlus(config))
+    assert list(subject.maps(BenchSettings().patterns)) == ["D1"]
+    with pytest.raises(ValueError, match="mamba2"):
+        subject.maps(("D4",))
+
+
+@pytest.mark.parametrize("mixer", ["mamba2", "gated_deltanet"])
+def test_the_time_of_a_mixer_is_a_part_of_a_step(mixer):
+    from ratplus.bench.stopwatch import Stopwatch, watched
+    from ratplus.model import state_mixer
+
+    model = RATPlus(ModelConfig(50, 1, 32, 16, recurrence=False, mixer=mixer))
+    before = state_mixer.ssd, state_mixer.gated_delta_rule, state_mixer.StateMixer._convolve
+    watch = Stopwatch("cpu")
+    watch.on = True
+    named = []
+    watch.mark = lambda part: named.append(part)
+    with watched(model, watch):
+        model(torch.zeros(1, 70, dtype=torch.int64)).sum().backward()
+    # Convolution and recurrence, forward and backward.
+    assert named.count("mixer") == 4
+    assert not {"scan", "attention"} & set(named)
+    assert before == (state_mixer.ssd, state_mixer.gated_delta_rule, state_mixer.StateMixer._convolve)
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -248,6 +248,12 @@ def test_bytes_are_those_of_the_cost():
         assert cache.metadata_bytes() == spent.metadata_bytes
         assert cache.state_bytes() == spent.state_bytes
         assert cache.bytes() == spent.cache_bytes
+    # In half precision bounds are halved, and means stay float32.
+    model = model.to(torch.bfloat16)
+    for patterns in (TOP, BOUNDS):
+        spent = cost(PatternMap.uniform(patterns, 2, 8), LENGTH, 4, recurrence=True, bytes_per_element=2)
+        cache = model.new_cache(1, patterns, LENGTH)
+        assert (cache.kv_bytes(), cache.metadata_bytes()) == (spent.kv_bytes, spent.metadata_bytes)
 
 
 def test_snap_gives_memory_back():
