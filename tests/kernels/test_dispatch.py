@@ -27,6 +27,23 @@ def test_cuda_tensors_take_the_fused_path(monkeypatch):
     assert dispatch.implementation("gated_scan", 64, _on_cuda()) == "fused"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("d_head", [16, 32, 64, 128, 256])
+def test_every_size_and_type_that_the_kernels_take(monkeypatch, d_head, dtype):
+    if d_head == 256 and dtype == torch.float32:
+        return  # refused, below
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    for choice in ("", "fused"):
+        monkeypatch.setenv("RATPLUS_KERNELS", choice)
+        assert dispatch.implementation("gated_scan", d_head, _on_cuda(dtype)) == "fused"
+
+
+def test_every_tensor_is_looked_at(monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    with pytest.warns(UserWarning, match="dtype is torch.float64"):
+        assert dispatch.implementation("gated_scan", 64, _on_cuda(), _on_cuda(torch.float64)) == "eager"
+
+
 @pytest.mark.parametrize(
     ("d_head", "dtype", "reason"),
     [
@@ -68,7 +85,11 @@ def test_forced(monkeypatch, name):
     assert dispatch.implementation("gated_scan", 64, _on_cuda()) == name
 
 
-def test_unknown_name(monkeypatch):
-    monkeypatch.setenv("RATPLUS_KERNELS", "quick")
-    with pytest.raises(ValueError, match="RATPLUS_KERNELS='quick' is unknown: use one of reference, eager, fused"):
-        dispatch.implementation("gated_scan", 64, torch.zeros(1))
+@pytest.mark.parametrize("name", ["quick", "Fused", "EAGER", "eager ", "fuse"])
+def test_unknown_name(monkeypatch, name):
+    monkeypatch.setenv("RATPLUS_KERNELS", name)
+    for tensor in (torch.zeros(1), _on_cuda()):
+        with pytest.raises(
+            ValueError, match=f"RATPLUS_KERNELS='{name}' is unknown: use one of reference, eager, fused"
+        ):
+            dispatch.implementation("gated_scan", 64, tensor)
