@@ -12,7 +12,7 @@ from ratplus.analysis import report as reports
 from ratplus.analysis.compare import compare, differences, join
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import check_reference, paper_rows
-from ratplus.analysis.frame.tasks import is_cost, result_column
+from ratplus.analysis.frame.tasks import is_cost, less_is_better, result_column
 from ratplus.analysis.paired.bootstrap import holm, paired_bootstrap
 from ratplus.analysis.paired.samples import scores
 from ratplus.analysis.report import report
@@ -55,6 +55,19 @@ def test_what_a_name_says(name, suite, task, measure, lower):
 )  # fmt: skip
 def test_counts_of_costs_are_no_results(name, cost):
     assert is_cost(name) is cost
+
+
+@pytest.mark.parametrize(
+    ("name", "less"),
+    [
+        ("loss", True), ("piqa/acc", False), ("recall_accuracy", False), ("wikitext/word_perplexity", True),
+        ("my own thing", None), ("kv_entries", True), ("kv_ratio", True), ("attention_flops_ratio", True),
+        ("decode_kv_bytes", True), ("max_batch", False), ("selection_density", True), ("selection_hit_rate", False),
+        ("timing:decode_ms_per_token", True), ("timing:decode_tokens_per_second", False), ("timing:max_batch", False),
+    ],
+)  # fmt: skip
+def test_which_way_is_better(name, less):
+    assert less_is_better(name) is less
 
 
 # ---- pattern tables ----

@@ -203,6 +203,21 @@ def test_a_planned_cell_has_its_ids_from_the_manifest_alone(place):
         ]
 
 
+def test_what_given_weights_make_meaningless_is_in_no_id(place):
+    def ids(*words: str) -> dict[str, str]:
+        (entry,) = plan_cells([compose_one([*WORDS, *words])])
+        return entry["stages"]
+
+    given = ids("model.init_from=given")
+    shutil.copytree("given", "moved")
+    for words in (["model.init_std=0.5"], ["model.name=other"], ["model.init_from=moved"]):
+        assert ids("model.init_from=given", *words) == given, words
+    assert ids("model.init_std=0.5")["pretrain"] != ids()["pretrain"]
+    changed = {key: ids("model.init_from=given", key) for key in ("model.rope_base=5000", "train.context=32", "seed=1")}
+    assert all(stages["adapt"] != given["adapt"] for stages in changed.values())
+    assert changed["seed=1"]["pretrain"] == given["pretrain"], "the weights are the same for every seed"
+
+
 def test_a_child_stage_refuses_other_weights_than_its_parent_made(place, capsys):
     words = [*WORDS, "model.init_from=given", "output=one", "pattern.dilation=8"]
     assert ratplus("adapt", *words) == 0

@@ -13,7 +13,7 @@ import pytest
 from ratplus.config.cell import Config
 from ratplus.config.data import DataSection, RecallSection
 from ratplus.config.train import RecipeSection
-from ratplus.data.batches import Batches, deal
+from ratplus.data.batches import Batches, deal, row_counts
 from ratplus.data.corpus import Corpus, CorpusError, check_ids, open_corpus, write_corpus
 from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import IGNORE, ordered_rows, random_rows
@@ -254,6 +254,19 @@ def test_batches_mix_text_and_recall_by_tokens(corpus):
         assert not np.array_equal(first[1][0], other[1][0])
         assert order == "ordered" or not np.array_equal(first[0][0], other[0][0])
     assert not any((row == held_out).all(axis=1).any() for row in trained)
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "fraction", "length", "rows"),
+    [
+        (8, 256, 0.5, 128, (4, 8)), (8, 256, 0.0, 128, (8, 0)), (8, 256, 1.0, 128, (0, 16)),
+        (8, 128, 0.3, 64, (6, 5)),  # 2.4 text rows' worth of tokens, which are 4.8 recall rows
+        (8, 128, 0.35, 64, (5, 6)),  # 2.8, and 5.6
+        (3, 64, 0.1, 64, (3, 0)),  # 0.3 of either: no row at all
+    ],
+)  # fmt: skip
+def test_counts_of_rows_are_rounded_to_the_nearest(batch, context, fraction, length, rows):
+    assert row_counts(batch, context, RecallSection(fraction=fraction, length=length)) == rows
 
 
 def test_the_identity_of_a_known_corpus_stays():

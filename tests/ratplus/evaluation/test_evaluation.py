@@ -144,6 +144,15 @@ def test_cloze_questions():
             assert ",".join(map(str, (q.context[-1], *choice))) in whole
 
 
+def test_choices_of_a_cloze_question_differ_where_the_text_repeats_itself():
+    from ratplus.config.eval import CHOICES
+    from ratplus.evaluation.cloze import questions
+
+    # Of one token there are eight continuations, so that another place often goes on in the same way.
+    asked = questions(np.random.default_rng(0).integers(0, 8, 4000), 9, 60, 6, 1)
+    assert all(len(set(q.choices)) == CHOICES for q in asked)
+
+
 def test_cloze_needs_enough_text():
     from ratplus.evaluation.cloze import questions
 

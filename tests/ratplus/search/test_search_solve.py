@@ -1,5 +1,6 @@
 """The pure parts of a pattern search: the knapsack against brute force, clean-up, budgets, baselines, statistics."""
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratplus.config.model import ModelConfig
+from ratplus.costs.cost import cost
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.search import baselines
 from ratplus.search.budgets import Budget, Prices, uniform_map
@@ -89,6 +91,14 @@ def test_differences_are_paired_and_weighted():
     assert interval(a, b, 0.5) == wide, "a bootstrap of the same values is the same"
 
 
+def test_a_part_takes_every_so_many_th_row():
+    drawn = np.random.default_rng(2)
+    a, b = ({name: drawn.normal(size=n) for name, n in (("text", 7), ("recall", 5))} for _ in range(2))
+    for which in range(3):
+        thirds = [{name: values[which::3] for name, values in x.items()} for x in (a, b)]
+        assert difference(a, b, 0.7, (which, 3)) == difference(*thirds, 0.7)
+
+
 def test_the_weight_makes_both_spread_equally():
     dense = {"text": np.zeros(2), "recall": np.zeros(2)}
     uniform = [{"text": np.full(2, t), "recall": np.full(2, r)} for t, r in ((0.0, 0.0), (1.0, 4.0), (2.0, 8.0))]
@@ -128,6 +138,23 @@ def test_budgets_and_prices():
     table = kv.table(Space.of(CONFIG, CANDIDATES, [1]))
     assert table.shape == (2 + 4, 3)
     assert table.sum(axis=0).tolist() == pytest.approx([1, 0.25, 0.0625])
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, kv_heads=2)])
+@pytest.mark.parametrize("label", ["D1", "D4-W3", "top2x8"])
+def test_prices_are_the_costs_of_every_table(config, label):
+    patterns = uniform_map(Pattern.from_label(label), config)
+    costs, dense = (
+        cost(rows, 64, config.d_head, kv_heads=config.kv_heads) for rows in (patterns, uniform_map(Pattern(), config))
+    )
+    for kind, of in {
+        "kv": lambda c: c.kv_bytes, "read": lambda c: c.decode_bytes,
+        "flops": lambda c: c.attention_flops + c.selection_flops,
+    }.items():  # fmt: skip
+        prices = Prices.of(kind, config, 64)
+        assert prices.dense == of(dense)
+        assert prices.map(patterns) == pytest.approx(of(costs) / of(dense))
+        assert prices.limit(Budget(kind, kind, of(costs), True)) == pytest.approx(of(costs) / of(dense))
 
 
 def test_grouped_heads_are_one_unit():

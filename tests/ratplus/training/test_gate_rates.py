@@ -1,7 +1,8 @@
 """Forget gates with learning rates of their own, beside an AdamW that has a parameter for each part."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,9 +10,12 @@ from torch import nn
 from ratplus import ModelConfig, RATPlus
 from ratplus.config.cell import Config
 from ratplus.config.model import ModelSection
+from ratplus.config.run import RunSection
 from ratplus.config.train import RecipeSection, TrainSection
 from ratplus.stages.stage_ids import plan
 from ratplus.training.gate_rates import SCALE, GateRows, parameter_groups
+from ratplus.training.run import train
+from ratplus.training.spec import Run
 
 CONFIG = ModelConfig(vocab_size=31, layers=2, d_model=16, d_head=8, kv_heads=1, gate_bias=-2.0)
 RECIPE = RecipeSection(lr=1e-2, gate_lr=7e-2, gate_bias_lr=0.2)
@@ -70,6 +74,39 @@ def test_each_part_is_trained_as_a_parameter_at_its_own_rate():
         if name.endswith("in_proj.weight"):
             wanted = torch.cat([wanted, parts[f"{name}/gate"]])
         assert torch.allclose(weight, wanted, rtol=1e-4, atol=1e-6), name
+
+
+@dataclass
+class OneBatch:
+    """The same rows in every step."""
+
+    rows: np.ndarray
+    context: int = 12
+    seed: int = 0
+    recall_fraction: float = 0.0
+
+    def train(self, recipe, purpose, step):
+        return [(self.rows, np.roll(self.rows, -1, axis=1))]
+
+
+def test_a_step_of_training_has_the_rate_of_each_part(tmp_path):
+    """AdamW's first step moves every weight that has a gradient by its learning rate."""
+    recipe = RecipeSection(
+        steps=1, batch=2, warmup=0.0, lr=1e-3, lr_min=0.0, weight_decay=0.0, gate_lr=5e-3, gate_bias_lr=2e-2
+    )
+    model = model_of()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    tokens = torch.randint(0, 31, (2, 12), generator=torch.Generator().manual_seed(0))
+    train(
+        model, Run("pretrain", "0" * 12, recipe, OneBatch(tokens.numpy()), run=RunSection(accelerator="cpu")), tmp_path
+    )
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs()
+        if name.endswith("in_proj.weight"):
+            assert moved[-8:].max() == pytest.approx(5e-3, rel=0.01)
+            moved = moved[:-8]
+        rate = 2e-2 if name.endswith("gate_bias") else 1e-3
+        assert moved.max() == pytest.approx(rate, rel=0.01), name
 
 
 def test_only_the_gates_differ_from_training_at_one_rate():

@@ -14,6 +14,7 @@ import pytest
 from cli_runs import TINY, ratplus, wait_for
 from made_cells import entry, settle
 
+from ratplus.records.lock import FolderLock
 from ratplus.records.record import read_record
 from ratplus.records.status import cell_state
 from ratplus.sweeps.define.compose import compose_cells, compose_one
@@ -47,6 +48,10 @@ def test_retry_chooses_cells(tmp_path):
     assert names("all") == ["b pretrain", "c pretrain", "a D2", "a D4", "b D1", "c D1"]
     assert names("failed") == ["b pretrain", "c pretrain", "a D2", "b D1", "c D1"]
     assert names("none") == ["a D4"]
+    with FolderLock(tmp_path / "evaluate" / cells[2]["stages"]["evaluate"]):  # which is at work elsewhere
+        assert names("all") == ["b pretrain", "c pretrain", "a D2", "a D4", "b D1", "c D1"]
+        assert names("failed") == ["b pretrain", "c pretrain", "a D2", "b D1", "c D1"]
+        assert names("none") == ["a D4"]
     assert [t.name for t in due_items(work_items(cells, "pretrain"), tmp_path, "pretrain", "failed")] == ["b pretrain"]
 
 
