@@ -129,7 +129,7 @@ def train(model: RATPlus, run: Run, folder: Path, watch: Watch | None = None, te
 
     started = time.monotonic()
     if first < recipe.steps:
-        saver = _Saver(run.run.checkpoint_seconds, save, team)
+        saver = Saver(run.run.checkpoint_seconds, save, team)
         if team is None:
             module = TrainingModule(model, recipe, run.patterns, run.arl, on_step)
             module.restored = None if state is None else state.pop("optimizer")
@@ -159,7 +159,7 @@ def train_along(model_config: ModelConfig, run: Run, first: int, team: Team) -> 
     # Under fsdp no rank ever holds all weights; under ddp DDP fills them in.
     with torch.device("meta") if team.trainer.strategy == "fsdp" else nullcontext():
         model = RATPlus(model_config)
-    _fit(_shared_module(model, run, first, team), run, first, _Saver(math.inf, lambda _done, _whole: None, team), team)
+    _fit(_shared_module(model, run, first, team), run, first, Saver(math.inf, lambda _done, _whole: None, team), team)
 
 
 def _shared_module(model: RATPlus, run: Run, first: int, team: Team, on_step: Callable | None = None) -> SharedModule:
@@ -167,7 +167,7 @@ def _shared_module(model: RATPlus, run: Run, first: int, team: Team, on_step: Ca
     return SharedModule(model, run.recipe, run.patterns, run.arl, on_step, team, bf16=bf16, goes_on=first > 0)
 
 
-def _fit(module: TrainingModule, run: Run, first: int, saver: _Saver, team: Team | None = None) -> None:
+def _fit(module: TrainingModule, run: Run, first: int, saver: Saver, team: Team | None = None) -> None:
     loader = StepLoader(run.rows, run.recipe, run.purpose, first, _on_gpu(run.run))
     if team is not None:
         team.meet()
@@ -214,19 +214,25 @@ def quiet_lightning():
             logger.setLevel(level)
 
 
-class _Saver(lightning.Callback):
+class Saver(lightning.Callback):
     """Has the training state saved every `seconds`, and before giving way to SIGTERM or Ctrl-C.
 
     Of several ranks, rank 0's clock decides, and a signal to any of them stops all of them after the same step.
+
+    Args:
+        clock: seconds since any moment.
     """
 
-    def __init__(self, seconds: float, save: Callable[[int, dict], None], team: Team | None = None):
-        self.seconds, self.save, self.team = seconds, save, team
+    def __init__(
+        self, seconds: float, save: Callable[[int, dict], None], team: Team | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        self.seconds, self.save, self.team, self.clock = seconds, save, team, clock
         self._signal = 0
         self._previous: dict = {}
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self._saved = time.monotonic()
+        self._saved = self.clock()
         if threading.current_thread() is threading.main_thread():
             # After Lightning has set its own handlers, which would end the process without saving.
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -238,14 +244,14 @@ class _Saver(lightning.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         done = batch[0] + 1
         ended = done == pl_module.recipe.steps
-        number, due = self._signal, not ended and time.monotonic() - self._saved >= self.seconds
+        number, due = self._signal, not ended and self.clock() - self._saved >= self.seconds
         if self.team is not None:
             number, due = self.team.largest(number, due)
         if number or due:
             whole = pl_module.whole_state()
             if whole is not None:
                 self.save(done, whole)
-            self._saved = time.monotonic()
+            self._saved = self.clock()
         if number:
             raise Interrupted(number)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratplus.config.model import ModelConfig
+from ratplus.config.search import SearchSection
 from ratplus.costs.cost import cost
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.search import baselines
 from ratplus.search.budgets import Budget, Prices, uniform_map
+from ratplus.search.choose import Chooser
 from ratplus.search.damage import cleaned, difference, fixed_weight, interval, isotonic
 from ratplus.search.latency import features, fit
 from ratplus.search.solve import hull_moves, solve, sum_of
@@ -214,6 +217,35 @@ def test_exchanges_come_in_the_order_of_what_they_promise():
     assert changes == sorted(changes)
     assert all(sum_of(cost, choice) <= 0.4 + 1e-9 for choice in proposed)
     assert len(baselines.swaps(damage, cost, 0.4, (2, 0, 2), None, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ([-1.0, -1.0, -1.0, -1.0], True),
+        ([-3.0, 1.0, -2.0, 0.5], False),  # -0.9 in the mean, with a standard error of 0.97
+        ([-3.0, 0.9, -2.0, -0.5], True),  # -1.15, with one of 0.86
+        ([0.0, 0.0, 0.0, 0.0], False),
+    ],
+)
+def test_an_exchange_is_kept_if_it_gains_more_than_a_standard_error(change, kept):
+    space, start = Space.of(CONFIG, CANDIDATES), (2, 0, 2)
+
+    class Probes:
+        def set_base(self, patterns):
+            pass
+
+        def losses(self, patterns, split):
+            assert split == "search", "what is verified must not be looked at"
+            return {"text": np.zeros(4) if patterns == space.map(start) else np.array(change)}
+
+    prices = Prices.of("kv", CONFIG, 64)
+    chooser = Chooser(cast("Any", Probes()), space, prices, SearchSection(model="m", swaps=1), 1.0, None)
+    chooser.limit, chooser.cost, chooser.total = 0.4, prices.table(space), None
+    options: dict[str, tuple[int, ...]] = {}
+    damage = np.array([[0.0, 1.0, 2.0], [0.0, 0.1, 0.2], [0.0, 3.0, 9.0]])
+    chooser._exchanged(damage, start, options)
+    assert options == ({"after exchanges": (2, 2, 0)} if kept else {})
 
 
 def test_latency_is_fitted_from_timings_of_any_maps():

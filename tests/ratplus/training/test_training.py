@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from ratplus.stages.cell import Cell
 from ratplus.stages.failures import memory_advice
 from ratplus.stages.run_stage import Surroundings
 from ratplus.training.errors import Interrupted
-from ratplus.training.run import StepLoader, train
+from ratplus.training.run import Saver, StepLoader, train
 from ratplus.training.spec import Run, Watch
 from ratplus.training.state import load_state
 from ratplus.training.step import learning_rate
@@ -115,6 +116,20 @@ def test_of_two_training_states_the_newest_is_loaded(data, tmp_path):
     first.write_bytes(content)
     assert len(list(folder.glob("training-*.pt"))) == 2
     assert load_state(folder, "s")["step"] == 4
+
+
+def test_a_state_is_saved_every_so_many_seconds():
+    clock, saved = SimpleNamespace(now=0.0), []
+    saver = Saver(10.0, lambda done, whole: saved.append((done, clock.now, whole)), clock=lambda: clock.now)
+    module = SimpleNamespace(recipe=RecipeSection(steps=9), whole_state=lambda: {"model": clock.now})
+    saver.on_train_start(None, module)
+    try:
+        for step, clock.now in enumerate([4.0, 9.9, 10.0, 19.9, 20.5, 30.4, 30.5, 30.6, 99.0]):
+            saver.on_train_batch_end(None, module, None, (step, []), step)
+    finally:
+        saver.teardown(None, module, "fit")
+    # Seconds count from the last time; after the last step the weights themselves are written.
+    assert saved == [(3, 10.0, {"model": 10.0}), (5, 20.5, {"model": 20.5}), (7, 30.5, {"model": 30.5})]
 
 
 def test_the_two_passes_of_a_step_share_its_learning_rate(data, tmp_path):

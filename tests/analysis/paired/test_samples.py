@@ -1,0 +1,60 @@
+"""Stored samples brought together item by item, from files as an evaluation leaves them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ratplus.analysis.paired.samples import joined_items, read_items
+from ratplus.records.samples import write_samples
+
+
+def evaluation(folder, metrics: dict[str, float], samples: list[dict]):
+    folder.mkdir(parents=True)
+    told = {name: {"value": value, "stderr": None, "count": 1} for name, value in metrics.items()}
+    (folder / "record.json").write_text(json.dumps({"metrics": told, "config": {}}))
+    write_samples(folder, samples)
+    return folder
+
+
+def losses(*values: float) -> list[dict]:
+    return [{"task": "loss", "id": i, "loss": value} for i, value in enumerate(values)]
+
+
+def test_of_several_evaluations_the_first_that_has_a_metric_counts(tmp_path):
+    place = tmp_path / "evaluate"
+    evaluation(place / "own", {"loss": 1.5}, losses(1.0, 2.0))
+    recall = [{"task": "recall", "id": 0, "accuracy": 1.0}, {"task": "recall", "id": 1, "accuracy": 0.0}]
+    evaluation(place / "more", {"loss": 6.0, "recall_accuracy": 0.5}, [*losses(5.0, 7.0), *recall])
+    found = joined_items(tmp_path, ("own", "more"))
+    assert list(found["loss"].values) == [1.0, 2.0]
+    assert list(found["recall_accuracy"].values) == [1.0, 0.0]
+    assert list(joined_items(tmp_path, ("more", "own"))["loss"].values) == [5.0, 7.0]
+
+
+def test_items_stand_by_their_ids_and_weigh_their_counts(tmp_path):
+    samples = [{"task": "loss", "id": i, "loss": x, "count": n} for i, x, n in ((2, 4.0, 1), (0, 1.0, 3), (1, 9.0, 0))]
+    items = read_items(evaluation(tmp_path / "a", {"loss": 1.75}, samples))["loss"]
+    assert list(items.ids) == [0, 2], "a row in which nothing was asked has no value"
+    assert list(items.values) == [1.0, 4.0]
+    assert list(items.weights) == [3.0, 1.0]
+    assert items.whole
+
+
+@pytest.mark.parametrize(("told", "whole"), [(1.5, True), (1.5 + 1e-6, True), (1.5001, False), (None, False)])
+def test_items_are_whole_if_their_mean_is_the_recorded_value(tmp_path, told, whole):
+    assert read_items(evaluation(tmp_path / "a", {"loss": told}, losses(1.0, 2.0)))["loss"].whole is whole
+
+
+def test_an_id_that_stands_for_several_items_stands_for_none(tmp_path):
+    folder = evaluation(tmp_path / "a", {"loss": 1.5}, [*losses(1.0), *losses(2.0)])
+    assert read_items(folder) == {}
+
+
+def test_items_pair_only_with_the_same(tmp_path):
+    one, same, other = (read_items(evaluation(tmp_path / name, {"loss": sum(x) / len(x)}, losses(*x)))["loss"]
+                        for name, x in (("a", (1.0, 2.0)), ("b", (3.0, 2.0)), ("c", (1.0, 2.0, 3.0))))  # fmt: skip
+    assert one.pairs_with(same)
+    assert not one.pairs_with(other)
+    assert one.seed == same.seed, "the same items are drawn alike"
+    assert np.array_equal(one.ids, same.ids)

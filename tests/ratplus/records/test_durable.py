@@ -1,0 +1,49 @@
+"""What is written survives a loss of power: bytes are synced before the name, and the folder after it."""
+
+import os
+import stat
+
+import pytest
+
+from ratplus.records.atomic import new_file, write_atomically
+from ratplus.training.state import save_state
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What is asked of the disk, in order: ("sync", "file" or "folder") and ("name", the new name)."""
+    events: list[tuple[str, str]] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(descriptor):
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        events.append(("sync", kind))
+        sync(descriptor)
+
+    def replace(source, target):
+        events.append(("name", os.path.basename(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    return events
+
+
+def test_a_file(seen, tmp_path):
+    write_atomically(tmp_path / "a.json", "{}")
+    assert seen == [("sync", "file"), ("name", "a.json"), ("sync", "folder")]
+
+
+def test_a_file_that_fails_gets_no_name(seen, tmp_path):
+    with pytest.raises(RuntimeError), new_file(tmp_path / "a.json") as file:
+        file.write(b"x")
+        raise RuntimeError
+    assert seen == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_state(seen, tmp_path):
+    path = save_state(tmp_path, "0" * 12, 3, {"model": {}})
+    assert seen[0] == ("sync", "file")
+    assert seen[-2:] == [("name", path.name), ("sync", "folder")]
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
