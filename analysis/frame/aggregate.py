@@ -105,7 +105,7 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     `<name>_stderr`: the standard error of the mean over seeds if two or more have a value, else the evaluation's own.
     """
     # Groups are numbered once: to compare three texts of every row for every metric takes long.
-    number = first_seen(keys_of(frame, GROUP))
+    number = np.array(first_seen(keys_of(frame, GROUP)), dtype=np.int64)
     groups = frame.groupby(number)
     done = frame["status"].eq("done")
     same = ["recurrence", "pattern_name", "kind", "dilation", "window", "sinks", "context", "kv_entries", "kv_bytes"]
@@ -115,21 +115,34 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     rows["cells"] = groups.size()
     rows["done"] = done.groupby(number).sum()
     rows["status"] = frame["status"].map(_STATUSES.index).groupby(number).min().map(_STATUSES.__getitem__)
-    means: dict[str, pd.Series] = {}
-    for name in metrics:
-        values = frame[name].where(done).groupby(number)
-        # A finished seed without a number (it diverged) leaves the mean without one: never the mean of the others.
-        lost = (frame[name].isna() & done).groupby(number).any()
-        count = values.count()
-        own = groups[f"{name}_stderr"].first() if f"{name}_stderr" in frame else np.nan
-        means[name] = values.mean().mask(lost)
-        with np.errstate(invalid="ignore"):  # an infinite loss has no spread
-            means[f"{name}_stderr"] = (values.std(ddof=1) / np.sqrt(count)).where(count > 1, own)
+    means = _means(frame, list(dict.fromkeys(metrics)), done, number)
     # All at once: pandas warns of a frame that grew by a hundred columns one by one, as those of eval=ruler are.
     rows = pd.concat([rows.drop(columns=[*means], errors="ignore"), pd.DataFrame(means, index=rows.index)], axis=1)
     rows = rows.reset_index(drop=True)
     rows.insert(0, "run", [run_name(*run) for run in keys_of(rows, RUN)])
     return rows
+
+
+def _means(frame: pd.DataFrame, names: list[str], done: pd.Series, number: np.ndarray) -> dict[str, pd.Series]:
+    """Means over finished seeds and their standard errors, all columns of one type at once: there may be thousands."""
+    means: dict[str, pd.Series] = {}
+    for kind in dict.fromkeys(frame[name].dtype for name in names):
+        alike = [name for name in names if frame[name].dtype == kind]
+        values = frame[alike]
+        finished = values.where(pd.DataFrame({name: done for name in alike})).groupby(number)
+        # A finished seed without a number (it diverged) leaves the mean without one: never the mean of the others.
+        lost = values.isna().mul(done, axis=0).groupby(number).any()
+        count = finished.count()
+        mean = finished.mean().mask(lost)
+        with np.errstate(invalid="ignore"):  # an infinite loss has no spread
+            spread = finished.std(ddof=1) / np.sqrt(count)
+        errors = [f"{name}_stderr" for name in alike if f"{name}_stderr" in frame]
+        own = frame[errors].groupby(number).first()
+        for name in alike:
+            means[name] = mean[name]
+            error = f"{name}_stderr"
+            means[error] = spread[name].where(count[name] > 1, own.get(error, np.nan))
+    return {name: means[name] for metric in names for name in (metric, f"{metric}_stderr")}
 
 
 def run_name(model: str, variant: str) -> str:
