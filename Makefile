@@ -95,12 +95,17 @@ lint: setup links
 
 # Known holes in the versions that constraints.txt pins, asked of PyPI's list of advisories (OSV's, among others). Needs
 # pypi.org itself: behind a mirror that has no advisories, --strict fails where pip-audit would find "no known
-# vulnerabilities" in packages that it knows nothing of.
+# vulnerabilities" in packages that it knows nothing of. AUDIT_DB=FOLDER asks a folder of OSV's JSON files instead.
 AUDIT := .venv-audit
+ifdef AUDIT_DB
+audit: $(STAMP)
+	$(VENV)/bin/python tests/offline_audit.py "$(AUDIT_DB)"
+else
 audit:
 	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
 		$(AUDIT)/bin/pip install --disable-pip-version-check -q "pip-audit==2.9.0"; }
 	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+endif
 
 # The package as it is installed, as links into this checkout: what type checkers and editors follow, since they do not
 # read that pyproject.toml maps ratplus.kernels to kernels/ (CONTRIBUTING.md).

@@ -28,9 +28,14 @@ def check_budgets(budgets: Sequence[Budget], prices: dict[str, Prices], candidat
         label = min(shares, key=lambda name: shares[name])
         if not fits(shares[label], kind.limit(budget)):
             amount = f" ({shares[label] * kind.dense:g} {'ms' if budget.kind == 'latency' else ''})".replace(" )", ")")
+            advice = "allow more, or give sparser candidates"
+            if shares[label] >= 1:  # decoding times of short rows, where nothing is gained by reading less
+                advice = (
+                    "no candidate is cheaper than dense there, so there is nothing to search: take longer rows (length)"
+                )
             raise ValueError(
                 f"budget: got {budget.text}; the cheapest candidate, {label}, costs {shares[label]:.4g} of the dense "
-                f"model{amount} at {kind.length} tokens: allow more, or give sparser candidates"
+                f"model{amount} at {kind.length} tokens: {advice}"
             )
 
 
