@@ -27,7 +27,7 @@ UNSEEN = {
     "jieba", "fuzzywuzzy", "rouge", "nltk", "wonderwords",  # imported by lm-eval's tasks
     "accelerate",  # imported by lm-eval for its `--model hf`
     "pytest", "pytest-mpl", "pytest-xdist", "jupytext", "ruff", "ty",  # tools
-    "playwright", "axe-playwright-python", "hypothesis", "protobuf",  # imported by tests alone
+    "playwright", "axe-playwright-python", "hypothesis", "protobuf", "packaging",  # imported by tests alone
 }  # fmt: skip
 
 
