@@ -28,10 +28,9 @@ def block_decode_eager(
     now = longest if min(at) == longest else None
     q, k, v = take_token(q, k, v, logit, state, positions, rope, dtype, now)
     q = q.to(keys.dtype).to(dtype)
-    rows = torch.arange(q.shape[0], device=q.device)
     for cache, new in ((keys, k), (values, v)):
         if now is None:
-            cache[rows, :, positions] = new.to(cache.dtype)
+            cache[torch.arange(q.shape[0], device=q.device), :, positions] = new.to(cache.dtype)
         else:
             cache[:, :, now].copy_(new)
     complete_blocks(keys, metadata, at, blocks)
