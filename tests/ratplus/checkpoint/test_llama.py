@@ -226,6 +226,24 @@ def test_words_of_other_families(folder, kind, words, told):
         read_llama(config, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ({"max_window_layers": 1}, "layers[D1,stream-W7x2]"),  # from that layer on
+        ({"max_window_layers": 0}, "stream-W7"),
+        ({"max_window_layers": 3}, None),
+        ({}, None),  # 28, as of transformers
+        ({"max_window_layers": 0, "use_sliding_window": False}, None),
+        ({"max_window_layers": 0, "sliding_window": 128}, None),  # as long as the model's context
+        ({"max_window_layers": 0, "sliding_window": 127}, "stream-W126"),
+    ],
+)
+def test_layers_with_a_window_where_no_list_names_them(folder, words, label):
+    config = {**words_of(folder), "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, **words}
+    patterns = read_llama({k: v for k, v in config.items() if k != "layer_types"}, "config.json").patterns
+    assert (patterns and patterns.label) == label
+
+
 def test_words_that_are_absent(folder):
     plain = words_of(folder)
     mistral = read_llama({**plain, "model_type": "mistral", "max_position_embeddings": 8192}, "config.json")

@@ -145,3 +145,18 @@ def test_numpy_integers_are_welcome():
 def test_needs_no_torch():
     code = "import sys, ratplus.costs.cost; sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'triton')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_what_a_recurrence_costs_is_of_the_heads_of_keys():
+    patterns = PatternMap.uniform(Pattern(4), 3, 8)
+    for kv_heads, held in ((None, 24), (2, 6)):
+        found = cost.cost(patterns, 100, 16, recurrence=True, bytes_per_element=2, kv_heads=kv_heads)
+        assert (found.heads, found.kv_heads) == (24, held)
+        assert found.state_bytes == 2 * 4 * 16 * held
+        assert found.recurrence_flops == 6 * 16 * held * 100
+        assert found.recurrence_bytes == 5 * 16 * held * 100 * 2
+        assert found.kv_bytes == found.kv_entries * 2 * 16 * 2 == 25 * held * 2 * 16 * 2
+        assert found.cache_bytes == found.kv_bytes + found.state_bytes
+        plain = cost.cost(patterns, 100, 16, kv_heads=kv_heads)
+        assert (plain.state_bytes, plain.recurrence_flops, plain.recurrence_bytes) == (0, 0, 0)
+        assert plain.attention_flops == found.attention_flops == cost.cost(patterns, 100, 16).attention_flops

@@ -26,10 +26,11 @@ from ratplus.data import corpus as corpus_module
 from ratplus.data.corpus import CorpusError, held_out, open_corpus
 from ratplus.data.prepare import progress, shards
 from ratplus.data.prepare.inputs import Input
+from ratplus.data.prepare.shard_work import Job, Settings, kept, tokenize
 from ratplus.data.sampling import IGNORE, ordered_rows, random_rows
 from ratplus.data.sources import corpus_folder, corpus_of, prepare
 from ratplus.data.stream import ShardedStream
-from ratplus.data.tokenizer import TokenizerError
+from ratplus.data.tokenizer import ByteTokenizer, TokenizerError
 
 
 @pytest.fixture(scope="module")
@@ -464,3 +465,28 @@ def test_progress(monkeypatch, live):
         assert line.format(3, "2.5", "1 min 10 s") in out.getvalue()
     else:
         assert out.getvalue() == line.format(4, "5.0", "1 min 00 s") + "\n" + line.format(6, "10.0", "40 s") + "\n"
+
+
+def test_a_shard_is_kept_while_it_is_whole_and_of_this_text(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("some text\n")
+    source = Input("a.txt", str(text), text.stat().st_size)
+    settings = Settings("text", None, "hash", 0.5, 1)
+    job = Job(0, source, tmp_path / "shards", settings, False, "bytes", ByteTokenizer().name, None, None, 1 << 20)
+    assert kept(job) is None
+    record = tokenize(job, lambda *_: None)
+    assert kept(job) == record
+    os.utime(text, (1, 1))  # copied again: the same text at another time
+    assert kept(job) == record
+    text.write_text("SOME TEXT\n")
+    assert kept(job) is None
+    text.write_text("some text\n")
+    assert kept(job) == record
+    assert kept(replace(job, source=replace(source, name="b.txt"))) is None
+    shard = tmp_path / "shards" / "00000-train.bin"
+    whole = shard.read_bytes()
+    for damaged in (whole[:-2], whole[:-1] + b"?", whole + b"??"):
+        shard.write_bytes(damaged)
+        assert kept(job) is None
+    shard.unlink()
+    assert kept(job) is None

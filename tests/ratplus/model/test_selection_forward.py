@@ -135,6 +135,22 @@ def test_layers_draw_different_random_blocks(monkeypatch):
     assert len(set(seeds)) == 2
 
 
+@pytest.mark.parametrize(
+    ("other", "parts"),
+    [
+        ("random3x4", 1), ("random5x4", 1), ("D8-W2-I1-random3x4", 1),  # only `top` and the static part
+        ("random3x8", 2), ("top3x4", 2), ("random3x4-nofirst", 2), ("random3x4-seed1", 2), ("random3x4-decode", 2),
+        ("D2-krandom3x4", 2), ("D2", 2), ("snap64x8", 2),
+    ],
+)  # fmt: skip
+def test_heads_that_select_in_different_ways_are_computed_apart(other, parts):
+    row = tuple(Pattern.from_label(label) for label in ("random3x4", other, "random3x4"))
+    found = head_parts(row)
+    assert len(found) == parts
+    assert sorted(head for part in found for head in part.heads) == [0, 1, 2]
+    assert all(part.row == tuple(row[head] for head in part.heads) for part in found)
+
+
 @pytest.mark.parametrize("label", ["top3x4-decode", "top3x4-prefill", "snap8x4"])
 def test_what_depends_on_a_prompt_has_no_logits_of_a_whole_text(label):
     model, pattern = tiny(), Pattern.from_label(label)

@@ -89,6 +89,11 @@ def test_command_lines():
     ]  # fmt: skip
 
 
+def test_a_value_hides_no_other_word_than_its_own():
+    words = ["--api-key=abc", "train.steps=3", "--hf-token", "--json", "out", "--verbose", "yes"]
+    assert scrub_words(words) == ["--api-key=***", "train.steps=3", "--hf-token", "--json", "out", "--verbose", "yes"]
+
+
 def test_nested_values(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "correct horse")
     tree = {"a": ["correct horse", 1, None], "api_key": "x", "keys": 4, "b": {"token": ""}}

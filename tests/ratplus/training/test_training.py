@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import threading
+from dataclasses import fields, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from ratplus.stages.run_stage import Surroundings
 from ratplus.training.errors import Interrupted
 from ratplus.training.run import Saver, StepLoader, train
 from ratplus.training.spec import Run, Watch
-from ratplus.training.state import load_state
+from ratplus.training.state import load_state, what_it_reads
 from ratplus.training.step import learning_rate
 
 RUN = RunSection(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
@@ -116,6 +117,18 @@ def test_of_two_training_states_the_newest_is_loaded(data, tmp_path):
     first.write_bytes(content)
     assert len(list(folder.glob("training-*.pt"))) == 2
     assert load_state(folder, "s")["step"] == 4
+
+
+def test_all_that_decides_a_step_is_compared_before_training_goes_on():
+    rows = SimpleNamespace(context=64, seed=0, recall_fraction=0.5)
+    recipe = RecipeSection()
+    reads = what_it_reads(recipe, rows, "adapt")
+    assert what_it_reads(replace(recipe, micro_batch=1), rows, "adapt") == reads
+    for name, value in vars(rows).items():
+        assert what_it_reads(recipe, SimpleNamespace(**{**vars(rows), name: value + 1}), "adapt") != reads, name
+    assert reads.keys() == {f"train.adapt.{f.name}" for f in fields(recipe) if f.name != "micro_batch"} | {
+        "train.context", "seed", "data.recall.fraction",
+    }  # fmt: skip
 
 
 def test_a_state_is_saved_every_so_many_seconds():

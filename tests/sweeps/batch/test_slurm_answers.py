@@ -121,3 +121,18 @@ def test_a_refusal_is_one_line_with_the_words_of_sbatch(said, told):
 
 def test_a_refusal_without_words():
     assert refusal(RuntimeError(" \n"), {}) == "sbatch refused the jobs and said nothing (RuntimeError)"
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ("MaxArraySize            = 1001\n", 1001),
+        ("MaxArraySize = 1001\nSchedulerParameters = bf_max,max_array_tasks=50,x\n", 50),
+        ("MaxArraySize = 20\nSchedulerParameters = max_array_tasks=50\n", 20),
+        ("MaxArraySize = 0\n", 1),  # which forbids arrays
+        ("ClusterName = x\n", None),
+    ],
+)
+def test_the_smallest_limit_of_arrays_counts(monkeypatch, config, most):
+    monkeypatch.setattr(slurm, "ask", lambda *words: config)
+    assert slurm.most_in_array() == most

@@ -15,11 +15,12 @@ from cli_runs import TINY, ratplus, wait_for
 from made_cells import entry, settle
 
 from ratplus.records.lock import FolderLock
-from ratplus.records.record import read_record
+from ratplus.records.record import read_record, write_record
 from ratplus.records.status import cell_state
 from ratplus.sweeps.define.compose import compose_cells, compose_one
-from ratplus.sweeps.define.manifest import plan_cells
+from ratplus.sweeps.define.manifest import plan_cells, planned_stages
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.define.typed import typed
 from ratplus.sweeps.launch import local as launch_local
 from ratplus.sweeps.launch.cell import run_cell
 from ratplus.sweeps.launch.child import Child, record_death
@@ -246,6 +247,26 @@ def test_a_worker_that_ends_before_its_record_is_recorded(job, place, monkeypatc
         assert (error["attempt"], error["traceback"]) == (attempt, ["ImportError: libexample.so.1: cannot open"])
         assert error["host"]
     assert cell_state(Path(job["folder"]), job["stages"]).status == "failed"
+
+
+def test_a_failure_that_the_worker_recorded_is_not_recorded_again(job):
+    config = typed(job["config"])
+    first = next(iter(planned_stages(config, job["corpus"], job["vocab_size"])))
+    folder = first.folder(Path(job["folder"]))
+
+    class Ended:
+        """A worker that has written why it failed, and has gone."""
+
+        pid, returncode = 0, 1
+
+        def __init__(self, *_):
+            parts = {"config": first.config, "parent": first.parent, "metrics": {}, "timing": {}, "provenance": {}}
+            error = {"type": "Diverged", "message": "its own words"}
+            write_record(folder, stage=first.name, status="failed", error=error, **parts)
+
+    child = Child(job, start=Ended)
+    assert child.finish() == 1
+    assert read_record(folder)["error"]["type"] == "Diverged"
 
 
 def test_a_worker_s_own_record_is_left_as_it_is(job):
