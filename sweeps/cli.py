@@ -83,10 +83,15 @@ def verb_module(name: str) -> Verb:
     return cast(Verb, import_module(f"ratplus.sweeps.verbs.{VERBS[name]}"))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(" ".join(message.split()))  # it quotes words of the user's, which may hold line breaks
+
+
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a verb's options, with its help line and examples."""
     verb = verb_module(name)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"ratplus {name}",
         description=verb.HELP,
         epilog="examples:\n" + "\n".join(f"  {line}" for line in verb.EXAMPLES),

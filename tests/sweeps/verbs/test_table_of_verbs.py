@@ -106,6 +106,13 @@ def test_a_fault_whose_trace_finds_no_place_is_shown_whole(monkeypatch, capsys, 
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_a_word_with_a_line_break_is_quoted_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["gc", "folder", "data.tokenizer=a\nb"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "ratplus gc: error: unrecognized arguments: data.tokenizer=a b"
+
+
 @pytest.mark.parametrize(
     ("shell", "codes"),
     [
