@@ -146,12 +146,14 @@ def test_exclude_leaves_cells_out(tmp_path):
 
 
 def test_named_sweeps():
-    part = {"topk": ["seed=0", "model=ratplus_tiny", "train.sft.arl=true"]}  # a sixth of the largest one
+    # A third and a sixth of the largest ones, in which every cell has three seeds.
+    part = {"ablation": ["seed=0"], "topk": ["seed=0", "model=ratplus_tiny", "train.sft.arl=true"]}
+    assert {name: compose_one([f"sweep={name}"]).config.sweep["seeds"] for name in part} == dict.fromkeys(part, 3)
     words = {name: [f"sweep={name}", *part.get(name, [])] for name in shipped("sweep")}
     sizes = {name: builds(compose_cells(words[name])) for name in shipped("sweep")}
     assert sizes == {
         "none": 1, "overview": 22, "paper_dilation": 14, "paper_local": 26, "hybrid_layers": 20, "hybrid_heads": 10,
-        "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 108, "baselines": 18, "from_scratch": 10,
+        "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 36, "baselines": 18, "from_scratch": 10,
         "kv_sharing": 11, "ladder": 24, "niah": 8, "foreign": 11, "topk": 41,
     }  # fmt: skip
     scratch = [c for c in compose_cells(["sweep=from_scratch"]) if c.config.train.pretrain.sparse]
