@@ -15,6 +15,9 @@ jupytext; set the environment variable RATPLUS_SWEEP to the sweep folder).
 # %%
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
@@ -51,22 +54,35 @@ records a total of its own has that instead. It is null where one of its tasks i
 
 
 # %%
-def table(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
-    """One row a cell: which it is, its tasks with `_stderr` and their differences, the same of `average`, status."""
+@dataclass(frozen=True)
+class _Prepared:
+    """What all parts of a suite's table are made of: its tasks, `_with_average` of the cells, and `_rows` of these."""
+
+    tasks: list[ResultColumn]
+    cells: pd.DataFrame
+    rows: pd.DataFrame
+
+
+def _prepared(frame: pd.DataFrame, suite: str) -> _Prepared:
     tasks = suites_of(frame)[suite]
     cells = _with_average(in_order(frame), tasks)
+    return _Prepared(tasks, cells, _rows(frame, cells, tasks))
+
+
+def table(frame: pd.DataFrame, suite: str, prepared: _Prepared | None = None) -> pd.DataFrame:
+    """One row a cell: which it is, its tasks with `_stderr` and their differences, the same of `average`, status."""
+    prepared = prepared or _prepared(frame, suite)
+    tasks, cells = prepared.tasks, prepared.cells
     ends = ("", "_stderr", *ENDINGS)
     results = [name + end for name in _compared(tasks) if name != "average" for end in ends if name + end in cells]
     names = ["model", "variant", "method", "pattern", "dilation", "window", "sinks", "seed", *results]
     return cells[[*names, *(f"average{end}" for end in ends), "status", "error"]]
 
 
-def summary(frame: pd.DataFrame, suite: str) -> pd.DataFrame:
+def summary(frame: pd.DataFrame, suite: str, prepared: _Prepared | None = None) -> pd.DataFrame:
     """One row for each model and pattern, rounded; of each model the best sparse pattern is bold, its ties marked."""
-    tasks = suites_of(frame)[suite]
-    cells = _with_average(in_order(frame), tasks)
-    columns = _shown_columns(cells, tasks)
-    rows = _rows(frame, cells, tasks)
+    prepared = prepared or _prepared(frame, suite)
+    columns, rows = _shown_columns(prepared.cells, prepared.tasks), prepared.rows
     shown = pd.DataFrame({"Model": rows["run"], "Pattern": rows["pattern"].map(short_patterns(rows))})
     if needs_methods(rows):
         shown.insert(1, "Method", rows["method"])
@@ -120,10 +136,10 @@ def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple
         # Every task once, and whole: its other measures and its parts are in the CSV file.
         parts = [task for task in one_measure(parts) if not task.part] or parts
     average = cells["average"].notna().any() and (len(parts) > 1 or len(parts) < len(tasks))
+    measures = Counter(task.task for task in parts)
     for task in parts:
         scale, unit = _unit(cells[task.column], task.measure)
-        several = sum(other.task == task.task for other in parts) > 1
-        title = task.task.replace("_", " ") + (f" {task.measure}" if several else "")
+        title = task.task.replace("_", " ") + (f" {task.measure}" if measures[task.task] > 1 else "")
         columns.append((f"{title}{unit}{' ↓' if task.lower else ''}", task.column, scale, _digits(scale)))
         if not average and len(parts) <= MOST_WITH_DELTA:
             columns.append((f"Δ {title}", f"{task.column}_delta", scale, _digits(scale)))
@@ -136,10 +152,9 @@ def _shown_columns(cells: pd.DataFrame, tasks: list[ResultColumn]) -> list[tuple
         name = "All" if whole.whole else "Average"
         columns.append((f"{name}{unit}{' ↓' if whole.lower else ''}", "average", scale, _digits(scale)))
         columns.append((f"Δ {name.lower()}", "average_delta", scale, _digits(scale)))
-    titles = [title for title, *_ in columns]
+    titles = Counter(title for title, *_ in columns)
     return [
-        (title if titles.count(title) == 1 else column, column, scale, digits)
-        for title, column, scale, digits in columns
+        (title if titles[title] == 1 else column, column, scale, digits) for title, column, scale, digits in columns
     ]
 
 
@@ -196,14 +211,12 @@ def caption(frame: pd.DataFrame, suite: str, shown: pd.DataFrame) -> str:
     return text
 
 
-def _difference_notes(frame: pd.DataFrame, suite: str) -> list[str]:
-    """What the errors and marks of the suite's `summary` are of."""
-    tasks = suites_of(frame)[suite]
-    cells = _with_average(in_order(frame), tasks)
-    titles = {column: title for title, column, *_ in _shown_columns(cells, tasks)}
+def _difference_notes(frame: pd.DataFrame, prepared: _Prepared) -> list[str]:
+    """What the errors and marks of a suite's `summary` are of."""
+    titles = {column: title for title, column, *_ in _shown_columns(prepared.cells, prepared.tasks)}
     deltas = {name.removesuffix("_delta"): title for name, title in titles.items() if name.endswith("_delta")}
     marked = {name: title for name, title in titles.items() if not name.endswith("_delta")}
-    return difference_notes(_rows(frame, cells, tasks), deltas, marked, stored_results(frame, _compared(tasks)))
+    return difference_notes(prepared.rows, deltas, marked, stored_results(frame, _compared(prepared.tasks)))
 
 
 def applies(frame: pd.DataFrame) -> bool:
@@ -221,14 +234,15 @@ def contents(frame: pd.DataFrame) -> list[Table]:
         raise ValueError("no task results: none of the sweep's finished cells was evaluated on more than the loss")
     made = []
     for suite in suites_of(frame):
-        data, shown = table(frame, suite), summary(frame, suite)
+        prepared = _prepared(frame, suite)
+        data, shown = table(frame, suite, prepared), summary(frame, suite, prepared)
         left = 3 if "Method" in shown else 2  # columns of names
         names = left + ("Seeds" in shown)
         heads, rest = list(shown.columns[:names]), list(shown.columns[names:])
         last = [name for name in rest if name.startswith(("Average", "All", "Δ"))]
         rest = [name for name in rest if name not in last]
         pages = [rest[i : i + MOST_TASKS] for i in range(0, len(rest), MOST_TASKS)] or [[]]
-        notes = [*_difference_notes(frame, suite), *unfinished(frame)]
+        notes = [*_difference_notes(frame, prepared), *unfinished(frame)]
         notes += [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
         text = caption(frame, suite, shown)
         for page, titles in enumerate(pages, start=1):

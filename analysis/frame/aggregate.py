@@ -13,6 +13,8 @@ from ratplus.analysis.frame.rows import first_seen, keys_of
 # Cells of one run differ in pattern and seed alone; `variant` holds whatever else the sweep varied.
 RUN = ["model", "variant"]
 GROUP = [*RUN, "pattern"]
+# What `in_order` looks at.
+_ORDERED = [*GROUP, "kind", "dilation", "window", "sinks", "kv_read", "seed"]
 # Kinds of patterns that choose what they read by query, or what they keep by the prompt.
 SELECTING = ("topk", "quest", "random", "snapkv")
 # Where no seed of a row has finished, the row has the most serious status of its seeds: the first of these.
@@ -88,6 +90,7 @@ def reference_cells(frame: pd.DataFrame, baseline: str = "dense") -> dict[tuple,
     Args:
         baseline: "dense", or a pattern by its label or the name of its config group.
     """
+    frame = frame[[*_ORDERED, "pattern_name", "status", "cell"]]  # pandas would step through thousands of results
     named = frame["kind"] if baseline == "dense" else frame["pattern"]
     chosen = named.eq(baseline)
     if not chosen.any():
@@ -126,8 +129,11 @@ def over_seeds(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
 def _means(frame: pd.DataFrame, names: list[str], done: pd.Series, number: np.ndarray) -> dict[str, pd.Series]:
     """Means over finished seeds and their standard errors, all columns of one type at once: there may be thousands."""
     means: dict[str, pd.Series] = {}
-    for kind in dict.fromkeys(frame[name].dtype for name in names):
-        alike = [name for name in names if frame[name].dtype == kind]
+    frame = frame[[*names, *(error for name in names if (error := f"{name}_stderr") in frame and error not in names)]]
+    frame.attrs = {}  # pandas would copy them with each of thousands of columns
+    kinds = dict(zip(frame.columns, frame.dtypes))
+    for kind in dict.fromkeys(kinds[name] for name in names):
+        alike = [name for name in names if kinds[name] == kind]
         values = frame[alike]
         finished = values.where(pd.DataFrame({name: done for name in alike})).groupby(number)
         # A finished seed without a number (it diverged) leaves the mean without one: never the mean of the others.
