@@ -88,8 +88,13 @@ def test_several_folders_are_ranked_together(capsys):
     assert {row["variant"] for row in [choice["best"], *choice["ties"]]} == {"sweep=one", "sweep=two"}
 
 
-def test_other_prompts_are_not_ranked_together(made, capsys):
-    shutil.copytree(made / "one", made / "other")
+def test_other_prompts_are_not_ranked_together(tmp_path, capsys, monkeypatch):
+    """Of 22 cells each, since three reports are written."""
+    made = tmp_path
+    monkeypatch.chdir(made)
+    generate_sweep(made / "one", 22)
+    for name in ("two", "other"):
+        shutil.copytree(made / "one", made / name)
     for cell in load_sweep("other").query("status == 'done'")["cell"]:
         change(made / "other" / "evaluate" / cell, "cloze", prompts="f" * 64)
     assert ratplus("best", "one", "other", "--metric", "cloze_accuracy") == 2
