@@ -99,7 +99,9 @@ def _versions() -> None:
 def _environment() -> dict[str, str]:
     # The tests replace the home folder, where Triton keeps what it has compiled; all processes should share that.
     cache = os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")
-    return {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
+    # Options that the caller's pytest has of us, such as --cpu-times, are unknown to files elsewhere.
+    own = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    return {**own, "TRITON_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
 
 
 def _workers() -> list[str]:

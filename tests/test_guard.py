@@ -57,8 +57,8 @@ def test_a_stand_in_of_the_test_comes_first(login_node, tmp_path):
 
 def test_it_is_up(guard, monkeypatch):
     assert Path.home() != Path(pwd.getpwuid(os.getuid()).pw_dir)
-    # What an earlier test of this process had W&B's library set for itself names no account and no server.
-    own = {"WANDB_SILENT", "WANDB_SERVICE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"}
+    # What W&B or transformers set for itself in an earlier test of this process names no account and no server.
+    own = {"WANDB_SILENT", "WANDB_SERVICE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "HF_XET_HIGH_PERFORMANCE"}
     assert not [
         name for name in os.environ if name.startswith(("SLURM_", "WANDB_", "HF_", "NETRC")) and name not in own
     ]

@@ -122,6 +122,9 @@ def compare_to_first(
         costs: columns of `rows` that go into `costs`.
     """
     costs = list(costs)
+    # Of a frame with hundreds of columns, each of thousands of rows would be copied with all of them.
+    needed = [*GROUP, "seed", "cell", "folder", "evaluations", metric, f"{metric}_stderr"]
+    cells = cells[[name for name in dict.fromkeys(needed) if name in cells]]
     own = {key: part.set_index("seed") for key, part in groups_of(cells, GROUP)}
     first, compared, seeds_p = own[tuple(rows.iloc[0][GROUP])], [], []
     of_first: dict[tuple, Items | None] = {}

@@ -117,6 +117,7 @@ def test_golden_layer_and_its_gradient(golden, monkeypatch):
 def test_every_golden_test_on_the_fused_path():
     """Logits, decoding, layer gradients, and three iterations of active recurrence learning."""
     environment = os.environ | {"RATPLUS_KERNELS": "fused", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONSAFEPATH", None)  # a command that an earlier test ran here may have set it
     command = [sys.executable, "-m", "pytest", "-q", str(TESTS / "ratplus" / "test_golden.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]

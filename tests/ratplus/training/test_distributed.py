@@ -360,7 +360,7 @@ def test_the_command_line_under_torchrun(text, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     long = subprocess.Popen([*command, *words, "train.pretrain.steps=100000"], env=environment)
     try:
-        wait_for(lambda: any(len(p.read_text().splitlines()) > 3 for p in tmp_path.rglob("curve.csv")))
+        wait_for(lambda: any(len(p.read_text().splitlines()) > 3 for p in tmp_path.rglob("curve.csv")), 3 * LIMIT)
         long.terminate()
         long.wait(LIMIT)
     finally:
