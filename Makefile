@@ -99,7 +99,7 @@ lint: setup links
 AUDIT := .venv-audit
 ifdef AUDIT_DB
 audit: $(STAMP)
-	$(VENV)/bin/python tests/offline_audit.py "$(AUDIT_DB)"
+	$(BIN)/python tests/offline_audit.py "$(AUDIT_DB)"
 else
 audit:
 	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \

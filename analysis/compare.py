@@ -28,7 +28,7 @@ from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_col
 from ratplus.analysis.page.compare import write_compare_page
 from ratplus.analysis.paired.bootstrap import BOOTSTRAP, ERRORS, RESAMPLES, holm
 from ratplus.analysis.paired.pairs import difference_of
-from ratplus.analysis.paired.samples import asked, scores
+from ratplus.analysis.paired.samples import asked, joined_items
 from ratplus.records.manifest import given_as
 
 # What says which pattern a row is of, and in which order it stands.
@@ -107,6 +107,7 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
         places = list(places)
         one = ours.iloc[places[0]]
         folders = [(_folder(a, ours["cell"][p]), _folder(b, theirs["cell"][p])) for p in places]
+        found = [(joined_items(*first), joined_items(*second)) for first, second in folders]
         for name in names:
             values = (ours[name].iloc[places].to_numpy(), theirs[name].iloc[places].to_numpy())
             errors = (ours[f"{name}_stderr"].iloc[places].to_numpy(), theirs[f"{name}_stderr"].iloc[places].to_numpy())
@@ -116,7 +117,7 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
             if any(asked(*first, stored) != asked(*second, stored) for first, second in folders):
                 refused.append(name)  # they would differ because of what was asked
                 continue
-            samples = [(scores(*first).get(stored), scores(*second).get(stored)) for first, second in folders]
+            samples = [(first.get(stored), second.get(stored)) for first, second in found]
             rows.append(
                 {
                     "run_a": run_name(one["model"], one["variant"]),

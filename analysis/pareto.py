@@ -50,13 +50,13 @@ COSTS = (
     ("attention_flops", "Attention MFLOPs of a forward", 1e-6),
     (TIME, "Decode time (ms a token)", 1),
 )
+NEEDLES = "needles"  # mean over the needle tasks of a cell: methods without a loss are compared by it
 # For each quality: its column, the title of its axis, the scale of its values, and whether less is better.
 QUALITIES = (
     ("loss", "Held-out loss (nats)", 1, True),
     ("recall_accuracy", "Recall accuracy (%)", 100, False),
-    ("needles", "Needles found (%)", 100, False),
+    (NEEDLES, "Needles found (%)", 100, False),
 )
-NEEDLES = "needles"  # mean over the needle tasks of a cell: methods without a loss are compared by it
 MOST_RUNS = 5
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""The commands of docs/sweeps.md run as they stand, in their order."""
+"""The commands of docs/sweeps.md run as they stand; those of its `sh` blocks are in test_docs_compose.py."""
 
 import re
 import shlex
@@ -61,12 +61,6 @@ def test_commands_run_in_order(place):
     assert "12 cells in outputs/mine" in out
     assert "3 done" in out
     assert '"done"' in out  # status --json
-
-
-@pytest.mark.parametrize("words", commands("sh"), ids=" ".join)
-def test_cluster_commands_compose(words):
-    words = words[next(i for i, word in enumerate(words) if word.endswith(("ratplus", "ratplus)"))) :]  # after torchrun
-    assert composed(words[1:]) != []
 
 
 def test_shipped_sweeps_and_launchers_are_listed():

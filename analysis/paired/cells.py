@@ -20,7 +20,7 @@ from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_col
 from ratplus.analysis.paired.bootstrap import CERTAIN, holm, t_p
 from ratplus.analysis.paired.differences import LEAST_SEEDS
 from ratplus.analysis.paired.pairs import difference_of
-from ratplus.analysis.paired.samples import scores
+from ratplus.analysis.paired.samples import joined_items
 from ratplus.analysis.paired.several import read_folders, same_items
 
 _SHORTEST_ID = 4
@@ -122,6 +122,7 @@ def _pairs(first: pd.DataFrame, second: pd.DataFrame):
 def _rows(frame, first, second, run, pairs, notes) -> list[dict[str, Any]]:
     found = []
     places = [[(Path(cell["folder"]), cell["evaluations"]) for cell in pair] for pair in pairs]
+    stored = [(joined_items(*a), joined_items(*b)) for a, b in places]
     both = frame[frame["cell"].isin([cell["cell"] for pair in pairs for cell in pair])]
     for metric in frame.attrs["metrics"]:
         values = np.array([[pair[side][metric] for pair in pairs] for side in (0, 1)], dtype=np.float64)
@@ -131,7 +132,7 @@ def _rows(frame, first, second, run, pairs, notes) -> list[dict[str, Any]]:
             notes.append("perplexity: not shown, it follows from the loss")
             continue
         name = recorded(metric)
-        items = [(scores(*a).get(name), scores(*b).get(name)) for a, b in places]
+        items = [(a.get(name), b.get(name)) for a, b in stored]
         known = all(a is not None and b is not None and a.of == b.of for a, b in items)
         if not known and len(same_items(both, metric)) > 1:
             notes.append(f"{metric}: not compared, {first} and {second} were asked different prompts or data")

@@ -156,10 +156,6 @@ def joined_items(folder: Path, evaluations: Iterable[str]) -> dict[str, Items]:
     return found
 
 
-# Two sweeps are compared pattern by pattern, so a folder is asked for as often as it has metrics.
-scores = lru_cache(maxsize=64)(joined_items)
-
-
 def _items(parts: list[tuple[str, _Group]], record: Mapping[str, Any], metric: str) -> Items | None:
     """The items of one metric, in the order of their ids; None where an id stands for several, or there are none."""
     if len(parts) == 1:

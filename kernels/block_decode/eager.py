@@ -45,7 +45,7 @@ def block_decode_eager(
     q = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, H_kv, G, d]
     groups = group_settings(settings)
     if len(groups) == 1:
-        ((setting, _),) = groups.items()
+        (setting,) = groups
         out = _attend(q, keys, values, ids[:, :, : setting.top], positions, longest, now, setting, blocks)
         return out.flatten(1, 2), ids
     out = torch.empty_like(q)

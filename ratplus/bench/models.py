@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from ratplus import checkpoint
 from ratplus.bench.lines import model_line, skipped_line
 from ratplus.bench.measure import DENSE, Measuring
-from ratplus.bench.settings import BenchSettings, add_arguments, settings_of, shape_of
+from ratplus.bench.settings import DEFAULT_PATTERNS, BenchSettings, add_arguments, settings_of, shape_of
 from ratplus.checkpoint.facts import read_facts
 from ratplus.config.mixer import ATTENTION
 from ratplus.config.model import ModelConfig
@@ -40,16 +40,17 @@ class Subject:
     make: Callable[[], RATPlus]
     patterns: Callable[[str, int, int], PatternMap] = PatternMap.from_label
 
-    def maps(self, labels: Sequence[str]) -> dict[str, PatternMap]:
+    def maps(self, labels: Iterable[str] | None) -> dict[str, PatternMap]:
         """The dense pattern and these, by the label that a row shows; two names of one pattern are one row.
 
-        A model without attention has no pattern to choose: of the default ones it takes none.
+        Args:
+            labels: as `BenchSettings.patterns`.
 
         Raises:
             ValueError: a pattern that doesn't fit the model.
         """
-        if self.config.mixer != ATTENTION and tuple(labels) == BenchSettings.patterns:
-            labels = ()
+        if labels is None:
+            labels = DEFAULT_PATTERNS.split(",") if self.config.mixer == ATTENTION else ()
         wanted = [self.patterns(name, self.config.layers, self.config.heads) for name in labels]
         for patterns in wanted:
             resolved(self.config, patterns)

@@ -22,7 +22,7 @@ class BenchSettings:
 
     Args:
         patterns: labels such as D16-W256 or layers[D1,D64], or names that a subject knows; the dense pattern is
-            always measured too.
+            always measured too. None: DEFAULT_PATTERNS of a model with attention, no others of one without.
         batches: sequences at once; "max" is the largest that the memory holds, for each pattern its own.
         contexts: tokens of the prompt, and the position at which decoding is timed.
         new_tokens: decoding steps timed together.
@@ -37,7 +37,7 @@ class BenchSettings:
         ValueError: a value out of range, in one line that names the option.
     """
 
-    patterns: tuple[str, ...] = tuple(DEFAULT_PATTERNS.split(","))
+    patterns: tuple[str, ...] | None = None
     batches: tuple[int | str, ...] = (1,)
     contexts: tuple[int, ...] = (1024,)
     new_tokens: int = 16

@@ -35,8 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     given = Path(arguments.folder[0])
     folders = [as_folder(folder) for folder in arguments.folder]
     if len(folders) > 1:
-        for folder in folders:
-            read_manifest(folder)
         if arguments.reference or arguments.gates or arguments.baseline:
             raise UsageError("--reference, --gates and --baseline: of one sweep folder, not of a comparison")
         return _several(folders, arguments.fail, given)

@@ -14,7 +14,6 @@ from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import check_reference, paper_rows
 from ratplus.analysis.frame.tasks import is_cost, less_is_better, result_column
 from ratplus.analysis.paired.bootstrap import holm, paired_bootstrap
-from ratplus.analysis.paired.samples import scores
 from ratplus.analysis.report import report
 from ratplus.analysis.scaling_gap import table as gaps
 from ratplus.pattern import Pattern, PatternMap
@@ -383,7 +382,6 @@ def test_weights_and_seeds_of_stored_samples(two):
                 write_samples(folder.path / "evaluate" / cell["id"], items)
         a, b = (load_sweep(folder.write()) for folder in two)
         rows[len(seeds)] = differences(a, b, join(a, b)).set_index("metric").loc["loss"]
-        scores.cache_clear()
     assert list(rows[2][["seeds", "items", "method"]]) == [2, 50, "paired bootstrap"]
     for row in rows.values():
         assert row["difference"] == pytest.approx((shifts * counts).sum() / counts.sum())
