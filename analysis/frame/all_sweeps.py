@@ -137,8 +137,9 @@ def list_cells(
         found = found.loc[order]
     if columns is None:
         often = [name for name in _OFTEN if _tells(found[name])]
-        columns = list(dict.fromkeys([*_ALWAYS[:4], *often[:2], *_ALWAYS[4:], *often[2:], *named]))
-        columns = [name for name in columns if name not in ("variant", "seed") or name in (*often, *named)]
+        # What a cell is stands before how it is, and that before its results.
+        own = [name for name in often if name in ("variant", "seed")]
+        columns = list(dict.fromkeys([*_ALWAYS[:4], *own, *_ALWAYS[4:], *often, *named]))
     shown = found[columns].copy()
     if "pattern" in columns:
         shown["pattern"] = found["pattern"].map(short_patterns(found)) if len(found) else found["pattern"]
