@@ -131,7 +131,9 @@ def test_bounds_are_within_and_the_cheapest_of_ties_wins(several):
     assert found["why"] == "the lowest loss of 4 rows; 2 others tie with it"
     cheap = choose([several], "loss", tie="cheapest")
     assert cheap["winner"]["pattern"] == "D4"
-    assert cheap["why"].startswith("the cheapest (kv_read) of 3 rows that cannot be told from the lowest loss of 4 rows")
+    assert cheap["why"].startswith(
+        "the cheapest (kv_read) of 3 rows that cannot be told from the lowest loss of 4 rows"
+    )
     for most, winner, of in ((0.5, "D2", 3), (0.49, "D4", 2), (0.25, "D4", 2), (0.2499, "D64", 1)):
         found = choose([several], "loss", {"kv_ratio": most})
         assert (found["winner"]["pattern"], found["of"]) == (winner, of)
@@ -140,7 +142,9 @@ def test_bounds_are_within_and_the_cheapest_of_ties_wins(several):
     for least, of in ((0.5, 2), (0.51, 1)):
         found = choose([several], "loss", least={"kv_ratio": least})
         assert (found["winner"]["pattern"], found["of"]) == ("D1", of)
-    with pytest.raises(ValueError, match=r"no finished row has loss within the bounds \(5 rows; kv_ratio is from 0.01562"):
+    with pytest.raises(
+        ValueError, match=r"no finished row has loss within the bounds \(5 rows; kv_ratio is from 0.01562"
+    ):
         choose([several], "loss", {"kv_ratio": 0.01})
     with pytest.raises(ValueError, match=r"kv_ratio is up to 1\)"):
         choose([several], "loss", least={"kv_ratio": 1.1})
