@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ratplus.kernels.attention.patterns import HeadPattern
-from ratplus.kernels.blocks.pairs import Pairs, attend
+from ratplus.kernels.blocks.pairs import Pairs, attend, pairs_of_rows
 from ratplus.kernels.blocks.selection import blocks_of_forward
 from ratplus.kernels.blocks.settings import Blocks, HeadSetting, group_settings, head_settings
 from ratplus.kernels.blocks.tiles import TileGradient, TileKeys, TilePlan
@@ -36,9 +36,15 @@ def forward(
     settings = head_settings(dilation, window, sinks, top, k.shape[1], blocks)
     for setting, begin, rows, of_keys, of_queries in _parts(settings, start, count // k.shape[1], q.device):
         args = q[rows][:, of_queries], k[rows][:, of_keys], v[rows][:, of_keys], ids[rows][:, of_keys]
-        some_out, some_lse = _forward(*args, setting, blocks, begin)
-        _put(out, rows, of_queries, some_out)
-        _put(lse, rows, of_queries, some_lse)
+        if batch == 1 and isinstance(of_queries, slice) and out.dtype == lse.dtype:
+            _forward(*args, setting, blocks, begin, out[0], lse[0])
+            continue
+        some_out, some_lse = (
+            x.new_empty(args[0].flatten(0, 1).shape[: x.dim() - 1], dtype=lse.dtype) for x in (out, lse)
+        )
+        _forward(*args, setting, blocks, begin, some_out, some_lse)
+        _put(out, rows, of_queries, some_out.unflatten(0, (-1, args[0].shape[1])))
+        _put(lse, rows, of_queries, some_lse.unflatten(0, (-1, args[0].shape[1])))
     return out, lse, ids
 
 
@@ -99,18 +105,21 @@ def _as_pattern(setting: HeadSetting, end: int, blocks: Blocks) -> HeadSetting:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, setting: HeadSetting, blocks: Blocks, start: int
-) -> tuple[Tensor, Tensor]:
-    """One setting for all heads, one first position for all sequences: out [B, H, T, d] and lse [B, H, T]."""
-    batch, heads, length, d_head = q.shape
+    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, setting: HeadSetting, blocks: Blocks, start: int, out: Tensor,
+    lse: Tensor,
+) -> None:  # fmt: skip
+    """One setting for all heads, one first position for all sequences: fills out [B * H, T, d] and lse [B * H, T]."""
+    _, heads, length, d_head = q.shape
     group, dtype, end = heads // k.shape[1], _dtype(q), start + length
     setting = _as_pattern(setting, end, blocks)
     plan = TilePlan(setting, blocks, start, length, q.device, own_elsewhere=blocks.stride == 1)
-    q_rows, k_rows, v_rows = (_rows(x, dtype) for x in (q, k[:, :, :end], v[:, :, :end]))
-    q_rows = q_rows.unflatten(0, (-1, group))  # [N, G, T, d]
+    # Of one sequence these are views: nothing is copied.
+    q_rows, k_rows, v_rows = (x.flatten(0, 1).to(dtype) for x in (q, k[:, :, :end], v[:, :, :end]))
+    q_rows, out, lse = (x.unflatten(0, (-1, group)) for x in (q_rows, out, lse))  # [N, G, T, d], [N, G, T]
     past = _rows(_past(ids, setting), torch.int32)  # [N, T, slots]
-    out, lse = torch.zeros_like(q_rows), q_rows.new_full(q_rows.shape[:3], float("-inf"))
-    if setting.top and blocks.stride == 1:
+    filled = plan.first_whole - start if setting.top and blocks.stride == 1 else length
+    out[:, :, :filled], lse[:, :, :filled] = 0.0, float("-inf")
+    if filled < length:
         _own_blocks(out, lse, q_rows, k_rows, v_rows, blocks.block, start, plan.first_whole)
     chunk = plan.row_chunk(group)
     for first in range(0, q_rows.shape[0] if plan.tiles else 0, chunk):
@@ -127,9 +136,8 @@ def _forward(
             mixed = torch.bmm(scores.flatten(1, 2), values.seen(tile)).unflatten(1, (group, -1))
             _merge(out[part, :, queries], lse[part, :, queries], mixed, some_lse)
     if past.shape[2]:
-        for n in range(q_rows.shape[0]):
-            _add_pairs(out[n], lse[n], q_rows[n], k_rows[n], v_rows[n], Pairs(past[n], blocks, group))
-    return out.view(q.shape), lse.view(batch, heads, length)
+        for n, pairs in pairs_of_rows(past, blocks, group):
+            _add_pairs(out[n], lse[n], q_rows[n], k_rows[n], v_rows[n], pairs)
 
 
 def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
@@ -144,21 +152,24 @@ def _own_blocks(
 ) -> None:  # fmt: skip
     """Attention within the blocks that begin at positions first, first + block, ..., the last of which may be short.
 
-    out, lse, q: [N, G, T, ...] of positions from `start` on; k, v [N, end, d].
+    Fills out, lse; they and q: [N, G, T, ...] of positions from `start` on; k, v [N, end, d].
     """
     end = k.shape[1]
     whole = max(first, end - end % block)  # where the short one begins
     for low, high, size in ((first, whole, block), (whole, end, end - whole)):
         if low >= high:
             continue
-        queries = (
-            q[:, :, low - start : high - start].unflatten(2, (-1, size)).transpose(1, 2)
-        )  # [N, blocks, G, size, d]
-        keys, values = (x[:, low:high].unflatten(1, (-1, 1, size)) for x in (k, v))
-        some_out, some_lse = attend(*(x.flatten(0, 1) for x in (queries, keys, values)), causal=True)
-        shape = (q.shape[0], -1, *some_out.shape[1:])
-        out[:, :, low - start : high - start] = some_out.view(shape).transpose(1, 2).flatten(2, 3)
-        lse[:, :, low - start : high - start] = some_lse.view(shape[:-1]).transpose(1, 2).flatten(2, 3)
+
+        def cut(x: Tensor, low: int, high: int, size: int) -> Tensor:
+            """[N, T, ...] -> [blocks, N, size, ...], a view."""
+            return x[:, low:high].unflatten(1, (-1, size)).transpose(0, 1)
+
+        keys, values = (cut(x, low, high, size) for x in (k, v))
+        queries = low - start, high - start, size
+        for g in range(q.shape[1]):
+            some_out, some_lse = attend(cut(q[:, g], *queries), keys, values, causal=True)
+            cut(out[:, g], *queries).copy_(some_out)
+            cut(lse[:, g], *queries).copy_(some_lse)
 
 
 def _past(ids: Tensor, setting: HeadSetting) -> Tensor:
@@ -167,7 +178,7 @@ def _past(ids: Tensor, setting: HeadSetting) -> Tensor:
 
 
 def _add_pairs(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> None:
-    """Takes the pairs into out [G, T, d] and lse [G, T], which hold the rest, in place."""
+    """Takes the pairs into out [N, G, T, d] and lse [N, G, T], which hold the rest, in place."""
     if not pairs.count:
         return
     some_out, some_lse = pairs.attend(pairs.rows(q), k, v)
@@ -212,11 +223,9 @@ def _backward(
         k_grad.finish()
         v_grad.finish()
     if past.shape[2]:
-        for n in range(q_rows.shape[0]):
+        for n, pairs in pairs_of_rows(past, blocks, group):
             of_queries = (q_rows[n], g_rows[n], lse_rows[n], delta_rows[n])
-            _add_gradients_of_pairs(
-                *of_queries, k_rows[n], v_rows[n], dq[n], dk[n], dv[n], Pairs(past[n], blocks, group)
-            )
+            _add_gradients_of_pairs(*of_queries, k_rows[n], v_rows[n], dq[n], dk[n], dv[n], pairs)
     return [(dq * scale).view(q.shape), dk.view(k.shape), dv.view(v.shape)]
 
 
@@ -224,11 +233,11 @@ def _add_gradients_of_pairs(
     q: Tensor, d_out: Tensor, lse: Tensor, delta: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
     pairs: Pairs,
 ) -> None:  # fmt: skip
-    """Adds what the pairs of one row give to dq [G, T, d] and dk, dv [S, d]."""
+    """Adds what the pairs of a few rows give to dq [N, G, T, d] and dk, dv [N, S, d]."""
     if not pairs.count:
         return
     q_rows, g_rows, lse_rows, delta_rows = (pairs.rows(x) for x in (q, d_out, lse[..., None], delta[..., None]))
-    weights = pairs.products(q_rows, k).sub_(lse_rows).exp_()
+    weights = pairs.forget_unused(pairs.products(q_rows, k).sub_(lse_rows).exp_())
     pairs.add_to_keys(dv, weights, g_rows)
     d_scores = pairs.products(g_rows, v).sub_(delta_rows).mul_(weights)
     pairs.add_to_keys(dk, d_scores, q_rows)
