@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 from plain_report import plain_report
 
@@ -21,6 +22,7 @@ TINY = [
     "data=text", "data.path=text.txt", "model=ratplus_nano", "logger=none", "train.context=64",
     "data.recall.length=32", "data.recall.keys=4", "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8",
     "train.pretrain.steps=4", "train.adapt.steps=2", "train.pretrain.batch=4", "train.adapt.batch=4",
+    "eval.cloze.items=8",  # the text repeats itself, so that other continuations are hard to find
     "run.threads=1",  # the other core belongs to somebody else
 ]  # fmt: skip
 
@@ -31,28 +33,16 @@ def _warm_up(words) -> None:
         warm_server()
 
 
-@contextmanager
-def without_traces_of_wandb():
-    """Variables that W&B sets in a command end with it, as they would with its process.
-
-    With them, the server of `warm_server` would not suit the workers of later tests, which would import torch again.
-    """
-    before = set(os.environ)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - before:
-            if name.startswith("WANDB_"):
-                del os.environ[name]
-
-
 def run_here(*words) -> int:
-    """Exit code of a command run in this process, which saves the seconds that importing torch takes."""
+    """Exit code of a command run in this process, which saves the seconds that importing torch takes.
+
+    Variables that it sets end with it, as they would with its process.
+    """
     from ratplus.sweeps import cli
 
     _warm_up(words)
     try:
-        with plain_report(words), without_traces_of_wandb():
+        with plain_report(words), mock.patch.dict(os.environ):
             cli.main(list(words))
     except SystemExit as ended:
         return ended.code or 0
@@ -63,13 +53,14 @@ def ratplus_here(place, *words) -> subprocess.CompletedProcess:
     """`ratplus`, in this process: for what a command says and leaves, where its being a process is not the point.
 
     The report of a command that runs cells is a small one (plain_report.py); `ratplus report` writes a whole one.
+    Variables that the command sets end with it, as they would with its process.
     """
     from ratplus.sweeps import cli
 
     _warm_up(words)
     said, complained = io.StringIO(), io.StringIO()
     streams = redirect_stdout(said), redirect_stderr(complained)
-    with chdir(place), streams[0], streams[1], plain_report(words), without_traces_of_wandb():
+    with chdir(place), streams[0], streams[1], plain_report(words), mock.patch.dict(os.environ):
         try:
             cli.main([str(word) for word in words])
         except SystemExit as ended:
@@ -95,7 +86,17 @@ def warm_server() -> ForkServer:
     more = ("hydra", "pandas", "ratplus.analysis.report", "ratplus.sweeps.cli")
     server = start_server(worker_environment(threads_per_cell(compose_one([]).config.launcher)), more)
     assert server.ready(300)
+    server.suits = lambda environment: _read_by_imports(environment) == _read_by_imports(server.environment)
     return server
+
+
+def _read_by_imports(environment: dict[str, str]) -> dict[str, str]:
+    """The variables for which a test needs a server of its own.
+
+    `ForkServer.suits` cannot know which variables imports read, and has nearly all decide. Here it is known, and tests
+    differ in many: tokens, commands on PATH, threads (which every job sets for itself). All of them reach the fork.
+    """
+    return {k: v for k, v in environment.items() if k.startswith(("LD_", "PYTHONHASHSEED", "TRITON_INTERPRET"))}
 
 
 class Started:

@@ -1,4 +1,4 @@
-"""A small report for commands whose report is not the point: a table, one figure that is not drawn, and the page.
+"""A small report for commands whose report is not the point: a table, one figure with nothing in it, and the page.
 
 All figures of a report take seconds, more than the tiny training before them. They are tested in tests/analysis and
 by `ratplus report` in these folders.
@@ -26,6 +26,12 @@ def _save(figure, stem: Path) -> list[Path]:
     return paths
 
 
+def _figure(frame):
+    from matplotlib.figure import Figure
+
+    return Figure()
+
+
 @contextmanager
 def plain_report(words):
     """While this lasts, the command of these words writes a small report; `ratplus report` writes a whole one."""
@@ -35,5 +41,9 @@ def plain_report(words):
     from ratplus.analysis import accuracy_vs_dilation, report
     from ratplus.analysis.draw import style
 
-    with mock.patch.object(report, "MODULES", [accuracy_vs_dilation]), mock.patch.object(style, "save", _save):
+    with (
+        mock.patch.object(report, "MODULES", [accuracy_vs_dilation]),
+        mock.patch.object(accuracy_vs_dilation, "figure", _figure),
+        mock.patch.object(style, "save", _save),
+    ):
         yield

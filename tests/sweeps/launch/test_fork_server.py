@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli_runs import RATPLUS, TINY, descendants, leftovers, ratplus_here, records, wait_for, warm_server, weights
 
+from ratplus.sweeps.launch import fork_server
 from ratplus.sweeps.launch import local as launch_local
 from ratplus.sweeps.launch.fork_server import ForkServer, server_for
 
@@ -18,6 +19,7 @@ LOOK = """
 import json, os, random, signal, sys, tempfile
 print(json.dumps({
     "cwd": os.getcwd(), "variable": os.environ.get("A_VARIABLE"), "variables": len(os.environ),
+    "metrics": [m for m in ("torchmetrics.functional", "transformers", "scipy.signal") if m in sys.modules],
     "session": os.getsid(0) == os.getpid(), "input": sys.stdin.read(), "torch": "torch" in sys.modules,
     "threads": len(os.listdir("/proc/self/task")), "child signal": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
     "terminate": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
@@ -55,7 +57,7 @@ def test_a_forked_process_is_like_a_fresh_one(server, tmp_path):
     for name, seen in zip(("a", "b"), found, strict=True):
         assert seen == {
             "cwd": str(tmp_path / name), "variable": "one\ntwo", "variables": 2, "session": True, "input": "",
-            "torch": True, "threads": 1, "child signal": True, "terminate": True, "open": 0,
+            "torch": True, "metrics": [], "threads": 1, "child signal": True, "terminate": True, "open": 0,
             "seen": ["out", "err"] if seen["seen"][0] == "out" else ["err", "out"],
         }  # fmt: skip
         assert (tmp_path / name / "err").read_text() == "complaint\n"
@@ -78,12 +80,15 @@ def test_its_end_is_told(server, tmp_path):
     assert "ZeroDivisionError" in (tmp_path / "badly" / "err").read_text()
 
 
-def test_only_what_is_read_on_import_decides_whether_a_server_suits(server):
-    environment = server.environment
-    assert server_for(environment) is server
-    assert server_for(environment | {"CUDA_VISIBLE_DEVICES": "3"}) is server
-    assert server_for(environment | {"OMP_NUM_THREADS": "7"}) is None
-    assert server_for({k: v for k, v in environment.items() if k != "PATH"}) is None
+def test_only_what_is_read_on_import_decides_whether_a_server_suits(monkeypatch):
+    with socket.socket() as control, subprocess.Popen("true") as process:
+        environment = {"PATH": "/bin", "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "0"}
+        server = ForkServer(environment, process, control)
+        monkeypatch.setattr(fork_server, "_server", server)
+        assert server_for(environment) is server
+        assert server_for(environment | {"CUDA_VISIBLE_DEVICES": "3"}) is server
+        assert server_for(environment | {"OMP_NUM_THREADS": "7"}) is None
+        assert server_for({k: v for k, v in environment.items() if k != "PATH"}) is None
 
 
 def test_a_server_that_has_gone_costs_time_only(tmp_path, monkeypatch):
