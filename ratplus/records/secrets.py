@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -70,12 +71,20 @@ def looks_secret(name: str) -> bool:
     )
 
 
-def secret_variable_in(text: str) -> str | None:
-    """The environment variable with a secret-looking name whose value a text is, or holds if the value is long."""
-    for name, value in _secret_variables():
-        if text == value or (len(value) >= _LONG and value in text):
-            return name
-    return None
+def secret_finder() -> Callable[[str], str | None]:
+    """What tells of a text which environment variable with a secret-looking name it is, or holds if that is long.
+
+    The environment is read once, since this is asked of every value of every cell.
+    """
+    variables = _secret_variables()
+
+    def find(text: str) -> str | None:
+        for name, value in variables:
+            if text == value or (len(value) >= _LONG and value in text):
+                return name
+        return None
+
+    return find
 
 
 def scrub(text: str) -> str:
@@ -182,7 +191,7 @@ def _secret_variables() -> tuple[tuple[str, str], ...]:
     return _secrets_among(tuple(os.environ.items()))
 
 
-@lru_cache(maxsize=4)  # a sweep asks it for every value of every cell, and the environment hardly ever changes
+@lru_cache(maxsize=4)  # the environment hardly ever changes
 def _secrets_among(variables: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     found = []
     for name, value in variables:

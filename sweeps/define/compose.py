@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -26,7 +25,7 @@ from ratplus import conf
 from ratplus.config.cell import Config
 from ratplus.config.pattern import EACH
 from ratplus.records.record import flatten
-from ratplus.records.secrets import secret_variable_in
+from ratplus.records.secrets import secret_finder
 from ratplus.sweeps.define import grid
 from ratplus.sweeps.define.given_model import take_shape
 from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line
@@ -34,6 +33,8 @@ from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.open_keys import NO_EFFECT, open_keys, open_line, refuse_hydra_section, refuse_open
 from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
 from ratplus.sweeps.define.pattern_labels import labels_as_keys
+from ratplus.sweeps.define.set_values import with_values
+from ratplus.sweeps.define.shipped_group import shipped_section
 from ratplus.sweeps.define.typed import SECTIONS, typed
 from ratplus.sweeps.define.yaml_aliases import refuse_many_aliases
 
@@ -154,8 +155,9 @@ def finished(
     Raises:
         UsageError: a value that is not allowed, left open or a secret.
     """
+    holds_secret = secret_finder()
     for key, value in flatten(plain).items():
-        _refuse_secret(key, value)
+        _refuse_secret(key, value, holds_secret)
     if whole:
         refuse_open(plain)
         if config_dir is not None and (unset := open_keys(config_dir, chosen) - given):
@@ -188,6 +190,7 @@ class _Composer:
         self._loader = GlobalHydra.instance().config_loader()
         # What was composed of our own files alone is kept for the next call in this process, until one of them changes.
         self._composed: dict[tuple, tuple[dict, dict]] = {} if extra else _composed_of_shipped(_shipped_files())
+        self._resolved: dict[str, dict] = {}
         self._groups: dict[str, bool] = {}
         self._parser = OverridesParser.create(config_loader=self._loader)
         self._parsed: dict[str, Override] = {}
@@ -204,14 +207,7 @@ class _Composer:
         chosen_by = tuple(o for o in overrides if o not in lines)
         try:
             sections, chosen = self._chosen(chosen_by)
-            left, resolved = _split(sections, values)
-            cfg = OmegaConf.create(resolved)
-            for o in values:
-                OmegaConf.update(cfg, o.key_or_group, o.value())
-            container = cast("dict", OmegaConf.to_container(cfg, resolve=True))
-            plain = {name: copy.deepcopy(left[name]) if name in left else container[name] for name in sections}
-            # A word may add a section, which is refused further on.
-            plain |= {name: value for name, value in container.items() if name not in plain}
+            plain = with_values(sections, values, self._resolved)
         except Exception as error:  # the YAML reader and Hydra let pass whatever a file of the user's makes them raise
             if line := config_file_line(error, self._config_dir, chosen_by):
                 raise UsageError(line) from None
@@ -241,12 +237,22 @@ class _Composer:
             group, _, choice = word.partition("=")
             if base[1].get(group) == choice:
                 continue
+            own = self._without_hydra(group, choice, rest, base[1])
+            if own is not None:
+                sections[group], chosen[group] = own, choice
+                continue
             alone = self._by_hydra((*rest, word))
             if any(alone[0][k] != base[0][k] for k in base[0] if k != group):
                 return self._by_hydra(words)
             sections[group], chosen[group] = alone[0][group], choice
         self._composed[words] = sections, chosen
         return sections, chosen
+
+    def _without_hydra(self, group: str, choice: str, rest: tuple[str, ...], chosen: Mapping[str, str]) -> dict | None:
+        """The section of a choice among our own files, if nothing else can touch it; else None."""
+        if self.extra or not all(re.fullmatch(r"(experiment|sweep)=\w+", word) for word in rest):
+            return None
+        return shipped_section(group, choice, chosen.get("experiment"))
 
     def _by_hydra(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
         if words not in self._composed:
@@ -297,20 +303,6 @@ class _Composer:
         return self._groups[key]
 
 
-def _split(sections: dict, values: list[Override]) -> tuple[dict, dict]:
-    """The sections that nothing changes or refers to, and the others.
-
-    OmegaConf takes most of the time of composing a cell, and what the first hold comes out of it as it went in.
-    """
-    text = repr((sections, [o.value() for o in values]))
-    named = {plain_key(o.key_or_group).partition(".")[0] for o in values}
-    named |= set(re.findall(r"\w+", " ".join(re.findall(r"\$\{([^}]*)", text))))
-    left = {name: part for name, part in sections.items() if name not in named and "${" not in repr(part)}
-    if re.search(r"\$\{[^}]*\$\{", text):
-        left = {}  # a reference inside a reference may name any section
-    return left, {name: part for name, part in sections.items() if name not in left}
-
-
 def _shipped_files() -> tuple[tuple[str, int], ...]:
     """Our own config files with their times of change."""
     return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in Path(conf.__path__[0]).rglob("*.yaml")))
@@ -321,12 +313,12 @@ def _composed_of_shipped(_files: tuple) -> dict[tuple, tuple[dict, dict]]:
     return {}
 
 
-def _refuse_secret(key: str, value) -> None:
+def _refuse_secret(key: str, value, holds_secret: Callable[[str], str | None]) -> None:
     """Refuse a value that a config took from the environment and that would then stand in records, tables and W&B."""
     if isinstance(value, (list, tuple, dict)):
         for item in flatten(value).values() if isinstance(value, dict) else value:
-            _refuse_secret(key, item)
-    elif isinstance(value, str) and (name := secret_variable_in(value)) is not None:
+            _refuse_secret(key, item, holds_secret)
+    elif isinstance(value, str) and (name := holds_secret(value)) is not None:
         raise UsageError(
             f"{key}: holds the value of the environment variable {name}, a secret by its name; configs are written to "
             "records, tables and W&B, so libraries must take it from the environment themselves"

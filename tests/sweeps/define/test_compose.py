@@ -191,9 +191,11 @@ def test_compositions_are_kept_until_a_config_file_changes(tmp_path, monkeypatch
     (tmp_path / "conf" / "pattern" / "dilated.yaml").touch()
     assert labels(compose_cells(["pattern=dilated"])) == ["ratplus_tiny:D16"]
     assert len(composed) == 2 * asked
+    composed.clear()
     compose_cells(["pattern=dilated"], str(tmp_path))  # with a folder of the user's, nothing is kept
+    asked = len(composed)
     compose_cells(["pattern=dilated"], str(tmp_path))
-    assert len(composed) == 4 * asked
+    assert len(composed) == 2 * asked > 0
 
 
 def test_equal_cells_are_one():
