@@ -164,9 +164,14 @@ def build_map(
     """
     values = {"dilation": dilation, "window": window, "sinks": sinks, **(selection or {})}
     grids = {name: grid(name, value, layers, heads, over, tile) for name, value in values.items()}
-    return PatternMap(
-        tuple(
-            tuple(Pattern(**{name: rows[layer][head] for name, rows in grids.items()}) for head in range(heads))
-            for layer in range(layers)
-        )
-    )
+    # Most heads of a model have one of a few patterns, and checking one takes 0.1 ms. Texts, since True equals 1.
+    made: dict[str, Pattern] = {}
+
+    def of_head(layer: int, head: int) -> Pattern:
+        fields = {name: rows[layer][head] for name, rows in grids.items()}
+        text = repr(fields)
+        if text not in made:
+            made[text] = Pattern(**fields)
+        return made[text]
+
+    return PatternMap(tuple(tuple(of_head(layer, head) for head in range(heads)) for layer in range(layers)))

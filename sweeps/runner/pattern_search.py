@@ -13,7 +13,7 @@ from ratplus.config.search import SearchSection
 from ratplus.records.atomic import write_atomically
 from ratplus.records.lock import FolderLock
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.searched_model import Searched, locate
+from ratplus.sweeps.runner.searched_model import Searched, locate
 
 RESULT = "search.json"
 _FORMAT = 1

@@ -25,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError, ValueError: a mistake in the words, a model or data that is not there, a budget that nothing meets.
     """
-    from ratplus.sweeps.define.search_words import parse
     from ratplus.sweeps.runner.pattern_search import search
+    from ratplus.sweeps.runner.search_words import parse
 
     section, overrides = parse(arguments.words)
     return search(section, overrides)

@@ -274,3 +274,12 @@ def test_lists_over_layers_and_heads():
 def test_lists_of_the_wrong_length(value, message):
     with pytest.raises(ValueError, match=message):
         build_map(value, 0, 0, 2, 2)
+
+
+def test_each_head_of_a_map_is_checked():
+    """Equal patterns are made once, and True is not 1."""
+    with pytest.raises(ValueError, match=r"^pattern.dilation: got True; it must be a whole number"):
+        build_map([[1, True]], 0, 0, 1, 2)
+    with pytest.raises(ValueError, match=r"^pattern.window: got 2.0"):
+        build_map(4, [[2, 2.0]], 0, 1, 2)
+    assert build_map(4, [[2, 0, 2]], 1, 1, 3).rows == ((Pattern(4, 2, 1), Pattern(4, 0, 1), Pattern(4, 2, 1)),)

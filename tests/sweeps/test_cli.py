@@ -77,7 +77,7 @@ def assert_smoke(place, done, less: list[str], *, models: int, patterns: int) ->
 
 def test_sigterm_saves_and_says_so(place):
     words = [*TINY, "train.pretrain.steps=100000", "output=out"]
-    process = subprocess.Popen([RATPLUS, "pretrain", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = Started(place, "pretrain", *words)
     wait_for(lambda: list(place.glob("out/pretrain/*/curve.csv")) and "\n1," in curve(place))
     (cell,) = json.loads(ratplus_here(place, "status", "out", "--json").stdout)["cells"]
     assert (cell["status"], cell["stage"]) == ("running", "pretrain")
@@ -85,7 +85,7 @@ def test_sigterm_saves_and_says_so(place):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)  # 100,000 steps would take hours
     assert process.returncode == 143
-    assert b"interrupted by SIGTERM; run the same command again to continue" in stderr
+    assert "interrupted by SIGTERM; run the same command again to continue" in stderr
     assert len(list(place.glob("out/pretrain/*/training-*.pt"))) == 1
     assert list((place / "out" / "logs").iterdir()) == []
 

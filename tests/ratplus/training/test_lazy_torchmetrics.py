@@ -51,27 +51,25 @@ def test_what_lightning_takes_does_not_run_the_package(package):
 
 def test_anything_else_runs_it_once_and_whole(package):
     package()
-    from metrics_to_put_off import Metric
-
     module = sys.modules[NAME]
+    metric = module.Metric
     found = []
     threads = [threading.Thread(target=lambda: found.append(module.Accuracy)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    from metrics_to_put_off import Accuracy, heavy
-
+    accuracy = module.Accuracy
     assert sys.modules[NAME] is module
-    assert found == [Accuracy] * 4
-    assert heavy.Accuracy is Accuracy
-    assert issubclass(Accuracy, Metric)
-    assert module.Metric is Metric
+    assert found == [accuracy] * 4
+    assert module.heavy.Accuracy is accuracy
+    assert issubclass(accuracy, metric)
+    assert module.Metric is metric
     with pytest.raises(AttributeError, match=f"module '{NAME}' has no attribute 'nothing'"):
         module.nothing  # noqa: B018
     everything: dict = {}
     exec(f"from {NAME} import *", everything)
-    assert everything["Accuracy"] is Accuracy
+    assert everything["Accuracy"] is accuracy
 
 
 def test_a_star_import_sees_all_of_it(package):

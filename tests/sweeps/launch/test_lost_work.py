@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cli_runs import RATPLUS, TINY, ratplus_here, wait_for
+from cli_runs import RATPLUS, TINY, Started, ratplus_here, wait_for
 
 from ratplus.records import process
 from ratplus.records.lock import SILENT_SECONDS, FolderLock
@@ -63,11 +63,11 @@ def error_of(item: WorkItem, stage: str = "pretrain") -> dict:
 def test_a_command_that_is_killed_outright_reads_as_failed(place):
     """SIGKILL of the very process that trains, as the kernel's out-of-memory killer does it."""
     words = ["pretrain", *TINY, "output=out", "train.pretrain.steps=100000"]
-    running = subprocess.Popen([RATPLUS, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = Started(place, *words)
     wait_for(lambda: list(place.glob("out/logs/*.progress.json")))
     assert "1 running" in ratplus_here(place, "status", "out").stdout
     running.kill()
-    running.wait()
+    running.communicate(timeout=60)
     done = ratplus_here(place, "status", "out", "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["counts"]) == (1, {"failed": 1})

@@ -9,7 +9,7 @@ from cli_runs import TINY, ratplus_here
 from ratplus.pattern import PatternMap
 from ratplus.sweeps.define.compose import compose_cells, compose_one
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.search_words import parse
+from ratplus.sweeps.runner.search_words import parse
 
 SMALL = ["text_rows=3", "recall_rows=3", "swaps=2", "random=3", "candidates=D1,D4,top2x8", "accelerator=cpu"]
 
