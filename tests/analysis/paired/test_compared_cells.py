@@ -1,0 +1,73 @@
+"""`compare_cells` on a few cells whose numbers are chosen: every pair, every result, and what is left out."""
+
+import json
+import math
+
+import pytest
+
+from ratplus.analysis.paired.cells import compare_cells
+from ratplus.pattern import Pattern
+
+
+@pytest.fixture
+def folder(sweep):
+    """D1, D4 and D16 of two seeds; D64 of a seed that failed. Results of all kinds; the decoding time is a cost."""
+    for dilation, loss, recall in ((1, 2.0, 0.9), (4, 2.25, 0.5), (16, 3.0, 0.1)):
+        for seed in (0, 1):
+            metrics = {
+                **sweep.results(loss + seed * dilation / 8, recall), "cloze_accuracy": (recall, 0.01),
+                "kv_bytes_held": (5.0, None),
+            }  # fmt: skip
+            sweep.add("ratplus_tiny", Pattern(dilation), metrics, seed=seed, pattern_name=f"group{dilation > 1}")
+    sweep.add("ratplus_tiny", Pattern(64), status="failed")
+    return sweep.write()
+
+
+def test_every_result_but_costs_and_what_follows_from_the_loss(folder):
+    found = compare_cells(folder, ["D1", "D4", "D16"])
+    assert [(row["first"], row["second"]) for row in found.rows if row["metric"] == "loss"] == [
+        ("D1", "D4"), ("D1", "D16"), ("D4", "D16"),
+    ]  # fmt: skip
+    metrics = {row["metric"] for row in found.rows}
+    assert metrics == {"loss", "next_token_accuracy", "recall_accuracy", "recall_accuracy_1_64", "cloze_accuracy"}
+    assert found.notes == ["perplexity: not shown, it follows from the loss"]
+    row = next(row for row in found.rows if row["metric"] == "loss")
+    # Seeds 0 and 1: 2 → 2.25 and 2.125 → 2.75.
+    assert (row["a"], row["b"], row["difference"], row["seeds"]) == (2.0625, 2.5, 0.4375, 2)
+    assert row["seeds_stderr"] == pytest.approx(0.1875 * math.sqrt(2) / math.sqrt(2))
+    assert math.isnan(row["p_seeds"]), "of two seeds nothing is said"
+    assert (row["unit"], row["method"], row["items"], row["run"]) == ("", "standard errors", 0, "ratplus_tiny")
+    assert row["certain"]
+    share = next(row for row in found.rows if row["metric"] == "recall_accuracy")
+    assert (share["unit"], share["difference"]) == ("%", pytest.approx(-0.4))
+
+
+def test_cells_are_named_in_three_ways(folder):
+    cells = {cell["label"]: cell["id"] for cell in _cells(folder) if cell["seed"] == 0}
+    rows = compare_cells(folder, [cells["D1"], cells["D16"][:8]]).rows
+    assert {row["seeds"] for row in rows} == {1}
+    assert next(row["difference"] for row in rows if row["metric"] == "loss") == 1.0
+    by_group = compare_cells(folder, ["groupFalse", "D4"], where="seed == 1").rows
+    assert next(row["difference"] for row in by_group if row["metric"] == "loss") == 0.625
+    assert {row["first"] for row in by_group} == {"groupFalse"}
+
+
+def _cells(folder):
+
+    return json.loads((folder / "sweep.json").read_text())["cells"]
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["D1"], "compare: got D1; name two patterns or cells, or more, each once"),
+        (["D1", "D1"], "compare: got D1 D1; name two"), (["D1", "D4", "D1"], "each once"),
+        (["D1", "groupTrue"], "compare: groupTrue are several patterns of this sweep (D4, D16); write a label"),
+        (["D1", "D46"], "compare: the sweep has no pattern or cell 'D46'; did you mean"),
+        (["D1", "D64"], "compare: no two of D1, D64 are finished in the same model and seed of"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared(folder, names, line):
+    with pytest.raises(ValueError) as caught:
+        compare_cells(folder, names)
+    assert line in str(caught.value)
