@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import ThreadpoolController
 
 RESAMPLES = 2000
 # p is called small below this, after Holm's adjustment.
@@ -48,11 +49,20 @@ def resampled_means(differences: np.ndarray, weights: np.ndarray, seed: int) -> 
     """
     weighted = differences * weights
     means, start = np.empty((len(differences), RESAMPLES)), 0
-    for counts in _draws(len(weights), seed):
-        part = counts.astype(np.float64)
-        means[:, start : start + len(part)] = (weighted @ part.T) / (part @ weights)
-        start += len(part)
+    # These products are small: a second thread of BLAS waits for the first, and on a busy machine for its turn.
+    with _blas().limit(limits=1, user_api="blas"):
+        for counts in _draws(len(weights), seed):
+            part = means[:, start : start + len(counts)]
+            np.matmul(weighted, counts.T, out=part)
+            part /= counts @ weights
+            start += len(counts)
     return means
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """The threads of numpy's BLAS; to look for them takes as long as many of the products."""
+    return ThreadpoolController()
 
 
 def _draws(items: int, seed: int) -> Iterable[np.ndarray]:
@@ -71,7 +81,7 @@ def _new_draws(items: int, seed: int) -> Iterator[np.ndarray]:
     for start in range(0, RESAMPLES, at_once):
         rows = min(at_once, RESAMPLES - start)
         picked = generator.integers(0, items, (rows, items)) + items * np.arange(rows)[:, None]
-        yield np.bincount(picked.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float32)
+        yield np.bincount(picked.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float64)
 
 
 def p_values(means: np.ndarray, differences: np.ndarray, differing: np.ndarray) -> np.ndarray:
