@@ -128,7 +128,10 @@ def _value(key: str, config: Config, chosen: dict[str, str], where: str):
     return found
 
 
-_PLAIN = re.compile(r"[\w./@%+:-]+")
+# What Hydra takes as a text without quotes: it knows ASCII alone. What looks like a number, a truth value or null is no
+# text: the revision 12e4567 of a data set would be infinite.
+_PLAIN = re.compile(r"[\w./@%+:-]+", re.ASCII)
+_NO_TEXT = re.compile(r"null|true|false|[+-]?(?:inf|nan|[\d._]+(?:e[+-]?\d+)?)", re.ASCII | re.IGNORECASE)
 
 
 def override_value(value) -> str:
@@ -141,6 +144,6 @@ def override_value(value) -> str:
         return "[" + ",".join(override_value(v) for v in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{k}:{override_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+    if isinstance(value, str) and (not _PLAIN.fullmatch(value) or _NO_TEXT.fullmatch(value)):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)
