@@ -12,6 +12,7 @@ from ratplus.analysis import efficiency
 from ratplus.analysis.draw import style
 from ratplus.analysis.draw.efficiency import kernels_figure, lengths_figure, models_figure
 from ratplus.analysis.draw.output import write
+from ratplus.analysis.draw.tables import Table
 from ratplus.analysis.efficiency import kernels_table, models_table, skipped, write_results
 from ratplus.analysis.frame.bench_results import read_results
 
@@ -199,3 +200,14 @@ def test_as_a_notebook(tmp_path):
     kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds.count("markdown") >= 3
     assert kinds[-1] == "code"
+
+
+def test_names_of_what_was_measured_stand_left_and_numbers_right(monkeypatch, tmp_path):
+    for drawing in ("kernels_figure", "lengths_figure", "models_figure"):
+        monkeypatch.setattr(efficiency, drawing, lambda _frame: None)
+    for number, result in enumerate((kernels(), models())):
+        (tmp_path / f"{number}.json").write_text(json.dumps(result))
+    tables = {part.name: part for part in efficiency.contents(tmp_path) if isinstance(part, Table)}
+    assert {name: list(table.shown)[: table.names] for name, table in tables.items()} == {
+        "efficiency_kernels": ["Operator", "Pattern", "Candidate"], "efficiency_models": ["Model", "Pattern"],
+    }  # fmt: skip

@@ -7,6 +7,8 @@ from contextlib import suppress
 import pytest
 
 from ratplus.records.atomic import new_file, write_atomically
+from ratplus.records.record import stage_id, write_record
+from ratplus.stages.store import ENTRY_FILE, claimed
 from ratplus.training.state import save_state
 
 
@@ -48,3 +50,22 @@ def test_a_training_state(seen, tmp_path):
     assert seen[0] == ("sync", "file")
     assert seen[-2:] == [("name", path.name), ("sync", "folder")]
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_stage_that_is_stored_and_one_that_is_taken(seen, tmp_path):
+    """The names of its files are on disk before the entry that counts on them, and all of a stage before it is used."""
+    identity = stage_id("adapt", {}, None)
+    folder, other = (tmp_path / name / "adapt" / identity for name in ("one", "two"))
+    record = write_record(
+        folder, stage="adapt", config={}, parent=None, status="done", metrics={}, timing={}, provenance={}
+    )
+    said: list[str] = []
+    with claimed(str(tmp_path / "store"), "adapt", identity, folder, said.append) as shared:
+        assert shared is not None
+        seen.clear()
+        shared.give(folder, record)
+        named = seen.index(("name", "record.json"))
+        assert ("sync", "folder") in seen[named : seen.index(("name", ENTRY_FILE))]
+        seen.clear()
+        assert shared.take(other) == record
+        assert ("sync", "folder") in seen[seen.index(("name", "record.json")) :]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ratplus import ModelConfig, Pattern, PatternMap
 from ratplus.sweeps import cli
 from ratplus.sweeps.views.cost_plan import Throughput
 
@@ -112,3 +113,35 @@ def test_what_an_option_says_is_what_the_work_gets(line, function, expected, def
     if default is not None:
         found = given_to(monkeypatch, without_options(words), function)
         assert {name: found[name] for name in default} == default
+
+
+def test_a_text_gets_the_settings_that_are_asked_for(monkeypatch):
+    """With the tokenizer's end-of-text as the token that ends it."""
+    import torch
+
+    dense = PatternMap.uniform(Pattern(), 1, 2)
+    model = SimpleNamespace(config=ModelConfig(257, 1, 8, 4, max_len=64))
+    tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3], eos_id=256)
+    found = SimpleNamespace(model=model, tokenizer=tokenizer, patterns=dense)
+    monkeypatch.setattr("ratplus.stages.load.load", lambda *_: found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [
+        "generate",
+        "model=M",
+        "prompt=abc",
+        "temperature=0.5",
+        "top_p=0.9",
+        "seed=3",
+        "max_new_tokens=5",
+        "pattern=D4",
+    ]
+    given = given_to(monkeypatch, words, "ratplus.model.generate.stream")
+    assert {name: given[name] for name in ("tokens", "patterns", "max_new_tokens", "temperature", "top_p", "seed")} == {
+        "tokens": [[1, 2, 3]], "patterns": PatternMap.uniform(Pattern(4), 1, 2), "max_new_tokens": 5,
+         "temperature": 0.5,
+        "top_p": 0.9, "seed": 3,
+    }  # fmt: skip
+    assert given["stop_token"] == 256
+    plain = given_to(monkeypatch, words[:3], "ratplus.model.generate.stream")
+    assert plain["patterns"] == dense
+    assert (plain["temperature"], plain["top_p"], plain["seed"], plain["stop_token"]) == (0.8, 0.95, 0, 256)
