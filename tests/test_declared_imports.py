@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ EXTRAS = {name: declared(wanted) for name, wanted in PROJECT["optional-dependenc
 ANYWHERE = BASE.union(*EXTRAS.values())
 
 
+@cache
 def imported(path: Path) -> list[tuple[str, bool]]:
     """(package, whether importing the file imports it) of every foreign import of a file."""
     tree = ast.parse(path.read_text())

@@ -62,6 +62,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports: modules, and `module.name` of every `from module import name`."""
     found = set()

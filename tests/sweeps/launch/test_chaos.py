@@ -74,7 +74,7 @@ def assert_same_end(straight, killed) -> None:
 
 def test_killed_again_and_again(place):
     """The short form: once for sure in the middle of training, then where the draw falls."""
-    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "train.pretrain.steps=100", "run.checkpoint_seconds=0"]
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "train.pretrain.steps=50", "run.checkpoint_seconds=0"]
     assert ratplus_here(place, *words, "output=straight").returncode == 0
     process = Started(place, *words, "output=killed")
     wait_for(lambda: list(place.glob("killed/pretrain/*/training-*.pt")))

@@ -29,6 +29,7 @@ TINY = [
     "data=text", "data.path=text.txt", "model=ratplus_nano", "train.context=64", "data.recall.length=32",
     "data.recall.keys=4", "data.recall.pairs=4", "eval.text_rows=8", "eval.recall_rows=8", "train.pretrain.steps=4",
     "train.adapt.steps=2", "train.pretrain.batch=4", "train.adapt.batch=4", "run.threads=1", "run.log_every=1",
+    "eval.cloze.items=8",
 ]  # fmt: skip
 # Made up here; nobody's.
 PLANTED = {
