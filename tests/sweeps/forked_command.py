@@ -72,6 +72,6 @@ def whole():
         sys.exit(work() if work is not None else 0)
     theirs.close()
     server = fork_server.use_server(fork_server.ForkServer(environment, ServerProcess(pid), mine))
-    # Variables that the command sets from here on reach its workers when they are forked; no import of theirs reads one.
+    # Variables that the command sets from here on reach its workers when they are forked; no import reads one.
     server.suits = lambda _: True
     return command()
