@@ -89,7 +89,24 @@ def secret_finder() -> Callable[[str], str | None]:
 
 def scrub(text: str) -> str:
     """`text` with every secret in it replaced by `***`."""
-    values = _values_pattern(_secret_values())
+    return _scrubbed(text, _values_pattern(_secret_values()))
+
+
+class Scrubber:
+    """`scrub` for very many texts: the environment is read once, which takes half of the time of a short text."""
+
+    def __init__(self) -> None:
+        self._values = _values_pattern(_secret_values())
+
+    def __call__(self, text: str) -> str:
+        return _scrubbed(text, self._values)
+
+    def knows(self, text: str) -> bool:
+        """Whether the value of a variable with a secret-looking name stands in the text."""
+        return self._values is not None and self._values.search(text) is not None
+
+
+def _scrubbed(text: str, values: re.Pattern | None) -> str:
     if values is not None:
         text = values.sub(MASK, text)
     text = _SHAPES.sub(MASK, text)

@@ -6,13 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ratplus.records.secrets import looks_secret, scrub
+from ratplus.records.secrets import Scrubber, looks_secret
 
 MASKED_PATH = "[path]"
 # An absolute path of two names or more, of POSIX or of Windows; the last name stays. Part of an address it is not.
 _PATH = re.compile(r"(?<![\w./~-])(?:file://)?(?:~|[A-Za-z]:)?(?:[/\\][\w.@+%-]+)+[/\\](?P<last>[\w.@+%-]+)[/\\]?")
 _WHOLE = re.compile(r"(?:/|~[\w.-]*/|[A-Za-z]:\\|\\\\)[^\n]*")
 _NUMBERS = re.compile(r"[\d.,eE+\-\s]*")
+# A number as the value of a key in a line of JSON, and one that looks as much like a secret as a number can.
+_VALUE = re.compile(r'(?<=": )-?\d[\d.eE+\-]*(?=[,}])')
+_ANY_VALUE = "12345678901234567890"
 _MOST_KEPT = 200_000
 _LONGEST_KEPT = 4_000
 # Absolute paths that were found and are looked for in pages, where markup and scripts hold other things like paths.
@@ -24,6 +27,7 @@ class Mask:
 
     def __init__(self, *places: Path):
         """`places` are folders of this machine (home, the working folder) that are masked wherever they stand."""
+        self._scrub = Scrubber()
         self._known: dict[str, str] = {}
         self._paths: dict[str, str] = {}
         for place in places:
@@ -35,7 +39,7 @@ class Mask:
         known = self._known.get(text)
         if known is not None:
             return known
-        clean = scrub(text)
+        clean = self._scrub(text)
         if _WHOLE.fullmatch(clean) and ("/" in clean.strip("/\\~") or "\\" in clean.strip("/\\~")):
             clean = self._masked(clean, re.split(r"[/\\]", clean.rstrip("/\\"))[-1])
         else:
@@ -45,8 +49,15 @@ class Mask:
         return clean
 
     def line(self, line: str) -> str:
-        """A line of a file of numbers; one that holds nothing but those is left alone."""
-        return line if _NUMBERS.fullmatch(line) else self.text(line)
+        """A line of numbers or of JSON.
+
+        A file of samples has thousands of lines that differ in numbers alone: what is found in none of one form is
+        looked for once. A secret of the environment may be a number, and is looked for in every line.
+        """
+        if _NUMBERS.fullmatch(line):
+            return line
+        form = _VALUE.sub(_ANY_VALUE, line)
+        return line if self.text(form) == form and not self._scrub.knows(line) else self.text(line)
 
     def _masked(self, path: str, last: str) -> str:
         masked = f"{MASKED_PATH}/{last}"
@@ -71,4 +82,4 @@ class Mask:
             longest_first = sorted(self._paths, key=len, reverse=True)
             found = re.compile("|".join(re.escape(path) for path in longest_first))
             text = found.sub(lambda path: self._paths[path[0]], text)
-        return scrub(text)
+        return self._scrub(text)

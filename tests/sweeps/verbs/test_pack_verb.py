@@ -157,6 +157,28 @@ def test_paths_are_masked_and_other_things_are_not(text, masked):
     assert Mask().text(text) == masked
 
 
+@pytest.mark.parametrize(
+    ("line", "masked"),
+    [
+        ('{"id": 7, "loss": 1.5}', '{"id": 7, "loss": 1.5}'),
+        ('{"id": 8, "text": "Bearer 12345678"}', '{"id": 8, "text": "Bearer ***"}'),
+        ('{"id": 8, "text": "Bearer 1234"}', '{"id": 8, "text": "Bearer 1234"}'),
+        ('{"id": 987654321, "loss": 1.5}', '{"id": ***, "loss": 1.5}'),  # a password that is a number
+        ('{"id": 9, "text": "token=1"}', '{"id": 9, "text": "token=1"}'),
+        ('{"id": 9, "text": "/a/b/c"}', '{"id": 9, "text": "[path]/c"}'),
+        ('{"id": 9, "api_key": 5}', '{"id": 9, "api_key": ***}'),
+        ("1,2.5e-3,7", "1,2.5e-3,7"),
+    ],
+)
+def test_a_line_is_masked_as_if_it_were_the_only_one_of_its_form(line, masked, monkeypatch):
+    monkeypatch.setenv("MY_PASSWORD", "987654321")
+    once, often = Mask(), Mask()
+    for number in range(3):
+        for form in ('{"id": %d, "loss": 0.25}', '{"id": %d, "text": "Bearer 1"}', '{"id": %d, "api_key": 4}'):
+            often.line(form % number)
+    assert once.line(line) == often.line(line) == once.text(line) == masked
+
+
 # ---- packs of strangers ---------------------------------------------------------------------------------------------
 
 
