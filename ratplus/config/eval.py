@@ -98,6 +98,9 @@ NIAH_TASKS = (
     "niah_multivalue", "niah_multiquery",
 )  # fmt: skip
 
+# Their words are in ratplus.data.needle_words.
+NIAH_TEMPLATES = ("ruler", "short", "letters")
+
 
 @dataclass
 class NiahSection:
@@ -114,13 +117,13 @@ class NiahSection:
     """Room for the answer, in tokens. Null takes what the longest answer needs, and a little more. Allowed: ≥ 1, null.
     """
     template: str = "ruler"
-    """ruler (RULER's words) or short (bare `key: value` lines, for contexts of a few hundred bytes). Allowed: ruler,
-    short."""
+    """ruler (RULER's words), short (bare `key: value` lines, for contexts of a few hundred bytes) or letters (a letter
+    and its value, for models that learn for minutes). Allowed: ruler, short, letters."""
     haystack: str = "held_out"
     """What needles lie in, where the task leaves a choice: held_out (text of the corpus) or noise (one paragraph
     repeated). Allowed: held_out, noise."""
     digits: int | None = None
-    """Digits of a number to be found. Null takes the template's (ruler 7, short 4). Allowed: ≥ 1, null."""
+    """Digits of a number to be found. Null takes the template's (ruler 7, short 4, letters 2). Allowed: ≥ 1, null."""
     seed: int = 0
     """Seed of the questions; the same for every cell, so that cells answer the same ones. 0 is as good as any. Allowed:
     ≥ 0."""
@@ -129,7 +132,8 @@ class NiahSection:
         for name in self.tasks:
             check(name in NIAH_TASKS, "eval.niah.tasks", name, f"allowed: {', '.join(NIAH_TASKS)}")
         check_least(self, "eval.niah", samples=1, length=16, new_tokens=1, digits=1, seed=0)
-        check(self.template in ("ruler", "short"), "eval.niah.template", self.template, "allowed: ruler, short")
+        templates = ", ".join(NIAH_TEMPLATES)
+        check(self.template in NIAH_TEMPLATES, "eval.niah.template", self.template, f"allowed: {templates}")
         allowed = ("held_out", "noise")
         check(self.haystack in allowed, "eval.niah.haystack", self.haystack, f"allowed: {', '.join(allowed)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ratplus.config.check import check
-from ratplus.config.eval import NIAH_TASKS
+from ratplus.config.eval import NIAH_TASKS, NIAH_TEMPLATES
 
 OVER = ("layers", "heads", "layers,heads")
 ANCHORS = ("dense", "sparse", "both")
@@ -56,7 +56,7 @@ class SearchSection:
     items: int = 16
     """Questions of each needle task in each split. As many as rows of text. Allowed: ≥ 3."""
     template: str = "ruler"
-    """Words of a question, as in eval.niah. Allowed: ruler, short."""
+    """Words of a question, as in eval.niah. Allowed: ruler, short, letters."""
     digits: int | None = None
     """Digits of a number to be found. Null takes the template's. Allowed: ≥ 1, null."""
     weight: float | None = None
@@ -101,7 +101,7 @@ class SearchSection:
         check(self.anchor in ANCHORS, "anchor", self.anchor, f"allowed: {', '.join(ANCHORS)}")
         check(self.out is None or self.out.endswith((".yaml", ".yml")), "out", self.out, "it must end in .yaml")
         check(self.accelerator in ("auto", "cpu", "cuda"), "accelerator", self.accelerator, "allowed: auto, cpu, cuda")
-        check(self.template in ("ruler", "short"), "template", self.template, "allowed: ruler, short")
+        check(self.template in NIAH_TEMPLATES, "template", self.template, f"allowed: {', '.join(NIAH_TEMPLATES)}")
         for key in ("tasks", "test_tasks"):
             for name in getattr(self, key):
                 check(name in NIAH_TASKS, key, name, f"allowed: {', '.join(NIAH_TASKS)}")

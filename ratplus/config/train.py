@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from ratplus.config.check import check, check_least
-from ratplus.config.eval import NIAH_TASKS
+from ratplus.config.eval import NIAH_TASKS, NIAH_TEMPLATES
 from ratplus.pattern import Pattern, build_map
 from ratplus.records.limits import MOST
 
@@ -138,7 +138,8 @@ class RecipeSection:
 class NeedleSplit:
     """The train split of the NIAH tasks: questions and their answers, of which only the answers have labels.
 
-    Its keys are never an evaluation's keys (ratplus.data.needles), so no question is asked twice.
+    Its keys are never an evaluation's keys (ratplus.data.needles), so no question is asked twice; but with
+    template=letters, which has eight keys, values, places and haystack are what is new.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -149,13 +150,17 @@ class NeedleSplit:
     length: int | None = None
     """Tokens of a prompt and its answer together, and of a row. Null takes train.context. Allowed: ≥ 16, null."""
     template: str = "ruler"
-    """Words of a question, as in eval.niah: ruler (RULER's) or short (bare `key: value` lines). Allowed: ruler, short.
-    """
+    """Words of a question, as in eval.niah: ruler (RULER's), short (bare `key: value` lines) or letters (a letter and
+    its value). Allowed: ruler, short, letters."""
+    questions: int = 1
+    """Questions that a row asks of its haystack, one after the other, each with labels on its answer: many make a small
+    model learn to look up by key in a fraction of the tokens. One, as an evaluation asks. More need tasks that hide
+    several needles and ask for one: niah_multikey_1. Allowed: ≥ 1."""
     haystack: str = "train"
     """What needles lie in, where the task leaves a choice: text of the training split (train), as an evaluation takes
     held-out text, or one paragraph repeated (noise). Allowed: train, noise."""
     digits: int | None = None
-    """Digits of a number to be found. Null takes the template's (ruler 7, short 4). Allowed: ≥ 1, null."""
+    """Digits of a number to be found. Null takes the template's (ruler 7, short 4, letters 2). Allowed: ≥ 1, null."""
     seed: int = 0
     """Seed of the questions; the same for every cell, while their order follows the cell's seed. 0 is as good as any.
     Allowed: ≥ 0."""
@@ -171,10 +176,15 @@ class NeedleSplit:
             self.tasks,
             f"{where}.steps={steps} needs some to train on: {', '.join(NIAH_TASKS)}; or set {where}.steps=0",
         )
-        check_least(self, where, items=1, length=16, digits=1, seed=0)
+        check_least(self, where, items=1, length=16, questions=1, digits=1, seed=0)
         check(self.length is None or self.length <= context, f"{where}.length", self.length,
                f"it must be ≤ train.context={context}")  # fmt: skip
-        check(self.template in ("ruler", "short"), f"{where}.template", self.template, "allowed: ruler, short")
+        allowed = f"allowed: {', '.join(NIAH_TEMPLATES)}"
+        check(self.template in NIAH_TEMPLATES, f"{where}.template", self.template, allowed)
+        several = [name for name in self.tasks if name != "niah_multikey_1"]
+        check(self.questions == 1 or not several, f"{where}.questions", self.questions,
+              f"more than one needs tasks that hide several needles and ask for one of them (niah_multikey_1), not "
+              f"{', '.join(several)}")  # fmt: skip
         check(self.haystack in ("train", "noise"), f"{where}.haystack", self.haystack, "allowed: train, noise")
 
 

@@ -1,4 +1,4 @@
-"""What the needle tasks are worded with: keys, noise, and two templates."""
+"""What the needle tasks are worded with: keys, noise, and three templates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ NOUNS = (
     "mirror", "needle", "orchard", "paddle", "pepper", "pigeon", "pillow", "planet", "rabbit", "ribbon", "saddle",
     "sailor", "shovel", "spider", "tailor", "ticket", "violin",
 )  # fmt: skip
+# Capitals that the noise has not.
+LETTERS = "BCDEFGKL"
 
 
 @dataclass(frozen=True)
 class Words:
-    """A template: how a needle, the whole prompt and its question are worded."""
+    """A template: how a needle, the whole prompt and its question are worded.
+
+    Attributes:
+        digits: of a number to be found.
+        gap: what an answer begins with, behind the prompt's end.
+        keys: that needles have, of one letter each; None makes them of an adjective and a noun.
+    """
 
     digits: int
     needle: str
@@ -31,6 +39,8 @@ class Words:
     end: str
     single: tuple[str, str] = ("", "")
     several: tuple[str, str] = field(default=("", ""))
+    gap: str = " "
+    keys: str | None = None
 
 
 TEMPLATES = {
@@ -45,6 +55,8 @@ TEMPLATES = {
         several=("Some special magic {kind} are", "are all the"),
     ),
     "short": Words(digits=4, needle="{key}: {value}.", start="", end="\n{query}:"),
+    # As little as a needle can be: a value stands right behind its key, where one is stated and where it is asked for.
+    "letters": Words(digits=2, needle="{key}{value}.", start="", end="\n{query}", gap="", keys=LETTERS),
 }
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from ratplus.config.eval import NIAH_TASKS, NiahSection
-from ratplus.data.needle_words import ADJECTIVES, NOISE, NOUNS, Words, words_of
+from ratplus.config.eval import NIAH_TASKS, NIAH_TEMPLATES, NiahSection
+from ratplus.data.needle_words import ADJECTIVES, NOISE, NOUNS, TEMPLATES, Words, words_of
 
 DEPTHS = 40  # RULER's grid of places from the haystack's start to its end
 
@@ -43,6 +43,7 @@ SHAPES = {
     "niah_multiquery": Shape("free", needles=4, asked=4),
 }
 assert tuple(SHAPES) == NIAH_TASKS
+assert tuple(TEMPLATES) == NIAH_TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Item:
         depths: of those needles, from 0 (the haystack's start) to 1.
         new_tokens: room for an answer.
         places: (start, end) in characters of the prompt, of each of the answers where its needle says it.
+        gap: what a text that answers begins with.
     """
 
     prompt: str
@@ -61,6 +63,12 @@ class Item:
     depths: tuple[float, ...]
     new_tokens: int
     places: tuple[tuple[int, int], ...]
+    gap: str = " "
+
+    @property
+    def reply(self) -> str:
+        """The text that answers, behind the prompt."""
+        return self.gap + ", ".join(self.answers)
 
 
 def generate(
@@ -118,7 +126,8 @@ def training_draft(task: str, index: int, template: str = "ruler", digits: int |
     """Item number `index` of a task's train split, without its haystack.
 
     Neither it nor its like is ever asked by `generate`: it comes from another stream, and its keys are an evaluation's
-    words turned round (`anchor-amber`) or fresh random numbers.
+    words turned round (`anchor-amber`) or fresh random numbers. The template `letters` alone has too few keys to keep
+    some of them apart: there values, places and haystack are other ones.
     """
     draw = random.Random(f"{task}/train/{seed}/{index}")
     return Draft(SHAPES[task], words_of(template, digits), draw, turned=True)
@@ -141,7 +150,7 @@ def substring(text: str, answers: Sequence[str]) -> float:
 
 
 class Draft:
-    """An item before its haystack is measured out; `turned` keys have the noun in front of its adjective."""
+    """An item before its haystack is measured out; `turned` keys of two words have the noun first."""
 
     def __init__(self, shape: Shape, words: Words, draw: random.Random, turned: bool = False):
         self.shape, self.words, self.draw, self.turned = shape, words, draw, turned
@@ -152,12 +161,14 @@ class Draft:
         self.query = _listed([keys[i] for i in asked])
         self.needles: list[str] = []
         self.depths: list[float] = []
+        self._told: list[tuple[str, str]] = []  # key and value of each needle
         answers, depths, said = [], [], []
         for index, key in enumerate(keys):
             for _ in range(shape.values_each):
                 value, depth = self._value(), draw.randrange(DEPTHS) / (DEPTHS - 1)
                 self.needles.append(self._needle(key, value))
                 self.depths.append(depth)
+                self._told.append((key, value))
                 if index in asked:
                     answers.append(value)
                     depths.append(depth)
@@ -169,14 +180,24 @@ class Draft:
 
     def room(self, tokenizer) -> int:
         """Tokens of the answer, and 8 more."""
-        return 8 + len(tokenizer.encode(" " + ", ".join(self.answers)))
+        return 8 + len(tokenizer.encode(self.words.gap + ", ".join(self.answers)))
+
+    def more_questions(self, count: int) -> list[tuple[str, str]]:
+        """`count` more questions about the same haystack, each with the text that answers it.
+
+        Each is about one of the needles, drawn anew, so that no answer can be told from what was asked before. They
+        take draws: ask once.
+        """
+        assert self.shape.asked * self.shape.values_each == 1, "for tasks that ask for one needle"
+        drawn = [self.draw.choice(self._told) for _ in range(count)]
+        return [(self._question(key), self.words.gap + value) for key, value in drawn]
 
     def check_fits(self, tokenizer, length: int, new_tokens: int, where: str, template: str) -> None:
         """Raises ValueError if the question alone is too long; `where` says which length was given for what."""
         needed = self.tokens(tokenizer, [], 0) + new_tokens
         if needed > length:
             section = where.partition(".length")[0]
-            shorter = "" if template == "short" else f", or take the few words of {section}.template=short"
+            shorter = "" if template != "ruler" else f", or take the few words of {section}.template=short"
             raise ValueError(f"{where} needs {needed} tokens for its question and answer alone; give more{shorter}")
 
     def tokens(self, tokenizer, sentences: list[str], count: int) -> int:
@@ -196,7 +217,7 @@ class Draft:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         prompt = self._prompt(sentences, low)
-        return Item(prompt, self.answers, self.asked_depths, new_tokens, self._places(prompt))
+        return Item(prompt, self.answers, self.asked_depths, new_tokens, self._places(prompt), self.words.gap)
 
     def _places(self, prompt: str) -> tuple[tuple[int, int], ...]:
         """Where the prompt says each answer: a needle has a key that no other has, so its text stands there once."""
@@ -211,13 +232,19 @@ class Draft:
         # The deepest first, so that the places of the others stay what they are.
         for depth, needle in sorted(zip(self.depths, self.needles), key=lambda pair: -pair[0]):
             hay.insert(round(depth * count), needle)
-        several = self.shape.asked * self.shape.values_each > 1
-        phrases = [
-            phrase.format(kind=self.kind) for phrase in (self.words.several if several else self.words.single)
-        ]  # fmt: skip
-        start = self.words.start.format(phrases[0], kind=self.kind)
-        verb = "are" if several else "is"
-        return start + " ".join(hay) + self.words.end.format(phrases[1], verb, kind=self.kind, query=self.query)
+        start = self.words.start.format(self._phrase(0), kind=self.kind)
+        return start + " ".join(hay) + self._question(self.query)
+
+    @property
+    def _several(self) -> bool:
+        return self.shape.asked * self.shape.values_each > 1
+
+    def _phrase(self, number: int) -> str:
+        return (self.words.several if self._several else self.words.single)[number].format(kind=self.kind)
+
+    def _question(self, query: str) -> str:
+        verb = "are" if self._several else "is"
+        return self.words.end.format(self._phrase(1), verb, kind=self.kind, query=query)
 
     def _hay(self, sentences: list[str], count: int) -> list[str]:
         if self.shape.haystack == "needles":
@@ -235,7 +262,8 @@ class Draft:
         if self.shape.keys == "uuids":
             while True:
                 yield self._uuid()
-        pairs = [f"{b}-{a}" if self.turned else f"{a}-{b}" for a, b in product(ADJECTIVES, NOUNS)]
+        pairs = list(self.words.keys or "")
+        pairs = pairs or [f"{b}-{a}" if self.turned else f"{a}-{b}" for a, b in product(ADJECTIVES, NOUNS)]
         self.draw.shuffle(pairs)
         yield from pairs
         number = 2

@@ -1,5 +1,8 @@
 """What the fine-tuning on needles reads: rows of a prompt and its answer, with labels on the answer alone.
 
+With `questions` > 1 further questions about the same haystack follow, each with its answer. Each answer has labels up
+to the token behind it: end-of-text, or the first of the next question (the end of a line, which also ends an answer).
+
 A pure function of the step, like ratplus.data.batches: item number n of the split is the same on every rank and after
 every restart, and so is its place in each epoch.
 """
@@ -13,7 +16,7 @@ import numpy as np
 from ratplus.config.cell import Config
 from ratplus.config.train import RecipeSection, SftSection
 from ratplus.data.corpus import Corpus
-from ratplus.data.needles import sentences_for, training_draft
+from ratplus.data.needles import Draft, sentences_for, training_draft
 from ratplus.data.sampling import IGNORE
 
 # Needles are hidden in at most so much training text.
@@ -33,7 +36,7 @@ class SftBatches:
     seed: int
     recall_fraction: float = 0.0
     _sentences: dict[str, list[str]] = field(default_factory=dict)
-    _rows: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
+    _rows: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self):
         self.tokenizer = self.corpus.tokenizer()
@@ -63,9 +66,9 @@ class SftBatches:
         rows = [self._row(number) for number in self.numbers(recipe, step)]
         inputs = np.full((len(rows), self.context), self.tokenizer.eos_id, dtype=np.int64)
         labels = np.full((len(rows), self.context), IGNORE, dtype=np.int64)
-        for row, (ids, prompt) in enumerate(rows):
+        for row, (ids, asked) in enumerate(rows):
             inputs[row, : len(ids) - 1] = ids[:-1]
-            labels[row, prompt - 1 : len(ids) - 1] = ids[prompt:]
+            labels[row, asked - 1] = ids[asked]
         return [(inputs, labels)]
 
     def numbers(self, recipe: RecipeSection, step: int) -> list[int]:
@@ -80,19 +83,25 @@ class SftBatches:
         draw = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, _STREAM]))
         return draw.permutation(self.items)
 
-    def _row(self, number: int) -> tuple[np.ndarray, int]:
-        """(ids of prompt, answer and end-of-text; how many of them are the prompt's). Tasks take turns."""
+    def _row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of prompt, answer, further questions with theirs, and end-of-text; which of them have labels).
+
+        Tasks take turns.
+        """
         if number in self._rows:
             return self._rows[number]
         index, turn = divmod(number, len(self.section.tasks))
         task = self.section.tasks[turn]
-        draft = _draft(self.section, task, index)
-        room = draft.room(self.tokenizer)
+        draft, more, room = _draft(self.section, task, index, self.tokenizer)
         draft.check_fits(self.tokenizer, self.context, room, _where(self.context, task), self.section.template)
         item = draft.filled(self.tokenizer, self._sentences[task], self.context, room)
         prompt = self.tokenizer.encode(item.prompt)
-        answer = answer_ids(self.tokenizer, item.prompt, prompt, " " + ", ".join(item.answers))
-        row = np.array([*prompt, *answer, self.tokenizer.eos_id], dtype=np.int32), len(prompt)
+        answer = answer_ids(self.tokenizer, item.prompt, prompt, item.reply)
+        ids, asked = [*prompt, *answer], [*range(len(prompt), len(prompt) + len(answer) + 1)]
+        for question, reply in more:
+            ids += [*question, *reply]
+            asked += range(len(ids) - len(reply), len(ids) + 1)
+        row = np.array([*ids, self.tokenizer.eos_id], dtype=np.int32), np.array(asked)
         assert len(row[0]) <= self.context + 1, "the answer has room beside the prompt"
         if (len(self._rows) + 1) * self.context <= _KEPT_TOKENS:
             self._rows[number] = row
@@ -108,8 +117,12 @@ def answer_ids(tokenizer, prompt: str, prompt_ids: list[int], answer: str) -> li
     whole = tokenizer.encode(prompt + answer)
     if whole[: len(prompt_ids)] == prompt_ids:
         return whole[len(prompt_ids) :]
-    alone = tokenizer.encode(answer)
-    return alone if getattr(tokenizer, "bos_id", None) is None else alone[1:]
+    return _without_bos(tokenizer, answer)
+
+
+def _without_bos(tokenizer, text: str) -> list[int]:
+    ids = tokenizer.encode(text)
+    return ids if getattr(tokenizer, "bos_id", None) is None else ids[1:]
 
 
 def check_split(config: Config, corpus: Corpus) -> None:
@@ -123,12 +136,18 @@ def check_split(config: Config, corpus: Corpus) -> None:
     length = section.length or config.train.context
     for task in section.tasks:
         for index in range(section.items):
-            draft = _draft(section, task, index)
-            draft.check_fits(tokenizer, length, draft.room(tokenizer), _where(length, task), section.template)
+            draft, _, room = _draft(section, task, index, tokenizer)
+            draft.check_fits(tokenizer, length, room, _where(length, task), section.template)
 
 
-def _draft(section: SftSection, task: str, index: int):
-    return training_draft(task, index, section.template, section.digits, section.seed)
+def _draft(
+    section: SftSection, task: str, index: int, tokenizer
+) -> tuple[Draft, list[tuple[list[int], list[int]]], int]:
+    """(item without its haystack; ids of each further question and of its answer; room for all behind the prompt)."""
+    draft = training_draft(task, index, section.template, section.digits, section.seed)
+    texts = draft.more_questions(section.questions - 1) if section.questions > 1 else []
+    more = [(_without_bos(tokenizer, question), _without_bos(tokenizer, reply)) for question, reply in texts]
+    return draft, more, draft.room(tokenizer) + sum(len(question) + len(reply) for question, reply in more)
 
 
 def _where(length: int, task: str) -> str:

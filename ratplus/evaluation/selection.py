@@ -90,7 +90,7 @@ def _needle_questions(batches: Batches, section: EvalSection, whole: bool) -> di
         rows = []
         for item in items[:MOST_ROWS]:
             prompt = tokenizer.encode(item.prompt)
-            answer = answer_ids(tokenizer, item.prompt, prompt, " " + ", ".join(item.answers))
+            answer = answer_ids(tokenizer, item.prompt, prompt, item.reply)
             # Where the values stand, in tokens; a token that reaches over a value's edge belongs to it.
             positions: list[int] = []
             for start, end in item.places:

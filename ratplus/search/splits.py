@@ -129,7 +129,7 @@ def _needle_rows(section: SearchSection, task: str, corpus: Corpus, stream: np.n
     labels = np.full((len(items), length), IGNORE, dtype=np.int64)
     for row, item in enumerate(items):
         prompt = tokenizer.encode(item.prompt)
-        answer = answer_ids(tokenizer, item.prompt, prompt, " " + ", ".join(item.answers))
+        answer = answer_ids(tokenizer, item.prompt, prompt, item.reply)
         ids = np.array([*prompt, *answer], dtype=np.int64)
         inputs[row, : len(ids) - 1] = ids[:-1]
         labels[row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]

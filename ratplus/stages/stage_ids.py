@@ -79,6 +79,7 @@ def plan(config: Config, corpus_identity: dict, text_vocab: int) -> Plan:
             plain = {k: v for k, v in plain.items() if not k.startswith("arl_")}
         # What is as it was before the key existed keeps its id; so does a model that has no such gates.
         plain = {k: v for k, v in plain.items() if k != "sparse" or v}
+        plain = {k: v for k, v in plain.items() if k != "questions" or v != 1}
         gates = {"gate_lr": config.model.recurrence, "gate_bias_lr": config.model.gate_bias is not None}
         plain = {k: v for k, v in plain.items() if k not in gates or (gates[k] and v is not None)}
         if not section.mixed:

@@ -35,6 +35,7 @@ def plain(arrays) -> list:
     [
         ("ruler", "4b13 540b 7388 f54a 62dd 5f72 587c 92e3"),
         ("short", "e568 45d8 6a1b 18fc cb38 a9bc 944f e012"),
+        ("letters", "297e e42c a5d9 80ad 4fa0 beb7 cc9a 0ef1"),
     ],
 )
 def test_needles(template, hashes):
@@ -49,6 +50,7 @@ def test_needles(template, hashes):
 def test_needles_that_are_trained():
     drafts = [training_draft(task, index, "short", 2, 1) for task in SHAPES for index in range(3)]
     assert short([(draft.needles, draft.depths, draft.answers, draft.query) for draft in drafts]) == "038d08340d3b"
+    assert short(training_draft("niah_multikey_1", 2, "letters").more_questions(9)) == "9a0741be0949"
 
 
 class _Corpus:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -73,6 +74,50 @@ def test_labels_stand_on_the_answer_alone(corpus):
         assert prompt.endswith(f"\n{draft.query}:")
         assert all(needle in prompt for needle in draft.needles)
         assert ("sentence" in prompt) == (task != "niah_multikey_2")
+
+
+@pytest.mark.parametrize("template", ["letters", "short"])
+def test_several_questions_about_one_haystack(corpus, template):
+    """Each is answered with the value of its key; answers alone have labels, to the line's end or end-of-text."""
+    section = split("niah_multikey_1", template=template, questions=9, length=250, digits=2, batch=6, haystack="noise")
+    rows, tokenizer = batches(corpus, section), corpus.tokenizer()
+    [(inputs, labels)] = rows.train(section, "sft", 0)
+    colon = ": " if template == "short" else ""
+    asked = []
+    for row, number in enumerate(rows.numbers(section, 0)):
+        draft = training_draft("niah_multikey_1", number, template, 2)
+        told = {needle[: -len(colon) - 3]: needle[-3:-1] for needle in draft.needles}
+        assert [f"{key}{colon}{value}." for key, value in told.items()] == draft.needles
+        known = labels[row] != IGNORE
+        end = np.flatnonzero(known)[-1]
+        assert labels[row, end] == tokenizer.eos_id
+        assert (inputs[row, end + 1 :] == tokenizer.eos_id).all()
+        text = tokenizer.decode(inputs[row, : end + 1].tolist())
+        hay, *lines = text.split("\n")
+        assert all(needle in hay for needle in draft.needles)
+        keys = [line[: -len(colon) - 2] for line in lines]
+        assert [told[key] for key in keys] == [line[-2:] for line in lines]
+        assert len(keys) == 9
+        assert keys[0] == draft.query
+        answers = tokenizer.decode(np.where(known, labels[row], ord("#"))[: end + 1].tolist())
+        said = [part for part in answers.split("#") if part]
+        assert [part.strip() for part in said[:8]] == [told[key] for key in keys[:8]]
+        assert all(part == f"{colon[1:]}{told[key]}\n" for part, key in zip(said, keys[:8]))
+        asked.append(keys)
+    # Needles are drawn anew: neither in turn, nor the same in every row.
+    assert len({tuple(keys[1:]) for keys in asked}) == len(asked)
+    assert any(a == b for keys in asked for a, b in pairwise(keys))
+
+
+def test_an_evaluation_asks_one_question_with_the_letters_of_the_training():
+    (item,) = generate("niah_multikey_1", _Bytes(), 1, 120, template="letters")
+    key = item.prompt.rpartition("\n")[2]
+    assert len(key) == 1
+    assert item.reply == item.answers[0]
+    assert f"{key}{item.answers[0]}." in item.prompt
+    assert item.prompt[slice(*item.places[0])] == item.answers[0]
+    (words,) = generate("niah_multikey_1", _Bytes(), 1, 120, template="short")
+    assert words.reply == f" {words.answers[0]}"
 
 
 def test_an_epoch_has_each_item_once(corpus):
@@ -175,6 +220,10 @@ def test_the_chain_of_ids():
     changes = dict(tasks=["niah_single_2"], items=7, length=200, template="ruler", haystack="noise", digits=2, seed=1,
                    lr=2e-5, order="ordered", arl=True, steps=6)  # fmt: skip
     ids = {of(split(**{"tasks": ["niah_single_1"], k: v})).sft.id for k, v in changes.items()}
+    assert "questions" not in fine.sft.config["recipe"]  # it came later; one is what every row asked before
+    several = [of(split("niah_multikey_1", questions=count)).sft.id for count in (1, 2, 3)]
+    assert len({*several}) == 3
+    assert several[0] == of(split("niah_multikey_1")).sft.id
     assert len(ids | {fine.sft.id}) == len(changes) + 1
     same = dict(length=256, micro_batch=2, arl_dilation=16)
     assert {of(split("niah_single_1", **{k: v})).sft.id for k, v in same.items()} == {fine.sft.id}
@@ -192,7 +241,12 @@ def test_the_chain_of_ids():
         (dict(length=512), "train.sft.length: got 512; it must be ≤ train.context=256"),
         (dict(items=0), "train.sft.items: got 0; it must be ≥ 1"),
         (dict(digits=0), "train.sft.digits: got 0; it must be ≥ 1"),
-        (dict(template="long"), "train.sft.template: got 'long'; allowed: ruler, short"),
+        (dict(template="long"), "train.sft.template: got 'long'; allowed: ruler, short, letters"),
+        (dict(questions=0), "train.sft.questions: got 0; it must be ≥ 1"),
+        (
+            dict(tasks=["niah_multikey_1", "niah_multivalue"], questions=2),
+            r"train.sft.questions: got 2; more than one needs .* \(niah_multikey_1\), not niah_multivalue$",
+        ),
         (dict(haystack="held_out"), "train.sft.haystack: got 'held_out'; allowed: train, noise"),
         (dict(sparse=True), "train.sft.sparse: got True; fine-tuning trains the cell's pattern anyway"),
         (dict(lr=0.0), "train.sft.lr: got 0.0; it must be > 0"),
@@ -209,6 +263,9 @@ def test_questions_that_do_not_fit(corpus):
     with pytest.raises(
         ValueError, match=r"train.sft.length: got 120, but niah_multikey_3 needs 1\d\d tokens .*; give more$"
     ):
+        check_split(config, corpus)
+    config = config_of(split("niah_multikey_1", length=120, template="letters", questions=40))
+    with pytest.raises(ValueError, match=r"got 120, but niah_multikey_1 needs 1\d\d tokens .*; give more$"):
         check_split(config, corpus)
     config = config_of(split("niah_single_1", template="ruler"))
     with pytest.raises(ValueError, match=r"take the few words of train.sft.template=short$"):
