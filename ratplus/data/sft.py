@@ -1,7 +1,7 @@
 """What the fine-tuning on needles reads: rows of a prompt and its answer, with labels on the answer alone.
 
-With `questions` > 1 further questions about the same haystack follow, each with its answer. Each answer has labels up
-to the token behind it: end-of-text, or the first of the next question (the end of a line, which also ends an answer).
+With `questions` > 1 further questions about the same haystack follow, each with its answer. All answers have labels,
+and end-of-text behind the last one.
 
 A pure function of the step, like ratplus.data.batches: item number n of the split is the same on every rank and after
 every restart, and so is its place in each epoch.
@@ -97,11 +97,11 @@ class SftBatches:
         item = draft.filled(self.tokenizer, self._sentences[task], self.context, room)
         prompt = self.tokenizer.encode(item.prompt)
         answer = answer_ids(self.tokenizer, item.prompt, prompt, item.reply)
-        ids, asked = [*prompt, *answer], [*range(len(prompt), len(prompt) + len(answer) + 1)]
+        ids, asked = [*prompt, *answer], [*range(len(prompt), len(prompt) + len(answer))]
         for question, reply in more:
             ids += [*question, *reply]
-            asked += range(len(ids) - len(reply), len(ids) + 1)
-        row = np.array([*ids, self.tokenizer.eos_id], dtype=np.int32), np.array(asked)
+            asked += range(len(ids) - len(reply), len(ids))
+        row = np.array([*ids, self.tokenizer.eos_id], dtype=np.int32), np.array([*asked, len(ids)])
         assert len(row[0]) <= self.context + 1, "the answer has room beside the prompt"
         if (len(self._rows) + 1) * self.context <= _KEPT_TOKENS:
             self._rows[number] = row
