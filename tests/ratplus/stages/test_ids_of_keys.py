@@ -47,7 +47,8 @@ OTHER = {
     "model.d_head": 16, "model.d_model": 192, "model.mixer": None, "model.ffn": "swiglu", "model.ffn_mult": 3,
     "model.ffn_size": 200, "model.rope_scaling": None, "model.d_state": None, "model.init_from": None,
     "model.query_heads": 6, "model.kv_heads": None, "model.recurrence": None, "train.precision": "bf16",
-    "train.adapt.arl": None, "train.sft.length": 300, "train.sft.template": "short", "train.sft.haystack": "noise",
+    "train.adapt.arl": None, "train.sft.length": 300, "train.sft.questions": None,
+    "train.sft.template": "short", "train.sft.haystack": "noise",
     "train.sft.tasks": ["niah_single_1", "niah_single_2"], "pattern.label": "D16-W8-I3", "eval.tasks": ["arc_easy"],
     "eval.niah.tasks": ["niah_single_1"], "eval.niah.template": "short", "eval.niah.haystack": "noise",
     "eval.harness.truncation": "off", "eval.niah.length": 400, "eval.niah.new_tokens": 40, "eval.harness.limit": 3,
@@ -122,6 +123,12 @@ def test_no_key_is_forgotten_here():
     left = {key for key in flatten(FULL) if not key.startswith(APART)} - set(KEYS)
     assert left == {key for key, value in OTHER.items() if value is None and key in flatten(FULL)} - {"pattern.label"}
     assert len(KEYS) > 120
+
+
+def test_questions_of_a_row_decide_the_fine_tuning():
+    several = changed(FULL, train__sft__tasks=["niah_multikey_1"])
+    one, two = ids(several), ids(changed(several, train__sft__questions=2))
+    assert {stage for stage in one if one[stage] != two[stage]} == FROM[SFT]
 
 
 def test_what_the_data_are_and_how_many_ids_they_have_is_in_all_ids(before):
