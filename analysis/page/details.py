@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ratplus.analysis.frame.aggregate import run_name
@@ -39,8 +42,8 @@ def details_of(sweep: Sweep, cells: pd.DataFrame, reproduce: Callable[[Entry], s
         reproduce: the command that makes the cell of an entry again; without it, `ratplus show` has it.
     """
     entries, records = sweep.entries, sweep.records
-    configs = _shared_and_own([flatten(entry["config"]) for entry in entries])
-    found = [flatten((record or {}).get("provenance") or {}) for record in records]
+    configs = _shared_and_own([entry["config"] for entry in entries])
+    found = [(record or {}).get("provenance") or {} for record in records]
     provenances = _shared_and_own(found, ignore_empty=True)
     places = [int(place) for place in cells["place"]]
     plain = cells[["cell", "model", "variant", "pattern", "seed"]].to_dict("records")
@@ -81,24 +84,45 @@ def _points(stage: Path) -> list[list]:
     curve = curve_of(stage, _MOST_ROWS)
     if not {"tokens", "loss"} <= curve.keys():
         return []
-    last = len(curve["tokens"]) - 1
-    count = min(last + 1, MOST_POINTS)
-    kept = [round(i * last / max(1, count - 1)) for i in range(count)]
+    kept = _kept_places(len(curve["tokens"]))
     points = zip(curve["tokens"][kept].tolist(), curve["loss"][kept].tolist())
     return [[int(tokens), round(loss, 4) if math.isfinite(loss) else None] for tokens, loss in points]
 
 
-def _shared_and_own(flats: list[dict], ignore_empty: bool = False) -> tuple[dict[str, str], list[dict[str, str]]]:
+@lru_cache(maxsize=16)  # most curves of a sweep are of one length
+def _kept_places(rows: int) -> np.ndarray:
+    """Which of a curve's rows are shown: evenly spaced, the first and the last among them."""
+    count = min(rows, MOST_POINTS)
+    return np.array([round(i * (rows - 1) / max(1, count - 1)) for i in range(count)], dtype=np.int64)
+
+
+def _shared_and_own(trees: list[dict], ignore_empty: bool = False) -> tuple[dict[str, str], list[dict[str, str]]]:
     """What all of some settings share, and what is each one's own, as texts by key.
 
     With `ignore_empty`, settings that hold nothing (a cell without a record) say nothing about what is shared.
     """
-    texts = [{key: _text(value) for key, value in flat.items()} for flat in flats]
-    known = [text for text in texts if text or not ignore_empty]
-    if not known:
-        return {}, [{} for _ in flats]
-    shared = {k: v for k, v in known[0].items() if all(other.get(k) == v for other in known)}
-    return shared, [{k: v for k, v in text.items() if k not in shared} for text in texts]
+    # Thousands of cells have a few different sections: each is looked through once.
+    texts: dict[tuple[str, str], dict[str, str]] = {}
+    rows: list[list[tuple[str, str]]] = []
+    for tree in trees:
+        rows.append([(name, repr(section)) for name, section in tree.items()])
+        for key, (name, section) in zip(rows[-1], tree.items()):
+            if key not in texts:
+                texts[key] = {name: _text(value) for name, value in flatten({name: section}).items()}
+    known = [row for row in rows if row or not ignore_empty]
+    holders = Counter(name for row in known for name, _ in row)
+    sections: dict[str, list[dict[str, str]]] = {}
+    for (name, _), values in texts.items():
+        if holders[name] == len(known):  # else some have none of it
+            sections.setdefault(name, []).append(values)
+    shared = {
+        key: value
+        for first, *others in sections.values()
+        for key, value in first.items()
+        if all(other.get(key) == value for other in others)
+    }
+    own = {place: {key: v for key, v in values.items() if key not in shared} for place, values in texts.items()}
+    return shared, [{key: value for place in row for key, value in own[place].items()} for row in rows]
 
 
 def _text(value) -> str:
