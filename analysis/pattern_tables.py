@@ -227,6 +227,8 @@ def applies(frame: pd.DataFrame) -> bool:
 def contents(frame: pd.DataFrame) -> list[Table]:
     """A table `pattern_tables_<suite>` for each suite; one of more than 12 tasks is continued in `_2`, `_3`, ...
 
+    The CSV file of the first has all tasks.
+
     Raises:
         ValueError: none of the finished cells was evaluated on more than the loss.
     """
@@ -248,7 +250,7 @@ def contents(frame: pd.DataFrame) -> list[Table]:
         for page, titles in enumerate(pages, start=1):
             part = shown[[*heads, *titles, *(last if page == len(pages) else [])]]
             name = f"{NAME}_{suite}" + (f"_{page}" if page > 1 else "")
-            made.append(Table(name, data, part, text, notes, names=left, grouped=True))
+            made.append(Table(name, data if page == 1 else None, part, text, notes, names=left, grouped=True))
     return made
 
 

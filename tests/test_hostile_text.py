@@ -35,7 +35,7 @@ def test_cells_are_no_formulas_and_no_images():
     names = ["=HYPERLINK(1)", "+1", "-x", "@SUM(1)", "![x](https://evil.example/p.png)", "[x]: http://evil", "a[0]"]
     data = pd.DataFrame({"=name": names, "value": [-1.5] * len(names)})
     table = Table("t", data, data.astype(str))
-    lines = to_csv(table).splitlines()
+    lines = to_csv(data).splitlines()
     assert lines[0] == "'=name,value"
     assert [line.split(",")[0] for line in lines[1:5]] == [f"'{name}" for name in names[:4]]
     assert lines[1].endswith(",-1.5")  # a number is one

@@ -45,8 +45,10 @@ def write(parts: Sequence[Table | Picture], folder: Path) -> list[Path]:
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write `<name>.md`, `<name>.tex` and `<name>.csv` into `folder`; returns the three paths."""
-    texts = {".md": to_markdown(table), ".tex": to_latex(table), ".csv": to_csv(table)}
+    """Write `<name>.md`, `<name>.tex` and, if there are data, `<name>.csv` into `folder`; returns the paths."""
+    texts = {".md": to_markdown(table), ".tex": to_latex(table)}
+    if table.data is not None:
+        texts[".csv"] = to_csv(table.data)
     paths = []
     for suffix, text in texts.items():
         paths.append(Path(folder) / (table.name + suffix))

@@ -24,7 +24,7 @@ class Table:
 
     Attributes:
         name: the stem of its files; `tab:<name>` is its label in LaTeX.
-        data: plain values, for the CSV file.
+        data: plain values, for the CSV file; None where the file of the table that this one continues has them.
         shown: strings, for Markdown, LaTeX and the page.
         caption: one paragraph of plain text.
         notes: lines below the table, such as cells without a result.
@@ -33,7 +33,7 @@ class Table:
     """
 
     name: str
-    data: pd.DataFrame
+    data: pd.DataFrame | None
     shown: pd.DataFrame
     caption: str = ""
     notes: Sequence[str] = ()
@@ -58,12 +58,12 @@ def plain_text(cell: str) -> tuple[str, bool]:
     return (bold[1], True) if bold else (text, False)
 
 
-def to_csv(table: Table) -> str:
-    """Comma-separated `data`, one header line; null is empty, infinite is `inf`, numbers keep all their digits.
+def to_csv(data: pd.DataFrame) -> str:
+    """Comma-separated values, one header line; null is empty, infinite is `inf`, numbers keep all their digits.
 
     A text that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    data = table.data.rename(columns=_no_formula)
+    data = data.rename(columns=_no_formula)
     for place, kind in enumerate(data.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             data.isetitem(place, data.iloc[:, place].map(_no_formula))

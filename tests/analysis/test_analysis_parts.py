@@ -10,6 +10,7 @@ import pytest
 from ratplus.analysis import ablation, adaptation_curves, masks, pareto, pattern_tables, recurrence, sensitivity
 from ratplus.analysis import report as reports
 from ratplus.analysis.compare import compare, differences, join
+from ratplus.analysis.draw.output import write
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.frame.reference import check_reference, paper_rows
 from ratplus.analysis.frame.tasks import is_cost, less_is_better, result_column
@@ -105,6 +106,12 @@ def test_many_tasks_are_continued_in_another_table(sweep):
     assert [table.name for table in tables] == ["pattern_tables_longbench", "pattern_tables_longbench_2"]
     assert [table.shown.shape[1] for table in tables] == [14, 6]
     assert list(tables[1].shown)[-2:] == ["Average (%)", "Δ average"]
+    # The data of all tasks are written once.
+    written = [path.name for path in write(tables, sweep.path / "report")]
+    first, second = (table.name for table in tables)
+    assert written == [f"{first}.md", f"{first}.tex", f"{first}.csv", f"{second}.md", f"{second}.tex"]
+    header = (sweep.path / "report" / f"{first}.csv").read_text().splitlines()[0]
+    assert all(f"longbench_t{task}/score" in header for task in range(14))
 
 
 def test_the_papers_values_stand_beside_ours_and_say_so(sweep, monkeypatch):

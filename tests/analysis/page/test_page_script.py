@@ -137,7 +137,7 @@ def test_copies_are_escaped_like_the_report_s_own_files():
     ours = [line for line in to_latex(table).splitlines() if line.endswith(r"\\")]
     assert [line for line in latex.splitlines() if line.endswith(r"\\")] == ours
     assert latex.count("{") == latex.count("}")
-    assert csv == to_csv(Table("t", frame.assign(**{"n (%)": range(len(HOSTILE))}), frame))
+    assert csv == to_csv(frame.assign(**{"n (%)": range(len(HOSTILE))}))
 
 
 def test_numbers_in_a_csv_file():
