@@ -41,12 +41,12 @@ class Pairs:
         ascending = torch.argsort(counts)
         self.found = found[ascending]  # the blocks, those of fewest pairs first
         self.parts = _parts(counts[ascending])
-        widths = torch.cat([counts.new_full((blocks,), width) for blocks, width in self.parts])
+        widths = torch.cat([counts.new_full((many,), width) for many, width in self.parts])
         first = torch.empty_like(counts)  # place of each block's first pair
         first[ascending] = widths.cumsum(0) - widths
         shift = first - (counts.cumsum(0) - counts)
         places = torch.arange(self.count, device=past.device) + shift.repeat_interleave(counts)
-        total = sum(blocks * width for blocks, width in self.parts)
+        total = sum(many * width for many, width in self.parts)
         self.query = order.new_zeros(total)  # of each place: row * T + its query
         self.query[places] = order // slots
         filled = torch.zeros(total, dtype=torch.bool, device=past.device)
@@ -64,7 +64,7 @@ class Pairs:
         """Keys or values [N, S, d] of the blocks that were chosen: for each part [blocks, block, d]."""
         members = self._members(x)
         place = self.found // self.reach * members.shape[1] + self.found % self.reach
-        return list(members.flatten(0, 1).index_select(0, place).split([blocks for blocks, _ in self.parts]))
+        return list(members.flatten(0, 1).index_select(0, place).split([many for many, _ in self.parts]))
 
     def _members(self, x: Tensor) -> Tensor:
         """[N, S, d] -> [N, complete blocks, block, d], a view."""
@@ -73,8 +73,8 @@ class Pairs:
 
     def _split(self, rows: Tensor) -> list[Tensor]:
         """[places * G, m] -> for each part [blocks, width * G, m], views."""
-        parts = rows.split([blocks * width * self.group for blocks, width in self.parts])
-        return [part.view(blocks, -1, rows.shape[1]) for part, (blocks, _) in zip(parts, self.parts, strict=True)]
+        parts = rows.split([many * width * self.group for many, width in self.parts])
+        return [part.view(many, -1, rows.shape[1]) for part, (many, _) in zip(parts, self.parts, strict=True)]
 
     def attend(self, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of rows [places * G, d] to their pair's block: out [places * G, d], log-sum-exp [places * G]."""
@@ -139,11 +139,11 @@ def _parts(counts: Tensor) -> list[tuple[int, int]]:
     """
     values, repeats = (x.tolist() for x in torch.unique_consecutive(counts, return_counts=True))
     parts: list[tuple[int, int]] = []
-    for value, blocks in zip(reversed(values), reversed(repeats)):
+    for value, many in zip(reversed(values), reversed(repeats)):
         if parts and value >= 0.9 * parts[-1][1] - 8:
-            parts[-1] = parts[-1][0] + blocks, parts[-1][1]
+            parts[-1] = parts[-1][0] + many, parts[-1][1]
         else:
-            parts.append((blocks, value))
+            parts.append((many, value))
     return parts[::-1]
 
 

@@ -34,7 +34,6 @@ from ratplus.sweeps.define.open_keys import NO_EFFECT, open_keys, open_line, ref
 from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
 from ratplus.sweeps.define.pattern_labels import labels_as_keys
 from ratplus.sweeps.define.set_values import with_values
-from ratplus.sweeps.define.shipped_group import shipped_section
 from ratplus.sweeps.define.typed import SECTIONS, typed
 from ratplus.sweeps.define.yaml_aliases import refuse_many_aliases
 
@@ -241,22 +240,12 @@ class _Composer:
             group, _, choice = word.partition("=")
             if base[1].get(group) == choice:
                 continue
-            own = self._without_hydra(group, choice, rest, base[1])
-            if own is not None:
-                sections[group], chosen[group] = own, choice
-                continue
             alone = self._by_hydra((*rest, word))
             if any(alone[0][k] != base[0][k] for k in base[0] if k != group):
                 return self._by_hydra(words)
             sections[group], chosen[group] = alone[0][group], choice
         self._composed[words] = sections, chosen
         return sections, chosen
-
-    def _without_hydra(self, group: str, choice: str, rest: tuple[str, ...], chosen: Mapping[str, str]) -> dict | None:
-        """The section of a choice among our own files, if nothing else can touch it; else None."""
-        if self.extra or not all(re.fullmatch(r"(experiment|sweep)=\w+", word) for word in rest):
-            return None
-        return shipped_section(group, choice, chosen.get("experiment"))
 
     def _by_hydra(self, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
         if words not in self._composed:
