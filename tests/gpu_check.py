@@ -28,6 +28,7 @@ FILES = (
     "tests/ratplus/training/test_training_gpu.py",
     "tests/ratplus/stages/test_peak_memory.py",
     "tests/kernels/test_gpu_blocks.py",
+    "tests/kernels/test_gpu_linear_attention.py",
 )
 SECONDS = 170  # for all files together
 AGAIN_SECONDS = 40  # for one failed test, alone
