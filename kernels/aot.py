@@ -45,7 +45,7 @@ TYPES = {
     **dict.fromkeys(("k_state", "v_state", "part_acc", "part_max", "part_sum"), "*fp32"),
     **dict.fromkeys(("part_k", "part_v", "sum_k", "sum_v"), "*fp32"),
     **dict.fromkeys(("dilations", "windows", "sinks_of"), "*i32"),
-    **dict.fromkeys(("ids", "lists", "counts"), "*i32"),
+    **dict.fromkeys(("ids", "lists", "counts", "counters"), "*i32"),
     **dict.fromkeys(("positions", "offsets", "starts"), "*i64"),
     **dict.fromkeys(("q_out",), "*bf16"),
     "metadata": "*fp32",
@@ -115,14 +115,14 @@ def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[st
 
 
 def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:
-    step = {"D": d_head, "ROPE": True, **decode.constants(1, dtype)}
+    step = {"ROPE": True, **decode.constants(1, dtype, d_head)}
     kernel = decode_kernels.step_kernel
     yield "decode", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": False}
     yield "decode, split", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
     yield "decode, per-head slots", kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
     yield "decode, no recurrence", kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
     for group in (4, HEADS):  # grouped-query and multi-query attention
-        constants = {"D": d_head, "ROPE": True, **decode.constants(group, dtype)}
+        constants = {"ROPE": True, **decode.constants(group, dtype, d_head)}
         constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
         yield f"decode, split, {group} heads a key", decode_group.group_step_kernel, constants
     yield "decode, combine", decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}

@@ -1,8 +1,10 @@
 """The operators on a GPU machine without the rest of the house: torch and Triton are enough.
 
-`python -m ratplus.kernels.bench.gpu FOLDER [--seconds S] [--phases variants,goals,table,peers]`, most telling first:
+`python -m ratplus.kernels.bench.gpu FOLDER [--seconds S] [--phases variants,goals,table,peers] [--only WORDS]`, most
+telling first:
 
-- variants: tiles and pipeline depths of each kernel side by side; the later phases run with the fastest;
+- variants: tiles and pipeline depths of each kernel side by side; the later phases run with the fastest. --only: of the
+  kernels whose name begins with WORDS, such as `decode`;
 - goals: the shapes that the goals are about, and what was reached;
 - table: all other shapes, without peers;
 - peers: other formulations beside ours, which take minutes to compile: best in a process of its own.
@@ -44,7 +46,7 @@ def main(words: list[str], shapes: Shapes | None = None) -> None:
         shapes = replace(shapes, d_head=arguments.d_head)
     check_device(shapes.device)
     if arguments.compile is not None:
-        return _compile(shapes, *arguments.compile)
+        return _compile(shapes, arguments.only, *arguments.compile)
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)  # seen now rather than after the first case
     deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
@@ -52,7 +54,7 @@ def main(words: list[str], shapes: Shapes | None = None) -> None:
     ceilings = measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
     _say(f"copy {ceilings.copy_gb_s:.0f} GB/s, matrix product {ceilings.matmul_tflop_s:.0f} TFLOP/s")
     if "variants" in arguments.phases:
-        _variants(shapes, ceilings, folder / "variants.json", deadline)
+        _variants(shapes, ceilings, folder / "variants.json", deadline, arguments.only)
     if "goals" in arguments.phases or "table" in arguments.phases:
         _operators(shapes, ceilings, folder / "kernels.json", deadline, table="table" in arguments.phases)
     if "peers" in arguments.phases:
@@ -72,6 +74,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="begin nothing new after so many")
     parser.add_argument("--phases", type=lambda text: text.split(","), default=["variants", "goals", "table"])
     parser.add_argument("--d-head", type=int, help="channels a head (128); the variants then leave the scan out")
+    parser.add_argument("--only", default="", help="variants of the kernels whose name begins so")
     parser.add_argument("--compile", type=lambda text: [int(x) for x in text.split("/")], help=argparse.SUPPRESS)
     try:
         arguments = parser.parse_args(words)
@@ -86,29 +89,32 @@ def _parse(words: list[str]) -> argparse.Namespace:
 # ---- variants ----------------------------------------------------------------------------------------------------
 
 
-def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None) -> None:
+def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None, only: str) -> None:
     """Measure every variant and put the fastest of each kernel into its table, for the phases that follow."""
     if shapes.device == "cuda":
-        _compile_side_by_side(shapes.d_head)
+        _compile_side_by_side(shapes.d_head, only)
     measured: list[tuple[Group, list[float]]] = []
     rows: list[dict] = []
     save = _saver(target)
     for group in groups(shapes):
+        if not group.entry.kernel.startswith(only):
+            continue
         if deadline is not None and time.monotonic() > deadline:
             _say(f"left out for want of time: variants of {group.entry.kernel} {group.shape} {group.pattern}")
             continue
         times = _measure(group, shapes)
-        measured.append((group, [taken for taken, _ in times]))
-        for value, (taken, failure) in zip(group.entry.values, times, strict=True):
+        measured.append((group, [taken for taken, _, _ in times]))
+        for value, (taken, clean, failure) in zip(group.entry.values, times, strict=True):
             rows.append({
                 "kernel": group.entry.kernel, "shape": group.shape, "pattern": group.pattern, "variant": asdict(value),
-                "ms_p50": None if failure else taken, "failure": failure,
+                "ms_p50": None if failure else taken, "ms_p50_clean": clean, "failure": failure,
             })  # fmt: skip
             shares = failure or (
-                f"{taken:9.3f} ms {group.least_bytes / taken / 1e6 / ceilings.copy_gb_s:5.0%} copy "
+                f"{taken:9.4f} ms {f'{clean:.4f} ' if clean else ''}"
+                f"{group.least_bytes / taken / 1e6 / ceilings.copy_gb_s:5.0%} copy "
                 f"{group.flops / taken / 1e9 / ceilings.matmul_tflop_s:5.0%} matmul"
             )
-            _say(f"{group.entry.kernel:<29}{group.shape:<19}{group.pattern:<9}{_short(value):<22}{shares}")
+            _say(f"{group.entry.kernel:<29}{group.shape:<19}{group.pattern:<9}{_short(value):<24}{shares}")
         if shapes.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -125,12 +131,16 @@ def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float 
     })  # fmt: skip
 
 
-def _measure(group: Group, shapes: Shapes) -> list[tuple[float, str | None]]:
-    """(milliseconds, None) or (not a number, why it failed) for each variant; those that work take turns."""
+def _measure(group: Group, shapes: Shapes) -> list[tuple[float, float | None, str | None]]:
+    """(milliseconds, milliseconds, None) or (not a number, None, why it failed) for each variant, taking turns.
+
+    The second figure is of calls that find nothing in L2 that must be written back first (`interleaved`); only for what
+    runs in a graph, which is short enough for it to matter.
+    """
     try:
         shared = group.make()
     except Exception as error:  # a shape that doesn't fit, or a kernel that fails: told, and the others go on
-        return [(float("nan"), reason(error))] * len(group.entry.values)
+        return [(float("nan"), None, reason(error))] * len(group.entry.values)
     working, found = [], []
     for value in group.entry.values:
         try:
@@ -142,18 +152,27 @@ def _measure(group: Group, shapes: Shapes) -> list[tuple[float, str | None]]:
             found.append(None)
         except Exception as error:
             found.append(reason(error))
-    times = iter(interleaved(working, shapes.device, 12, 0.12, warm=False) if working else [])
-    return [(float("nan"), failure) if failure else (next(times).p50, None) for failure in found]
+    times = interleaved(working, shapes.device, 12, 0.12, warm=False) if working else []
+    clean = times
+    if working and group.capture:
+        clean = interleaved(working, shapes.device, 12, 0.12, warm=False, dirty=False)
+    both = iter([(x.p50, y.p50 if group.capture else None) for x, y in zip(times, clean, strict=True)])
+    return [(float("nan"), None, failure) if failure else (*next(both), None) for failure in found]
 
 
 def _short(value: Any) -> str:
-    return " ".join(f"{name[0] if name != 'num_warps' else 'w'}{part}" for name, part in asdict(value).items())
+    """Numbers behind the first letter of their names; of switches, the letters of those that are on."""
+    parts = []
+    for name, part in asdict(value).items():
+        letter = name[0] if name != "num_warps" else "w"
+        parts.append(f"{letter}{part}" if not isinstance(part, bool) else letter * part)
+    return " ".join(filter(None, parts))
 
 
-def _compile_side_by_side(d_head: int) -> None:
+def _compile_side_by_side(d_head: int, only: str) -> None:
     """Fill Triton's cache on disk with every variant: one process would compile for minutes."""
     started = time.monotonic()
-    command = [sys.executable, "-P", "-m", "ratplus.kernels.bench.gpu", "-", "--d-head", str(d_head)]
+    command = [sys.executable, "-P", "-m", "ratplus.kernels.bench.gpu", "-", "--d-head", str(d_head), "--only", only]
     workers = [
         subprocess.Popen([*command, "--compile", f"{n}/{COMPILERS}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for n in range(COMPILERS)
@@ -169,14 +188,15 @@ def _compile_side_by_side(d_head: int) -> None:
     _say(f"compiled the variants in {time.monotonic() - started:.0f} s")
 
 
-def _compile(shapes: Shapes, part: int, parts: int) -> None:
+def _compile(shapes: Shapes, only: str, part: int, parts: int) -> None:
     """Every `parts`-th variant, at shapes that take no time."""
     done = set()
     work = []
     for group in groups(shapes, small=True):
         for n, value in enumerate(group.entry.values):
-            kind = (group.entry.kernel, group.pattern if "decode" in group.entry.kernel else "", value)
-            if kind not in done:
+            # Decoding is another kernel where slots are split: with one sequence.
+            kind = (group.entry.kernel, group.shape if "decode" in group.entry.kernel else "", value)
+            if kind not in done and group.entry.kernel.startswith(only):
                 done.add(kind)
                 work.append((group, n))
     for group, n in work[part::parts]:

@@ -63,18 +63,21 @@ def interleaved(
     *,
     before: Sequence[Run] | None = None,
     cold: bool = True,
+    dirty: bool = True,
     warm: bool = True,
 ) -> list[Times]:
     """Times of every candidate; they take turns, so that clocks, temperature and neighbours change for all alike.
 
     After a warm-up call (if `warm`) and a probe, a candidate is called `repeats` times, or as often as fits `budget_s`
     seconds, but LEAST_REPEATS times at least. On CUDA: events around each call, nothing waits for the host in between;
-    `cold` calls find an L2 cache that was flushed. `before`: what each candidate needs done before a call, not timed.
+    `cold` calls find an L2 cache that was flushed by writing, so that they also pay for writing back what it holds (up
+    to 50 MB on an H100); not `dirty`: by reading, as behind a kernel that reads weights. `before`: what each candidate
+    needs done before a call, not timed.
     Raises ValueError if repeats is below 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats: got {repeats}; it must be ≥ 1")
-    clock = _cuda_clock(cold) if device == "cuda" else _host_clock
+    clock = _cuda_clock(cold, dirty) if device == "cuda" else _host_clock
     before = before or [lambda: None] * len(runs)
     for _ in range(2 if warm else 1):
         probes = [read() for read in [clock(run, prepare) for run, prepare in zip(runs, before)]]
@@ -96,14 +99,15 @@ def _host_clock(run: Run, prepare: Run) -> Callable[[], float]:
     return lambda: elapsed
 
 
-def _cuda_clock(cold: bool) -> Callable[[Run, Run], Callable[[], float]]:
+def _cuda_clock(cold: bool, dirty: bool) -> Callable[[Run, Run], Callable[[], float]]:
     room = torch.cuda.get_device_properties().total_memory // 32
-    flush = torch.empty(min(_FLUSH_BYTES, room) // 4 if cold else 0, dtype=torch.int32, device="cuda")
+    flush = torch.zeros(min(_FLUSH_BYTES, room) // 4 if cold else 0, dtype=torch.float32, device="cuda")
+    empty_l2 = flush.zero_ if dirty else flush.sum
 
     def clock(run: Run, prepare: Run) -> Callable[[], float]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         prepare()
-        flush.zero_()
+        empty_l2()
         start.record()
         run()
         end.record()

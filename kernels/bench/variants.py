@@ -23,6 +23,7 @@ from ratplus.kernels.decode.layout import slot_count
 from ratplus.kernels.scan import fused as scan
 
 Tables = dict
+SHARED = 4  # query heads a key head, where heads share keys
 # What the forward kernel is told of the far list's length, so that it takes the entry that is measured.
 _LISTS = {
     "attention forward": attention.LONG_LIST,
@@ -69,8 +70,23 @@ def entries(d_head: int) -> dict[str, Entry]:
         ),
         Entry(
             "decode", decode.WALKS, "single",
-            (step(32, 2, 2, 528), step(32, 2, 3, 528), step(32, 2, 3, 792), step(32, 2, 4, 528), step(16, 1, 4, 1056),
-             step(64, 4, 2, 396)),
+            (
+                step(32, 2, 2, 528),
+                step(32, 2, 2, 528, one_launch=True),
+                # As many programs as registers leave room for, and more, so that none is long after the others.
+                step(32, 2, 2, 1320, one_launch=True, lanes=True),
+                step(32, 2, 2, 4224, one_launch=True, lanes=True),
+                step(64, 4, 2, 660, one_launch=True, lanes=True),
+                # Loads into registers: only these take a hint for L2.
+                step(32, 2, 1, 1320, one_launch=True, evict_first=True, lanes=True),
+                step(32, 2, 1, 4224, one_launch=True, evict_first=True, lanes=True),
+                step(16, 2, 1, 2112, one_launch=True, evict_first=True, lanes=True),
+            ),
+        ),
+        Entry(
+            "decode, shared keys", decode.WALKS, "group",
+            (step(64, 4, 3, 264), step(64, 4, 3, 264, one_launch=True), step(64, 4, 2, 660, one_launch=True),
+             step(32, 4, 3, 792, one_launch=True)),
         ),
     )  # fmt: skip
     return {entry.kernel: entry for entry in listed}
@@ -131,10 +147,17 @@ def groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
         for b, full, pattern in ((16, 16384, (16, 0, 0)), (64, 4096, (64, 0, 0)), (64, 4096, (16, 256, 0))):
             yield _attention_group(found[name], shapes, d_model, batch(b), length(full), pattern)
     for b, full, pattern in (
-        (1, 262144, (16, 0, 0)), (128, 4096, (64, 0, 0)), (128, 4096, (16, 0, 0)), (128, 65536, (16, 0, 0)),
-        (128, 4096, (1, 0, 0)),
+        (1, 262144, (16, 0, 0)), (1, 262144, (1, 0, 0)), (128, 4096, (64, 0, 0)), (128, 4096, (16, 0, 0)),
+        (128, 65536, (16, 0, 0)), (128, 4096, (1, 0, 0)),
     ):  # fmt: skip
-        yield _decode_group(found["decode"], shapes, d_model, batch(b), length(full), pattern)
+        splits = 2 if small and b == 1 else None  # the kernel that the full length has
+        yield _decode_group(found["decode"], shapes, d_model, batch(b), length(full), pattern, 1, splits)
+    if d_model < SHARED * shapes.d_head:
+        return
+    for b, full, pattern in ((1, 262144, (16, 0, 0)), (1, 262144, (1, 0, 0)), (128, 16384, (16, 0, 0))):
+        splits = 2 if small and b == 1 else None
+        arguments = (shapes, d_model, batch(b), length(full), pattern, SHARED, splits)
+        yield _decode_group(found["decode, shared keys"], *arguments)
 
 
 def _scan_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, backward: bool) -> Group:
@@ -176,8 +199,12 @@ def _attention_group(
     return Group(entry, f"B{batch} T{length} d{d_model}", label(pattern), least, work, make)
 
 
-def _decode_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, pattern: Triple) -> Group:
-    heads, item = d_model // shapes.d_head, shapes.dtype.itemsize
+def _decode_group(
+    entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, pattern: Triple, sharing: int,
+    splits: int | None,
+) -> Group:  # fmt: skip
+    """sharing: query heads to a key head. splits: None for as many as the walk says."""
+    heads, item = d_model // shapes.d_head // sharing, shapes.dtype.itemsize
     slots = heads * slot_count(*pattern, length)
     cache_bytes = 2 * batch * shapes.d_head * item * slots
 
@@ -185,18 +212,18 @@ def _decode_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length
         def random(*size: int) -> Tensor:
             return torch.empty(*size, device=shapes.device, dtype=shapes.dtype).normal_()
 
-        token = [random(batch, heads, shapes.d_head) for _ in range(4)]
+        token = [random(batch, heads * n, shapes.d_head) for n in (sharing, 1, 1, 1)]
         keys, values = (random(batch, slots, shapes.d_head) for _ in range(2))
         state = [torch.zeros(batch, heads, shapes.d_head, device=shapes.device) for _ in range(2)]
         positions = torch.full((batch,), length - 1, device=shapes.device)
         settings = pattern_tensors(*pattern, heads, keys.device)
-        return partial(
-            decode.step, *token, keys, values, *state, positions, *settings, None, *rope_tables(shapes, length)
-        )
+        tables = rope_tables(shapes, length)
+        step = partial(decode.step, *token, keys, values, *state, positions, *settings, None, *tables)
+        return partial(step, splits=splits)
 
-    least = cache_bytes + batch * d_model * (5 * item + 16)
+    least = cache_bytes + batch * heads * shapes.d_head * (3 * item + 16) + 2 * batch * d_model * item
     return Group(
-        entry, f"B{batch} T{length} d{d_model}", label(pattern), least, 2 * cache_bytes / item, make,
+        entry, f"B{batch} T{length} d{d_model}", label(pattern), least, 2 * sharing * cache_bytes / item, make,
         capture=shapes.device == "cuda",
     )  # fmt: skip
 

@@ -7,18 +7,43 @@ are products on tensor cores, which need 16 rows: fewer query heads are padded w
 import triton
 import triton.language as tl
 
-from ratplus.kernels.decode.fused_kernels import is_seen, slots_of_split, take_token
+from ratplus.kernels.decode.fused_kernels import is_last, is_seen, load_token, slots_of_split, take_token
+
+
+@triton.jit
+def merged_group(part_acc, part_max, part_sum, row, splits, d, real, HEADS: tl.constexpr, D: tl.constexpr):
+    """`merged_splits` for HEADS rows at once, in the same order of sums; `real`: which of them are no padding."""
+    AT_A_TIME: tl.constexpr = min(16, max(1, 64 // HEADS))  # as registers allow
+    m = tl.full((HEADS,), float("-inf"), tl.float32)
+    for first in range(0, splits, 16):
+        for n in tl.static_range(16):
+            inside = real & (first + n < splits)
+            m = tl.maximum(m, tl.load(part_max + row * splits + first + n, inside, float("-inf")))
+    m = tl.where(real, m, 0.0)
+    acc = tl.zeros((HEADS, D), tl.float32)
+    total = tl.zeros((HEADS,), tl.float32)
+    for first in range(0, splits, AT_A_TIME):
+        for n in tl.static_range(AT_A_TIME):
+            inside = real & (first + n < splits)
+            at = row * splits + first + n
+            weight = tl.exp2(tl.load(part_max + at, inside, float("-inf")) - m)
+            total += weight * tl.load(part_sum + at, inside, 0.0)
+            parts = tl.load(part_acc + at[:, None] * D + d[None, :], inside[:, None], 0.0, cache_modifier=".cg")
+            acc += weight[:, None] * parts
+    return acc / tl.where(real, total, 1.0)[:, None]
 
 
 @triton.jit(do_not_specialize=["splits"])
 def group_step_kernel(
     q, k, v, logit, keys, values, k_state, v_state, positions, dilations, windows, sinks_of, offsets, cos, sin,
-    out, part_acc, part_max, part_sum, slots, share, heads, splits, scale,
+    out, part_acc, part_max, part_sum, counters, slots, share, heads, splits, scale,
     q_b, q_h, k_b, k_h, v_b, v_h, logit_b, logit_h,
     D: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr, ROPE: tl.constexpr, EQUAL: tl.constexpr,
-    SPLIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    SPLIT: tl.constexpr, ONE_LAUNCH: tl.constexpr, EVICT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr,
 ):  # fmt: skip
-    """`step_kernel` for GROUP query heads at once; `heads` are key heads, ROWS the power of two that holds a group.
+    """`step_kernel` for GROUP query heads at once; `heads` are key heads, HEADS the power of two that holds a group,
+    and ROWS the same but at least 16.
 
     out and part_acc, part_max, part_sum are by query heads: [B, heads * GROUP, ...].
     """
@@ -57,24 +82,25 @@ def group_step_kernel(
     step = tl.maximum(dilation, 1)
     if split == 0:
         at = (b * heads + h) * D
-        k += b * k_b + h * k_h
-        v += b * v_b + h * v_h
-        logit += b * logit_b + h * logit_h
+        token = load_token(
+            k + b * k_b + h * k_h, v + b * v_b + h * v_h, logit + b * logit_b + h * logit_h, k_state, v_state, at, d,
+            partner, True, GATED,
+        )  # fmt: skip
         key, value = take_token(
-            k, v, logit, k_state, v_state, keys, values, at, d, partner, c, s, position, dilation, step, window, sinks,
-            count, D, GATED, ROPE,
+            token, k_state, v_state, keys, values, at, d, c, s, position, dilation, step, window, sinks, count,
+            D, GATED, ROPE,
         )  # fmt: skip
         m = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * scale2
         total += 1.0
         acc += value.to(tl.float32)[None, :]
 
-    begin, end = slots_of_split(split, splits, position, dilation, step, window, sinks, count)
+    begin, end = slots_of_split(split, splits, position, dilation, step, window, sinks, count, BN)
     for u0 in range(begin, end, BN):
         u = u0 + tl.arange(0, BN)
         visible = is_seen(u, position, window, sinks) & (u < end)
         rows = u.to(tl.int64)[:, None] * D + d[None, :]
-        k_tile = tl.load(keys + rows, mask=visible[:, None], other=0.0)
-        v_tile = tl.load(values + rows, mask=visible[:, None], other=0.0)
+        k_tile = tl.load(keys + rows, visible[:, None], 0.0, eviction_policy=EVICT)
+        v_tile = tl.load(values + rows, visible[:, None], 0.0, eviction_policy=EVICT)
         scores = tl.dot(query, tl.trans(k_tile), input_precision="ieee") * scale2
         scores = tl.where(visible[None, :], scores, float("-inf"))
         m_new = tl.maximum(m, tl.max(scores, axis=1))
@@ -88,9 +114,16 @@ def group_step_kernel(
 
     row = (b * heads + h) * GROUP + g
     if SPLIT:
-        row = row * splits + split
-        tl.store(part_acc + row[:, None] * D + d[None, :], acc, mask=there)
-        tl.store(part_max + row, m, mask=g < GROUP)
-        tl.store(part_sum + row, total, mask=g < GROUP)
+        part = row * splits + split
+        tl.store(part_acc + part[:, None] * D + d[None, :], acc, mask=there)
+        tl.store(part_max + part, m, mask=g < GROUP)
+        tl.store(part_sum + part, total, mask=g < GROUP)
+        if ONE_LAUNCH:  # noqa: SIM102 - both sides of `and` would be compiled
+            if is_last(counters + b * heads + h, splits):
+                n = tl.arange(0, HEADS)
+                head = (b * heads + h) * GROUP + n
+                merged = merged_group(part_acc, part_max, part_sum, head, splits, d, n < GROUP, HEADS, D)
+                at = head[:, None] * D + d[None, :]
+                tl.store(out + at, merged.to(out.dtype.element_ty), mask=(n < GROUP)[:, None])
     else:
         tl.store(out + row[:, None] * D + d[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=there)

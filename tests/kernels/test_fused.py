@@ -5,6 +5,7 @@ computes it on raw bits. The compiled kernels are tested in test_aot.py and test
 """
 
 import os
+from dataclasses import replace
 from itertools import accumulate, product
 
 import pytest
@@ -290,8 +291,45 @@ def test_attention_drawn_patterns(length, dilation, window, sinks, splits):
     ],
 )
 def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype, group):
+    _check_decode(splits, gated, mixed, dtype, group)
+
+
+@pytest.mark.parametrize(("splits", "group"), [(1, 1), (3, 1), (3, 2)])
+def test_decode_with_what_a_walk_may_choose(monkeypatch, splits, group):
+    """Merging in the same launch, and a softmax for each thread."""
+    kind = decode.walk_kind(group, torch.float32)
+    monkeypatch.setitem(decode.WALKS, kind, replace(decode.WALKS[kind], one_launch=True, evict_first=True, lanes=True))
+    _check_decode(splits, True, True, torch.float32, group, length=8)
+    assert all(not counters.any() for counters in decode._counters.values())
+
+
+@pytest.mark.parametrize(("group", "most"), [(1, 130), (3, 20)])
+def test_merging_in_the_same_launch_changes_no_bit(monkeypatch, group, most):
+    """Also with more splits than are merged at a time, most of them empty; and each cache has counters of its own."""
+    heads, slots = 1, 150
+    (q,) = (x[:, :, 0] for x in projections(1, heads * group, 1, D_HEAD, parts=1))
+    token = [q, *(x[:, :, 0] for x in projections(1, heads, 1, D_HEAD, parts=2)), None]
+    keys, values = (torch.randn(1, heads * slots, D_HEAD) for _ in range(2))
+    settings = [torch.full((heads,), x, dtype=torch.int32) for x in (1, 0, 0)]
+    kind = decode.walk_kind(group, torch.float32)
+    found = {}
+    for one_launch, splits in product((False, True), (2, most)):
+        monkeypatch.setitem(decode.WALKS, kind, replace(decode.WALKS[kind], one_launch=one_launch))
+        arguments = (*token, keys, values, None, None, torch.tensor([148]), *settings, None, None, None)
+        found[one_launch, splits] = decode.step(*arguments, splits=splits)
+    for splits in (2, most):
+        assert torch.equal(found[True, splits], found[False, splits])
+        torch.testing.assert_close(found[True, splits], found[True, 2])
+    mine = decode.counters_of(keys, heads)
+    assert mine is decode.counters_of(keys, heads)
+    assert mine.tolist() == [0] * heads
+    assert mine.data_ptr() != decode.counters_of(values, heads).data_ptr()
+
+
+def _check_decode(splits, gated, mixed, dtype, group, length=None):
     """Ragged positions; the fused cache starts as NaN where nothing was written, the reference's as zeros."""
-    batch, heads, length = 2, 3 if group < 17 else 1, 20 if group == 1 else 12
+    batch, heads = 2, 3 if group < 17 else 1
+    length = length or (20 if group == 1 else 12)
     lag = torch.tensor([0, 3])
     columns = [[4, 16, -1], [1, 0, 5], [3, 0, 4]] if mixed else [[3] * heads, [2] * heads, [4] * heads]
     patterns = [torch.tensor(x, dtype=torch.int32) for x in columns]
