@@ -51,6 +51,11 @@ TYPES = {
     "metadata": "*fp32",
     "scale": "fp32",
 }
+# Descriptors by name: the tensor that each reads, and its box.
+BOXES = {
+    **dict.fromkeys(("q_boxes", "do_boxes"), ("q", (1, 1, "BM", "D"))),
+    **dict.fromkeys(("lse_boxes", "delta_boxes"), ("lse", (1, "BM"))),
+}
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 # Where query heads share keys, each leaves its own part of the keys' gradients.
 GROUPED_TYPES = TYPES | dict.fromkeys(("dk", "dv"), "*fp32")
@@ -106,10 +111,11 @@ def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[st
         yield f"attention {kind}", attention_forward.forward_kernel, sizes[kind]
     yield "attention dQ", attention_backward.dq_kernel, sizes["dq"] | {"OWN": False}
     yield "attention dQ, and own dK, dV", attention_backward.dq_kernel, sizes["dq"] | {"OWN": True}
-    yield "attention dKV, band", attention_backward.dkv_band_kernel, sizes["dkv"]
+    dkv = sizes["dkv"] | {"BOXES": attention.tiles("dkv", d_head, dtype, group).boxes}
+    yield "attention dKV, band", attention_backward.dkv_band_kernel, dkv
     far = attention_backward.dkv_far_kernel
-    yield "attention dKV, far list", far, sizes["dkv"] | {"SPLIT": False}
-    yield "attention dKV, far list, split", far, sizes["dkv"] | {"SPLIT": True}
+    yield "attention dKV, far list", far, dkv | {"SPLIT": False}
+    yield "attention dKV, far list, split", far, dkv | {"SPLIT": True}
     combine = {"D": d_head, "BN": sizes["dkv"]["BN"], "GROUP": group, "num_warps": attention.COMBINE_WARPS}
     yield "attention dKV, combine", attention_backward.dkv_combine_kernel, combine
 
@@ -161,9 +167,15 @@ def compiled(kernel, constants: dict, dtype: torch.dtype = torch.bfloat16, sizes
     types = GROUPED_TYPES if constants.get("GROUP", 1) > 1 else TYPES
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
+        if name in BOXES and not constants["BOXES"]:
+            constants = constants | {name: None}
+        tensor, box = BOXES.get(name, (name, ()))
+        signature[name] = "constexpr" if name in constants else types.get(tensor, "i32")
         if signature[name] == "*bf16":
             signature[name] = POINTERS[dtype]
+        if name in BOXES and name not in constants:
+            sizes = ",".join(str(constants.get(size, size)) for size in box)
+            signature[name] = f"tensordesc<{signature[name][1:]}[{sizes}]>"
         # Pointers and strides are multiples of 16, as they are for every d_head that the kernels take.
         if signature[name].startswith("*") or _is_stride(name):
             attributes[(index,)] = [["tt.divisibility", 16]]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ratplus.kernels.attention.boxes import NONE, query_boxes
 from ratplus.kernels.attention.fused_backward import (
     dkv_band_kernel,
     dkv_combine_kernel,
@@ -23,12 +24,17 @@ from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stri
 
 @dataclass(frozen=True)
 class Tiles:
-    """Queries and keys a tile, and the launch options."""
+    """Queries and keys a tile, and the launch options.
+
+    boxes: the kernels of dK and dV read tiles of queries through descriptors (TMA). Where `query_boxes` finds that they
+        can't, they take WITHOUT_BOXES.
+    """
 
     BM: int
     BN: int
     num_warps: int
     num_stages: int
+    boxes: bool = False
 
     def constants(self, d_head: int, group: int) -> dict:
         """What a kernel is compiled for; group: query heads that share one head of keys."""
@@ -53,6 +59,8 @@ TILES = {
     ("dkv", 64): Tiles(32, 64, 4, 3),
     ("dkv", 128): Tiles(32, 64, 4, 3),
 }
+# Instead of an entry that reads boxes, where the tensors or the device don't allow it.
+WITHOUT_BOXES = Tiles(32, 64, 4, 3)
 # Of those, where query heads share keys: dK and dV are written in float32, and the tiles above would spill 260 to 310
 # bytes a thread. Not measured.
 GROUPED_TILES = {("dq", 128): Tiles(64, 64, 8, 2), ("dkv", 128): Tiles(32, 64, 8, 3)}
@@ -129,26 +137,63 @@ def backward(
     longest_far, widest_window: upper bounds on the length of any far list and on any window. splits: parts of the far
     list's queries (None: as many as the GPU needs).
     """
+    d_out = time_first(d_out)  # the gradient of a sum arrives with stride 0 and is written out here
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    patterns = (dilation, window, sinks)
+    dq, delta, dk, dv = query_gradients(d_out, q, k, v, *patterns, time_first(out), lse, own=widest_window == 0)
+    bounds = (longest_far, widest_window, splits)
+    key_gradients(d_out, q, k, v, *patterns, lse, delta, dk, dv, *bounds)
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        dk, dv = (x.unflatten(2, (-1, group)).sum(dim=3).to(q.dtype) for x in (dk, dv))
+    return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
+
+
+def time_first(x: Tensor) -> Tensor:
+    """[B, H, T, d] -> contiguous [B, T, H, d]."""
+    return x.transpose(1, 2).contiguous()
+
+
+@on_its_device
+def query_gradients(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor,
+    out: Tensor, lse: Tensor, own: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq [B, T, H, d], delta [B, H, T], and memory for each query head's dk, dv [B, T, H, d].
+
+    d_out, out [B, T, H, d] contiguous. own: dk and dv hold what the token itself adds to them; else nothing yet.
+    """
     batch, heads, length, d_head = q.shape
     group = heads // k.shape[1]
-    q, k, v = (unit_stride(x) for x in (q, k, v))
-    # In memory order [B, T, H, d]; the gradient of a sum arrives with stride 0 and is written out here.
-    out, d_out = (x.transpose(1, 2).contiguous() for x in (out, d_out))
-    delta = torch.empty_like(lse)
-    # Of every query head its own dk and dv, in float32 where they are summed over a group below.
+    # In float32 where they are summed over a group.
     parts = q.dtype if group == 1 else torch.float32
     dq, dk, dv = (q.new_empty(batch, length, heads, d_head, dtype=dtype) for dtype in (q.dtype, parts, parts))
-    rows, scale, strides = batch * heads, d_head**-0.5, _strides(q, k, v)
-
+    delta = torch.empty_like(lse)
     size = tiles("dq", d_head, q.dtype, group)
-    dq_kernel[(-(-length // size.BM) * rows,)](
-        q, k, v, dilation, window, sinks, out, d_out, lse, delta, dq, dk, dv, length, heads, scale,
-        *strides, OWN=widest_window == 0, **size.constants(d_head, group),
+    dq_kernel[(-(-length // size.BM) * batch * heads,)](
+        q, k, v, dilation, window, sinks, out, d_out, lse, delta, dq, dk, dv, length, heads, d_head**-0.5,
+        *_strides(q, k, v), OWN=own, **size.constants(d_head, group),
     )  # fmt: skip
+    return dq, delta, dk, dv
+
+
+@on_its_device
+def key_gradients(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor,
+    lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor, longest_far: int, widest_window: int, splits: int | None,
+) -> None:  # fmt: skip
+    """Completes dk, dv [B, T, H, d] of each query head, as `query_gradients` left them. The rest as in `backward`."""
+    batch, heads, length, d_head = q.shape
+    group = heads // k.shape[1]
+    rows, scale, strides = batch * heads, d_head**-0.5, _strides(q, k, v)
     size = tiles("dkv", d_head, q.dtype, group)
+    boxes = query_boxes(q, d_out, lse, delta, size.BM) if size.boxes else NONE
+    if size.boxes and boxes is NONE:
+        size = WITHOUT_BOXES
+    constants = {"BOXES": size.boxes, **size.constants(d_head, group)}
     if widest_window > 0:
         dkv_band_kernel[(-(-length // size.BN) * rows,)](
-            q, k, v, window, d_out, lse, delta, dk, dv, length, heads, scale, *strides, **size.constants(d_head, group)
+            q, k, v, window, d_out, *boxes, lse, delta, dk, dv, length, heads, scale, *strides, **constants
         )
     far_tiles = -(-longest_far // size.BN)
     if far_tiles:
@@ -158,17 +203,14 @@ def backward(
         if splits > 1:
             part_k, part_v = (delta.new_empty(splits, programs, size.BN, d_head) for _ in range(2))
         dkv_far_kernel[(programs, splits)](
-            q, k, v, dilation, window, sinks, d_out, lse, delta, dk, dv, part_k, part_v, far_tiles, splits,
-            length, heads, scale, *strides, SPLIT=splits > 1, **size.constants(d_head, group),
+            q, k, v, dilation, window, sinks, d_out, *boxes, lse, delta, dk, dv, part_k, part_v, far_tiles, splits,
+            length, heads, scale, *strides, SPLIT=splits > 1, **constants,
         )  # fmt: skip
         if splits > 1:
             dkv_combine_kernel[(programs,)](
                 part_k, part_v, dilation, window, sinks, dk, dv, far_tiles, splits, length, heads, scale,
                 D=d_head, BN=size.BN, GROUP=group, num_warps=COMBINE_WARPS,
             )  # fmt: skip
-    if group > 1:
-        dk, dv = (x.unflatten(2, (-1, group)).sum(dim=3).to(q.dtype) for x in (dk, dv))
-    return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
 
 
 def _strides(*tensors: Tensor) -> list[int]:

@@ -6,6 +6,10 @@ added to the rows that are written already. Without any window the first launch 
 and dV, since it has all that this needs, and the second is left out. Where the list is too short to fill the GPU, the
 queries of each tile are cut into parts, and a further launch adds their sums in order.
 
+The two kernels of dK and dV can read tiles of queries through descriptors (TMA; `boxes` of `fused.Tiles`): no thread
+then holds addresses, nor its own copy of lse and delta on their way through shared memory, and registers are left for
+tiles of 64 queries.
+
 Query heads that share keys (GROUP of them) each leave a dK and dV of their own in float32; `fused.backward` adds them
 up. This is the simple way: kernels that sum over the group themselves would save that memory and its traffic.
 """
@@ -132,13 +136,37 @@ def add_queries(dk, dv, k, v, t, q, d_out, lse, delta, q_t, size, length, visibl
     return _add_tile(dk, dv, k, v, q_tile, do_tile, lse2, d_sum, visible, scale2, True)
 
 
+@triton.jit
+def add_boxes(
+    dk, dv, k, v, position, window, first, end, q_boxes, do_boxes, lse_boxes, delta_boxes, b, h, row, scale2,
+    BAND: tl.constexpr, D: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """The queries first .. end - 1 into dk, dv of keys at `position`: those within `window`, or (no BAND) behind it.
+
+    One loop with a mask: two loops, as with addresses, would hold too much in registers. Queries past the end of the
+    sequence arrive as zeros, as do their lse and delta: they add zeros.
+    """
+    for t0 in range(first, end, BM):
+        away = t0 + tl.arange(0, BM)[None, :] - position[:, None]
+        visible = (away > 0) & (away <= window) if BAND else away > window
+        lse2 = lse_boxes.load([row, t0]).reshape(BM) * 1.4426950408889634
+        d_sum = delta_boxes.load([row, t0]).reshape(BM)
+        q_tile = q_boxes.load([b, h, t0, 0]).reshape(BM, D)
+        do_tile = do_boxes.load([b, h, t0, 0]).reshape(BM, D)
+        dk, dv = _add_tile(dk, dv, k, v, q_tile, do_tile, lse2, d_sum, visible, scale2, True)
+    return dk, dv
+
+
 @triton.jit(do_not_specialize=["length"])
 def dkv_band_kernel(
-    q, k, v, windows, d_out, lse, delta, dk, dv, length, heads, scale,
+    q, k, v, windows, d_out, q_boxes, do_boxes, lse_boxes, delta_boxes, lse, delta, dk, dv, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+    BOXES: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv [B, T, H, D] of every key, from its own query and the `window` queries after it."""
+    """dk, dv [B, T, H, D] of every key, from its own query and the `window` queries after it.
+
+    BOXES: tiles of queries are read through the descriptors; without it these are None.
+    """
     tiles = tl.cdiv(length, BN)
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
@@ -166,13 +194,20 @@ def dkv_band_kernel(
     acc_k = weight * (tl.sum(own_do * v_tile.to(tl.float32), axis=1)[:, None] - d_sum) * own_q
 
     if window > 0:
-        for t0 in range(j0, tl.minimum(j0 + BN + window, length), BM):
-            t = t0 + tl.arange(0, BM)
-            away = t[None, :] - j[:, None]
-            acc_k, acc_v = add_queries(
-                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length,
-                (away > 0) & (away <= window), scale2, D,
+        end = tl.minimum(j0 + BN + window, length)
+        if BOXES:
+            acc_k, acc_v = add_boxes(
+                acc_k, acc_v, k_tile, v_tile, j, window, j0, end, q_boxes, do_boxes, lse_boxes, delta_boxes,
+                b.to(tl.int32), h.to(tl.int32), row, scale2, True, D, BM,
             )  # fmt: skip
+        else:
+            for t0 in range(j0, end, BM):
+                t = t0 + tl.arange(0, BM)
+                away = t[None, :] - j[:, None]
+                acc_k, acc_v = add_queries(
+                    acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length,
+                    (away > 0) & (away <= window), scale2, D,
+                )  # fmt: skip
 
     at = b * length * size + h * D
     tl.store(tile_pointers(dk + at, j, size, D), (acc_k * scale).to(dk.dtype.element_ty), mask=inside)
@@ -191,15 +226,17 @@ def add_to_keys(dk, dv, more_k, more_v, base, position, size, there, D: tl.const
 
 @triton.jit(do_not_specialize=["length", "tiles", "splits"])
 def dkv_far_kernel(
-    q, k, v, dilations, windows, sinks_of, d_out, lse, delta, dk, dv, part_k, part_v, tiles, splits, length, heads,
-    scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    SPLIT: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+    q, k, v, dilations, windows, sinks_of, d_out, q_boxes, do_boxes, lse_boxes, delta_boxes, lse, delta, dk, dv,
+    part_k, part_v, tiles, splits, length, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    SPLIT: tl.constexpr, BOXES: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Adds to dk, dv what list entries receive from queries that have them outside their window.
 
     tiles: programs a head, enough for the longest list; those beyond a head's own list do nothing.
     SPLIT: a program takes one of `splits` parts of the queries, and leaves its sums in part_k, part_v
         [splits, B * H * tiles, BN, D] float32 for `dkv_combine_kernel`.
+    BOXES: tiles of queries are read through the descriptors; without it these are None.
     """
     row = tl.program_id(0) // tiles
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
@@ -228,30 +265,36 @@ def dkv_far_kernel(
             part = tl.cdiv(tl.cdiv(length - first, BM), splits) * BM
             first += tl.program_id(1) * part
             last = tl.minimum(first + part, length)
-        # Whole tiles of queries between these two see all entries of this tile. (Entries that aren't there are read as
-        # zeros, and what they receive is never stored.)
-        start = (far_position(n0 + BN - 1, dilation, sinks) + window + BM) // BM * BM
-        start = tl.minimum(tl.maximum(start, first), last)
-        full = start + (last - start) // BM * BM
-        t = start + tl.arange(0, BM)
-        q_at, do_at = tile_pointers(q, t, q_t, D), tile_pointers(d_out, t, size, D)
-        lse_at, delta_at = lse + t, delta + t
-        for _ in range(start, full, BM):
-            lse2 = tl.load(lse_at) * 1.4426950408889634
-            acc_k, acc_v = _add_tile(
-                acc_k, acc_v, k_tile, v_tile, tl.load(q_at), tl.load(do_at), lse2, tl.load(delta_at), there, scale2,
-                False,
+        if BOXES:
+            acc_k, acc_v = add_boxes(
+                acc_k, acc_v, k_tile, v_tile, position, window, first, last, q_boxes, do_boxes, lse_boxes, delta_boxes,
+                b.to(tl.int32), h.to(tl.int32), row, scale2, False, D, BM,
             )  # fmt: skip
-            q_at += BM * tl.cast(q_t, tl.int64)
-            do_at += BM * size
-            lse_at += BM
-            delta_at += BM
-        for i in range(first, start + last - full, BM):  # the tiles before and behind those
-            t = i + tl.where(i < start, 0, full - start) + tl.arange(0, BM)
-            visible = there & (t[None, :] - position[:, None] > window)
-            acc_k, acc_v = add_queries(
-                acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
-            )
+        else:
+            # Whole tiles of queries between these two see all entries of this tile. (Entries that aren't there are read
+            # as zeros, and what they receive is never stored.)
+            start = (far_position(n0 + BN - 1, dilation, sinks) + window + BM) // BM * BM
+            start = tl.minimum(tl.maximum(start, first), last)
+            full = start + (last - start) // BM * BM
+            t = start + tl.arange(0, BM)
+            q_at, do_at = tile_pointers(q, t, q_t, D), tile_pointers(d_out, t, size, D)
+            lse_at, delta_at = lse + t, delta + t
+            for _ in range(start, full, BM):
+                lse2 = tl.load(lse_at) * 1.4426950408889634
+                acc_k, acc_v = _add_tile(
+                    acc_k, acc_v, k_tile, v_tile, tl.load(q_at), tl.load(do_at), lse2, tl.load(delta_at), there, scale2,
+                    False,
+                )  # fmt: skip
+                q_at += BM * tl.cast(q_t, tl.int64)
+                do_at += BM * size
+                lse_at += BM
+                delta_at += BM
+            for i in range(first, start + last - full, BM):  # the tiles before and behind those
+                t = i + tl.where(i < start, 0, full - start) + tl.arange(0, BM)
+                visible = there & (t[None, :] - position[:, None] > window)
+                acc_k, acc_v = add_queries(
+                    acc_k, acc_v, k_tile, v_tile, t, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
+                )
         if SPLIT:
             at = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BN
             tl.store(tile_pointers(part_k, at + tl.arange(0, BN), D, D), acc_k)

@@ -66,7 +66,8 @@ def entries(d_head: int) -> dict[str, Entry]:
         ),
         Entry(
             "attention dkv", attention.TILES, attention.table_key("dkv", d_head),
-            (tiles(32, 64, 4, 3), tiles(64, 64, 4, 2), tiles(32, 128, 8, 2), tiles(64, 128, 8, 2)),
+            (tiles(32, 64, 4, 3), tiles(32, 64, 4, 3, boxes=True), tiles(64, 64, 4, 2, boxes=True),
+             tiles(32, 128, 8, 3, boxes=True), tiles(64, 128, 8, 2, boxes=True), tiles(64, 128, 8, 3, boxes=True)),
         ),
         Entry(
             "decode", decode.WALKS, "single",
@@ -97,7 +98,8 @@ class Group:
     """The variants of one entry at one shape.
 
     make() returns the call that all variants share; it looks the table up anew each time. capture: whether it runs in a
-    CUDA graph, one for each variant. least_bytes, flops: of the operation.
+    CUDA graph, one for each variant. least_bytes, flops: of the call. dQ and dK, dV are calls of their own, with all
+    products that they compute: 3 and 4, where the backward pass as a whole counts 5.
     """
 
     entry: Entry
@@ -180,7 +182,7 @@ def _scan_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length: 
 def _attention_group(
     entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, pattern: Triple
 ) -> Group:  # fmt: skip
-    backward = "forward" not in entry.kernel
+    kind = entry.kernel.split()[1].rstrip(",")
     size = batch * length * d_model * shapes.dtype.itemsize
     flops = 4.0 * batch * d_model * visible_pairs(length, *pattern)
 
@@ -188,15 +190,25 @@ def _attention_group(
         q, k, v = gate_views(shapes, batch, length, d_model, 3)
         settings = pattern_tensors(*pattern, q.shape[1], q.device)
         forward = partial(attention.forward, q, k, v, *settings, _LISTS.get(entry.kernel, length))
-        if not backward:
+        if kind == "forward":
             return forward
         out, lse = forward()
+        d_out = attention.time_first(torch.randn_like(out))
+        queries = partial(
+            attention.query_gradients, d_out, q, k, v, *settings, attention.time_first(out), lse, pattern[1] == 0
+        )
+        if kind == "dq":
+            return queries
         assert pattern[0] is not None  # only dilated patterns have variants
-        bounds = (length // pattern[0], pattern[1])
-        return partial(attention.backward, torch.randn_like(out), q, k, v, *settings, out, lse, *bounds)
+        _dq, delta, dk, dv = queries()
+        bounds = (length // pattern[0], pattern[1], None)
+        return partial(attention.key_gradients, d_out, q, k, v, *settings, lse, delta, dk, dv, *bounds)
 
-    least, work = (8 * size, 2.5 * flops) if backward else (4 * size, flops)
-    return Group(entry, f"B{batch} T{length} d{d_model}", label(pattern), least, work, make)
+    # Without a window dK and dV of the band are the work of dQ's kernel, and the far list's are few rows.
+    tensors, products = {
+        "forward": (4, 2), "dq": (6 if pattern[1] else 8, 3), "dkv": (6 if pattern[1] else 2, 4),
+    }[kind]  # fmt: skip
+    return Group(entry, f"B{batch} T{length} d{d_model}", label(pattern), tensors * size, products / 2 * flops, make)
 
 
 def _decode_group(

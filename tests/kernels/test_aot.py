@@ -139,6 +139,28 @@ def test_what_ships_is_what_is_not_refused():
     }
 
 
+@pytest.mark.parametrize("version", ["pinned", pytest.param("oldest", marks=pytest.mark.slow)])
+def test_keys_gradients_through_descriptors(version):
+    """The largest tiles that the variants try: what spills is outside the loops, which read by TMA and use wgmma."""
+    code = (
+        "from ratplus.kernels.attention import fused, fused_backward\n"
+        "result = []\n"
+        "for kernel, tiles, more in (\n"
+        "    (fused_backward.dkv_band_kernel, fused.Tiles(64, 64, 4, 2), {}),\n"
+        "    (fused_backward.dkv_far_kernel, fused.Tiles(64, 128, 8, 2), {'SPLIT': False}),\n"
+        "):\n"
+        "    code = aot.compiled(kernel, {'BOXES': True, **tiles.constants(128, 1), **more})\n"
+        "    boxes = code.asm['ptx'].count('cp.async.bulk.tensor')\n"
+        "    result.append(aot.measure(code) | {'boxes': boxes, 'local': code.asm['ptx'].count('cp.async.c')})"
+    )
+    for row in run(version, code):
+        assert row["boxes"] >= 4  # q, d_out, lse, delta
+        assert row["local"] == 0  # nothing goes to shared memory by way of a thread's addresses
+        assert row["stack_bytes"] <= 48
+        assert row["shared_bytes"] <= SHARED_LIMIT
+        assert row["tensor_core"] == 24
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["pinned", "oldest"])
 def test_documented_table(version):

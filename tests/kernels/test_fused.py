@@ -252,6 +252,59 @@ def test_attention_of_query_heads_that_share_keys(heads, group, length):
     _check_attention(length, *columns, heads=heads, group=group, splits=(1, 3))
 
 
+def _with_boxes(monkeypatch, **sizes):
+    """dK and dV read tiles of queries through descriptors; the descriptors that a call made."""
+    made, original = [], attention.query_boxes
+    monkeypatch.setattr(attention, "tiles", lambda *_: attention.Tiles(**sizes, num_warps=1, num_stages=1, boxes=True))
+    monkeypatch.setattr(attention, "WITHOUT_BOXES", attention.Tiles(32, 16, 1, 1))
+    monkeypatch.setattr(attention, "query_boxes", lambda *a: made.append(original(*a)) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("length", "group", "dtype"), [(4, 1, torch.float32), (132, 1, torch.float32), (68, 2, torch.float16)]
+)
+def test_attention_gradients_through_descriptors(monkeypatch, length, group, dtype):
+    """Of all dilations, with windows and without, over tiles of queries that the end of the sequence cuts."""
+    made = _with_boxes(monkeypatch, BM=16, BN=32)
+    columns = [torch.tensor(x) for x in ([-1, 16, 3, 1], [5, 40, 0, 1], [4, 17, 0, 2])]
+    _check_attention(length, *columns, heads=4, dtype=dtype, splits=(1, 3), group=group)
+    _check_attention(length, 4, 0, 0, dtype=dtype, group=group)
+    assert len(made) == 3
+    assert all(None not in boxes for boxes in made)
+
+
+@pytest.mark.parametrize("length", [33, 66])
+def test_lengths_that_descriptors_cannot_have(monkeypatch, length):
+    """A row of lse would not begin at a multiple of 16 bytes: addresses are used, with tiles that suit them."""
+    made = _with_boxes(monkeypatch, BM=16, BN=32)
+    _check_attention(length, torch.tensor([4, -1]), torch.tensor([0, 5]), torch.tensor([0, 4]))
+    assert made == [(None,) * 4]
+
+
+def test_tensors_that_descriptors_cannot_have():
+    def made(q):
+        batch, heads, length, d_head = q.shape
+        d_out = torch.zeros(batch, length, heads, d_head, dtype=q.dtype)
+        lse, delta = torch.zeros(2, batch, heads, length)
+        return attention.query_boxes(q, d_out, lse, delta, 16)
+
+    q = torch.zeros(2, 3, 8, 16, dtype=torch.float16)
+    whole, *_ = made(q)
+    assert (whole.shape, whole.strides, whole.block_shape) == ([2, 3, 8, 16], [384, 128, 16, 1], [1, 1, 16, 16])
+    assert made(q.transpose(1, 2).contiguous().transpose(1, 2))[0].strides == [384, 16, 48, 1]
+    # One sequence, expanded: the stride of a dimension of size 1 says nothing.
+    assert made(q[:1, :1].as_strided((1, 1, 8, 16), (0, 7, 16, 1)))[0].strides == [16, 16, 16, 1]
+    room = torch.zeros(5000, dtype=torch.float16)
+    for why, refused in {
+        "heads are one": q[:, :1].expand(2, 3, 8, 16),
+        "rows of 20 elements": room.as_strided((2, 3, 8, 16), (480, 160, 20, 1)),
+        "begins at 2 bytes": room[1:].as_strided((2, 3, 8, 16), (384, 128, 16, 1)),
+        "nothing": q[:0],
+    }.items():
+        assert made(refused) == (None,) * 4, why
+
+
 def test_attention_splits_fill_the_gpu_and_stay_long():
     assert attention.choose_splits(programs=32, length=4096) == 8
     assert attention.choose_splits(programs=32, length=262144) == 9
