@@ -87,7 +87,7 @@ def _arl(axes: dict) -> str | None:
 def _combination(row: pd.Series) -> str:
     """The name of a line: everything but the adaptation, which has panels of its own."""
     name = row["model"]
-    if row["arl"] is not None:
+    if not pd.isna(row["arl"]):
         name += ", no ARL" if row["arl"] == "off" else f", ARL {row['arl']}".replace("ARL on", "ARL")
     rest = [part for part in str(row["variant"]).split(", ") if not _has_a_name(part)]
     if row.get("several_steps") and row["adapted"]:
@@ -121,7 +121,8 @@ def _by_pattern(frame: pd.DataFrame, rows: pd.DataFrame, texts: list[str]) -> pd
     lines = []
     for _, part in rows.groupby(RUN, sort=False):
         first = part.iloc[0]
-        line = {"Model": first["model"], "Recurrence": "✓" if first["recurrence"] else "–", "ARL": first["arl"] or "?"}
+        arl = "?" if pd.isna(first["arl"]) else first["arl"]
+        line = {"Model": first["model"], "Recurrence": "✓" if first["recurrence"] else "–", "ARL": arl}
         if STEPS in frame.attrs["axes"]:
             several = first["several_steps"] and first["adapted"]
             line["Adapted"] = f"{first['adaptation_steps']:g} steps" if several else "✓" if first["adapted"] else "–"

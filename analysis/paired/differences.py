@@ -44,7 +44,7 @@ from ratplus.analysis.frame.load import evaluations_of
 from ratplus.analysis.frame.rows import groups_of, keys_of
 from ratplus.analysis.frame.tasks import is_cost, recorded, result_column
 from ratplus.analysis.paired.bootstrap import CERTAIN, RESAMPLES, holm, least_p, p_values, resampled_means, t_p
-from ratplus.analysis.paired.samples import Items, joined_items
+from ratplus.analysis.paired.samples import DrawnAlike, Items, joined_items
 from ratplus.analysis.paired.ties import Stored, difference_notes
 
 # With fewer seeds than this, nothing is said about them: of two, Student's t tells hardly any difference apart.
@@ -301,7 +301,7 @@ def _against(by_pattern, references, columns, with_cells: bool = False):
         for start in range(0, len(patterns), _AT_ONCE):
             part = patterns[start : start + _AT_ONCE]
             total, difference = np.zeros((len(part), RESAMPLES)), np.zeros(len(part))
-            differing, errors, asked = np.zeros(len(part), dtype=np.int64), [], 0
+            drawn, errors = DrawnAlike(), []
             for turn, seed in enumerate(seeds):
                 of_seed = np.zeros((len(part), RESAMPLES))
                 for column in map(recorded, columns):
@@ -309,11 +309,11 @@ def _against(by_pattern, references, columns, with_cells: bool = False):
                     changes = np.stack([paired[p][turn].items[column].values for p in part]) - items.values
                     of_seed += resampled_means(changes, items.weights, items.seed) / len(columns)
                     difference += changes @ items.weights / items.weights.sum() / len(columns) / len(seeds)
-                    differing += np.count_nonzero(changes, axis=1)
-                    asked += changes.shape[1]
+                    drawn.add(column, items, changes)
                 if with_cells:
                     errors.append(of_seed.std(axis=1, ddof=1))
                 total += of_seed / len(seeds)
+            differing, asked = drawn.differing(), drawn.asked()
             stderr, p = total.std(axis=1, ddof=1), p_values(total, difference, differing)
             # Equal differences of all items have no spread, but for what rounding leaves.
             stderr[stderr < 1e-9 * np.abs(difference)] = 0

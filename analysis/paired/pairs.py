@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ratplus.analysis.paired.bootstrap import BOOTSTRAP, ERRORS, RESAMPLES, normal_p, p_values, resampled_means
-from ratplus.analysis.paired.samples import Items
+from ratplus.analysis.paired.samples import DrawnAlike, Items
 
 Pair = tuple[Items | None, Items | None]
 
@@ -36,14 +36,13 @@ def difference_of(values: np.ndarray, errors: np.ndarray, pairs: Sequence[Pair])
 
 def _by_items(pairs: list[tuple[Items, Items]]) -> dict:
     """By a paired bootstrap. Seeds that were asked the same items are drawn alike, so these count once."""
-    means, difference, differing = np.zeros((1, RESAMPLES)), 0.0, 0
+    means, difference, drawn = np.zeros((1, RESAMPLES)), 0.0, DrawnAlike()
     for a, b in pairs:
         changes = b.values - a.values
         means += resampled_means(changes[None, :], a.weights, a.seed) / len(pairs)
         difference += float(changes @ a.weights / a.weights.sum()) / len(pairs)
-        differing += np.count_nonzero(changes)
+        drawn.add("", a, changes[None, :])
     low, high = np.quantile(means[0], [0.025, 0.975])
-    p = float(p_values(means, np.array([difference]), np.array([differing]))[0])
-    items = {a.of: len(a.ids) for a, _ in pairs}
+    p = float(p_values(means, np.array([difference]), drawn.differing())[0])
     return {"difference": difference, "stderr": float(means.std(ddof=1)), "low": float(low), "high": float(high),
-            "p": p, "method": BOOTSTRAP, "items": sum(items.values())}  # fmt: skip
+            "p": p, "method": BOOTSTRAP, "items": drawn.asked()}  # fmt: skip

@@ -57,6 +57,29 @@ class Items:
         return int(hashlib.sha256(self.of.encode()).hexdigest()[:8], 16)
 
 
+class DrawnAlike:
+    """Changes of items, summed over the evaluations (seeds) that were asked the same ones.
+
+    Such evaluations are resampled alike, so that an item of theirs is one item, however many seeds it was asked under.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str, int], np.ndarray] = {}
+
+    def add(self, metric: str, items: Items, changes: np.ndarray) -> None:
+        """Count one evaluation's changes, [rows, items]; all evaluations have the same rows."""
+        key = metric, items.of, len(items.ids)
+        self._sums[key] = self._sums[key] + changes if key in self._sums else changes
+
+    def differing(self) -> np.ndarray:
+        """How many items differ, [rows]."""
+        return np.sum([np.count_nonzero(changes, axis=1) for changes in self._sums.values()], axis=0)
+
+    def asked(self) -> int:
+        """How many items there are."""
+        return sum(changes.shape[1] for changes in self._sums.values())
+
+
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one is other or np.array_equal(one, other)
 

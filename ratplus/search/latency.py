@@ -95,13 +95,15 @@ def bench_points(path: Path, config: ModelConfig, length: int) -> list[tuple[Pat
     """
     try:
         result = read_json(path)
-        rows = [row for row in result["rows"] if row.get("decode_ms_p50") and row["batch"] == 1]
-        heads = config.layers, config.heads
+        timed = [row for row in result["rows"] if row.get("decode_ms_p50") and row["batch"] == 1]
+        # The file may hold other models too, timed at other contexts.
+        rows = [row for row in timed if row["heads"] == config.heads]
         near = min((abs(row["context"] - length) for row in rows), default=0)
-        found = []
-        for row in rows:
-            if abs(row["context"] - length) == near and row["heads"] == config.heads:
-                found.append((PatternMap.from_label(row["pattern"], *heads), float(row["decode_ms_p50"])))
+        found = [
+            (PatternMap.from_label(row["pattern"], config.layers, config.heads), float(row["decode_ms_p50"]))
+            for row in rows
+            if abs(row["context"] - length) == near
+        ]
     except FileNotFoundError:
         raise ValueError(f"bench: {path}: no such file; `ratplus bench model MODEL --json FILE` writes it") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

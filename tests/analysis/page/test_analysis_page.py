@@ -15,6 +15,7 @@ from ratplus.analysis.page.embed import packed, repeated, values
 from ratplus.analysis.page.page import COMPARE_SCRIPTS, PAGE_SCRIPTS, script_of, write_page
 from ratplus.analysis.report import report
 from ratplus.pattern import Pattern
+from ratplus.records.samples import write_samples
 
 # Sorting, filtering and opening a cell need no figures, which take most of a report's time.
 HEADLINE = "At D=64 RAT+ loses 0.01 nats."
@@ -105,6 +106,32 @@ def test_each_row_knows_its_dense_cell(sweep):
                 dense = -1 if model == "attention_tiny" and seed else rows[f"{model} · D1 · seed {seed}"]
                 assert data["dense"][rows[f"{model} · {pattern} · seed {seed}"]] == dense
     assert column(data, "seed")["shown"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "seeds", "marks"),
+    [
+        (True, 1, {"D2": "best", "D4": ""}),  # the items tell them apart
+        (False, 1, None),  # the best alone would say that nothing ties with it
+        (False, 3, {"D2": "best", "D4": "~"}),
+    ],
+)
+def test_marks_where_something_is_known_of_ties(sweep, stored, seeds, marks):
+    for dilation, loss in ((1, 1.5), (2, 1.6), (4, 1.7)):
+        for seed in range(seeds):
+            # Over three seeds D4 is 0.4 better, 0.1 worse and 0.6 worse than D2.
+            own = loss + (dilation == 4 and seeds > 1) * (seed - 1) / 2
+            values = [own + item / 16 for item in range(16)]
+            cell = sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (sum(values) / 16, 0.1)}, seed=seed)
+            if stored:
+                write_samples(sweep.path / "evaluate" / cell["id"],
+                              [{"task": "loss", "id": i, "loss": value} for i, value in enumerate(values)])  # fmt: skip
+    loss = column(data_of(page_of(sweep.write())), "loss")
+    assert ("delta_errors" in loss) is stored
+    if marks is None:
+        assert "marks" not in loss
+    else:
+        assert loss["marks"] == [mark for mark in ("", *marks.values()) for _ in range(seeds)]
 
 
 def test_metrics_called_like_columns_of_the_page(sweep):

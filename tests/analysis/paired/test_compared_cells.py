@@ -7,6 +7,7 @@ import pytest
 
 from ratplus.analysis.paired.cells import compare_cells
 from ratplus.pattern import Pattern
+from ratplus.records.record import write_record
 
 
 @pytest.fixture
@@ -71,3 +72,19 @@ def test_what_cannot_be_compared(folder, names, line):
     with pytest.raises(ValueError) as caught:
         compare_cells(folder, names)
     assert line in str(caught.value)
+
+
+def test_what_is_not_compared_costs_no_other_result(sweep):
+    """A cost, a result that is no number and a task of other prompts, each before results that are compared."""
+    for dilation, broken, recall in ((1, 0.5, 0.9), (4, math.nan, 0.5)):
+        metrics = {"decode_kv_bytes": (5.0, None), "broken_acc": (broken, 0.1), "recall_accuracy": (recall, 0.01)}
+        cell = sweep.add(
+            "ratplus_tiny", Pattern(dilation), {**metrics, "alien_acc": (recall, 0.1), "zebra_acc": (recall, 0.1)}
+        )
+        own = sweep.path / "evaluate" / cell["id"]
+        record = json.loads((own / "record.json").read_text())
+        body = {key: record[key] for key in ("stage", "config", "parent", "status", "metrics", "timing")}
+        write_record(own, **body, provenance={"tasks": {"alien": {"prompts_sha256": str(dilation)}}})
+    found = compare_cells(sweep.write(), ["D1", "D4"])
+    assert [row["metric"] for row in found.rows] == ["recall_accuracy", "zebra_acc"]
+    assert found.notes == ["alien_acc: not compared, D1 and D4 were asked different prompts or data"]

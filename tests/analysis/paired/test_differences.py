@@ -52,6 +52,27 @@ def test_few_items_cannot_be_certain(sweep):
     assert cells_of(sweep).loc[("D2", 0), "loss_delta_p"] == 2 / 2**4
 
 
+def test_few_items_of_several_seeds_cannot_be_certain_either(sweep):
+    """All seeds are asked the same four items, whichever of them differ in which seed."""
+    for seed, changes in enumerate(([0.2, 0.2, 0.0, 0.0], [0.2] * 4, [0.0, 0.0, 0.2, 0.2])):
+        add(sweep, 1, [0.0] * 4, seed=seed)
+        add(sweep, 2, changes, seed=seed)
+    frame = load_sweep(sweep.write())
+    rows = with_row_errors(over_seeds(in_order(frame), ["loss"]), frame, ["loss"]).set_index("pattern")
+    assert rows.loc["D2", "loss_delta_p"] == 2 / 2**4
+
+
+def test_items_of_all_tasks_count_for_an_average(sweep):
+    for dilation, change in ((1, 0.0), (2, 0.25)):
+        metrics = {f"{task}_acc": (0.5 + change, 0.1) for task in ("piqa", "hellaswag")}
+        cell = sweep.add("ratplus_tiny", Pattern(dilation), metrics)
+        items = [{"task": t, "id": i, "acc": 0.5 + change} for t in ("piqa", "hellaswag") for i in range(4)]
+        write_samples(sweep.path / "evaluate" / cell["id"], items)
+    data = pattern_tables.contents(load_sweep(sweep.write()))[0].data.set_index("pattern")
+    assert data.loc["D2", "piqa_acc_delta_p"] == 2 / 2**4
+    assert data.loc["D2", "average_delta_p"] == 2 / 2**8
+
+
 def test_ties_with_the_best_sparse_pattern(sweep):
     add(sweep, 1, [0.0] * 16)  # dense: better than all, and not one of those to choose from
     add(sweep, 2, [0.10] * 16)

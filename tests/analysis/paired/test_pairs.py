@@ -52,6 +52,17 @@ def test_items_of_all_seeds_count_for_the_smallest_p():
     assert difference_of(np.zeros((2, 2)), np.ones((2, 2)), changes)["p"] == 2 / 2**6 > 1 / RESAMPLES
 
 
+def test_an_item_counts_once_however_many_seeds_were_asked_it():
+    """Three questions of three seeds are three questions: p is no smaller than their signs allow."""
+    changes = [(items(np.zeros(3)), items(np.ones(3)))] * 3
+    found = difference_of(np.zeros((2, 3)), np.ones((2, 3)), changes)
+    assert (found["p"], found["items"]) == (2 / 2**3, 3)
+    # In the sum over seeds two of four differ: one seed takes back what another gains.
+    apart = [[1.0, 1.0, 0.5, 0.0], [0.0, 0.0, -0.5, 0.0]]
+    found = difference_of(np.zeros((2, 2)), np.ones((2, 2)), [(items(np.zeros(4)), items(c)) for c in apart])
+    assert found["p"] >= 2 / 2**2
+
+
 def test_weights_decide_the_mean_of_items():
     pair = items([0.0, 0.0, 0.0], weights=[1, 1, 2]), items([1.0, 2.0, 4.0], weights=[1, 1, 2])
     assert difference_of(np.zeros((2, 1)), np.ones((2, 1)), [pair])["difference"] == pytest.approx(11 / 4)

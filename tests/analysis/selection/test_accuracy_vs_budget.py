@@ -158,6 +158,22 @@ def test_hits_and_masks_of_real_rows(sweep, caplog, stored):
     assert [axes.get_title() for axes in masks.figure(frame).axes if axes.get_title()] == ["D1", "top4x16"]
 
 
+def test_what_a_model_has_not_is_an_empty_field_among_drawn_ones(sweep, stored):
+    """The first model lacks the last pattern, the second the first one."""
+    for model, labels in (
+        ("attention_tiny", ("top4x16", "quest4x16")),
+        ("ratplus_tiny", ("top8x16", "quest4x16")),
+    ):
+        for label in labels:
+            cell = sweep.add(model, Pattern.from_label(label), sweep.results(1.7))
+            path = sweep.path / "evaluate" / cell["id"] / "selection.json"
+            path.write_text(json.dumps(stored(label, 0.2)))
+    fields = selection_hits.figure(load_sweep(sweep.write())).axes[:6]
+    assert [bool(axes.images) for axes in fields] == [True, True, False, False, True, True]
+    # Each pattern has its name on the first field that is drawn.
+    assert [axes.get_title() for axes in fields] == ["top4x16", "quest4x16", "", "", "", "top8x16"]
+
+
 def test_a_selection_that_nobody_measured_is_not_drawn(sweep):
     sweep.add("ratplus_tiny", Pattern.from_label("top4x16"), sweep.results(1.7))
     frame = load_sweep(sweep.write())

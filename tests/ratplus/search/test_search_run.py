@@ -75,6 +75,9 @@ def test_the_useful_heads_are_found(model, splits, keys):
     assert budget["winner"]["damage"]["mean"] == pytest.approx(0, abs=1e-6)
     assert budget["winner"]["costs"]["kv"] <= 0.3
     assert budget["beats_uniform"] is True
+    # Three thirds of the search split, each solved alone, agree in most heads.
+    assert len(budget["stability"]["jaccard"]) == 3
+    assert min(budget["stability"]["jaccard"]) > 0.5
     named = {row["name"]: row for row in budget["rows"]}
     assert named["best uniform"]["damage"]["mean"] > 0.1
     assert named["ranking reversed"]["damage"]["mean"] > named["best uniform"]["damage"]["mean"] / 2
@@ -88,6 +91,24 @@ def test_several_budgets_share_what_they_measure(model, splits):
     assert both["budgets"][0] == one["budgets"][0]
     assert both["budgets"][1]["winner"]["costs"]["read"] <= 0.15
     assert probes.passes < 1.8 * alone.passes
+
+
+def test_of_grouped_heads_from_a_sparse_model_alone():
+    """What the result says of the model; nothing is predicted where no unit was measured in the dense model."""
+    config = ModelConfig(vocab_size=40, layers=1, d_model=32, d_head=8, kv_heads=2, max_len=LENGTH)
+    made = RATPlus(config)
+    made.reset_parameters(seed=0, std=0.2)
+    rows = Rows(*(np.random.default_rng(0).integers(0, 40, (2, 3, LENGTH))))
+    splits = {name: Split(name, {"text": rows}, name, 1) for name in ("search", "verify", "test")}
+    section = SearchSection(model="m", over="layers", anchor="sparse", swaps=0, random=0, remeasure=0)
+    candidates = candidates_of(["D1", "D4"], False)
+    prices = {"kv": Prices.of("kv", config, LENGTH)}
+    found = run_search(
+        Probes(made.eval(), splits, "w", None, batch=16), section, candidates, [Budget.parse("kv:0.5")], prices
+    )
+    assert found["shape"] == {"layers": 1, "heads": 4, "kv_heads": 2}
+    assert (found["budgets"][0]["predicted"], found["budgets"][0]["stability"]) == ([], {})
+    assert found["candidates"] == ["D1", "D4"]
 
 
 class Killed(Exception):

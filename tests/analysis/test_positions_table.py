@@ -1,0 +1,20 @@
+"""The table by position: means over bins, and what stands in the row of a cell that has no result."""
+
+import pytest
+
+from ratplus.analysis import positions
+from ratplus.analysis.frame.load import load_sweep
+from ratplus.pattern import Pattern
+
+
+@pytest.mark.parametrize("status", ["failed", "missing", "running"])
+def test_an_unfinished_cell_says_its_status_and_others_their_numbers(sweep, status):
+    bins = {f"loss_at_{low}_{low + 64}": (2.0 - low / 1024, 0.01) for low in range(0, 512, 64)}
+    sweep.add("ratplus_tiny", Pattern(4), status=status)
+    sweep.add("ratplus_tiny", Pattern(16), sweep.results(1.7) | bins)
+    frame = load_sweep(sweep.write())
+    shown = positions.summary(frame).set_index("Pattern")
+    titles = [title for title in shown if title.startswith("Loss")]
+    assert titles == ["Loss 0–63", "Loss 64–127", "Loss 128–255", "Loss 256–511"]
+    assert list(shown.loc["D4", titles]) == [f"**{status}**", "—", "—", "—"]
+    assert list(shown.loc["D16", titles]) == ["2.000", "1.938", "1.844", "1.656"]

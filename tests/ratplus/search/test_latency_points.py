@@ -1,0 +1,53 @@
+"""Which timings a fit of latency takes from a file of `ratplus bench model`, and which maps are timed for one."""
+
+import json
+
+import pytest
+
+from ratplus.config.model import ModelConfig
+from ratplus.pattern import Pattern
+from ratplus.search.latency import bench_points, fitting_maps
+
+CONFIG = ModelConfig(vocab_size=50, layers=2, d_model=32, d_head=8, max_len=128)
+GOOD = {"pattern": "D1", "batch": 1, "context": 64, "heads": 4, "decode_ms_p50": 1.5}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"batch": 4}, {"heads": 8}, {"heads": 8, "context": 100}, {"context": 32}, {"decode_ms_p50": None},
+    ],
+)  # fmt: skip
+def test_only_times_of_this_model_at_batch_1_and_the_nearest_context(tmp_path, odd):
+    rows = [GOOD | odd | {"pattern": "D2"}, GOOD, GOOD | {"pattern": "D4", "decode_ms_p50": 0.5}]
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"rows": rows}))
+    assert [(m.label, ms) for m, ms in bench_points(path, CONFIG, 100)] == [("D1", 1.5), ("D4", 0.5)]
+    path.write_text(json.dumps({"rows": [GOOD | {"heads": 8}]}))
+    with pytest.raises(ValueError, match=r"bench: .*: no decoding times at batch 1 of a model with 4 heads"):
+        bench_points(path, CONFIG, 100)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": [{"decode_ms_p50": 1}]}', '{"rows": 7}'])
+def test_what_is_no_result_of_a_benchmark(tmp_path, text):
+    (tmp_path / "bench.json").write_text(text)
+    with pytest.raises(ValueError, match="not a result of `ratplus bench model --json`"):
+        bench_points(tmp_path / "bench.json", CONFIG, 100)
+
+
+@pytest.mark.parametrize(
+    ("layers", "kv_heads", "candidates", "mixed"),
+    [
+        (1, 1, ["D1", "D4"], []),
+        (2, 1, ["D1", "D4"], ["layers[D4,D1]"]),
+        (1, 2, ["D1", "D4"], ["heads[D1x2,D4x2]"]),
+        (2, 4, ["D1", "D4"], ["layers[D4,D1]", "heads[D1,D4x3]"]),
+        (2, 2, ["top2x8", "top4x8"], ["layers[top4x8,top2x8]", "heads[top2x8x2,top4x8x2]"]),
+        (2, 2, ["top2x8", "top2x16"], ["layers[top2x16,top2x8]"]),  # heads of one layer share the size of blocks
+        (2, 1, ["D1", "D4", "D8"], ["layers[D4,D1]", "layers[D8,D4]"]),
+    ],
+)
+def test_maps_of_a_fit_mix_neighbours_by_layers_and_by_heads(layers, kv_heads, candidates, mixed):
+    maps = fitting_maps([Pattern.from_label(label) for label in candidates], layers, 4, kv_heads)
+    assert [m.label for m in maps[: len(candidates)]] == candidates
+    assert [m.label for m in maps[len(candidates) :]] == mixed
