@@ -75,11 +75,11 @@ def entries(d_head: int) -> dict[str, Entry]:
                 step(32, 2, 2, 528),
                 step(32, 2, 2, 528, one_launch=True),
                 # As many programs as registers leave room for, and more, so that none is long after the others.
-                step(32, 2, 2, 1320, one_launch=True, lanes=True),
+                step(32, 2, 2, 1320, one_launch=True, lanes=True, least=64),
                 step(32, 2, 2, 4224, one_launch=True, lanes=True),
                 step(64, 4, 2, 660, one_launch=True, lanes=True),
                 # Loads into registers: only these take a hint for L2.
-                step(32, 2, 1, 1320, one_launch=True, evict_first=True, lanes=True),
+                step(32, 2, 1, 1320, one_launch=True, evict_first=True, lanes=True, least=64),
                 step(32, 2, 1, 4224, one_launch=True, evict_first=True, lanes=True),
                 step(16, 2, 1, 2112, one_launch=True, evict_first=True, lanes=True),
             ),
@@ -149,8 +149,8 @@ def groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
         for b, full, pattern in ((16, 16384, (16, 0, 0)), (64, 4096, (64, 0, 0)), (64, 4096, (16, 256, 0))):
             yield _attention_group(found[name], shapes, d_model, batch(b), length(full), pattern)
     for b, full, pattern in (
-        (1, 262144, (16, 0, 0)), (1, 262144, (1, 0, 0)), (128, 4096, (64, 0, 0)), (128, 4096, (16, 0, 0)),
-        (128, 65536, (16, 0, 0)), (128, 4096, (1, 0, 0)),
+        (1, 262144, (16, 0, 0)), (1, 262144, (1, 0, 0)), (1, 32768, (16, 0, 0)), (1, 4096, (16, 0, 0)),
+        (128, 4096, (64, 0, 0)), (128, 4096, (16, 0, 0)), (128, 65536, (16, 0, 0)),
     ):  # fmt: skip
         splits = 2 if small and b == 1 else None  # the kernel that the full length has
         yield _decode_group(found["decode"], shapes, d_model, batch(b), length(full), pattern, 1, splits)

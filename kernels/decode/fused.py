@@ -18,14 +18,13 @@ from ratplus.kernels.decode.fused_group import group_step_kernel
 from ratplus.kernels.decode.fused_kernels import combine_kernel, step_kernel
 from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
 
-MIN_SLOTS = 256  # slots a split, at least
-
 
 @dataclass(frozen=True)
 class Walk:
     """How programs walk along the slots of a head.
 
-    slots: slots a tile. stages: tiles in flight. fill: programs to have at most; with fewer, slots are split.
+    slots: slots a tile. stages: tiles in flight. fill: programs to have at most; with fewer, slots are split, but into
+        parts of no fewer than `least` slots.
     one_launch: whether the last split of a head to arrive merges them all, rather than a second launch.
     evict_first: whether what was read of the cache makes room first for other data in L2, since nobody reads it again.
     lanes: whether each thread keeps a softmax of its own slots until the walk is over, so that threads don't wait for
@@ -39,6 +38,7 @@ class Walk:
     one_launch: bool = False
     evict_first: bool = False
     lanes: bool = False
+    least: int = 256
 
 
 # For a query head with keys of its own, and for several that share keys. Products of float32 use no tensor cores:
@@ -59,7 +59,7 @@ def choose_splits(kind: str, batch: int, heads: int, slots: int) -> int:
     slots: those of a head.
     """
     # Rounded down: a few programs more than fit at a time would keep the others waiting for a second turn.
-    return max(1, min(WALKS[kind].fill // (batch * heads), slots // MIN_SLOTS))
+    return max(1, min(WALKS[kind].fill // (batch * heads), slots // WALKS[kind].least))
 
 
 def constants(group: int, dtype: torch.dtype, d_head: int) -> dict:
