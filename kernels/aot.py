@@ -26,6 +26,7 @@ from ratplus.kernels.block_decode import fused_kernels as block_decode_kernels
 from ratplus.kernels.blocks import fused as blocks
 from ratplus.kernels.blocks import fused_backward as blocks_backward
 from ratplus.kernels.blocks import fused_forward as blocks_forward
+from ratplus.kernels.blocks import fused_selection as selection
 from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.decode import fused as decode
 from ratplus.kernels.decode import fused_group as decode_group
@@ -45,10 +46,10 @@ TYPES = {
     **dict.fromkeys(("k_state", "v_state", "part_acc", "part_max", "part_sum"), "*fp32"),
     **dict.fromkeys(("part_k", "part_v", "sum_k", "sum_v"), "*fp32"),
     **dict.fromkeys(("dilations", "windows", "sinks_of"), "*i32"),
-    **dict.fromkeys(("ids", "lists", "counts", "counters"), "*i32"),
-    **dict.fromkeys(("positions", "offsets", "starts"), "*i64"),
+    **dict.fromkeys(("ids", "lists", "counts", "counters", "tops"), "*i32"),
+    **dict.fromkeys(("positions", "offsets", "starts", "numbers"), "*i64"),
     **dict.fromkeys(("q_out",), "*bf16"),
-    "metadata": "*fp32",
+    **dict.fromkeys(("metadata", "scores"), "*fp32"),
     "scale": "fp32",
 }
 # Descriptors by name: the tensor that each reads, and its box.
@@ -137,13 +138,20 @@ def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict
 def _blocks(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:
     """Of blocks of 64 keys, 16 a query: other sizes change loop bounds alone."""
     chosen, slots = Blocks(64), 16
-    sizes = {kind: blocks.tiles(d_head, dtype, kind) for kind in ("forward", "dq", "dkv")}
-    yield "blocks forward", blocks_forward.forward_kernel, sizes["forward"].constants(d_head, 1, chosen)
-    yield "blocks forward, 4 heads a key", blocks_forward.forward_kernel, sizes["forward"].constants(d_head, 4, chosen)
-    yield "blocks dQ", blocks_backward.dq_kernel, sizes["dq"].constants(d_head, 1, chosen)
-    for part in ("chosen", "far", "band"):
-        kernel = getattr(blocks_backward, f"dkv_{part}_kernel")
-        yield f"blocks dKV, {part}", kernel, sizes["dkv"].constants(d_head, 1, chosen)
+    kinds = ("forward", "dq", "dkv", "static dkv")
+    one, four = (
+        {kind: blocks.tiles(d_head, dtype, kind).constants(d_head, group, chosen, slots) for kind in kinds}
+        for group in (1, 4)
+    )
+    yield "blocks forward", blocks_forward.forward_kernel, one["forward"]
+    yield "blocks forward, 4 heads a key", blocks_forward.forward_kernel, four["forward"]
+    yield "blocks dQ", blocks_backward.dq_kernel, one["dq"]
+    yield "blocks dKV, chosen", blocks_backward.dkv_chosen_kernel, one["dkv"]
+    for part in ("far", "band"):
+        yield f"blocks dKV, {part}", getattr(blocks_backward, f"dkv_{part}_kernel"), one["static dkv"]
+    yield "blocks selection", selection.choose_kernel, selection.constants(chosen, 1024)
+    scored = {"D": d_head, "GROUP": 1, "BOUNDS": True, "SPAN": 64, "BN": selection.SCORED}
+    yield "blocks decode, scores", selection.score_kernel, scored | {"num_warps": selection.SCORE_WARPS}
     token = {"D": d_head, "ROPE": True, "GATED": True, "GROUP": 1, "num_warps": block_decode.TOKEN_WARPS}
     yield "blocks decode, token", block_decode_kernels.token_kernel, token
     summary = {"D": d_head, "BLOCK": 64, "STRIDE": 1, "BN": block_decode.METADATA_KEYS, "BOUNDS": False}

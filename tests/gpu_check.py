@@ -29,6 +29,7 @@ FILES = (
     "tests/ratplus/stages/test_peak_memory.py",
     "tests/kernels/test_gpu_blocks.py",
     "tests/kernels/test_gpu_linear_attention.py",
+    "tests/ratplus/model/test_selection_gpu.py",
 )
 SECONDS = 170  # for all files together
 AGAIN_SECONDS = 40  # for one failed test, alone

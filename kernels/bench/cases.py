@@ -56,6 +56,8 @@ class Shapes:
         peers_only: nothing but the plans that have peers.
         selections: selections of blocks, timed last, with the first of d_models, and with the first of decode_batches
             and a single sequence, up to a length (block_cases.py).
+        block_shapes, block_decode_shapes, block_backward_lengths: (sequences, tokens) at which block_phase.py measures
+            selections, and of which lengths the backward pass too.
     """
 
     d_models: tuple[int, ...] = (4096, 2048)
@@ -74,6 +76,9 @@ class Shapes:
     budget_s: float = 0.5
     peers_only: bool = False
     selections: tuple[Selection, ...] = SELECTIONS
+    block_shapes: tuple[tuple[int, int], ...] = ((4, 16384), (1, 65536))
+    block_backward_lengths: tuple[int, ...] = (16384,)
+    block_decode_shapes: tuple[tuple[int, int], ...] = ((1, 65536), (32, 16384))
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
 
@@ -202,7 +207,7 @@ def rope_tables(shapes: Shapes, length: int) -> tuple[Tensor, Tensor]:
     return angle.cos().float().repeat(1, 2), angle.sin().float().repeat(1, 2)
 
 
-def _backward_of(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> Run:
+def backward_of(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> Run:
     """The backward pass alone, repeatable."""
     gradients = [torch.randn_like(x) for x in outputs]
     return lambda: torch.autograd.grad(outputs, inputs, gradients, retain_graph=True)
@@ -236,9 +241,9 @@ def _scan_cases(shapes: Shapes, d_model: int, length: int, batch: int, shape: st
     leaves = [x.detach().requires_grad_() for x in (logit, k, v)]
     own_logit, own_k, own_v = leaves
     backward = Case("scan backward", shape, "-", 10 * size, 0)
-    backward.add("ours", lambda: _backward_of(gated_scan(own_logit, own_k, own_v, rope=(cos, sin))[:2], leaves))
+    backward.add("ours", lambda: backward_of(gated_scan(own_logit, own_k, own_v, rope=(cos, sin))[:2], leaves))
     if with_peers:
-        backward.add("paper (associative_scan)", lambda: _backward_of(scan(*leaves, cos, sin), leaves))
+        backward.add("paper (associative_scan)", lambda: backward_of(scan(*leaves, cos, sin), leaves))
     yield backward
 
 
@@ -311,11 +316,11 @@ def _attention_cases(
         backward = Case("attention backward", shape, label(pattern), 8 * size, 2.5 * flops)
         add_ours_and_dense(
             backward,
-            lambda: _backward_of((dilated_attention(own_q, own_k, own_v, *pattern),), leaves),
-            lambda: _backward_of((dense(own_q, own_k, own_v),), leaves),
+            lambda: backward_of((dilated_attention(own_q, own_k, own_v, *pattern),), leaves),
+            lambda: backward_of((dense(own_q, own_k, own_v),), leaves),
         )
         if with_peers:
-            backward.add("paper (two FlexAttention passes)", lambda: _backward_of((paper()(*leaves),), leaves))
+            backward.add("paper (two FlexAttention passes)", lambda: backward_of((paper()(*leaves),), leaves))
         yield backward
 
 

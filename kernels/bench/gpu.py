@@ -1,12 +1,13 @@
 """The operators on a GPU machine without the rest of the house: torch and Triton are enough.
 
-`python -m ratplus.kernels.bench.gpu FOLDER [--seconds S] [--phases variants,goals,table,peers] [--only WORDS]`, most
-telling first:
+`python -m ratplus.kernels.bench.gpu FOLDER [--seconds S] [--phases PHASE,PHASE,...] [--only WORDS]`, most telling
+first:
 
 - variants: tiles and pipeline depths of each kernel side by side; the later phases run with the fastest. --only: of the
   kernels whose name begins with WORDS, such as `decode`;
 - goals: the shapes that the goals are about, and what was reached;
 - table: all other shapes, without peers;
+- block_variants, blocks: the same of attention to selected blocks, which is left out of the others;
 - peers: other formulations beside ours, which take minutes to compile: best in a process of its own.
 
 A row a line goes to the terminal as it comes; FOLDER gets the same as JSON, whole after every step.
@@ -20,13 +21,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ratplus.kernels.bench.backends import cudnn_version
+from ratplus.kernels.bench.block_phase import block_phase_plans, split_line, split_of_time
+from ratplus.kernels.bench.block_variants import block_groups
 from ratplus.kernels.bench.cases import Shapes, reason
 from ratplus.kernels.bench.goals import GOALS, concerns_goals
 from ratplus.kernels.bench.run import bench_ops
@@ -34,7 +39,7 @@ from ratplus.kernels.bench.timing import Ceilings, check_device, interleaved, me
 from ratplus.kernels.bench.variants import Group, fastest, groups
 from ratplus.records.atomic import write_atomically
 
-PHASES = ("variants", "goals", "table", "peers")
+PHASES = ("variants", "goals", "table", "peers", "block_variants", "blocks")
 COMPILERS = 12  # processes that compile variants side by side
 
 
@@ -46,15 +51,18 @@ def main(words: list[str], shapes: Shapes | None = None) -> None:
         shapes = replace(shapes, d_head=arguments.d_head)
     check_device(shapes.device)
     if arguments.compile is not None:
-        return _compile(shapes, arguments.only, *arguments.compile)
+        return _compile(_groups(arguments.phases[0])(shapes, small=True), arguments.only, shapes, *arguments.compile)
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)  # seen now rather than after the first case
     deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
     _say(f"torch {torch.__version__}, cuDNN {cudnn_version()}, {shapes.device}, {shapes.dtype}")
     ceilings = measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
     _say(f"copy {ceilings.copy_gb_s:.0f} GB/s, matrix product {ceilings.matmul_tflop_s:.0f} TFLOP/s")
-    if "variants" in arguments.phases:
-        _variants(shapes, ceilings, folder / "variants.json", deadline, arguments.only)
+    for phase in ("variants", "block_variants"):
+        if phase in arguments.phases:
+            _variants(phase, shapes, ceilings, folder / f"{phase}.json", deadline, arguments.only)
+    if "blocks" in arguments.phases:
+        _blocks(shapes, ceilings, folder / "blocks.json", deadline)
     if "goals" in arguments.phases or "table" in arguments.phases:
         _operators(shapes, ceilings, folder / "kernels.json", deadline, table="table" in arguments.phases)
     if "peers" in arguments.phases:
@@ -89,14 +97,21 @@ def _parse(words: list[str]) -> argparse.Namespace:
 # ---- variants ----------------------------------------------------------------------------------------------------
 
 
-def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None, only: str) -> None:
+def _groups(phase: str) -> Callable[..., Iterator[Group]]:
+    """What makes the groups of that phase."""
+    return block_groups if phase == "block_variants" else groups
+
+
+def _variants(
+    phase: str, shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None, only: str
+) -> None:  # fmt: skip
     """Measure every variant and put the fastest of each kernel into its table, for the phases that follow."""
     if shapes.device == "cuda":
-        _compile_side_by_side(shapes.d_head, only)
+        _compile_side_by_side(phase, shapes.d_head, only)
     measured: list[tuple[Group, list[float]]] = []
     rows: list[dict] = []
     save = _saver(target)
-    for group in groups(shapes):
+    for group in _groups(phase)(shapes):
         if not group.entry.kernel.startswith(only):
             continue
         if deadline is not None and time.monotonic() > deadline:
@@ -118,7 +133,7 @@ def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float 
         if shapes.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-        save({"benchmark": "variants", "ceilings": vars(ceilings), "rows": rows})
+        save({"benchmark": phase, "ceilings": vars(ceilings), "rows": rows})
     chosen = fastest(measured)
     for group, _ in measured:
         if group.entry.kernel in chosen:
@@ -126,7 +141,7 @@ def _variants(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float 
     for kernel, (value, loss) in chosen.items():
         _say(f"chosen: {kernel:<28} {_short(value):<20} {loss:.1%} over the best of each shape, on average")
     save({
-        "benchmark": "variants", "ceilings": vars(ceilings), "rows": rows,
+        "benchmark": phase, "ceilings": vars(ceilings), "rows": rows,
         "chosen": {kernel: asdict(value) for kernel, (value, _) in chosen.items()},
     })  # fmt: skip
 
@@ -169,10 +184,11 @@ def _short(value: Any) -> str:
     return " ".join(filter(None, parts))
 
 
-def _compile_side_by_side(d_head: int, only: str) -> None:
+def _compile_side_by_side(phase: str, d_head: int, only: str) -> None:
     """Fill Triton's cache on disk with every variant: one process would compile for minutes."""
     started = time.monotonic()
     command = [sys.executable, "-P", "-m", "ratplus.kernels.bench.gpu", "-", "--d-head", str(d_head), "--only", only]
+    command += ["--phases", phase]
     workers = [
         subprocess.Popen([*command, "--compile", f"{n}/{COMPILERS}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for n in range(COMPILERS)
@@ -188,11 +204,11 @@ def _compile_side_by_side(d_head: int, only: str) -> None:
     _say(f"compiled the variants in {time.monotonic() - started:.0f} s")
 
 
-def _compile(shapes: Shapes, only: str, part: int, parts: int) -> None:
-    """Every `parts`-th variant, at shapes that take no time."""
+def _compile(small: Iterable[Group], only: str, shapes: Shapes, part: int, parts: int) -> None:
+    """Every `parts`-th variant of groups whose shapes take no time."""
     done = set()
     work = []
-    for group in groups(shapes, small=True):
+    for group in small:
         for n, value in enumerate(group.entry.values):
             # Decoding is another kernel where slots are split: with one sequence.
             kind = (group.entry.kernel, group.shape if "decode" in group.entry.kernel else "", value)
@@ -201,6 +217,30 @@ def _compile(shapes: Shapes, only: str, part: int, parts: int) -> None:
                 work.append((group, n))
     for group, n in work[part::parts]:
         _measure(replace(group, entry=replace(group.entry, values=(group.entry.values[n],))), shapes)
+
+
+# ---- blocks ------------------------------------------------------------------------------------------------------
+
+
+def _blocks(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | None) -> None:
+    plain = replace(shapes, repeats=min(10, shapes.repeats), budget_s=0.15)
+    splits: list[dict] = []
+    result = bench_ops(
+        plain, seconds=_left(deadline), ceilings=ceilings, found=block_phase_plans(plain), on_row=_row,
+        save=_saver(target),
+    )  # fmt: skip
+    _left_out(result["skipped"])
+    of_means = [selection for selection in shapes.selections if selection.score == "mean"]
+    for (batch, length), selection, apart in product(shapes.block_shapes, of_means, (False, True)):
+        if deadline is not None and time.monotonic() > deadline:
+            _say(f"left out for want of time: the parts of B{batch} T{length} {selection.label}")
+            continue
+        try:
+            splits.append(split_of_time(plain, batch, length, selection, apart))
+            _say(split_line(splits[-1]))
+        except Exception as error:  # told, and the others go on
+            _say(f"the parts of B{batch} T{length} {selection.label}: {reason(error)}")
+        _saver(target)({**result, "benchmark": "blocks", "splits": splits})
 
 
 # ---- goals, table --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ measured in the same run, and results are fractions of these, not of a data shee
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 import torch
@@ -22,6 +22,7 @@ def bench_ops(
     seconds: float | None = None,
     ceilings: Ceilings | None = None,
     only: Callable[[Plan], bool] = lambda plan: True,
+    found: Iterable[Plan] | None = None,
     progress: Callable[[str], None] = lambda text: None,
     on_row: Callable[[dict], None] = lambda row: None,
     save: Callable[[dict], None] = lambda result: None,
@@ -32,7 +33,8 @@ def bench_ops(
         threads: PyTorch threads while measuring (None: as they are).
         seconds: no case is begun after so many; those left out are listed under `skipped`.
         ceilings: those that a part of the same run measured already (None: measured here).
-        only: which plans are measured.
+        found: the plans (None: all that `shapes` names).
+        only: which of them are measured.
         progress: told each case before it is measured.
         on_row: given each row, and each entry of `skipped`, when it is known.
         save: given what there is after each case, so that a kill loses one case at most.
@@ -53,14 +55,15 @@ def bench_ops(
         torch.set_num_threads(threads)
     try:
         ceilings = ceilings or measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
-        return _bench(shapes, ceilings, seconds, only, progress, on_row, save)
+        found = chain(plans(shapes), block_plans(shapes)) if found is None else found
+        return _bench(shapes, ceilings, seconds, filter(only, found), progress, on_row, save)
     finally:
         torch.set_num_threads(before)
 
 
 def _bench(
-    shapes: Shapes, ceilings: Ceilings, seconds: float | None, only: Callable, progress: Callable, on_row: Callable,
-    save: Callable,
+    shapes: Shapes, ceilings: Ceilings, seconds: float | None, found: Iterable[Plan], progress: Callable,
+    on_row: Callable, save: Callable,
 ) -> dict:  # fmt: skip
     started = time.monotonic()
     result = {
@@ -75,7 +78,7 @@ def _bench(
         "rows": [],
         "skipped": [],
     }
-    for plan in filter(only, chain(plans(shapes), block_plans(shapes))):
+    for plan in found:
         if seconds is not None and time.monotonic() - started > seconds:
             head = {"op": plan.op, "shape": plan.shape, "pattern": plan.pattern}
             result["skipped"].append(head | {"candidate": "all", "reason": f"the {seconds:g} s were used up"})

@@ -14,22 +14,27 @@ import triton
 from torch import Tensor
 
 from ratplus.kernels.block_decode.fused_kernels import attend_kernel, metadata_kernel, token_kernel
-from ratplus.kernels.blocks.selection import select_blocks
+from ratplus.kernels.blocks.fused_selection import select
 from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.decode.fused_kernels import combine_kernel
 from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
 
-MIN_TILES = 4  # tiles of keys a split, at least
-
 
 @dataclass(frozen=True)
 class Walk:
-    """How a program walks along the keys. keys: of a tile. fill: programs that fill the GPU; with fewer, it splits."""
+    """How a program walks along the keys.
+
+    Attributes:
+        keys: of a tile.
+        fill: programs that fill the GPU; with fewer, it splits.
+        least: tiles of keys a split, at least.
+    """
 
     keys: int
     num_warps: int
     stages: int
     fill: int = 264
+    least: int = 4
 
 
 # Chosen without a GPU: what compiles for sm_90 without spills. Not measured.
@@ -45,7 +50,7 @@ def walk(dtype: torch.dtype) -> Walk:
 
 def choose_splits(batch: int, heads: int, tiles: int, dtype: torch.dtype) -> int:
     """Programs a key head and sequence; depends on shapes only, so that a captured graph stays right."""
-    return max(1, min(walk(dtype).fill // (batch * heads), tiles // MIN_TILES))
+    return max(1, min(walk(dtype).fill // (batch * heads), tiles // walk(dtype).least))
 
 
 def constants(group: int, slots: int, blocks: Blocks, dtype: torch.dtype) -> dict:
@@ -72,6 +77,7 @@ def step(
     queries = q.shape[1]
     group = queries // count
     q, k, v = (unit_stride(x) for x in (q, k, v))
+    positions, heads = positions.contiguous(), heads.contiguous()
     gated = logit is not None and k_state is not None
     gates = unit_stride(logit) if logit is not None else k
     # Unused pointers must be something.
@@ -90,7 +96,7 @@ def step(
             keys, metadata, positions, *keys.stride()[:2], *metadata.stride()[:2], D=d_head, BLOCK=blocks.block,
             STRIDE=blocks.stride, BN=METADATA_KEYS, BOUNDS=blocks.score == "bounds", num_warps=TOKEN_WARPS,
         )  # fmt: skip
-    ids = select_blocks(rotated.unsqueeze(2), metadata, positions, top, blocks, slots, heads).squeeze(2)
+    ids = select(rotated.unsqueeze(2), metadata, positions, top, blocks, slots, heads, keys.shape[2]).squeeze(2)
 
     options = constants(group, slots, blocks, keys.dtype)
     tiles = slots * -(-blocks.block // options["BN"])

@@ -11,15 +11,18 @@ repeatable.
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from ratplus.kernels.blocks.fused_backward import dkv_band_kernel, dkv_chosen_kernel, dkv_far_kernel, dq_kernel
 from ratplus.kernels.blocks.fused_forward import forward_kernel
-from ratplus.kernels.blocks.selection import blocks_of_forward
+from ratplus.kernels.blocks.fused_selection import select
+from ratplus.kernels.blocks.metadata import summarise
 from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
 
-FLAGS_LIMIT = 1 << 26  # (tile, block) flags that are held at a time: heads are cut to stay below
+HELD_SLOTS = 32  # chosen blocks of a query that a program holds in registers; of more it reads them for every tile
+FLAGS_LIMIT = 1 << 24  # (tile, block) flags that are held at a time: heads are cut to stay below
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,21 @@ class Tiles:
     num_warps: int
     num_stages: int
 
-    def constants(self, d_head: int, group: int, blocks: Blocks) -> dict:
+    def constants(self, d_head: int, group: int, blocks: Blocks, slots: int) -> dict:
         """What a kernel is compiled for; group: query heads that share one head of keys."""
         launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         shape = {"BLOCK": blocks.block, "STRIDE": blocks.stride, "GROUP": group}
+        shape["SLOTS"] = triton.next_power_of_2(max(1, slots)) if slots <= HELD_SLOTS else 0
         return {"D": d_head, "BM": self.BM, "BN": self.BN, **shape, **launch}
 
 
 # Chosen without a GPU: the largest that compile for sm_90 without spills. Not measured. By the largest head size that
 # they serve, of half precision; float32 has no tensor cores, and what the registers hold decides.
 TILES = {
-    "forward": {64: Tiles(64, 32, 4, 2), 128: Tiles(64, 32, 4, 2), 256: Tiles(32, 32, 8, 2)},
+    "forward": {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 2)},
     "dq": {64: Tiles(64, 32, 4, 2), 128: Tiles(64, 32, 8, 2), 256: Tiles(32, 32, 8, 2)},
-    "dkv": {64: Tiles(32, 64, 4, 2), 128: Tiles(32, 32, 8, 2), 256: Tiles(32, 32, 8, 2)},
+    "dkv": {64: Tiles(32, 64, 4, 2), 128: Tiles(32, 64, 8, 2), 256: Tiles(32, 32, 8, 2)},
+    "static dkv": {64: Tiles(32, 32, 4, 2), 128: Tiles(32, 32, 8, 2), 256: Tiles(32, 32, 8, 2)},
 }
 FLOAT32_TILES = {32: Tiles(16, 16, 4, 1), 64: Tiles(32, 16, 4, 2), 128: Tiles(16, 16, 8, 1)}
 
@@ -63,20 +68,38 @@ def forward(
     start: Tensor, metadata: Tensor | None, blocks: Blocks, slots: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As `eager.forward`; out is stored [B, T, H, d]."""
-    batch, count, length, d_head = q.shape
+    d_head = q.shape[3]
     q, k, v = (unit_stride(x) for x in (q, k, v))
-    ids = blocks_of_forward(q, k, metadata, start, top, blocks, slots, heads)
-    size = tiles(d_head, q.dtype)
-    lists, counts = tile_lists(ids, size.BM, blocks.reach(k.shape[2]))
+    start, heads = start.contiguous(), heads.contiguous()
+    ids = choose(q, k, metadata, start, top, blocks, slots, heads)
+    lists, counts = tile_lists(ids, tiles(d_head, q.dtype).BM, blocks.reach(k.shape[2]))
+    out, lse = attend(q, k, v, dilation, window, sinks, start, ids, lists, counts, blocks)
+    return out, lse, ids
+
+
+def choose(
+    q: Tensor, k: Tensor, metadata: Tensor | None, start: Tensor, top: Tensor, blocks: Blocks, slots: int, heads: Tensor
+) -> Tensor:  # fmt: skip
+    """The blocks that queries [B, H, T, d] read, int32 [B, H_kv, T, slots]; metadata None: made from the keys."""
+    metadata = summarise(k, blocks) if metadata is None else metadata
+    return select(q, metadata, start, top, blocks, slots, heads, k.shape[2])
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, dilation: Tensor, window: Tensor, sinks: Tensor, start: Tensor, ids: Tensor,
+    lists: Tensor, counts: Tensor, blocks: Blocks,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out [B, H, T, d], stored [B, T, H, d], and lse under the choice `ids` and its `tile_lists`."""
+    batch, count, length, d_head = q.shape
     out = q.new_empty(batch, length, count, d_head)
     lse = q.new_empty(batch, count, length, dtype=torch.float32)
-    number = counts.shape[2]
+    number, slots, size = counts.shape[2], ids.shape[3], tiles(d_head, q.dtype)
     forward_kernel[(number * batch * count,)](
         q, k, v, dilation, window, sinks, start, ids, lists, counts, out, lse, length, number,
         lists.shape[3], slots, count, d_head**-0.5, *(stride for x in (q, k, v) for stride in x.stride()[:3]),
-        **size.constants(d_head, count // k.shape[1], blocks),
+        **size.constants(d_head, count // k.shape[1], blocks, slots),
     )  # fmt: skip
-    return out.transpose(1, 2), lse, ids
+    return out.transpose(1, 2), lse
 
 
 @on_its_device
@@ -88,6 +111,7 @@ def backward(
     batch, heads, length, d_head = q.shape
     total, group, slots, rows = k.shape[2], heads // k.shape[1], ids.shape[3], batch * heads
     q, k, v = (unit_stride(x) for x in (q, k, v))
+    start = start.contiguous()
     # In memory order [B, T, H, d]; the gradient of a sum arrives with stride 0 and is written out here.
     out, d_out = (x.transpose(1, 2).contiguous() for x in (out, d_out))
     delta = torch.empty_like(lse)
@@ -102,15 +126,17 @@ def backward(
     of_queries = counts.shape[2]
     dq_kernel[(of_queries * rows,)](
         q, k, v, *static, start, ids, lists, counts, out, d_out, lse, delta, dq, sum_k, sum_v, length, total,
-        of_queries, lists.shape[3], slots, heads, scale, *strides, **size.constants(d_head, group, blocks),
+        of_queries, lists.shape[3], slots, heads, scale, *strides, **size.constants(d_head, group, blocks, slots),
     )  # fmt: skip
     size = tiles(d_head, q.dtype, "dkv")
-    constants = size.constants(d_head, group, blocks)
+    constants = size.constants(d_head, group, blocks, slots)
     lists, counts = query_lists(ids, size.BM, number)
     dkv_chosen_kernel[(number * -(-blocks.block // size.BN) * rows,)](
         q, k, v, start, ids, lists, counts, d_out, lse, delta, sum_k, sum_v, length, total, number, lists.shape[3],
         slots, heads, scale, *strides, **constants,
     )  # fmt: skip
+    size = tiles(d_head, q.dtype, "static dkv")
+    constants = size.constants(d_head, group, blocks, slots)
     of_keys = -(-total // size.BN)
     after = (start, ids, d_out, lse, delta, sum_k, sum_v, length, total, of_keys, slots, heads, scale, *strides)
     dkv_far_kernel[(of_keys * rows,)](q, k, v, *static, *after, **constants)

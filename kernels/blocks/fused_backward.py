@@ -14,14 +14,15 @@ import triton.language as tl
 
 from ratplus.kernels.attention.fused_backward import add_queries, add_to_keys, d_scores
 from ratplus.kernels.attention.fused_forward import far_count, far_position, tile_pointers
-from ratplus.kernels.blocks.fused_forward import chose, in_chosen
+from ratplus.kernels.blocks.fused_forward import choices, chose, in_chosen
 
 
 @triton.jit(do_not_specialize=["length", "total", "tiles", "width", "slots"])
 def dq_kernel(
     q, k, v, dilations, windows, sinks_of, starts, ids, lists, counts, out, d_out, lse, delta, dq, sum_k, sum_v,
     length, total, tiles, width, slots, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """dq [B, T, H, D], delta [B * H, T] float32; the same parts as the forward kernel, and its lists of tiles.
 
@@ -67,6 +68,7 @@ def dq_kernel(
     tl.store(tile_pointers(sum_v + own, t, size, D), weight * do_tile.to(tl.float32), mask=inside[:, None])
     acc = d_score * own_k
 
+    chosen = choices(ids, rows, inside, slots, SLOTS)
     parts = tl.cdiv(BLOCK, BN)
     for i in range(tl.load(counts + at) * parts):
         block = tl.load(lists + i // parts)
@@ -75,7 +77,11 @@ def dq_kernel(
         there = (member < BLOCK) & (position < last)
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there[:, None], other=0.0)
         v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there[:, None], other=0.0)
-        visible = chose(ids, rows, inside, block, slots)[:, None] & there[None, :] & (position[None, :] < t[:, None])
+        visible = (
+            chose(chosen, ids, rows, inside, block, slots, SLOTS)[:, None]
+            & there[None, :]
+            & (position[None, :] < t[:, None])
+        )
         _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
         acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
@@ -88,7 +94,7 @@ def dq_kernel(
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there[:, None], other=0.0)
         v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there[:, None], other=0.0)
         visible = (position[None, :] < limit) & there[None, :]
-        visible = visible & ~in_chosen(ids, rows, inside, position, slots, BLOCK, STRIDE)
+        visible = visible & ~in_chosen(ids, rows, inside, position, slots, BLOCK, STRIDE, SLOTS)
         _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
         acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
@@ -99,7 +105,7 @@ def dq_kernel(
             k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there[:, None], other=0.0)
             v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there[:, None], other=0.0)
             visible = (j[None, :] >= limit) & (j[None, :] < t[:, None]) & there[None, :]
-            visible = visible & ~in_chosen(ids, rows, inside, j, slots, BLOCK, STRIDE)
+            visible = visible & ~in_chosen(ids, rows, inside, j, slots, BLOCK, STRIDE, SLOTS)
             _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
@@ -112,7 +118,8 @@ def dq_kernel(
 def dkv_chosen_kernel(
     q, k, v, starts, ids, lists, counts, d_out, lse, delta, sum_k, sum_v, length, total, number, width, slots, heads,
     scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Adds to sum_k, sum_v what keys of blocks receive from later queries that chose the block.
 
@@ -120,8 +127,11 @@ def dkv_chosen_kernel(
     `number` blocks the tiles of queries in which some query chose it; counts [B, H // GROUP, number]: how many.
     """
     parts = tl.cdiv(BLOCK, BN)
-    row = tl.program_id(0) // (number * parts)
-    part = tl.program_id(0) % (number * parts)
+    rest = (number - 1) * parts
+    n = tl.program_id(0) - tl.num_programs(0) // number
+    # Block 0 of all heads first: where it is forced, every later query chose it. Then head after head.
+    row = tl.where(n < 0, tl.program_id(0) // parts, n // tl.maximum(rest, 1))
+    part = tl.where(n < 0, tl.program_id(0) % parts, parts + n % tl.maximum(rest, 1))
     b, h = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
     shared = h // GROUP
     of_keys = b * (heads // GROUP) + shared
@@ -147,7 +157,9 @@ def dkv_chosen_kernel(
         acc_v = tl.zeros((BN, D), tl.float32)
         for i in range(count):
             rows = tl.load(lists + i) * BM + tl.arange(0, BM)
-            visible = chose(ids, rows, rows < length, block, slots)[None, :] & there
+            inside = rows < length
+            chosen = choices(ids, rows, inside, slots, SLOTS)
+            visible = chose(chosen, ids, rows, inside, block, slots, SLOTS)[None, :] & there
             visible = visible & (position[:, None] < begin + rows[None, :])
             acc_k, acc_v = add_queries(
                 acc_k, acc_v, k_tile, v_tile, rows, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
@@ -159,7 +171,8 @@ def dkv_chosen_kernel(
 def _add_unchosen(
     q, k, v, ids, d_out, lse, delta, sum_k, sum_v, position, there, first, last, least, most, row, begin, length, total,
     slots, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Adds to sum_k, sum_v what the keys at `position` [BN] receive from those queries that did not choose them.
 
@@ -182,7 +195,7 @@ def _add_unchosen(
     for r0 in range(first // BM * BM, last, BM):
         rows = r0 + tl.arange(0, BM)
         away = begin + rows[None, :] - position[:, None]
-        seen = in_chosen(ids, rows, rows < length, position, slots, BLOCK, STRIDE)
+        seen = in_chosen(ids, rows, rows < length, position, slots, BLOCK, STRIDE, SLOTS)
         visible = there & (away > least) & (away <= most) & ~tl.trans(seen)
         acc_k, acc_v = add_queries(
             acc_k, acc_v, k_tile, v_tile, rows, q, d_out, lse, delta, q_t, size, length, visible, scale2, D
@@ -194,7 +207,8 @@ def _add_unchosen(
 def dkv_far_kernel(
     q, k, v, dilations, windows, sinks_of, starts, ids, d_out, lse, delta, sum_k, sum_v, length, total, tiles, slots,
     heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Adds to sum_k, sum_v what list entries receive from queries outside their window that did not choose them."""
     row = tl.program_id(0) // tiles
@@ -209,7 +223,7 @@ def dkv_far_kernel(
             q, k, v, ids, d_out, lse, delta, sum_k, sum_v, far_position(n, dilation, sinks), (n < far_end)[:, None],
             tl.maximum(far_position(n0, dilation, sinks) + window + 1 - begin, 0), length, window, begin + length,
             row, begin, length, total, slots, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-            D, BM, BN, BLOCK, STRIDE, GROUP,
+            D, BM, BN, BLOCK, STRIDE, SLOTS, GROUP,
         )  # fmt: skip
 
 
@@ -217,7 +231,8 @@ def dkv_far_kernel(
 def dkv_band_kernel(
     q, k, v, windows, starts, ids, d_out, lse, delta, sum_k, sum_v, length, total, tiles, slots, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Adds to sum_k, sum_v what keys receive from the `window` queries after them that did not choose them."""
     row = tl.program_id(0) // tiles
@@ -231,5 +246,5 @@ def dkv_band_kernel(
         _add_unchosen(
             q, k, v, ids, d_out, lse, delta, sum_k, sum_v, j, (j < total)[:, None], first, last, 0, window,
             row, begin, length, total, slots, heads, scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-            D, BM, BN, BLOCK, STRIDE, GROUP,
+            D, BM, BN, BLOCK, STRIDE, SLOTS, GROUP,
         )  # fmt: skip

@@ -12,27 +12,53 @@ from ratplus.kernels.attention.fused_forward import far_count, far_position, til
 
 
 @triton.jit
-def in_chosen(ids, t_rows, inside, position, slots, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
+def _is_in(found, ids, t_rows, inside, block, slots, s):
+    """`found` [queries, keys], or whether the block of the key is the one in slot s of the query's choices."""
+    at = t_rows.to(tl.int64) * slots + s
+    return found | (tl.load(ids + at, mask=inside & (s < slots), other=-1)[:, None] == block[None, :])
+
+
+@triton.jit
+def in_chosen(ids, t_rows, inside, position, slots, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr):
     """[queries, keys]: whether the key at `position` lies in a block that the query chose.
 
-    ids: pointer to this head's choices [T, slots]; t_rows: rows of the queries, `inside` which of them exist.
+    ids: pointer to this head's choices [T, slots]; t_rows: rows of the queries, `inside` which of them exist. SLOTS: at
+    least `slots`, or 0 for too many of them to unroll: a loop within a loop keeps Triton from loading ahead.
     """
     block = position // (BLOCK * STRIDE)
     found = tl.zeros((t_rows.shape[0], position.shape[0]), tl.int1)
-    for s in range(slots):
-        chosen = tl.load(ids + t_rows.to(tl.int64) * slots + s, mask=inside, other=-1)
-        found = found | (chosen[:, None] == block[None, :])
+    if SLOTS:
+        for s in tl.static_range(SLOTS):
+            found = _is_in(found, ids, t_rows, inside, block, slots, s)
+    else:
+        for s in range(slots):
+            found = _is_in(found, ids, t_rows, inside, block, slots, s)
     if STRIDE > 1:
         found = found & ((position + 1) % STRIDE == 0)[None, :]
     return found
 
 
 @triton.jit
-def chose(ids, t_rows, inside, block, slots):
-    """[queries]: whether each chose that block."""
-    found = tl.zeros((t_rows.shape[0],), tl.int1)
-    for s in range(slots):
-        found = found | (tl.load(ids + t_rows.to(tl.int64) * slots + s, mask=inside, other=-1) == block)
+def choices(ids, t_rows, inside, slots, SLOTS: tl.constexpr):
+    """[queries, SLOTS]: the blocks that each query chose, held in registers for `chose`; 0 SLOTS: nothing."""
+    if SLOTS:
+        slot = tl.arange(0, SLOTS)[None, :]
+        at = t_rows.to(tl.int64)[:, None] * slots + slot
+        held = tl.load(ids + at, mask=inside[:, None] & (slot < slots), other=-1)
+    else:
+        held = t_rows
+    return held
+
+
+@triton.jit
+def chose(chosen, ids, t_rows, inside, block, slots, SLOTS: tl.constexpr):
+    """[queries]: whether each chose that block. chosen: of `choices`."""
+    if SLOTS:
+        found = tl.max((chosen == block).to(tl.int32), axis=1) > 0
+    else:
+        found = tl.zeros((t_rows.shape[0],), tl.int1)
+        for s in range(slots):
+            found = found | (tl.load(ids + t_rows.to(tl.int64) * slots + s, mask=inside, other=-1) == block)
     return found
 
 
@@ -53,7 +79,8 @@ def _attend(acc, m, total, q, k, v, visible, scale2):
 def forward_kernel(
     q, k, v, dilations, windows, sinks_of, starts, ids, lists, counts, out, lse, length, tiles, width, slots, heads,
     scale, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """out [B, T, H, D]; lse [B * H, T] float32, natural logarithm. One program: BM queries of one head.
 
@@ -86,6 +113,7 @@ def forward_kernel(
     total = tl.full((BM,), 1.0, tl.float32)
     acc = tl.load(tile_pointers(v, t, v_t, D), mask=inside[:, None], other=0.0).to(tl.float32)
 
+    chosen = choices(ids, rows, inside, slots, SLOTS)
     parts = tl.cdiv(BLOCK, BN)  # tiles of a block's keys
     for i in range(tl.load(counts + at) * parts):
         block = tl.load(lists + i // parts)
@@ -94,7 +122,11 @@ def forward_kernel(
         there = (member < BLOCK) & (position < last)
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there[:, None], other=0.0)
         v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there[:, None], other=0.0)
-        visible = chose(ids, rows, inside, block, slots)[:, None] & there[None, :] & (position[None, :] < t[:, None])
+        visible = (
+            chose(chosen, ids, rows, inside, block, slots, SLOTS)[:, None]
+            & there[None, :]
+            & (position[None, :] < t[:, None])
+        )
         acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
 
     limit = (t - window)[:, None]
@@ -106,7 +138,7 @@ def forward_kernel(
         k_tile = tl.load(tile_pointers(k, position, k_t, D), mask=there[:, None], other=0.0)
         v_tile = tl.load(tile_pointers(v, position, v_t, D), mask=there[:, None], other=0.0)
         visible = (position[None, :] < limit) & there[None, :]
-        visible = visible & ~in_chosen(ids, rows, inside, position, slots, BLOCK, STRIDE)
+        visible = visible & ~in_chosen(ids, rows, inside, position, slots, BLOCK, STRIDE, SLOTS)
         acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
 
     if window > 0:
@@ -116,7 +148,7 @@ def forward_kernel(
             k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there[:, None], other=0.0)
             v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there[:, None], other=0.0)
             visible = (j[None, :] >= limit) & (j[None, :] < t[:, None]) & there[None, :]
-            visible = visible & ~in_chosen(ids, rows, inside, j, slots, BLOCK, STRIDE)
+            visible = visible & ~in_chosen(ids, rows, inside, j, slots, BLOCK, STRIDE, SLOTS)
             acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2)
 
     size = tl.cast(heads, tl.int64) * D

@@ -10,14 +10,16 @@ import torch
 from helpers import gradients, projections, rope_tables
 
 from ratplus.kernels import block_attention, block_decode_attention
+from ratplus.kernels.blocks import block_metadata
 from ratplus.kernels.blocks.reference import block_attention_reference
+from ratplus.kernels.blocks.selection import score_blocks, select_blocks
 from ratplus.kernels.blocks.settings import Blocks, head_settings
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 from ratplus.kernels.block_decode import fused as block_decode
-from ratplus.kernels.blocks import fused
+from ratplus.kernels.blocks import fused, fused_selection
 
 D_HEAD, BATCH, HEADS = 16, 2, 2
 
@@ -70,6 +72,18 @@ def test_forward_and_its_gradients(name, group):
         torch.testing.assert_close(x.double(), y, atol=2e-5, rtol=2e-5)
 
 
+def test_more_choices_than_registers_hold(monkeypatch):
+    """Then a program reads them for every tile of keys: the same result bit for bit."""
+    inputs = [x.detach().requires_grad_() for x in projections(1, 2, 41, D_HEAD, parts=3)]
+    results = []
+    for held in (fused.HELD_SLOTS, 2):
+        monkeypatch.setattr(fused, "HELD_SLOTS", held)
+        out = block_attention(*inputs, 8, 3, 0, top=3, block=4)
+        results.append([out, *gradients([out], inputs)])
+    for x, y in zip(*results, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_half_precision():
     inputs = [x.detach().requires_grad_() for x in projections(1, 2, 41, D_HEAD, parts=3, dtype=torch.float16)]
     out, ids = block_attention(*inputs, 8, 3, 0, top=3, block=4, return_blocks=True)
@@ -82,6 +96,35 @@ def test_half_precision():
     for x, y in zip(gradients([out], inputs), gradients([expected], exact), strict=True):
         assert x.dtype == torch.float16
         torch.testing.assert_close(x.double(), y, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 20])
+@pytest.mark.parametrize("score", ["mean", "bounds", "random"])
+def test_choices_are_those_of_pytorch(monkeypatch, score, limit):
+    """Ties, infinite scores, fewer rivals than wanted, tops of each head, no slot; few scores at a time and all."""
+    monkeypatch.setitem(fused_selection.SCORES_LIMIT, "cuda", limit * 7 * BATCH * HEADS)
+    start, length, heads = torch.tensor([0, 23]), 9, torch.tensor([5, 2])
+    # Numbers whose sums are exact, in whatever order.
+    q = torch.randint(-1, 2, (BATCH, 2 * HEADS, length, D_HEAD)).float()
+    k = torch.randint(-8, 9, (BATCH, HEADS, 32, D_HEAD)) / 4
+    k[:, :, 4:8] = k[:, :, 8:12]
+    k[0, 0, 12:16, 3] = float("inf")
+    for first, tops in ((True, [4, 0]), (False, [1, 3]), (True, [7, 6])):
+        blocks = Blocks(4, score, first, seed=9)
+        top, slots = torch.tensor(tops, dtype=torch.int32), max(tops)
+        metadata = block_metadata(k, 4, score)
+        expected = select_blocks(q, metadata, start, top, blocks, slots, heads)
+        if score != "random":  # infinity times 0 is no number, which neither ranks alike
+            scores = score_blocks(q, metadata, start[:, None], blocks, heads)
+            known = ~scores.isnan().any(dim=3)
+            assert known.float().mean() > 0.5
+        else:
+            known = torch.ones(BATCH, HEADS, length, dtype=torch.bool)
+        found = fused_selection.select(q, metadata, start, top, blocks, slots, heads, 32)
+        assert torch.equal(found[known], expected[known])
+        one = fused_selection.select(q[:, :, 4:5], metadata, start + 4, top, blocks, slots, heads, 28)
+        assert torch.equal(one[known[:, :, 4:5]], expected[:, :, 4:5][known[:, :, 4:5]])
+    assert fused_selection.select(q, metadata, start, top * 0, blocks, 0, heads, 32).shape == (BATCH, HEADS, length, 0)
 
 
 @pytest.mark.parametrize("limit", [1, 1 << 20])

@@ -15,7 +15,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from ratplus.kernels.attention import fused as attention
 from ratplus.kernels.bench import gpu, variants
-from ratplus.kernels.bench.cases import DENSE, Plan, Shapes
+from ratplus.kernels.bench.block_variants import block_entries, block_groups
+from ratplus.kernels.bench.cases import DENSE, Plan, Selection, Shapes
 from ratplus.kernels.bench.goals import GOALS, Goal, concerns_goals
 from ratplus.kernels.scan import fused as scan
 
@@ -68,6 +69,56 @@ def test_variants_take_turns_and_the_fastest_stays(few_groups, tmp_path, capsys)
     assert all(len(line) < 120 for line in lines)
 
 
+def test_attention_to_selected_blocks_at_a_small_size(tmp_path, capsys):
+    """Every kind of row, the parts of the forward pass's time, and how many blocks a tile of queries reads."""
+    small = replace(
+        SHAPES, block_shapes=((1, 40),), block_backward_lengths=(40,), block_decode_shapes=((2, 40),),
+        selections=(Selection((4, 0, 0), 3, 4, "mean"), Selection((None, 0, 0), 3, 4, "bounds")),
+    )  # fmt: skip
+    gpu.main([str(tmp_path), "--phases", "blocks"], small)
+    saved = json.loads((tmp_path / "blocks.json").read_text())
+    equal = {"forward": "dilated, equal reads (D2)", "backward": "dilated, equal reads (D2)"}
+    for part, name in equal.items():
+        names = {row["candidate"] for row in saved["rows"] if row["op"] == f"blocks {part}"}
+        assert names == {"ours", "ours, apart", name, DENSE}, (part, names)
+    names = {row["candidate"] for row in saved["rows"] if row["op"] == "blocks decode"}
+    assert names == {"ours", f"{DENSE}, one query", "dilated, equal reads (D3)"}
+    assert saved["skipped"] == []
+    alike, apart = saved["splits"]
+    assert (alike["queries"], apart["queries"]) == ("alike", "apart")
+    for found in (alike, apart):
+        assert min(found[f"{part}_ms"] for part in ("selection", "lists", "kernel")) > 0
+        assert 1 < found["blocks_a_query"] <= 3
+    assert alike["blocks_a_tile"] < apart["blocks_a_tile"] <= 10
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("blocks forward, its parts B1 T40 d32") for line in lines) == 2
+    assert all(len(line) < 170 for line in lines)
+
+    gpu.main([str(tmp_path), "--phases", "blocks", "--seconds", "0"], small)
+    assert "left out for want of time: 2 plans" in capsys.readouterr().out
+
+
+def test_variants_of_attention_to_selected_blocks(monkeypatch, tmp_path, capsys):
+    """What ships is among what is tried; a group of each entry runs at a small size."""
+    for entry in block_entries(128).values():
+        assert entry.table[entry.key] in entry.values, entry.kernel
+    kept = {}
+    for group in block_groups(replace(SHAPES, tokens=640), small=True):
+        kept.setdefault(group.entry.kernel, replace(group, entry=replace(group.entry, values=group.entry.values[:1])))
+    assert set(kept) == set(block_entries(128))
+    del kept["blocks dq"]  # runs what the next one runs
+    before = {name: dict(group.entry.table) for name, group in kept.items()}
+    monkeypatch.setattr(gpu, "block_groups", lambda shapes: list(kept.values()))
+    try:
+        gpu.main([str(tmp_path), "--phases", "block_variants"], SHAPES)
+    finally:
+        for name, group in kept.items():
+            group.entry.table.update(before[name])
+    rows = json.loads((tmp_path / "block_variants.json").read_text())["rows"]
+    assert [(row["kernel"], row["failure"]) for row in rows] == [(name, None) for name in kept]
+    assert all(len(line) < 120 for line in capsys.readouterr().out.splitlines())
+
+
 def test_a_variant_that_fails_is_named_and_the_others_are_measured(monkeypatch, tmp_path, capsys):
     table = {"here": None}
     entry = variants.Entry("planted", table, "here", (scan.Walk(1, 1, 1), scan.Walk(2, 1, 1)))
@@ -115,7 +166,9 @@ def test_goals_table_and_peers_at_a_small_size(monkeypatch, tmp_path, capsys):
 
 
 def test_wrong_words(tmp_path):
-    with pytest.raises(ValueError, match="--phases: got fast; allowed: variants, goals, table, peers"):
+    with pytest.raises(
+        ValueError, match="--phases: got fast; allowed: variants, goals, table, peers, block_variants, blocks"
+    ):
         gpu.main([str(tmp_path), "--phases", "fast"], SHAPES)
     with pytest.raises(ValueError, match="invalid float value: 'x'"):
         gpu.main([str(tmp_path), "--seconds", "x"], SHAPES)
