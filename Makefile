@@ -143,6 +143,8 @@ gpu-check:
 # left out is named. Everything goes into one archive, beside which the terminal shows a row a line.
 GPU_PHASES ?= variants,goals,table
 GPU_KERNEL_SECONDS ?= 180
+# Of the variants: only kernels whose name begins so, such as decode.
+GPU_ONLY ?=
 GPU_MODELS ?= ratplus-24x2048x128 attention-24x2048x128
 GPU_MODEL_OPTIONS ?= --context 4096,32768 --batch 1 --prefill-tokens 65536 --repeats 5 --budget 0.5
 GPU_MODEL_SECONDS ?= 60
@@ -152,7 +154,7 @@ gpu-bench:
 	@$(GPU_SITE) && results="$$site/results" && mkdir "$$results" && failed=""; \
 	step() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
 	step kernels timeout $$(($(GPU_KERNEL_SECONDS) + 60)) $(PYTHON) -m ratplus.kernels.bench.gpu "$$results" \
-		--phases $(GPU_PHASES) --seconds $(GPU_KERNEL_SECONDS); \
+		--phases $(GPU_PHASES) --seconds $(GPU_KERNEL_SECONDS) --only "$(GPU_ONLY)"; \
 	if [ $(GPU_MODEL_SECONDS) -gt 0 ]; then step models timeout $$(($(GPU_MODEL_SECONDS) + 60)) \
 		$(PYTHON) -m ratplus.bench.models "$$results/model.json" $(GPU_MODELS) $(GPU_MODEL_OPTIONS) \
 		--seconds $(GPU_MODEL_SECONDS); fi; \

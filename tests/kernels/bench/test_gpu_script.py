@@ -138,6 +138,9 @@ def test_a_variant_that_fails_is_named_and_the_others_are_measured(monkeypatch, 
     failures = [row["failure"] is None for row in json.loads((tmp_path / "variants.json").read_text())["rows"]]
     assert failures == [False, True, False, False]
 
+    gpu.main([str(tmp_path), "--phases", "variants", "--only", "pla"], SHAPES)
+    assert {row["kernel"] for row in json.loads((tmp_path / "variants.json").read_text())["rows"]} == {"planted"}
+
 
 def test_goals_table_and_peers_at_a_small_size(monkeypatch, tmp_path, capsys):
     """A row a line; what is left out for want of time is named; the goals' verdicts come last."""
