@@ -110,8 +110,9 @@ def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[st
     }
     for kind in ("forward", "forward, long list"):
         yield f"attention {kind}", attention_forward.forward_kernel, sizes[kind]
-    yield "attention dQ", attention_backward.dq_kernel, sizes["dq"] | {"OWN": False}
-    yield "attention dQ, and own dK, dV", attention_backward.dq_kernel, sizes["dq"] | {"OWN": True}
+    dq = sizes["dq"] | {"BOXES": attention.tiles("dq", d_head, dtype, group).boxes}
+    yield "attention dQ", attention_backward.dq_kernel, dq | {"OWN": False}
+    yield "attention dQ, and own dK, dV", attention_backward.dq_kernel, dq | {"OWN": True}
     dkv = sizes["dkv"] | {"BOXES": attention.tiles("dkv", d_head, dtype, group).boxes}
     yield "attention dKV, band", attention_backward.dkv_band_kernel, dkv
     far = attention_backward.dkv_far_kernel

@@ -1,6 +1,13 @@
-"""Tiles of queries for the tensor memory accelerator (TMA): what the kernels of dK and dV read through descriptors."""
+"""Tiles that the backward kernels read through descriptors, by the tensor memory accelerator (TMA).
+
+Of queries for dK and dV: descriptors that the host makes. Of the far list for dQ: those that each program makes, since
+the dilation is known on the device alone.
+"""
+
+from contextvars import copy_context
 
 import torch
+import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -29,6 +36,28 @@ def query_boxes(
     tiles = [TensorDescriptor(x, list(x.shape), s, [1, 1, queries, d_head]) for x, s in zip((q, d_out), strides)]
     rows = [TensorDescriptor(x, [batch * heads, length], [length, 1], [1, queries]) for x in (lse, delta)]
     return (*tiles, *rows)
+
+
+def lists_have_boxes(k: Tensor, v: Tensor) -> bool:
+    """Whether far lists of k, v [B, H, T, d] can be read through descriptors."""
+    taken = k.numel() > 0 and all(_strides(x) is not None and x.data_ptr() % ALIGNMENT == 0 for x in (k, v))
+    return taken and _has_tma(k.device)
+
+
+def launch_with_memory(launch, device: torch.device, *arguments, **constants) -> None:
+    """launch(...) of a kernel that makes descriptors, with memory for these.
+
+    Where Triton gets memory from is a variable of the context; one of its own leaves the caller's as it was.
+    """
+
+    def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+        return torch.empty(size, dtype=torch.int8, device=device)
+
+    def run() -> None:
+        triton.set_allocator(allocate)
+        launch(*arguments, **constants)
+
+    copy_context().run(run)
 
 
 def _strides(x: Tensor) -> list[int] | None:

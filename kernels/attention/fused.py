@@ -7,11 +7,12 @@ save nothing. No atomics: results are bitwise repeatable.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ratplus.kernels.attention.boxes import NONE, query_boxes
+from ratplus.kernels.attention.boxes import NONE, launch_with_memory, lists_have_boxes, query_boxes
 from ratplus.kernels.attention.fused_backward import (
     dkv_band_kernel,
     dkv_combine_kernel,
@@ -26,8 +27,8 @@ from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stri
 class Tiles:
     """Queries and keys a tile, and the launch options.
 
-    boxes: the kernels of dK and dV read tiles of queries through descriptors (TMA). Where `query_boxes` finds that they
-        can't, they take WITHOUT_BOXES.
+    boxes: the kernels of dK and dV read tiles of queries, that of dQ whole tiles of the far list, through descriptors
+        (TMA). Where tensors or device don't allow that, they take WITHOUT_BOXES.
     """
 
     BM: int
@@ -60,7 +61,7 @@ TILES = {
     ("dkv", 128): Tiles(32, 64, 4, 3),
 }
 # Instead of an entry that reads boxes, where the tensors or the device don't allow it.
-WITHOUT_BOXES = Tiles(32, 64, 4, 3)
+WITHOUT_BOXES = {"dq": Tiles(128, 64, 8, 2), "dkv": Tiles(32, 64, 4, 3)}
 # Of those, where query heads share keys: dK and dV are written in float32, and the tiles above would spill 260 to 310
 # bytes a thread. Not measured.
 GROUPED_TILES = {("dq", 128): Tiles(64, 64, 8, 2), ("dkv", 128): Tiles(32, 64, 8, 3)}
@@ -170,9 +171,14 @@ def query_gradients(
     dq, dk, dv = (q.new_empty(batch, length, heads, d_head, dtype=dtype) for dtype in (q.dtype, parts, parts))
     delta = torch.empty_like(lse)
     size = tiles("dq", d_head, q.dtype, group)
-    dq_kernel[(-(-length // size.BM) * batch * heads,)](
+    if size.boxes and not lists_have_boxes(k, v):
+        size = WITHOUT_BOXES["dq"]
+    launch = dq_kernel[(-(-length // size.BM) * batch * heads,)]
+    if size.boxes:
+        launch = partial(launch_with_memory, launch, q.device)
+    launch(
         q, k, v, dilation, window, sinks, out, d_out, lse, delta, dq, dk, dv, length, heads, d_head**-0.5,
-        *_strides(q, k, v), OWN=own, **size.constants(d_head, group),
+        *_strides(q, k, v), OWN=own, BOXES=size.boxes, **size.constants(d_head, group),
     )  # fmt: skip
     return dq, delta, dk, dv
 
@@ -189,7 +195,7 @@ def key_gradients(
     size = tiles("dkv", d_head, q.dtype, group)
     boxes = query_boxes(q, d_out, lse, delta, size.BM) if size.boxes else NONE
     if size.boxes and boxes is NONE:
-        size = WITHOUT_BOXES
+        size = WITHOUT_BOXES["dkv"]
     constants = {"BOXES": size.boxes, **size.constants(d_head, group)}
     if widest_window > 0:
         dkv_band_kernel[(-(-length // size.BN) * rows,)](

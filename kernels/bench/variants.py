@@ -62,7 +62,8 @@ def entries(d_head: int) -> dict[str, Entry]:
         ),
         Entry(
             "attention dq", attention.TILES, attention.table_key("dq", d_head),
-            (tiles(128, 64, 8, 2), tiles(128, 64, 8, 3), tiles(64, 64, 4, 2), tiles(64, 32, 4, 3)),
+            (tiles(128, 64, 8, 2), tiles(64, 64, 4, 2), tiles(128, 64, 8, 2, boxes=True),
+             tiles(64, 64, 4, 2, boxes=True), tiles(128, 128, 8, 2, boxes=True)),
         ),
         Entry(
             "attention dkv", attention.TILES, attention.table_key("dkv", d_head),

@@ -256,7 +256,7 @@ def _with_boxes(monkeypatch, **sizes):
     """dK and dV read tiles of queries through descriptors; the descriptors that a call made."""
     made, original = [], attention.query_boxes
     monkeypatch.setattr(attention, "tiles", lambda *_: attention.Tiles(**sizes, num_warps=1, num_stages=1, boxes=True))
-    monkeypatch.setattr(attention, "WITHOUT_BOXES", attention.Tiles(32, 16, 1, 1))
+    monkeypatch.setattr(attention, "WITHOUT_BOXES", dict.fromkeys(("dq", "dkv"), attention.Tiles(32, 16, 1, 1)))
     monkeypatch.setattr(attention, "query_boxes", lambda *a: made.append(original(*a)) or made[-1])
     return made
 

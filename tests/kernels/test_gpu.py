@@ -123,8 +123,9 @@ def test_attention_in_bf16(monkeypatch, record_property, pattern, d_head, group)
     _no_worse_than_eager(monkeypatch, record_property, run, exact)
 
 
-def test_gradients_of_tiles_that_descriptors_read(record_property, monkeypatch):
-    """Variants of dK and dV through descriptors: as accurate as without, the same bits again, and in a CUDA graph."""
+@pytest.mark.parametrize("kernel", ["attention dq", "attention dkv"])
+def test_gradients_of_tiles_that_descriptors_read(record_property, monkeypatch, kernel):
+    """Variants of dQ, or of dK and dV: as accurate as without, the same bits again, and in a CUDA graph."""
     from ratplus.kernels.attention import fused as attention
     from ratplus.kernels.bench.variants import entries
 
@@ -144,7 +145,7 @@ def test_gradients_of_tiles_that_descriptors_read(record_property, monkeypatch):
     def errors(found):
         return [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, truth, strict=True)]
 
-    entry = entries(d_head)["attention dkv"]
+    entry = entries(d_head)[kernel]
     shipped = errors(gradients(1))
     tried = [value for value in entry.values if value.boxes]
     assert tried
