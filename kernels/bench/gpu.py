@@ -240,7 +240,7 @@ def _blocks(shapes: Shapes, ceilings: Ceilings, target: Path, deadline: float | 
             _say(split_line(splits[-1]))
         except Exception as error:  # told, and the others go on
             _say(f"the parts of B{batch} T{length} {selection.label}: {reason(error)}")
-        _saver(target)({**result, "benchmark": "blocks", "splits": splits})
+        _saver(target)({**result, "splits": splits})
 
 
 # ---- goals, table --------------------------------------------------------------------------------------------------
