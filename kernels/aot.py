@@ -109,7 +109,8 @@ def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[st
         for kind in ("forward", "forward, long list", "dq", "dkv")
     }
     for kind in ("forward", "forward, long list"):
-        yield f"attention {kind}", attention_forward.forward_kernel, sizes[kind]
+        far = {"FAR": attention.tiles(kind, d_head, dtype, group).far}
+        yield f"attention {kind}", attention_forward.forward_kernel, sizes[kind] | far
     dq = sizes["dq"] | {"BOXES": attention.tiles("dq", d_head, dtype, group).boxes}
     yield "attention dQ", attention_backward.dq_kernel, dq | {"OWN": False}
     yield "attention dQ, and own dK, dV", attention_backward.dq_kernel, dq | {"OWN": True}

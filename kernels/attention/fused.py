@@ -29,6 +29,8 @@ class Tiles:
 
     boxes: the kernels of dK and dV read tiles of queries, that of dQ whole tiles of the far list, through descriptors
         (TMA). Where tensors or device don't allow that, they take WITHOUT_BOXES.
+    far: how the forward kernel reads the far list's tiles that need no mask. "pointers": an address for each row;
+        "descriptors": by TMA, which takes the list as a matrix; "ahead": so, and with scores computed one tile ahead.
     """
 
     BM: int
@@ -36,6 +38,7 @@ class Tiles:
     num_warps: int
     num_stages: int
     boxes: bool = False
+    far: str = "pointers"
 
     def constants(self, d_head: int, group: int) -> dict:
         """What a kernel is compiled for; group: query heads that share one head of keys."""
@@ -111,11 +114,20 @@ def forward(
     lse = q.new_empty(batch, heads, length, dtype=torch.float32)
     size = tiles(forward_kind(longest_far), d_head, q.dtype, heads // k.shape[1])
     grid = (-(-length // size.BM) * batch * heads,)
-    forward_kernel[grid](
+    far = _far_access(size.far, k, v)
+    launch = forward_kernel[grid]
+    if far != "pointers":
+        launch = partial(launch_with_memory, launch, q.device)
+    launch(
         q, k, v, dilation, window, sinks, out, lse, length, heads, d_head**-0.5,
-        *_strides(q, k, v), **size.constants(d_head, heads // k.shape[1]),
+        *_strides(q, k, v), FAR=far, **size.constants(d_head, heads // k.shape[1]),
     )  # fmt: skip
     return out.transpose(1, 2), lse
+
+
+def _far_access(far: str, k: Tensor, v: Tensor) -> str:
+    """`far`, or pointers where tensors or device don't allow descriptors."""
+    return far if far == "pointers" or lists_have_boxes(k, v) else "pointers"
 
 
 @on_its_device

@@ -44,9 +44,16 @@ class Entry:
 def entries(d_head: int) -> dict[str, Entry]:
     """What is tried. Left out: what spills, or takes a minute to compile (`aot.py` shows both without a GPU)."""
     walk, tiles, step = scan.Walk, attention.Tiles, decode.Walk
-    forward_tiles = (
-        tiles(64, 64, 4, 2), tiles(64, 64, 4, 3), tiles(64, 32, 4, 3), tiles(128, 64, 8, 3), tiles(128, 64, 8, 4),
-    )  # fmt: skip
+    small = ((64, 32, 4, 3), (64, 64, 4, 3))
+    # ptxas needs more than twice as long for the tiles of 128 keys, and 64 queries with as many keys would spill.
+    large = ((64, 64, 4, 3), (128, 64, 8, 4))
+    forward_tiles = {
+        "forward": tuple(tiles(*size, far=far) for size in small for far in ("pointers", "descriptors", "ahead")),
+        "forward, long list": (
+            *(tiles(*size, far=far) for size in large for far in ("pointers", "descriptors", "ahead")),
+            tiles(128, 128, 8, 2, far="descriptors"),
+        ),
+    }
     listed = (
         Entry(
             "scan forward", scan.WALKS, "forward",
@@ -57,8 +64,8 @@ def entries(d_head: int) -> dict[str, Entry]:
             (walk(2, 3, 256), walk(2, 3, 512), walk(2, 3, 1024), walk(2, 2, 512), walk(2, 1, 1024)),
         ),
         *(
-            Entry(f"attention {kind}", attention.TILES, attention.table_key(kind, d_head), forward_tiles)
-            for kind in ("forward", "forward, long list")
+            Entry(f"attention {kind}", attention.TILES, attention.table_key(kind, d_head), values)
+            for kind, values in forward_tiles.items()
         ),
         Entry(
             "attention dq", attention.TILES, attention.table_key("dq", d_head),

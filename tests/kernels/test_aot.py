@@ -190,3 +190,35 @@ def test_everything_that_ships(version, dtype):
     rows = run(version, code)
     assert len(rows) == (4 if dtype == "float32" else 5) * 41 + 2
     check(rows, version)
+
+
+# Of the kernel whose scores run ahead: how many products start a group that others wait for. ptxas lets none overlap,
+# and says so nowhere but in its log, if code that it may not move stands between a product and the wait for it.
+OVERLAP = """
+import re, subprocess, tempfile
+from triton import knobs
+from ratplus.kernels.attention import fused, fused_forward
+result = []
+for size in ((64, 32, 4, 3), (64, 64, 4, 3), (128, 64, 8, 4)):
+    for d_head in (64, 128):
+        for far in ("descriptors", "ahead"):
+            constants = fused.Tiles(*size, far=far).constants(d_head, 1) | {"FAR": far}
+            code = aot.compiled(fused_forward.forward_kernel, constants)
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(code.asm["cubin"])
+                file.flush()
+                command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
+                text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            row = {"kernel": f"attention forward, {far}", "d_head": d_head, "dtype": "bfloat16", **aot.measure(code)}
+            counts = {"products": text.count("HGMMA."), "groups": text.count("WARPGROUP.ARRIVE")}
+            result.append(row | counts)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["pinned", "oldest"])
+def test_far_list_by_descriptors(version):
+    rows = run(version, OVERLAP)
+    check(rows, version)
+    assert len(rows) == 12
+    assert [row for row in rows if row["groups"] * 2 >= row["products"]] == []

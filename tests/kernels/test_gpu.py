@@ -166,6 +166,41 @@ def test_gradients_of_tiles_that_descriptors_read(record_property, monkeypatch, 
         assert all(torch.equal(x, y) for x, y in zip(captured, gradients(1), strict=True)), value
 
 
+@pytest.mark.parametrize(
+    ("far", "size"), [("descriptors", (64, 64, 4, 3)), ("ahead", (64, 64, 4, 3)), ("ahead", (128, 64, 8, 4))]
+)
+def test_far_list_by_descriptors(monkeypatch, far, size):
+    """Each way to read the far list, against the way by pointers: eager, in a graph, of views that TMA can't read."""
+    from ratplus.kernels.attention import fused as attention
+
+    columns, d_head = ([1, 16, -1, 3], [0, 256, 300, 0], [0, 4, 4, 130]), 128
+    columns = [torch.tensor(x, dtype=torch.int32, device="cuda") for x in columns]
+
+    def forward(far, q, k, v):
+        chosen = attention.Tiles(*size, far=far) if far != "pointers" else attention.Tiles(64, 64, 4, 3)
+        monkeypatch.setattr(attention, "tiles", lambda *_: chosen)
+        return attention.forward(q, k, v, *columns, q.shape[2])
+
+    for length in (1, 63, 1500, 5003):
+        q = _views(2, 8, length, d_head, 1)[0]
+        k, v = _views(2, 4, length, d_head, 2)
+        expected, actual = forward("pointers", q, k, v), forward(far, q, k, v)
+        torch.testing.assert_close(actual[0].float(), expected[0].float(), atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(actual[1], expected[1], atol=1e-4, rtol=1e-4)
+        for _ in range(20):
+            assert all(map(torch.equal, forward(far, q, k, v), actual))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward(far, q, k, v)
+    for _ in range(2):
+        captured[0].zero_()
+        graph.replay()
+        assert all(map(torch.equal, captured, actual))
+    if size == (64, 64, 4, 3):  # rows of an odd number of elements, by pointers whatever is asked for
+        odd = [torch.randn(1, heads, 700, d_head + 1, device="cuda").to(BF16)[..., :d_head] for heads in (8, 4, 4)]
+        assert all(map(torch.equal, forward(far, *odd), forward("pointers", *odd)))
+
+
 @pytest.mark.parametrize("d_head", [32, 64, 128])
 def test_attention_in_float32(record_property, d_head):
     """Products of float32 are not rounded to tf32."""

@@ -1,0 +1,46 @@
+"""The forward kernel's ways to read the far list without addresses, in Triton's interpreter, against the definition."""
+
+import os
+
+import pytest
+import torch
+from helpers import projections
+
+from ratplus.kernels.attention.patterns import head_patterns
+from ratplus.kernels.attention.reference import dilated_attention_reference
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+
+from ratplus.kernels.attention import fused as attention
+
+
+def _check_forward(monkeypatch, far, q, k, v, columns):
+    """The forward kernel alone; returns how it read the far list."""
+    asked, choose = [], attention._far_access
+    monkeypatch.setattr(attention, "tiles", lambda *_: attention.Tiles(32, 16, 1, 1, far=far))
+    monkeypatch.setattr(attention, "_far_access", lambda *a: asked.append(choose(*a)) or asked[-1])
+    columns = [torch.tensor(x, dtype=torch.int32) for x in columns]
+    expected = dilated_attention_reference(*(x.double() for x in (q, k, v)), head_patterns(*columns, k.shape[1]))
+    limit = {torch.float32: 2e-5, torch.float16: 6e-3}[q.dtype]
+    for x, y in zip(attention.forward(q, k, v, *columns, q.shape[2]), expected, strict=True):
+        torch.testing.assert_close(x.double(), y.double(), atol=limit, rtol=limit)
+    return asked
+
+
+@pytest.mark.parametrize("far", ["descriptors", "ahead"])
+def test_attention_by_descriptors_of_the_far_list(monkeypatch, far):
+    """Far lists of no, one, two and many whole tiles, behind sinks and windows, with keys that are shared."""
+    columns = [1, 3, 1, -1, 2], [0, 5, 90, 33, 0], [0, 4, 17, 40, 33]
+    for length, group, dtype in ((1, 1, torch.float32), (107, 2, torch.float32), (64, 1, torch.float16)):
+        q, k, v = projections(1, 5 * group, length, 16, parts=3, dtype=dtype)
+        assert _check_forward(monkeypatch, far, q, k[:, ::group], v[:, ::group], columns) == [far]
+
+
+@pytest.mark.parametrize(("row", "at", "described"), [(52, 0, True), (52, 4, True), (52, 1, False), (51, 0, False)])
+def test_descriptors_are_made_only_of_rows_that_they_can_read(monkeypatch, row, at, described):
+    """Their rows start at multiples of 16 bytes, 4 elements here; other views are read through pointers."""
+    z = torch.randn(1, 2, 40, row)
+    q, k, v = (z[..., n * 16 + at :][..., :16] for n in (0, 1, 2 if row - at >= 48 else 1))
+    far = _check_forward(monkeypatch, "ahead", q, k, v, ([1, 1], [0, 0], [0, 0]))
+    assert far == ["ahead" if described else "pointers"]
