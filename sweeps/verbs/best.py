@@ -70,12 +70,12 @@ def bounds(words: list[str], option: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for word in words:
-        name, sign, text = word.rpartition("=")
+        name, _, text = word.rpartition("=")
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (name and sign) or not math.isfinite(value):
+        if not name or not math.isfinite(value):
             raise UsageError(f"{option}: got {word!r}; write a column and a number, such as {option} kv_ratio=0.1")
         if name in found:
             raise UsageError(f"{option}: {name} is given twice")

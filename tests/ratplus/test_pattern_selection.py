@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratplus import Pattern, PatternMap
+from ratplus.config.pattern import PatternSection
 from ratplus.pattern.fields import MOST, OVER, PHASES, POOLS, SCORES
 from ratplus.pattern.selection import chosen_blocks, random_scores
 
@@ -239,6 +240,20 @@ def test_entries_held():
 
 
 # ---- what is given ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_given_is_as_documented():
+    """In Python and in a config alike: another default would give other results under the same words."""
+    block = {"block": 64, "score": "mean", "first": True, "phase": "both", "over": "all", "seed": 0}
+    snap = {"observe": 64, "kernel": 5, "pool": "avg"}
+    for pattern in (Pattern(), Pattern(top=2), Pattern(snap=128)):
+        assert {name: getattr(pattern, name) for name in block | snap} == block | snap
+    section = PatternSection()
+    config = block | snap | {"blocks_of": block["over"], "over": "layers"}
+    assert {name: getattr(section, name) for name in config} == config
+    for keys, made in ((PatternSection(dilation=None, top=2), Pattern(top=2)),
+                        (PatternSection(dilation=None, snap=128), Pattern(snap=128))):  # fmt: skip
+        assert keys.build(1, 1) == PatternMap.uniform(made, 1, 1)
 
 
 def test_tensors_are_taken():

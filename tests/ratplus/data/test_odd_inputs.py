@@ -72,9 +72,12 @@ def test_long_rows_of_parquet_are_read_a_few_at_once(tmp_path):
 
     given = [f"{n} " * 600_000 for n in range(10, 30)]
     (tmp_path / "in").mkdir()
-    parquet.write_table(arrow.table({"text": given}), tmp_path / "in" / "a.parquet", use_dictionary=False)
-    file = parquet.ParquetFile(tmp_path / "in" / "a.parquet")
-    assert documents._rows_at_once(file.metadata.row_group(0), "text") < 8
+    table = arrow.table({"id": list(range(20)), "text": given, "of": [{"url": "u"}] * 20})
+    parquet.write_table(table, tmp_path / "in" / "a.parquet", use_dictionary=False)
+    group = parquet.ParquetFile(tmp_path / "in" / "a.parquet").metadata.row_group(0)
+    assert documents._rows_at_once(group, "text") < 8
+    # It is the column's own size that counts, and a nested one has none of its own.
+    assert documents._rows_at_once(group, "id") == documents._rows_at_once(group, "of") == 4096
     assert read(tmp_path / "in") == given
     with pytest.raises(CorpusError, match="row 0: a text longer than data.longest_mib=1 MiB"):
         read(tmp_path / "in", longest=1 << 20)
@@ -117,6 +120,16 @@ def test_a_large_dictionary_of_parquet_is_refused_before_it_is_unpacked(tmp_path
     with pytest.raises(CorpusError, match=r"a dictionary of 10,000,004 bytes; at most 4 times data.longest_mib=1 MiB"):
         read(tmp_path / "in", longest=1 << 20)
     assert read(tmp_path / "in", longest=16 << 20) == ["word " * 2_000_000] * 3
+
+
+def test_the_dictionary_of_another_column_is_no_matter(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "in").mkdir()
+    table = arrow.table({"page": arrow.array(["word " * 2_000_000] * 3).dictionary_encode(), "text": ["a", "b", "c"]})
+    parquet.write_table(table, tmp_path / "in" / "a.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
+    assert read(tmp_path / "in", longest=1 << 20) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("head", [b"", b"\x15", b"\x15\xff\xff", b"\x15\x04\x25\x10", b"\x15\x04\x15"])
@@ -201,6 +214,24 @@ def test_one_text_file_says_which_key_splits_it(tmp_path):
     with pytest.raises(CorpusError, match=r"no document fell into .* data.separator=LINE"):
         prepare(section(tmp_path / "book.txt"))
     assert prepare(section(tmp_path / "book.txt", separator="")).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("files", "keys", "hint"),
+    [
+        ({"a.txt": "one"}, {}, True),
+        ({"a.txt": "one"}, {"separator": "---"}, False),  # it is given, and yet there is one document
+        ({"a.jsonl": '{"text": "one"}\n'}, {}, False),  # a line each says where documents end
+        ({"a.txt": "one", "b.jsonl": '{"text": "one"}\n'}, {}, False),
+    ],
+)
+def test_the_key_that_splits_text_is_named_where_it_would_help(tmp_path, files, keys, hint):
+    (tmp_path / "in").mkdir()
+    for name, content in files.items():
+        (tmp_path / "in" / name).write_text(content)
+    with pytest.raises(CorpusError, match="no document fell into") as caught:
+        prepare(section(tmp_path / "in", **keys))
+    assert ("data.separator=LINE" in str(caught.value)) is hint
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])

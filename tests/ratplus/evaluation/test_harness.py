@@ -326,6 +326,33 @@ def test_names_in_task_files():
     assert _names("tag: [one, two]\n", "tag") == ["one", "two"]
 
 
+def test_groups_and_tags_are_names_too(tmp_path, monkeypatch):
+    """Tasks lie in files of their own; a group's or tag's members may lie anywhere."""
+    from ratplus.evaluation import harness
+
+    place = tmp_path / "tasks"
+    place.mkdir()
+    (place / "a.yaml").write_text("task: one\ntag:\n  - easy\n  - one\n")
+    (place / "b.yaml").write_text("group: both\ntask:\n  - one\n  - two_of_a_group\n")
+    (place / "c.yaml").write_text("group: one\ntask: [two]\n")
+    (place / "d.yaml").write_text("task: two\n")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(harness, "find_spec", lambda name: spec)
+    harness._shipped.cache_clear()
+    try:
+        assert harness._shipped() == {
+            "one": place / "a.yaml", "easy": None, "both": None, "two": place / "d.yaml",
+        }  # fmt: skip
+        harness.check_tasks(["one", "easy", "both", {"task": "two", "num_fewshot": 1}])
+        monkeypatch.setattr(harness, "version", lambda name: "0.4.13")
+        with pytest.raises(
+            harness.TaskError, match=r"eval.tasks: bot: lm-eval 0.4.13 has no such task; did you mean both"
+        ):
+            harness.check_tasks(["bot"])
+    finally:
+        harness._shipped.cache_clear()
+
+
 @pytest.fixture
 def fixtures(tmp_path):
     """Local data for genuine prompts: {name: the overrides that make lm-eval's own task read it}."""

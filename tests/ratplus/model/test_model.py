@@ -180,6 +180,13 @@ def test_patterns_must_fit_the_model():
         model(torch.zeros(1, 65, dtype=torch.int64))
 
 
+def test_a_cache_is_no_longer_than_the_model():
+    model = make()
+    assert model.new_cache(1, None, 64).max_len == 64
+    with pytest.raises(ValueError, match="sequence of 65 tokens is longer than the model's max_len=64"):
+        model.new_cache(1, None, 65)
+
+
 def test_tokens_outside_the_vocabulary():
     model = make()
     for bad, shown in ((VOCAB, VOCAB), (-1, -1)):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ratplus
+from ratplus.records import record
 from ratplus.records.atomic import remove_temporaries, write_atomically
 from ratplus.records.record import RecordError, canonical_json, provenance, read_record, stage_id, write_record
 
@@ -129,6 +130,22 @@ def test_concurrent_writers_never_mix(tmp_path):
     while any(thread.is_alive() for thread in threads):
         assert not path.exists() or path.read_text() in texts
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_checkout_around_an_installed_copy_is_not_ours(tmp_path, monkeypatch):
+    """A project whose environment lies inside its git checkout: its commit says nothing of this code."""
+
+    def git(*words):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+
+    copy = tmp_path / "env" / "ratplus" / "records" / "record.py"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("")
+    monkeypatch.setattr(record, "__file__", str(copy))
+    git("init", "-q")
+    assert record._checkout() is None
+    git("add", "-A")
+    assert record._checkout() == tmp_path.resolve()
 
 
 def test_provenance_says_what_ran():

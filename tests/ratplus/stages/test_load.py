@@ -15,7 +15,9 @@ from ratplus.checkpoint.hub import export_hf
 from ratplus.data.tokenizer import ByteTokenizer, load_tokenizer
 from ratplus.records.find_stage import NoSuchStage
 from ratplus.records.manifest import read_manifest
+from ratplus.records.record import read_record
 from ratplus.sweeps import cli
+from ratplus.sweeps.views.sweep_summary import summary
 
 WORDS = [
     "sweep", "model=ratplus_nano", "data=text", "data.path=text.txt", "data.recall.fraction=0", "logger=none",
@@ -54,6 +56,22 @@ def swept(tmp_path_factory):
 
 def text_of(loaded) -> list[int]:
     return loaded.model.generate([loaded.tokenizer.encode("Line")], loaded.patterns, 4)[0].tolist()
+
+
+def test_records_say_how_long_a_stage_trained(swept):
+    place, ids = swept
+    timing = {
+        stage: (read_record(place / "outputs/one" / stage / ids[stage]) or {})["timing"]
+        for stage in ("pretrain", "adapt", "evaluate")
+    }
+    for stage in ("pretrain", "adapt"):
+        assert 0 < timing[stage]["train_seconds"] < 600
+        assert timing[stage]["resumed_at_step"] == 0
+        assert "layouts" not in timing[stage], "one process whose losses are one sum"
+    assert timing["evaluate"]["evaluate_seconds"] > 0
+    lines = "\n".join(summary(place / "outputs/one")).splitlines()
+    told = [line.split()[-1] for line in lines if line.split()[0] in ("pretrain", "adapt")]
+    assert told == [f"{timing[stage]['train_seconds']:.1f}" for stage in ("pretrain", "adapt")]
 
 
 def test_stages_by_id_and_by_folder(swept, monkeypatch):

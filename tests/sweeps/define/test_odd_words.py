@@ -7,6 +7,7 @@ import pytest
 from ratplus.sweeps import cli
 from ratplus.sweeps.define.compose import compose_cells, compose_one
 from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.define.override_words import expand_home
 from ratplus.sweeps.verbs import generate
 
 NANO = ["model=ratplus_nano"]
@@ -60,6 +61,19 @@ def test_home_folders_are_found(monkeypatch, tmp_path):
     for word in ("--config-dir=~nobody-of-this-name/x", "model=~nobody-of-this-name"):
         with pytest.raises(UsageError, match="there is no home folder of that name"):
             cli._expand_home(word) if word.startswith("--") else generate.parse([word, "prompt=x"])
+
+
+@pytest.mark.parametrize(
+    ("word", "expanded"),
+    [
+        ("data.path=~/a", 'data.path="HOME/a"'), ("data.path=~", 'data.path="HOME"'),
+        ("data.path=~/a,~/b", 'data.path="HOME/a","HOME/b"'), ("data.path=~/a,/b", 'data.path="HOME/a","/b"'),
+        ("data.path=/a~/b", "data.path=/a~/b"), ("model.name=~/a", "model.name=~/a"), ("~data.path", "~data.path"),
+    ],
+)  # fmt: skip
+def test_home_folders_in_overrides(monkeypatch, tmp_path, word, expanded):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home(word) == expanded.replace("HOME", str(tmp_path))
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 63, 10**30])

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from made_cells import entry, settle
@@ -14,9 +17,10 @@ from ratplus.data.corpus import CorpusError
 from ratplus.records.record import ForeignRecord, RecordError
 from ratplus.sweeps.batch.sbatch_options import check_gpus, resources, sbatch_options
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.launch import progress
+from ratplus.sweeps.launch import array_task, progress
 from ratplus.sweeps.launch.array_task import count_failure, why_not
 from ratplus.sweeps.launch.cell import code_of
+from ratplus.sweeps.launch.child import STOPPED
 from ratplus.sweeps.launch.progress import ProgressFile, at_work, job_file, read_progress
 from ratplus.sweeps.launch.work import WorkItem, work_items
 from ratplus.training.errors import Diverged, LayoutError
@@ -204,3 +208,32 @@ def test_a_gpu_for_each_process():
     for accelerator in ("auto", "cuda"):
         with pytest.raises(UsageError, match="trainer.devices=3 processes, one a GPU; give launcher.gpus=3"):
             check_gpus(replace(SLURM, gpus=2), 3, accelerator)
+
+
+@pytest.mark.parametrize("executor", ["slurm", "local"])
+@pytest.mark.parametrize("code", [0, 1, 2, -signal.SIGKILL, *STOPPED])
+def test_what_the_end_of_a_jobs_process_means_to_the_others(tmp_path, monkeypatch, code, executor):
+    """A failure counts; an end well, or of a process that was told to stop, does not."""
+    pytest.importorskip("submitit")
+    slept: list[float] = []
+    child = SimpleNamespace(
+        process=SimpleNamespace(poll=lambda: code), finish=lambda: code, ending=lambda: "" if code == 0 else "odd"
+    )
+    monkeypatch.setattr(array_task, "Child", lambda job: child)
+    monkeypatch.setattr(array_task.time, "sleep", slept.append)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    monkeypatch.chdir(tmp_path)
+    job: Any = {
+        "id": "a" * 12, "folder": str(tmp_path), "cwd": str(tmp_path), "needs": None, "max_failures": 1,
+        "submission": "s",
+    }  # fmt: skip
+    assert array_task.ArrayTask()(job) == child.ending()
+    failed = code in (1, 2, -signal.SIGKILL)
+    assert why_not(job) == ("max_failures=1 is reached" if failed else "")
+    # A preempted job that leaves early would not be queued again by SLURM.
+    assert slept == ([array_task._HOLD_SECONDS] if code in STOPPED and executor == "slurm" else [])
+    started: list = []
+    monkeypatch.setattr(array_task, "Child", started.append)
+    if failed:
+        assert array_task.ArrayTask()(job) == "max_failures=1 is reached"
+        assert started == [], "the others are not started"

@@ -1,6 +1,7 @@
 """`ratplus best`, `ratplus compare`, and `ratplus report` of several folders with `--fail`."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,8 @@ from ratplus.analysis.frame.load import load_sweep
 from ratplus.records.record import write_record
 from ratplus.records.samples import read_samples, write_samples
 from ratplus.sweeps.bench.generated_sweep import generate_sweep
+from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.verbs.best import bounds
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,13 @@ def test_mistakes_of_best(words, line, capsys):
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["0.1", "=0.1", "kv_ratio", "kv_ratio=", "kv_ratio=x", "kv_ratio=inf", ""])
+def test_a_bound_is_a_column_and_a_number(word):
+    assert bounds(["a=1", "b=c=-2.5"], "--min") == {"a": 1.0, "b=c": -2.5}
+    with pytest.raises(UsageError, match=re.escape(f"--min: got {word!r}; write a column and a number, such as --min")):
+        bounds(["a=1", word], "--min")
 
 
 # ---- compare ----

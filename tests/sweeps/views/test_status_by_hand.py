@@ -96,6 +96,10 @@ def test_time_left_is_a_mean_and_never_less_than_none(tmp_path):
     with FolderLock(folder.place(2, "evaluate")):
         # The pretraining of 0 and 1 is one, whose record is the later one's.
         assert SweepView(folder.path).eta_seconds == pytest.approx(20.0 + 30.0)
+    folder.finish(2, "pretrain", "adapt", seconds=30.0)
+    folder.progress(2, "evaluate", 30, 10)  # further than it said it would go
+    with FolderLock(folder.place(2, "evaluate")):
+        assert SweepView(folder.path).eta_seconds == 0.0
 
 
 def test_what_a_cell_and_its_suites_are_told_to_be(tmp_path):

@@ -1,0 +1,47 @@
+"""Offline runs that lie in a sweep folder, damaged ones among them, and the panels of one result's lines."""
+
+import json
+
+import pytest
+
+from ratplus.sweeps.mirror.runs import RunSpec
+from ratplus.sweeps.mirror.write import MARKER_FILE, offline_checksums, remove_offline
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", "7", "{}", '{"id": "x"}', '{"id": ["x"], "checksum": "y"}', None])
+def test_a_damaged_marker_hides_no_other_run(tmp_path, damage):
+    for number, content in enumerate((damage, json.dumps({"id": "whole", "checksum": "abc"}))):
+        path = tmp_path / "wandb" / f"offline-run-{number}-x" / MARKER_FILE
+        path.parent.mkdir(parents=True)
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_text(content)
+    assert offline_checksums(tmp_path) == {"whole": "abc"}
+    assert offline_checksums(tmp_path / "elsewhere") == {}
+
+
+def test_runs_of_another_id_stay(tmp_path):
+    for name in ("offline-run-1-abc", "offline-run-2-abc", "offline-run-1-abcd", "run-1-abc"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    remove_offline(tmp_path, "abc")
+    assert sorted(path.name for path in (tmp_path / "wandb").iterdir()) == ["offline-run-1-abcd", "run-1-abc"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces.*")
+def test_a_panel_holds_the_lines_of_its_own_result():
+    pytest.importorskip("wandb_workspaces")
+    from ratplus.sweeps.mirror.workspace import _by_dilation
+
+    rows = [
+        {"step": 0, "by_dilation/dilation": 1, "by_dilation/loss/a": 1.7, "by_dilation/loss/b": 1.8},
+        {"step": 1, "by_dilation/dilation": 4, "by_dilation/recall_accuracy/b": 0.5, "by_dilation/loss/a": 1.9},
+    ]
+    panels = _by_dilation(RunSpec("x", "x", "x", "report", [], {}, rows))
+    assert {panel.title: (panel.y, panel.line_titles) for panel in panels} == {
+        "Held-out loss (nats) by dilation": (
+            ["by_dilation/loss/a", "by_dilation/loss/b"], {"by_dilation/loss/a": "a", "by_dilation/loss/b": "b"},
+        ),
+        "Recall accuracy by dilation": (["by_dilation/recall_accuracy/b"], {"by_dilation/recall_accuracy/b": "b"}),
+    }  # fmt: skip
+    assert _by_dilation(None) == []
