@@ -181,6 +181,8 @@ def figure(frame: pd.DataFrame) -> Figure:
                 points[axes] = []
                 for name in names:
                     own = rows[rows["run"].eq(name) & rows[metric].notna() & rows[cost].notna()]
+                    if own.empty:
+                        continue  # this model was asked for other results
                     xs, ys = own[cost].astype("float64") * cost_scale, own[metric] * scale
                     best = frontier(own[cost], own[metric], lower)
                     _draw(axes, xs, ys, best, looks[name], marks[name])

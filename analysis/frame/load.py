@@ -7,7 +7,8 @@ Columns, always there and in this order:
 | cell | id of the cell (of its evaluate stage) |
 | model | name of the model |
 | recurrence | True for RAT+, False for attention only and for other mixers |
-| variant | the sweep's other axes as `key=value, ...`; empty if only model, pattern and seed were swept |
+| variant | the sweep's other axes as `key=value, ...`; empty if only model, pattern and seed were swept; without keys |
+|  | of `eval` that follow from the others, such as the tasks that only fine-tuned models are asked |
 | pattern | short label: `D16-W256-I4`, `stream-W64-I4`, `layers[D1x2,D64x2]` |
 | pattern_name | name of the pattern's config group |
 | kind | `dense`, `dilated`, `dilated_local` (window or sinks besides), `streaming`, `topk`, `quest`, `random`, |
@@ -166,6 +167,8 @@ def read_sweep(folder: Path | str, only: Container[str] | None = None) -> Sweep:
             no_loss.append(row["cell"])
         timings.append(own.timing)
         records.append({"provenance": own.provenance, "timing": own.whole_timing} if record else None)
+    for row, variant in zip(rows, _variants([row["model"] for row in rows], axes), strict=True):
+        row["variant"] = variant
     columns, names = _columns(rows, results, timings, axes)
     frame = pd.DataFrame(columns)
     for name in WHOLE_NUMBERS:
@@ -232,7 +235,7 @@ def _describe(cell: Entry) -> dict:
         "cell": str(cell["id"]),
         "model": str(cell["model"]),
         "recurrence": bool(model.get("recurrence", False)),
-        "variant": ", ".join(f"{key}={_plain(value)}" for key, value in sorted((cell.get("axes") or {}).items())),
+        "variant": "",  # depends on the other cells: _variants
         "pattern_name": str(cell.get("pattern_name") or ""),
         "seed": cell.get("seed"),
         "layers": layers,
@@ -274,6 +277,25 @@ def _flatten(metrics: dict) -> dict[str, tuple[float, float]]:
 def _timing(timing: dict) -> dict[str, float]:
     """The numbers of a record's `timing`, under the names that this version writes."""
     return {OLDER_NAMES.get(name, name): float(value) for name, value in timing.items() if _is_number(value)}
+
+
+def _variants(models: list[str], axes: list[dict]) -> list[str]:
+    """Of every cell its other axes in words, without those of `eval` that tell no two runs apart.
+
+    Such an axis has one value in each run that the others make: a sweep asks the models of one stage for one thing, and
+    those of another for something else. Only the names of runs get shorter; which cells belong to one stays the same.
+    """
+    kept = sorted({name for axis in axes for name in axis})
+
+    def runs(names: list[str]) -> int:
+        return len({(model, *(repr(axis.get(name)) for name in names)) for model, axis in zip(models, axes)})
+
+    every = runs(kept)
+    for name in [name for name in kept if name.startswith("eval.")]:
+        fewer = [other for other in kept if other != name]
+        if runs(fewer) == every:
+            kept = fewer
+    return [", ".join(f"{name}={_plain(axis[name])}" for name in kept if name in axis) for axis in axes]
 
 
 def _columns(rows: list[dict], results: list[dict], timings: list[dict], axes: list[dict]) -> tuple[dict, dict]:

@@ -172,3 +172,24 @@ def test_files_of_modules_that_no_longer_apply_are_removed(sweep):
     left = {path.name for path in target.iterdir()}
     assert not {"pareto.png", "pattern_tables_recall.md", "pattern_tables_recall.csv"} & left
     assert {"compare_x.md", "masks_mine.md"} <= left
+
+
+def test_runs_that_were_asked_for_different_things(sweep):
+    """One has losses, one recall, one needles, one nothing: each figure draws what is there and leaves out the rest."""
+    asked = {
+        ("ratplus_tiny", 0): {"loss": (1.7, 0.01)},
+        ("ratplus_tiny", 400): {"niah_single_1": (0.5, 0.1)},
+        ("attention_tiny", 0): {"recall_accuracy": (0.9, 0.02)},
+        ("attention_tiny", 400): {},
+    }
+    for (model, steps), metrics in asked.items():
+        for pattern in (Pattern(1), Pattern(4), Pattern(16), Pattern(None, window=16), Pattern(top=4, block=4)):
+            tasks = ["niah_single_1"] if steps else []
+            sweep.add(model, pattern, metrics, axes={"train.sft.steps": steps, "eval.niah.tasks": tasks})
+    frame = load_sweep(sweep.write())
+    assert sorted(set(frame["variant"])) == ["train.sft.steps=0", "train.sft.steps=400"]
+    written = {path.name for path in reports.report(sweep.path)}
+    assert {"accuracy_vs_budget.png", "accuracy_vs_dilation.png", "pareto.png", "index.html"} <= written
+    pareto = MODULES["pareto"].figure(frame)
+    lines = [sum(len(line.get_xdata()) for line in axes.get_lines()) for axes in pareto.axes]
+    assert all(lines), "every panel has the points of the one model that was asked"

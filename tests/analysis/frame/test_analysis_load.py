@@ -232,3 +232,22 @@ def test_names_among_attrs_are_not_copied_with_every_column():
     frame.attrs["metrics"] = Names(["a", "b"])
     assert frame["a"].attrs["metrics"] is frame.attrs["metrics"]
     assert frame[["a"]].copy().attrs["metrics"] == ["a", "b"]
+
+
+def test_keys_of_evaluation_that_follow_from_the_others_name_no_run(sweep):
+    for steps, rows in ((0, 32), (400, 0)):
+        for length in (64, 128):
+            axes = {"train.sft.steps": steps, "eval.recall_rows": rows, "eval.niah.length": length}
+            sweep.add("ratplus_tiny", Pattern(4), {}, axes=axes)
+    frame = load_sweep(sweep.write())
+    # What is asked follows from the steps; the length does not, and neither would the steps if they were dropped first.
+    assert list(frame["variant"]) == [
+        f"eval.niah.length={length}, train.sft.steps={steps}" for steps in (0, 400) for length in (64, 128)
+    ]
+    assert list(frame["eval.recall_rows"]) == [32, 32, 0, 0]
+
+
+def test_a_key_of_evaluation_is_named_where_one_run_differs_in_it(sweep):
+    for model, rows in (("a", 0), ("a", 1), ("b", 0)):
+        sweep.add(model, Pattern(4), {}, axes={"eval.recall_rows": rows})
+    assert list(load_sweep(sweep.write())["variant"]) == [f"eval.recall_rows={rows}" for rows in (0, 1, 0)]
