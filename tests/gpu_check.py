@@ -72,7 +72,8 @@ def main(words: list[str]) -> int:
         outcomes += _finished(name, code, Path(log.name), xml)
         print(f"{name}: {_ended(code)} after {time.monotonic() - started:.0f} s", flush=True)
     for outcome in outcomes:
-        noted = "; ".join(f"{key}: {value}" for key, value in outcome.properties)
+        # What each test took of the processor is of interest to `pytest --cpu-times` alone.
+        noted = "; ".join(f"{key}: {value}" for key, value in outcome.properties if key != "cpu_seconds")
         print(f"{outcome.verdict} {outcome.seconds:5.1f} s {_short(outcome.test)[:64]} {noted}".rstrip(), flush=True)
     failed = [outcome for outcome in outcomes if outcome.verdict == "failed"]
     for outcome in failed[:MOST_AGAIN]:
