@@ -140,7 +140,7 @@ class Chooser:
                 left -= 1
                 now, then = (self.probes.losses(self.space.map(x), "search") for x in (option, choice))
                 change = difference(now, then, self.weight)
-                if change.mean < -change.stderr and change.mean < 0:
+                if change.mean < -change.stderr:
                     choice = option
                     break
         if choice != start:

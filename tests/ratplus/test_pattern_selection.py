@@ -252,7 +252,7 @@ def test_what_is_not_given_is_as_documented():
     config = block | snap | {"blocks_of": block["over"], "over": "layers"}
     assert {name: getattr(section, name) for name in config} == config
     for keys, made in ((PatternSection(dilation=None, top=2), Pattern(top=2)),
-                        (PatternSection(dilation=None, snap=128), Pattern(snap=128))):  # fmt: skip
+                       (PatternSection(dilation=None, snap=128), Pattern(snap=128))):  # fmt: skip
         assert keys.build(1, 1) == PatternMap.uniform(made, 1, 1)
 
 

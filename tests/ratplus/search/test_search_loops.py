@@ -222,20 +222,97 @@ def test_of_what_cannot_be_told_apart_the_cheapest_wins():
     assert sum_of(slope, told.winner) == min(sum_of(slope, x) for x in told.options.values())
 
 
-def test_units_are_measured_again_around_a_solution_as_often_as_asked():
-    """Damages that depend on what else is sparse: each round measures anew, and stops where nothing changes."""
+class Redundant(Known):
+    """Layers 0 and 1 stand in for each other: one of them may be sparse, both do harm."""
 
-    class Together(Known):
+    def losses(self, patterns, split):
+        both = all(row[0] != Pattern() for row in list(patterns)[:2])
+        return {"text": super().losses(patterns, split)["text"] + 2.0 * both}
+
+
+ALIKE = np.array([[0.0, 0.1, 0.2], [0.0, 0.11, 0.21], [0.0, 0.3, 0.5], [0.0, 0.4, 0.7]])
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2, 4])
+def test_units_are_measured_again_around_a_solution_as_often_as_asked(rounds):
+    """Each round starts at the solution before it; the third finds nothing else, and is the last."""
+    probes, told = Redundant(dict.fromkeys(("search", "verify"), ALIKE)), []
+    searching = chooser(probes, "dense", remeasure=rounds, swaps=0)
+    searching.tell = told.append
+    found = searching.find(0.6)
+    solutions = {"from dense": (1, 1, 1, 0), "re-measured 1": (0, 1, 1, 1), "re-measured 2": (0, 2, 1, 0)}
+    assert found.options == dict(list(solutions.items())[: rounds + 1])
+    assert found.winner == list(found.options.values())[-1]
+    assert told == ["re-measuring"] * min(rounds, 3) + ["exchanges", "verify"]
+
+
+def test_a_round_that_does_not_help_is_the_last():
+    """It is an option all the same, for the verify split to judge."""
+
+    class Misleading(Redundant):
         def losses(self, patterns, split):
-            sparse = sum(row[0] != Pattern() for row in patterns)
-            return {"text": super().losses(patterns, split)["text"] * (1 + sparse)}
+            worse = 3.0 * (patterns == SPACE.map((0, 1, 1, 1)))
+            return {"text": super().losses(patterns, split)["text"] + worse}
 
-    for rounds in (0, 1, 3):
-        probes = Together(dict.fromkeys(("search", "verify"), DAMAGE))
-        found = chooser(probes, "dense", remeasure=rounds, swaps=0).find(0.3)
-        again = [name for name in found.options if name.startswith("re-measured")]
-        assert len(again) <= rounds
-        assert again == [f"re-measured {n}" for n in range(1, len(again) + 1)]
+    probes, told = Misleading(dict.fromkeys(("search", "verify"), ALIKE)), []
+    searching = chooser(probes, "dense", remeasure=4, swaps=0)
+    searching.tell = told.append
+    found = searching.find(0.6)
+    assert found.options == {"from dense": (1, 1, 1, 0), "re-measured 1": (0, 1, 1, 1)}
+    assert found.winner == (1, 1, 1, 0)
+    assert told.count("re-measuring") == 1
+
+
+def test_where_a_sparse_search_starts_and_what_it_tells():
+    """Around the best uniform pattern that fits, not around the cheapest; a solution of whole layers is one option."""
+    probes, told, bases = Known(dict.fromkeys(("search", "verify"), DAMAGE)), [], []
+    probes.set_base = bases.append
+    searching = chooser(probes, "sparse", remeasure=0, swaps=0)
+    searching.tell, searching.coarse = told.append, (2, 0, 1, 2)
+    found = searching.find(0.3)
+    assert bases[0] == SPACE.map((1,) * 4)
+    assert found.options["whole layers"] == (2, 0, 1, 2)
+    assert told == ["substitutions in a sparse model", "exchanges", "verify"]
+
+
+def test_damages_of_the_first_solution_are_those_of_the_dense_model():
+    probes = Redundant(dict.fromkeys(("search", "verify"), ALIKE))
+    assert chooser(probes, "both").find(0.6).damage == pytest.approx(ALIKE)
+    assert chooser(probes, "sparse").find(0.6).damage[0, 1] > 1, "within D4, layer 1 cannot stand in for layer 0"
+
+
+@pytest.mark.parametrize("swaps", [0, 1, 3, 7])
+def test_exchanges_are_tried_once_each_and_no_more_than_asked(swaps):
+    probes = Known(dict.fromkeys(("search", "verify"), DAMAGE))
+    searching = chooser(probes, "dense", remeasure=0, swaps=swaps)
+    probes.asked.clear()
+    searching.limit, searching.cost, searching.total = 0.5, COST, None
+    start, options = solve(DAMAGE, COST, 0.5), {}
+    searching._exchanged(DAMAGE, start, options)
+    tried = [patterns for patterns, _ in probes.asked if patterns != SPACE.map(start)]
+    assert len(tried) == len(set(tried)) == swaps
+    assert options == {}, "the solution is the best there is"
+    assert searching.spent(start) == pytest.approx(sum_of(COST, start))
+    searching.total = lambda choice: 7.0
+    assert searching.spent(start) == 7.0
+
+
+@pytest.mark.parametrize("swaps", [3, 60])
+def test_after_an_exchange_that_helps_the_next_ones_start_there(swaps):
+    """Several exchanges lead from the start to the best; none is tried again on the way."""
+    probes = Known(dict.fromkeys(("search", "verify"), DAMAGE))
+    searching = chooser(probes, "dense", remeasure=0, swaps=swaps)
+    probes.asked.clear()
+    searching.limit, searching.cost, searching.total = 0.5, COST, None
+    options: dict = {}
+    searching._exchanged(DAMAGE, (2, 2, 2, 0), options)
+    tried = [patterns for patterns, _ in probes.asked[::2]]  # each beside the best so far
+    assert len(tried) == len(set(tried)) <= swaps
+    if swaps == 3:
+        assert len(tried) == 3
+        return
+    best = min(sum_of(DAMAGE, x) for x in product(range(3), repeat=4) if fits(sum_of(COST, x), 0.5))
+    assert sum_of(DAMAGE, options["after exchanges"]) == pytest.approx(best)
 
 
 def test_the_result_beats_uniform_only_where_the_whole_interval_does():

@@ -11,7 +11,7 @@ from ratplus.config.search import SearchSection
 from ratplus.data.recall import RecallTask
 from ratplus.data.sampling import IGNORE
 from ratplus.data.tokenizer import ByteTokenizer
-from ratplus.search.splits import make_splits
+from ratplus.search.splits import Rows, _sha256, make_splits
 
 EOS = 256
 LENGTH = 16
@@ -44,6 +44,24 @@ def test_three_rows_and_a_token_of_text_are_the_least():
     twice.validation = np.concatenate([twice.validation, twice.validation])
     with pytest.raises(ValueError, match="2 different documents"):
         make_splits(section(), twice, None, LENGTH)
+
+
+def test_an_end_of_text_alone_is_no_document():
+    splits = make_splits(section(text_rows=99), corpus([1, 1, 100, 1, 100, 1, 1, 100, 1]), None, LENGTH)
+    assert [split.documents for split in splits.values()] == [1, 1, 1]
+    with pytest.raises(ValueError, match="2 different documents"):
+        make_splits(section(), corpus([500, 1, 500, 1]), None, LENGTH)
+
+
+def test_the_hash_of_a_split_is_of_names_shapes_inputs_and_labels():
+    ids = np.arange(12)
+    rows = Rows(ids.reshape(3, 4), ids.reshape(3, 4))
+    others = [
+        {"b": rows}, {"a": Rows(ids.reshape(4, 3), ids.reshape(4, 3))}, {"a": Rows(rows.inputs + 1, rows.labels)},
+        {"a": Rows(rows.inputs, rows.labels + 1)}, {"a": rows, "b": rows},
+    ]  # fmt: skip
+    assert len({_sha256(groups) for groups in [{"a": rows}, *others]}) == 6
+    assert _sha256({"a": rows, "b": rows}) == _sha256({"b": rows, "a": rows})
 
 
 def test_rows_are_spread_over_a_split_and_labels_follow():

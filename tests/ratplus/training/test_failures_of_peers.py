@@ -1,6 +1,7 @@
 """What a rank makes of another one's end: by a store in memory, without processes."""
 
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,27 @@ def test_of_an_earlier_run_no_failure_counts(team):
     team.store.set("failure/0", json.dumps(OTHER))
     with pytest.raises(TimeoutError, match="only 1 of 3 ranks came up within 0 s"):
         team.meet()
+
+
+def test_ranks_meet_when_the_last_one_has_come(team, monkeypatch):
+    """In a group of their own for each run, so that nothing of an earlier one is in it."""
+    waits: list[float] = []
+    groups: list[dict] = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        team.store.add("ready/1", 1)
+
+    monkeypatch.setattr(team_module, "_MEET_SECONDS", 30.0)
+    monkeypatch.setattr(team_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(team_module, "_meet_on_loopback", lambda: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **keys: groups.append({"backend": backend} | keys))
+    team.meet()
+    assert waits == [0.01] * 2
+    (group,) = groups
+    assert (group["backend"], group["rank"], group["world_size"]) == ("gloo", 0, 3)
+    group["store"].set("x", "1")
+    assert team.store.check(["group/1/x"])
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_a_gpu_for_each_process():
 
 @pytest.mark.parametrize("executor", ["slurm", "local"])
 @pytest.mark.parametrize("code", [0, 1, 2, -signal.SIGKILL, *STOPPED])
-def test_what_the_end_of_a_jobs_process_means_to_the_others(tmp_path, monkeypatch, code, executor):
+def test_what_the_end_of_a_jobs_process_means_to_the_others(tmp_path, monkeypatch, capsys, code, executor):
     """A failure counts; an end well, or of a process that was told to stop, does not."""
     pytest.importorskip("submitit")
     slept: list[float] = []
@@ -223,11 +223,14 @@ def test_what_the_end_of_a_jobs_process_means_to_the_others(tmp_path, monkeypatc
     monkeypatch.setattr(array_task.time, "sleep", slept.append)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
     job: Any = {
-        "id": "a" * 12, "folder": str(tmp_path), "cwd": str(tmp_path), "needs": None, "max_failures": 1,
+        "id": "a" * 12, "folder": str(tmp_path), "cwd": str(tmp_path / "there"), "needs": None, "max_failures": 1,
         "submission": "s",
     }  # fmt: skip
     assert array_task.ArrayTask()(job) == child.ending()
+    assert Path.cwd() == tmp_path / "there"
+    assert capsys.readouterr().out == (child.ending() or "done") + "\n"
     failed = code in (1, 2, -signal.SIGKILL)
     assert why_not(job) == ("max_failures=1 is reached" if failed else "")
     # A preempted job that leaves early would not be queued again by SLURM.
@@ -237,3 +240,4 @@ def test_what_the_end_of_a_jobs_process_means_to_the_others(tmp_path, monkeypatc
     if failed:
         assert array_task.ArrayTask()(job) == "max_failures=1 is reached"
         assert started == [], "the others are not started"
+        assert capsys.readouterr().out == "not started: max_failures=1 is reached\n"

@@ -77,6 +77,56 @@ def test_timings_are_kept_for_a_search_of_the_same(monkeypatch, tmp_path):
         timed[1:] = []
 
 
+def test_timings_of_a_file_are_taken_in_place_of_own_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "decode_ms", None)
+    row = {"batch": 1, "context": 64, "heads": 4}
+    rows = [row | {"pattern": label, "decode_ms_p50": ms} for label, ms in (("D1", 3.0), ("D4", 2.0), ("D16", 1.5))]
+    (tmp_path / "bench.json").write_text(json.dumps({"rows": rows}))
+    section = SearchSection(model="m", bench=str(tmp_path / "bench.json"))
+    fitted = pattern_search._latency_fit(section, found(), None, CANDIDATES, 64, tmp_path)
+    assert fitted.points == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h"), (12600, "3.5 h")],
+)
+def test_how_long_it_takes_in_words(seconds, text):
+    assert pattern_search.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("over", "units"), [("layers", 2), ("heads", 8)])
+def test_a_plan_counts_the_units_that_are_searched(over, units):
+    section = SearchSection(model="m", over=over, anchor="dense", screen=False)
+    plan = pattern_search._plan(section, found(), CANDIDATES, [Budget.parse("kv:0.5")])
+    assert plan["substitutions in the dense model"] == units * 2 * 3 / 4
+
+
+@pytest.mark.parametrize(("first", "passes", "each"), [(60.0, 2, "2.00"), (61.0, 1, "61.00")])
+def test_a_dry_run_times_the_second_pass_unless_the_first_takes_long(monkeypatch, capsys, first, passes, each):
+    clock, took, asked = [0.0], [first, 2.0], []
+
+    def losses(patterns, split):
+        clock[0] += took[len([x for x in asked if x == "pass"])]
+        asked.append("pass")
+
+    def probes(section, found, splits, store):
+        return SimpleNamespace(dense=None, forget=lambda: asked.append("forget"), losses=losses)
+
+    monkeypatch.setattr(pattern_search, "_probes", probes)
+    monkeypatch.setattr(pattern_search.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(pattern_search, "_plan", lambda *_: {"exchanges": 20.0, "verify": 5.5})
+    section: Any = SearchSection(model="m")
+    assert pattern_search._dry_run(section, found(), CANDIDATES, [], {}, 64) == 0
+    assert asked == ["forget", "pass"] * passes, "what a pass left would make the next one look quick"
+    about = pattern_search.duration(25.5 * float(each))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["exchanges", "20.0", "passes"], ["verify", "5.5", "passes"],
+        ["at", "most", "25.5", "passes,", each, "s", "each:", "about", *about.split()],
+    ]  # fmt: skip
+
+
 def test_a_dry_run_prices_all_budgets_but_latency(monkeypatch, capsys):
     """A time is known only once it was measured, which a dry run does not do."""
     asked = []
