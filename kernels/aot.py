@@ -124,14 +124,18 @@ def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[st
 
 
 def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:
-    step = {"ROPE": True, **decode.constants(1, dtype, d_head)}
+    step, short = (
+        {"ROPE": True, **decode.constants(kind, 1, dtype, d_head)} for kind in ("single", "single, short parts")
+    )
     kernel = decode_kernels.step_kernel
     yield "decode", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": False}
-    yield "decode, split", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
-    yield "decode, per-head slots", kernel, step | {"GATED": True, "EQUAL": False, "SPLIT": True}
+    yield "decode, split", kernel, short | {"GATED": True, "EQUAL": True, "SPLIT": True}
+    yield "decode, split, long parts", kernel, step | {"GATED": True, "EQUAL": True, "SPLIT": True}
+    yield "decode, per-head slots", kernel, short | {"GATED": True, "EQUAL": False, "SPLIT": True}
     yield "decode, no recurrence", kernel, step | {"GATED": False, "EQUAL": True, "SPLIT": False}
     for group in (4, HEADS):  # grouped-query and multi-query attention
-        constants = {"ROPE": True, **decode.constants(group, dtype, d_head)}
+        kind, _splits = decode.choose(group, dtype, batch=1, heads=1, slots=4096)
+        constants = {"ROPE": True, **decode.constants(kind, group, dtype, d_head)}
         constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
         yield f"decode, split, {group} heads a key", decode_group.group_step_kernel, constants
     yield "decode, combine", decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}

@@ -79,23 +79,24 @@ def entries(d_head: int) -> dict[str, Entry]:
         ),
         Entry(
             "decode", decode.WALKS, "single",
+            # Half a tile: fewer registers, more programs at a time.
+            (step(32, 2, 2, 1320, 64), step(16, 2, 2, 2112, 64), step(16, 2, 1, 2112, 64)),
+        ),
+        Entry(
+            "decode, short parts", decode.WALKS, "single, short parts",
             (
-                step(32, 2, 2, 528),
-                step(32, 2, 2, 528, one_launch=True),
-                # As many programs as registers leave room for, and more, so that none is long after the others.
-                step(32, 2, 2, 1320, one_launch=True, lanes=True, least=64),
-                step(32, 2, 2, 4224, one_launch=True, lanes=True),
-                step(64, 4, 2, 660, one_launch=True, lanes=True),
-                # Loads into registers: only these take a hint for L2.
-                step(32, 2, 1, 1320, one_launch=True, evict_first=True, lanes=True, least=64),
-                step(32, 2, 1, 4224, one_launch=True, evict_first=True, lanes=True),
-                step(16, 2, 1, 2112, one_launch=True, evict_first=True, lanes=True),
+                step(32, 2, 1, 1320, 64, evict_first=True),
+                # As many bytes on their way, in programs of one and four warps: longer and shorter merges.
+                step(16, 1, 1, 2640, 64, evict_first=True),
+                step(64, 4, 1, 660, 64, evict_first=True),
+                # Fewer merges; the parts of 16,384 slots are whole tiles then.
+                step(32, 2, 1, 1056, 64, evict_first=True),
+                step(32, 2, 1, 1320, 64),
             ),
         ),
         Entry(
             "decode, shared keys", decode.WALKS, "group",
-            (step(64, 4, 3, 264), step(64, 4, 3, 264, one_launch=True), step(64, 4, 2, 660, one_launch=True),
-             step(32, 4, 3, 792, one_launch=True)),
+            (step(64, 4, 3, 264, 256), step(64, 4, 3, 264, 64), step(64, 4, 3, 396, 64), step(32, 2, 3, 528, 64)),
         ),
     )  # fmt: skip
     return {entry.kernel: entry for entry in listed}
@@ -156,18 +157,20 @@ def groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
     for name in ("attention dq", "attention dkv"):
         for b, full, pattern in ((16, 16384, (16, 0, 0)), (64, 4096, (64, 0, 0)), (64, 4096, (16, 256, 0))):
             yield _attention_group(found[name], shapes, d_model, batch(b), length(full), pattern)
-    for b, full, pattern in (
-        (1, 262144, (16, 0, 0)), (1, 262144, (1, 0, 0)), (1, 32768, (16, 0, 0)), (1, 4096, (16, 0, 0)),
-        (128, 4096, (64, 0, 0)), (128, 4096, (16, 0, 0)), (128, 65536, (16, 0, 0)),
+    for name, b, full, pattern in (
+        ("decode, short parts", 1, 262144, (16, 0, 0)), ("decode, short parts", 1, 32768, (16, 0, 0)),
+        ("decode, short parts", 1, 4096, (16, 0, 0)), ("decode", 1, 262144, (1, 0, 0)),
+        ("decode", 128, 4096, (64, 0, 0)), ("decode", 128, 4096, (16, 0, 0)), ("decode", 128, 65536, (16, 0, 0)),
+        ("decode, shared keys", 1, 262144, (16, 0, 0)), ("decode, shared keys", 1, 32768, (16, 0, 0)),
+        ("decode, shared keys", 128, 16384, (16, 0, 0)),
     ):  # fmt: skip
-        splits = 2 if small and b == 1 else None  # the kernel that the full length has
-        yield _decode_group(found["decode"], shapes, d_model, batch(b), length(full), pattern, 1, splits)
-    if d_model < SHARED * shapes.d_head:
-        return
-    for b, full, pattern in ((1, 262144, (16, 0, 0)), (1, 262144, (1, 0, 0)), (128, 16384, (16, 0, 0))):
+        sharing = SHARED if name == "decode, shared keys" else 1
+        if d_model < sharing * shapes.d_head:
+            continue
+        # Small, but the kernel that the full length has.
+        tokens = 3 * decode.SHORT_PART if small and pattern[0] == 1 else length(full)
         splits = 2 if small and b == 1 else None
-        arguments = (shapes, d_model, batch(b), length(full), pattern, SHARED, splits)
-        yield _decode_group(found["decode, shared keys"], *arguments)
+        yield _decode_group(found[name], shapes, d_model, batch(b), tokens, pattern, sharing, splits)
 
 
 def _scan_group(entry: Entry, shapes: Shapes, d_model: int, batch: int, length: int, backward: bool) -> Group:

@@ -7,43 +7,19 @@ are products on tensor cores, which need 16 rows: fewer query heads are padded w
 import triton
 import triton.language as tl
 
-from ratplus.kernels.decode.fused_kernels import is_last, is_seen, load_token, slots_of_split, take_token
-
-
-@triton.jit
-def merged_group(part_acc, part_max, part_sum, row, splits, d, real, HEADS: tl.constexpr, D: tl.constexpr):
-    """`merged_splits` for HEADS rows at once, in the same order of sums; `real`: which of them are no padding."""
-    AT_A_TIME: tl.constexpr = min(16, max(1, 64 // HEADS))  # as registers allow
-    m = tl.full((HEADS,), float("-inf"), tl.float32)
-    for first in range(0, splits, 16):
-        for n in tl.static_range(16):
-            inside = real & (first + n < splits)
-            m = tl.maximum(m, tl.load(part_max + row * splits + first + n, inside, float("-inf")))
-    m = tl.where(real, m, 0.0)
-    acc = tl.zeros((HEADS, D), tl.float32)
-    total = tl.zeros((HEADS,), tl.float32)
-    for first in range(0, splits, AT_A_TIME):
-        for n in tl.static_range(AT_A_TIME):
-            inside = real & (first + n < splits)
-            at = row * splits + first + n
-            weight = tl.exp2(tl.load(part_max + at, inside, float("-inf")) - m)
-            total += weight * tl.load(part_sum + at, inside, 0.0)
-            parts = tl.load(part_acc + at[:, None] * D + d[None, :], inside[:, None], 0.0, cache_modifier=".cg")
-            acc += weight[:, None] * parts
-    return acc / tl.where(real, total, 1.0)[:, None]
+from ratplus.kernels.decode.fused_kernels import is_seen, load_token, slots_of_split, take_token
 
 
 @triton.jit(do_not_specialize=["splits"])
 def group_step_kernel(
     q, k, v, logit, keys, values, k_state, v_state, positions, dilations, windows, sinks_of, offsets, cos, sin,
-    out, part_acc, part_max, part_sum, counters, slots, share, heads, splits, scale,
+    out, part_acc, part_max, part_sum, slots, share, heads, splits, scale,
     q_b, q_h, k_b, k_h, v_b, v_h, logit_b, logit_h,
     D: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr, ROPE: tl.constexpr, EQUAL: tl.constexpr,
-    SPLIT: tl.constexpr, ONE_LAUNCH: tl.constexpr, EVICT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    HEADS: tl.constexpr,
+    SPLIT: tl.constexpr, EVICT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """`step_kernel` for GROUP query heads at once; `heads` are key heads, HEADS the power of two that holds a group,
-    and ROWS the same but at least 16.
+    """`step_kernel` for GROUP query heads at once; `heads` are key heads, ROWS the power of two, at least 16, that
+    holds a group.
 
     out and part_acc, part_max, part_sum are by query heads: [B, heads * GROUP, ...].
     """
@@ -118,12 +94,5 @@ def group_step_kernel(
         tl.store(part_acc + part[:, None] * D + d[None, :], acc, mask=there)
         tl.store(part_max + part, m, mask=g < GROUP)
         tl.store(part_sum + part, total, mask=g < GROUP)
-        if ONE_LAUNCH:  # noqa: SIM102 - both sides of `and` would be compiled
-            if is_last(counters + b * heads + h, splits):
-                n = tl.arange(0, HEADS)
-                head = (b * heads + h) * GROUP + n
-                merged = merged_group(part_acc, part_max, part_sum, head, splits, d, n < GROUP, HEADS, D)
-                at = head[:, None] * D + d[None, :]
-                tl.store(out + at, merged.to(out.dtype.element_ty), mask=(n < GROUP)[:, None])
     else:
         tl.store(out + row[:, None] * D + d[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=there)

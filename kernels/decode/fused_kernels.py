@@ -147,7 +147,7 @@ def step_kernel(
     out, part_acc, part_max, part_sum, counters, slots, share, heads, splits, scale,
     q_b, q_h, k_b, k_h, v_b, v_h, logit_b, logit_h,
     D: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr, ROPE: tl.constexpr, EQUAL: tl.constexpr,
-    SPLIT: tl.constexpr, ONE_LAUNCH: tl.constexpr, EVICT: tl.constexpr, STAGES: tl.constexpr, LANES: tl.constexpr,
+    SPLIT: tl.constexpr, EVICT: tl.constexpr, STAGES: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program: one head of one sequence, and one split of the slots it sees.
 
@@ -189,14 +189,9 @@ def step_kernel(
     # The query in the cache's precision, as on the other paths.
     query = query.to(keys.dtype.element_ty).to(tl.float32) * (scale * 1.4426950408889634)
 
-    if LANES > 1:
-        m = tl.full((LANES,), float("-inf"), tl.float32)
-        total = tl.zeros((LANES,), tl.float32)
-        acc = tl.zeros((LANES, D), tl.float32)
-    else:
-        m = float("-inf")
-        total = 0.0
-        acc = tl.zeros((D,), tl.float32)
+    m = tl.full((LANES,), float("-inf"), tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
+    acc = tl.zeros((LANES, D), tl.float32)
     step = tl.maximum(dilation, 1)
     if split == 0:
         key, value = take_token(
@@ -204,15 +199,10 @@ def step_kernel(
             D, GATED, ROPE,
         )  # fmt: skip
         score = tl.sum(query * key.to(tl.float32))
-        if LANES > 1:
-            first = tl.arange(0, LANES) == 0
-            m = tl.where(first, score, m)
-            total = tl.where(first, 1.0, total)
-            acc = tl.where(first[:, None], value.to(tl.float32)[None, :], acc)
-        else:
-            m = score
-            total = 1.0
-            acc = value.to(tl.float32)
+        first = tl.arange(0, LANES) == 0
+        m = tl.where(first, score, m)
+        total = tl.where(first, 1.0, total)
+        acc = tl.where(first[:, None], value.to(tl.float32)[None, :], acc)
 
     begin, end = slots_of_split(split, splits, position, dilation, step, window, sinks, count, BN)
     for u0 in tl.range(begin, end, BN, num_stages=STAGES):
@@ -222,34 +212,27 @@ def step_kernel(
         k_tile = tl.load(keys + rows, visible[:, None], 0.0, eviction_policy=EVICT).to(tl.float32)
         v_tile = tl.load(values + rows, visible[:, None], 0.0, eviction_policy=EVICT).to(tl.float32)
         scores = tl.where(visible, tl.sum(k_tile * query[None, :], axis=1), float("-inf"))
-        if LANES > 1:
-            scores = tl.reshape(scores, (BN // LANES, LANES))
-            v_tile = tl.reshape(v_tile, (BN // LANES, LANES, D))
+        scores = tl.reshape(scores, (BN // LANES, LANES))
+        v_tile = tl.reshape(v_tile, (BN // LANES, LANES, D))
         m_new = tl.maximum(m, tl.max(scores, axis=0))
         anchor = tl.where(m_new == float("-inf"), 0.0, m_new)  # nothing visible yet: no -inf - (-inf)
         shrink = tl.exp2(m - anchor)
-        if LANES > 1:
-            weights = tl.exp2(scores - anchor[None, :])
-            acc = acc * shrink[:, None] + tl.sum(weights[:, :, None] * v_tile, axis=0)
-        else:
-            weights = tl.exp2(scores - anchor)
-            acc = acc * shrink + tl.sum(weights[:, None] * v_tile, axis=0)
+        weights = tl.exp2(scores - anchor[None, :])
+        acc = acc * shrink[:, None] + tl.sum(weights[:, :, None] * v_tile, axis=0)
         total = total * shrink + tl.sum(weights, axis=0)
         m = m_new
-    if LANES > 1:
-        m_all = tl.max(m, axis=0)
-        shrink = tl.exp2(m - tl.where(m_all == float("-inf"), 0.0, m_all))
-        total, acc, m = tl.sum(total * shrink, axis=0), tl.sum(acc * shrink[:, None], axis=0), m_all
+    m_all = tl.max(m, axis=0)
+    shrink = tl.exp2(m - tl.where(m_all == float("-inf"), 0.0, m_all))
+    total, acc, m = tl.sum(total * shrink, axis=0), tl.sum(acc * shrink[:, None], axis=0), m_all
 
     row = b * heads + h
     if SPLIT:
         tl.store(part_acc + (row * splits + split) * D + d, acc)
         tl.store(part_max + row * splits + split, m)
         tl.store(part_sum + row * splits + split, total)
-        if ONE_LAUNCH:  # noqa: SIM102 - both sides of `and` would be compiled
-            if is_last(counters + row, splits):
-                merged = merged_splits(part_acc, part_max, part_sum, row, splits, d, D)
-                tl.store(out + row * D + d, merged.to(out.dtype.element_ty))
+        if is_last(counters + row, splits):
+            merged = merged_splits(part_acc, part_max, part_sum, row, splits, d, D)
+            tl.store(out + row * D + d, merged.to(out.dtype.element_ty))
     else:
         tl.store(out + row * D + d, (acc / total).to(out.dtype.element_ty))
 

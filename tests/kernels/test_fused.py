@@ -5,7 +5,6 @@ computes it on raw bits. The compiled kernels are tested in test_aot.py and test
 """
 
 import os
-from dataclasses import replace
 from itertools import accumulate, product
 
 import pytest
@@ -347,36 +346,43 @@ def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype,
     _check_decode(splits, gated, mixed, dtype, group)
 
 
-@pytest.mark.parametrize(("splits", "group"), [(1, 1), (3, 1), (3, 2)])
-def test_decode_with_what_a_walk_may_choose(monkeypatch, splits, group):
-    """Merging in the same launch, and a softmax for each thread."""
-    kind = decode.walk_kind(group, torch.float32)
-    monkeypatch.setitem(decode.WALKS, kind, replace(decode.WALKS[kind], one_launch=True, evict_first=True, lanes=True))
-    _check_decode(splits, True, True, torch.float32, group, length=8)
-    assert all(not counters.any() for counters in decode._counters.values())
-
-
 @pytest.mark.parametrize(("group", "most"), [(1, 130), (3, 20)])
-def test_merging_in_the_same_launch_changes_no_bit(monkeypatch, group, most):
-    """Also with more splits than are merged at a time, most of them empty; and each cache has counters of its own."""
-    heads, slots = 1, 150
+def test_decode_split_more_often_than_is_merged_at_a_time(group, most):
+    """Most splits are empty; no bit changes from call to call."""
+    heads, slots = 2, 150
     (q,) = (x[:, :, 0] for x in projections(1, heads * group, 1, D_HEAD, parts=1))
     token = [q, *(x[:, :, 0] for x in projections(1, heads, 1, D_HEAD, parts=2)), None]
     keys, values = (torch.randn(1, heads * slots, D_HEAD) for _ in range(2))
     settings = [torch.full((heads,), x, dtype=torch.int32) for x in (1, 0, 0)]
-    kind = decode.walk_kind(group, torch.float32)
-    found = {}
-    for one_launch, splits in product((False, True), (2, most)):
-        monkeypatch.setitem(decode.WALKS, kind, replace(decode.WALKS[kind], one_launch=one_launch))
-        arguments = (*token, keys, values, None, None, torch.tensor([148]), *settings, None, None, None)
-        found[one_launch, splits] = decode.step(*arguments, splits=splits)
-    for splits in (2, most):
-        assert torch.equal(found[True, splits], found[False, splits])
-        torch.testing.assert_close(found[True, splits], found[True, 2])
-    mine = decode.counters_of(keys, heads)
-    assert mine is decode.counters_of(keys, heads)
-    assert mine.tolist() == [0] * heads
-    assert mine.data_ptr() != decode.counters_of(values, heads).data_ptr()
+    arguments = (*token, keys, values, None, None, torch.tensor([148]), *settings, None, None, None)
+    found = {splits: decode.step(*arguments, splits=splits) for splits in (1, 2, most)}
+    torch.testing.assert_close(found[2], found[1])
+    torch.testing.assert_close(found[most], found[1])
+    assert torch.equal(decode.step(*arguments, splits=most), found[most])
+
+
+def test_splits_are_counted_with_a_counter_of_their_cache():
+    caches = [torch.empty(1, 1, D_HEAD) for _ in range(2)]
+    counters = [decode.counters_of(cache, 6) for cache in caches]
+    assert decode.counters_of(caches[0], 6) is counters[0]
+    assert counters[0].data_ptr() != counters[1].data_ptr()
+    assert counters[0].tolist() == [0] * 6
+    assert all(not counters.any() for counters in decode._counters.values())  # also after the steps of other tests
+
+
+def test_decode_splits_fill_the_gpu_and_short_parts_have_a_walk_of_their_own():
+    paper = {"group": 1, "dtype": torch.bfloat16, "heads": 32}
+    short = "single, short parts"
+    assert decode.choose(**paper, batch=1, slots=16385) == (short, 41)
+    assert decode.choose(**paper, batch=1, slots=256) == (short, 4)
+    assert decode.choose(**paper, batch=1, slots=262145) == ("single", 41)
+    assert decode.choose(**paper, batch=1, slots=127) == ("single", 1)
+    assert decode.choose(**paper, batch=128, slots=262145) == ("single", 1)
+    assert decode.choose(**paper, batch=1, slots=2 * decode.SHORT_PART, splits=2) == (short, 2)
+    assert decode.choose(**paper, batch=1, slots=2 * decode.SHORT_PART + 1, splits=2) == ("single", 2)
+    shared = paper | {"group": 4, "heads": 8}
+    assert decode.choose(**shared, batch=1, slots=16385) == ("group", 33)
+    assert decode.choose(**shared | {"dtype": torch.float32}, batch=128, slots=16385) == ("group, float32", 1)
 
 
 def _check_decode(splits, gated, mixed, dtype, group, length=None):
