@@ -20,29 +20,16 @@ from ratplus.kernels.block_decode import fused as block_decode
 from ratplus.kernels.blocks import block_metadata, fused
 from ratplus.kernels.blocks.settings import Blocks
 
-RANDOM = ", apart"  # behind a pattern's label: neighbouring queries choose at random, not alike
-
 
 def block_entries(d_head: int) -> dict[str, Entry]:
     """What is tried: all of it compiles for sm_90 without spills, in seconds a kernel."""
     tiles, walk, key = fused.Tiles, block_decode.Walk, max(64, d_head)
     listed = (
-        Entry(
-            "blocks forward", fused.TILES["forward"], key,
-            (tiles(64, 64, 8, 2), tiles(64, 64, 4, 2), tiles(64, 32, 4, 3), tiles(32, 64, 4, 2), tiles(128, 64, 8, 2)),
-        ),
-        Entry(
-            "blocks dq", fused.TILES["dq"], key,
-            (tiles(64, 32, 8, 2), tiles(64, 32, 8, 3), tiles(32, 32, 4, 2)),
-        ),
-        Entry(
-            "blocks dkv", fused.TILES["dkv"], key,
-            (tiles(32, 64, 8, 2), tiles(64, 32, 4, 2), tiles(64, 32, 8, 2), tiles(32, 32, 8, 2)),
-        ),
-        Entry(
-            "blocks decode", block_decode.WALKS, "half",
-            (walk(64, 4, 3), walk(64, 4, 3, 528, 2), walk(64, 4, 2, 528, 1), walk(32, 4, 3, 528, 4)),
-        ),
+        Entry("blocks forward", fused.TILES["forward"], key, (tiles(64, 64, 4, 2), tiles(64, 64, 4, 3))),
+        Entry("blocks dq", fused.TILES["dq"], key, (tiles(32, 32, 4, 2), tiles(32, 32, 8, 2))),
+        Entry("blocks dkv", fused.TILES["dkv"], key, (tiles(64, 32, 4, 2), tiles(32, 32, 4, 2))),
+        Entry("blocks static dkv", fused.TILES["static dkv"], key, (tiles(32, 32, 8, 2), tiles(32, 32, 4, 2))),
+        Entry("blocks decode", block_decode.WALKS, "half", (walk(64, 4, 3, 528, 2), walk(32, 4, 3, 528, 2))),
     )  # fmt: skip
     return {entry.kernel: entry for entry in listed}
 
@@ -54,23 +41,21 @@ def block_groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
     def length(full: int) -> int:
         return min(full, shapes.tokens // 64) if small else full
 
-    for batch, full, selection, apart in (
-        (4, 16384, top, False), (4, 16384, top, True), (4, 16384, dilated, False), (1, 65536, top, False),
-        (1, 65536, dilated, False),
+    for batch, full, selection in (
+        (4, 16384, top), (4, 16384, dilated), (1, 65536, top), (1, 65536, dilated),
     ):  # fmt: skip
         rows = 1 if small else batch
-        yield _attention_group(found["blocks forward"], shapes, rows, length(full), selection, apart)
-        if full == 16384 and not apart:
-            for name in ("blocks dq", "blocks dkv"):
-                yield _attention_group(found[name], shapes, rows, length(full), selection, apart)
+        yield _attention_group(found["blocks forward"], shapes, rows, length(full), selection)
+        if full == 16384:
+            of_lists = selection.static[0] is not None  # else the far list and the band are empty
+            for name in ("blocks static dkv",) if of_lists else ("blocks dq", "blocks dkv"):
+                yield _attention_group(found[name], shapes, rows, length(full), selection)
     for batch, full in ((1, 65536), (32, 16384)):
         # One sequence is split among programs, which is another kernel than many.
         yield _decode_group(found["blocks decode"], shapes, batch, length(full), quest)
 
 
-def _attention_group(
-    entry: Entry, shapes: Shapes, batch: int, length: int, selection: Selection, apart: bool
-) -> Group:  # fmt: skip
+def _attention_group(entry: Entry, shapes: Shapes, batch: int, length: int, selection: Selection) -> Group:
     d_model, backward = shapes.d_models[0], entry.kernel != "blocks forward"
     size = batch * length * d_model * shapes.dtype.itemsize
     flops = 4.0 * batch * d_model * sum(selected_pairs(t, selection) for t in range(length))
@@ -78,8 +63,7 @@ def _attention_group(
 
     def make() -> Run:
         q, k, v = gate_views(shapes, batch, length, d_model, 3)
-        if not apart:
-            alike(q)
+        alike(q)
         heads = k.shape[1]
         settings = pattern_tensors(*selection.static, heads, q.device)
         top, numbers = int_tensor(selection.top, heads, q.device), torch.arange(heads, device=q.device)
@@ -99,8 +83,7 @@ def _attention_group(
         )  # fmt: skip
 
     least, work = (8 * size, 2.5 * flops) if backward else (4 * size, flops)
-    name = selection.label + (RANDOM if apart else "")
-    return Group(entry, f"B{batch} T{length} d{d_model}", name, least, work, make)
+    return Group(entry, f"B{batch} T{length} d{d_model}", selection.label, least, work, make)
 
 
 def _decode_group(entry: Entry, shapes: Shapes, batch: int, length: int, selection: Selection) -> Group:

@@ -69,6 +69,13 @@ def _replay(static=(None, 0, 0), *, group=1, dtype=torch.float64, recurrence=Tru
     return torch.stack(differences).max().item()  # NaN if any is, and then less than nothing
 
 
+def test_one_sequence_with_one_head(monkeypatch):
+    """Its keys are multiplied where they lie, like those of many heads."""
+    monkeypatch.setattr("test_block_decode.BATCH", 1)
+    monkeypatch.setattr("test_block_decode.HEADS", 1)
+    assert _replay(top=3, block=4, dtype=torch.float32, lag=LAG[:1]) < 1e-5
+
+
 @pytest.mark.parametrize("implementation", ["eager", "reference"])
 @pytest.mark.parametrize("score", ["mean", "bounds", "random"])
 def test_decoding_equals_full_forward(monkeypatch, implementation, score):
