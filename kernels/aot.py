@@ -104,23 +104,31 @@ def _scan(d_head: int) -> Iterator[tuple[str, object, dict]]:
 
 
 def _attention(dtype: torch.dtype, d_head: int, group: int) -> Iterator[tuple[str, object, dict]]:
-    sizes = {
-        kind: attention.tiles(kind, d_head, dtype, group).constants(d_head, group)
-        for kind in ("forward", "forward, long list", "dq", "dkv")
-    }
-    for kind in ("forward", "forward, long list"):
-        far = {"FAR": attention.tiles(kind, d_head, dtype, group).far}
-        yield f"attention {kind}", attention_forward.forward_kernel, sizes[kind] | far
-    dq = sizes["dq"] | {"BOXES": attention.tiles("dq", d_head, dtype, group).boxes}
+    def chosen(kind: str, boxes: bool = True) -> dict:
+        size = attention.tiles(kind, d_head, dtype, group)
+        size = size if boxes else attention.without_boxes(kind, size)
+        return {"BOXES": size.boxes, **size.constants(d_head, group)}
+
+    for kind in ("forward", "forward, long list", "forward, very long list"):
+        yield f"attention {kind}", attention_forward.forward_kernel, chosen(kind)
+    addresses = chosen("forward, long list", boxes=False)
+    yield "attention forward, long list, no boxes", attention_forward.forward_kernel, addresses
+    dq = chosen("dq")
+    del dq["BOXES"]
     yield "attention dQ", attention_backward.dq_kernel, dq | {"OWN": False}
     yield "attention dQ, and own dK, dV", attention_backward.dq_kernel, dq | {"OWN": True}
-    dkv = sizes["dkv"] | {"BOXES": attention.tiles("dkv", d_head, dtype, group).boxes}
-    yield "attention dKV, band", attention_backward.dkv_band_kernel, dkv
-    far = attention_backward.dkv_far_kernel
-    yield "attention dKV, far list", far, dkv | {"SPLIT": False}
-    yield "attention dKV, far list, split", far, dkv | {"SPLIT": True}
-    combine = {"D": d_head, "BN": sizes["dkv"]["BN"], "GROUP": group, "num_warps": attention.COMBINE_WARPS}
-    yield "attention dKV, combine", attention_backward.dkv_combine_kernel, combine
+    for boxes, name in ((True, ""), (False, ", no boxes")):
+        yield f"attention dKV, band{name}", attention_backward.dkv_band_kernel, chosen("dkv, band", boxes)
+        # Without boxes a long list takes the tiles of a short one.
+        for title, kind in (("far list", "dkv"), ("long list", "dkv, long list"))[: 1 + boxes]:
+            far = chosen(kind, boxes)
+            for split in (False, True):
+                full_title = f"attention dKV, {title}{', split' * split}{name}"
+                yield full_title, attention_backward.dkv_far_kernel, far | {"SPLIT": split}
+    for kind, name in (("dkv", ""), ("dkv, long list", ", long list")):
+        keys = chosen(kind)["BN"]
+        combine = {"D": d_head, "BN": keys, "GROUP": group, "num_warps": attention.combine_warps(keys)}
+        yield f"attention dKV, combine{name}", attention_backward.dkv_combine_kernel, combine
 
 
 def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:
@@ -173,7 +181,7 @@ def compiled(kernel, constants: dict, dtype: torch.dtype = torch.bfloat16, sizes
     sizes_are_one: for one sequence with one head, where Triton makes both a constant, which is another type inside a
     kernel. (Sizes that change from call to call, like the length, are exempt from that.)
     """
-    options = {name: constants[name] for name in ("num_warps", "num_stages") if name in constants}
+    options = {name: constants[name] for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
     constants = {name: value for name, value in constants.items() if name not in options}
     if sizes_are_one:
         sizes = {param.name for param in kernel.params if not param.do_not_specialize} - set(constants) - set(TYPES)

@@ -1,7 +1,7 @@
-"""Tiles that the backward kernels read through descriptors, by the tensor memory accelerator (TMA).
+"""Tiles that kernels read through descriptors, by the tensor memory accelerator (TMA).
 
-Of queries for dK and dV: descriptors that the host makes. Of the far list for dQ: those that each program makes, since
-the dilation is known on the device alone.
+Of queries for dK and dV: descriptors that the host makes. Of the far list for the forward pass: those that each program
+makes, since the dilation is known on the device alone.
 """
 
 from contextvars import copy_context

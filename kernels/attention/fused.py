@@ -27,10 +27,8 @@ from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stri
 class Tiles:
     """Queries and keys a tile, and the launch options.
 
-    boxes: the kernels of dK and dV read tiles of queries, that of dQ whole tiles of the far list, through descriptors
-        (TMA). Where tensors or device don't allow that, they take WITHOUT_BOXES.
-    far: how the forward kernel reads the far list's tiles that need no mask. "pointers": an address for each row;
-        "descriptors": by TMA, which takes the list as a matrix; "ahead": so, and with scores computed one tile ahead.
+    boxes: through descriptors (TMA) the forward kernel reads whole tiles of the far list, and the kernels of dK and dV
+        read tiles of queries. Where tensors or device don't allow that, they take `without_boxes`.
     """
 
     BM: int
@@ -38,7 +36,6 @@ class Tiles:
     num_warps: int
     num_stages: int
     boxes: bool = False
-    far: str = "pointers"
 
     def constants(self, d_head: int, group: int) -> dict:
         """What a kernel is compiled for; group: query heads that share one head of keys."""
@@ -46,7 +43,6 @@ class Tiles:
         return {"D": d_head, "BM": self.BM, "BN": self.BN, "GROUP": group, **launch}
 
 
-COMBINE_WARPS = 8
 FILL = 264  # programs that fill the GPU: 2 a multiprocessor of an H100
 MIN_QUERIES = 512  # queries a part of the far list's backward pass, at least
 
@@ -56,26 +52,56 @@ MIN_QUERIES = 512  # queries a part of the far list's backward pass, at least
 TILES = {
     ("forward", 64): Tiles(64, 32, 4, 3),
     ("forward", 128): Tiles(64, 32, 4, 3),
-    ("forward, long list", 64): Tiles(64, 64, 4, 3),
-    ("forward, long list", 128): Tiles(64, 64, 4, 3),
+    ("forward, long list", 64): Tiles(64, 64, 4, 3, boxes=True),
+    ("forward, long list", 128): Tiles(64, 64, 4, 3, boxes=True),
+    ("forward, very long list", 64): Tiles(128, 64, 8, 4, boxes=True),
+    ("forward, very long list", 128): Tiles(128, 64, 8, 4, boxes=True),
     ("dq", 64): Tiles(128, 64, 8, 2),
     ("dq", 128): Tiles(128, 64, 8, 2),
-    ("dkv", 64): Tiles(32, 64, 4, 3),
-    ("dkv", 128): Tiles(32, 64, 4, 3),
+    ("dkv", 64): Tiles(32, 64, 4, 3, boxes=True),
+    ("dkv", 128): Tiles(32, 64, 4, 3, boxes=True),
+    ("dkv, long list", 64): Tiles(64, 128, 8, 3, boxes=True),
+    ("dkv, long list", 128): Tiles(64, 128, 8, 3, boxes=True),
+    ("dkv, band", 64): Tiles(64, 64, 4, 2, boxes=True),
+    ("dkv, band", 128): Tiles(64, 64, 4, 2, boxes=True),
 }
-# Instead of an entry that reads boxes, where the tensors or the device don't allow it.
-WITHOUT_BOXES = {"dq": Tiles(128, 64, 8, 2), "dkv": Tiles(32, 64, 4, 3)}
-# Of those, where query heads share keys: dK and dV are written in float32, and the tiles above would spill 260 to 310
-# bytes a thread. Not measured.
-GROUPED_TILES = {("dq", 128): Tiles(64, 64, 8, 2), ("dkv", 128): Tiles(32, 64, 8, 3)}
-# A far list of more entries is long: its products take longer than reading q, k, v and writing the output, and larger
-# tiles pay.
-LONG_LIST = 2048
+# Where query heads share keys: dK and dV are written in float32, and other tiles would spill 260 to 310 bytes a thread.
+# Not measured.
+GROUPED_TILES = {
+    ("dq", 128): Tiles(64, 64, 8, 2),
+    ("dkv", 128): Tiles(32, 64, 8, 3),
+    ("dkv, long list", 128): Tiles(32, 64, 8, 3),
+    ("dkv, band", 128): Tiles(32, 64, 8, 3),
+}
+# A far list of more entries is long, or very long: its products take longer than reading q, k, v and writing the
+# output, and larger tiles pay.
+LONG_LIST, VERY_LONG_LIST = 2048, 8192
+# The same for dK and dV, whose programs hold a tile of the list and walk over queries.
+LONG_KEY_LIST = 512
 
 
 def forward_kind(longest_far: int) -> str:
     """Which of the forward kernel's entries of TILES suits a far list of that length."""
+    if longest_far > VERY_LONG_LIST:
+        return "forward, very long list"
     return "forward, long list" if longest_far > LONG_LIST else "forward"
+
+
+def far_keys_kind(longest_far: int) -> str:
+    """Which entry of TILES suits dK and dV of a far list of that length."""
+    return "dkv, long list" if longest_far > LONG_KEY_LIST else "dkv"
+
+
+def without_boxes(kind: str, size: Tiles) -> Tiles:
+    """Tiles that suit addresses, for tensors and devices that allow no descriptors; those that need none stay."""
+    if not size.boxes:
+        return size
+    return Tiles(64, 64, 4, 3) if kind.startswith("forward") else Tiles(32, 64, 4, 3)
+
+
+def combine_warps(keys: int) -> int:
+    """Warps of a program that adds up parts of a tile of so many keys."""
+    return max(8, keys // 8)
 
 
 def tiles(kind: str, d_head: int, dtype: torch.dtype, group: int) -> Tiles:
@@ -112,22 +138,18 @@ def forward(
     q, k, v = (unit_stride(x) for x in (q, k, v))
     out = q.new_empty(batch, length, heads, d_head)
     lse = q.new_empty(batch, heads, length, dtype=torch.float32)
-    size = tiles(forward_kind(longest_far), d_head, q.dtype, heads // k.shape[1])
-    grid = (-(-length // size.BM) * batch * heads,)
-    far = _far_access(size.far, k, v)
-    launch = forward_kernel[grid]
-    if far != "pointers":
+    kind = forward_kind(longest_far)
+    size = tiles(kind, d_head, q.dtype, heads // k.shape[1])
+    if size.boxes and not lists_have_boxes(k, v):
+        size = without_boxes(kind, size)
+    launch = forward_kernel[(-(-length // size.BM) * batch * heads,)]
+    if size.boxes:
         launch = partial(launch_with_memory, launch, q.device)
     launch(
         q, k, v, dilation, window, sinks, out, lse, length, heads, d_head**-0.5,
-        *_strides(q, k, v), FAR=far, **size.constants(d_head, heads // k.shape[1]),
+        *_strides(q, k, v), BOXES=size.boxes, **size.constants(d_head, heads // k.shape[1]),
     )  # fmt: skip
     return out.transpose(1, 2), lse
-
-
-def _far_access(far: str, k: Tensor, v: Tensor) -> str:
-    """`far`, or pointers where tensors or device don't allow descriptors."""
-    return far if far == "pointers" or lists_have_boxes(k, v) else "pointers"
 
 
 @on_its_device
@@ -183,14 +205,9 @@ def query_gradients(
     dq, dk, dv = (q.new_empty(batch, length, heads, d_head, dtype=dtype) for dtype in (q.dtype, parts, parts))
     delta = torch.empty_like(lse)
     size = tiles("dq", d_head, q.dtype, group)
-    if size.boxes and not lists_have_boxes(k, v):
-        size = WITHOUT_BOXES["dq"]
-    launch = dq_kernel[(-(-length // size.BM) * batch * heads,)]
-    if size.boxes:
-        launch = partial(launch_with_memory, launch, q.device)
-    launch(
+    dq_kernel[(-(-length // size.BM) * batch * heads,)](
         q, k, v, dilation, window, sinks, out, d_out, lse, delta, dq, dk, dv, length, heads, d_head**-0.5,
-        *_strides(q, k, v), OWN=own, BOXES=size.boxes, **size.constants(d_head, group),
+        *_strides(q, k, v), OWN=own, **size.constants(d_head, group),
     )  # fmt: skip
     return dq, delta, dk, dv
 
@@ -204,17 +221,21 @@ def key_gradients(
     batch, heads, length, d_head = q.shape
     group = heads // k.shape[1]
     rows, scale, strides = batch * heads, d_head**-0.5, _strides(q, k, v)
-    size = tiles("dkv", d_head, q.dtype, group)
-    boxes = query_boxes(q, d_out, lse, delta, size.BM) if size.boxes else NONE
-    if size.boxes and boxes is NONE:
-        size = WITHOUT_BOXES["dkv"]
-    constants = {"BOXES": size.boxes, **size.constants(d_head, group)}
+
+    def chosen(kind: str) -> tuple[Tiles, tuple]:
+        size = tiles(kind, d_head, q.dtype, group)
+        boxes = query_boxes(q, d_out, lse, delta, size.BM) if size.boxes else NONE
+        return (without_boxes(kind, size), NONE) if boxes is NONE else (size, boxes)
+
     if widest_window > 0:
+        size, boxes = chosen("dkv, band")
         dkv_band_kernel[(-(-length // size.BN) * rows,)](
-            q, k, v, window, d_out, *boxes, lse, delta, dk, dv, length, heads, scale, *strides, **constants
-        )
-    far_tiles = -(-longest_far // size.BN)
-    if far_tiles:
+            q, k, v, window, d_out, *boxes, lse, delta, dk, dv, length, heads, scale, *strides,
+            BOXES=size.boxes, **size.constants(d_head, group),
+        )  # fmt: skip
+    if longest_far > 0:
+        size, boxes = chosen(far_keys_kind(longest_far))
+        far_tiles = -(-longest_far // size.BN)
         programs = far_tiles * rows
         splits = choose_splits(programs, length) if splits is None else splits
         part_k = part_v = delta
@@ -222,12 +243,12 @@ def key_gradients(
             part_k, part_v = (delta.new_empty(splits, programs, size.BN, d_head) for _ in range(2))
         dkv_far_kernel[(programs, splits)](
             q, k, v, dilation, window, sinks, d_out, *boxes, lse, delta, dk, dv, part_k, part_v, far_tiles, splits,
-            length, heads, scale, *strides, SPLIT=splits > 1, **constants,
+            length, heads, scale, *strides, SPLIT=splits > 1, BOXES=size.boxes, **size.constants(d_head, group),
         )  # fmt: skip
         if splits > 1:
             dkv_combine_kernel[(programs,)](
                 part_k, part_v, dilation, window, sinks, dk, dv, far_tiles, splits, length, heads, scale,
-                D=d_head, BN=size.BN, GROUP=group, num_warps=COMBINE_WARPS,
+                D=d_head, BN=size.BN, GROUP=group, num_warps=combine_warps(size.BN),
             )  # fmt: skip
 
 

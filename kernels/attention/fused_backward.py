@@ -6,9 +6,9 @@ added to the rows that are written already. Without any window the first launch 
 and dV, since it has all that this needs, and the second is left out. Where the list is too short to fill the GPU, the
 queries of each tile are cut into parts, and a further launch adds their sums in order.
 
-The two kernels of dK and dV can read tiles of queries through descriptors (TMA; `boxes` of `fused.Tiles`): no thread
-then holds addresses, nor its own copy of lse and delta on their way through shared memory, and registers are left for
-tiles of 64 queries.
+The two kernels of dK and dV read tiles of queries through descriptors where they can (TMA; `boxes` of `fused.Tiles`):
+no thread then holds addresses, nor its own copy of lse and delta on their way through shared memory, and registers are
+left for tiles of 64 queries.
 
 Query heads that share keys (GROUP of them) each leave a dK and dV of their own in float32; `fused.backward` adds them
 up. This is the simple way: kernels that sum over the group themselves would save that memory and its traffic.
@@ -36,12 +36,11 @@ def d_scores(a, b, c, d, visible, lse2, delta, scale2, MASK: tl.constexpr):
 def dq_kernel(
     q, k, v, dilations, windows, sinks_of, out, d_out, lse, delta, dq, dk, dv, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    OWN: tl.constexpr, BOXES: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+    OWN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """dq [B, T, H, D]; the same three parts as the forward kernel. delta [B * H, T] float32.
 
     OWN: also writes dk and dv [B, T, H, D] as the query at a key's own position gives them.
-    BOXES: whole tiles of the far list are read through descriptors that the program makes: the list as a matrix.
     """
     tiles = tl.cdiv(length, BM)
     tile = tiles - 1 - tl.program_id(0) % tiles
@@ -82,26 +81,15 @@ def dq_kernel(
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
     start, full = whole_tiles(far_count(t0 - window, dilation, sinks), sinks, BN)
-    if BOXES:
-        first = far_position(start, dilation, sinks).to(tl.int64)
-        step = tl.maximum(dilation, 1).to(tl.int64)
-        rows = tl.maximum(full - start, 1)  # a descriptor of no rows would be malformed
-        k_list = tl.make_tensor_descriptor(k + first * k_t, [rows, D], [step * k_t, 1], [BN, D])
-        v_list = tl.make_tensor_descriptor(v + first * v_t, [rows, D], [step * v_t, 1], [BN, D])
-        for i in range(0, full - start, BN):
-            k_tile, v_tile = k_list.load([i, 0]), v_list.load([i, 0])
-            _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, True, lse2, d_sum, scale2, False)
-            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    else:
-        position = far_position(start + tl.arange(0, BN), dilation, sinks)
-        k_at, v_at = tile_pointers(k, position, k_t, D), tile_pointers(v, position, v_t, D)
-        step = tl.maximum(dilation, 1).to(tl.int64) * BN
-        for _ in range(start, full, BN):
-            k_tile, v_tile = tl.load(k_at), tl.load(v_at)
-            _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, True, lse2, d_sum, scale2, False)
-            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-            k_at += step * k_t
-            v_at += step * v_t
+    position = far_position(start + tl.arange(0, BN), dilation, sinks)
+    k_at, v_at = tile_pointers(k, position, k_t, D), tile_pointers(v, position, v_t, D)
+    step = tl.maximum(dilation, 1).to(tl.int64) * BN
+    for _ in range(start, full, BN):
+        k_tile, v_tile = tl.load(k_at), tl.load(v_at)
+        _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, True, lse2, d_sum, scale2, False)
+        acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+        k_at += step * k_t
+        v_at += step * v_t
     for n0 in range(0, start + far_end - full, BN):
         n = n0 + tl.where(n0 < start, 0, full - start) + tl.arange(0, BN)
         position = far_position(n, dilation, sinks)

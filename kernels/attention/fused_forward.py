@@ -7,11 +7,6 @@ sorted; those before t - W) and the band (t - W <= j < t). The three never overl
 import triton
 import triton.language as tl
 
-from ratplus.kernels.triton_support import interpreted
-
-# Inline PTX keeps an order of instructions that only matters on a GPU; the interpreter has none.
-COMPILED = tl.constexpr(not interpreted())
-
 
 @triton.jit
 def far_count(limit, dilation, sinks):
@@ -74,64 +69,17 @@ def _far_lists(k, v, k_t, v_t, start, full, dilation, sinks, D: tl.constexpr, BN
     return k_list, v_list
 
 
-@triton.jit
-def _exponents(acc, m, total, scores, scale2, PIN: tl.constexpr):
-    """The first half of `_attend`: the maximum that covers the tile, and logarithms (base 2) of the tile's weights.
-
-    PIN: whether the exponents must be computed where this stands. A compiler that moves them behind the next product
-    of scores has that product write registers that are still read, and then lets no two products overlap.
-    """
-    m_new = tl.maximum(m, tl.max(scores, axis=1) * scale2)
-    if PIN:
-        exponents = tl.inline_asm_elementwise(
-            "fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", [scores, scale2, -m_new[:, None]], tl.float32, False, 1
-        )
-    else:
-        exponents = scores * scale2 - m_new[:, None]
-    shrink = tl.exp2(m - m_new)
-    return acc * shrink[:, None], m_new, total * shrink, exponents
-
-
-@triton.jit
-def _accumulate(acc, total, exponents, v):
-    """The second half."""
-    weights = tl.exp2(exponents)
-    total += tl.sum(weights, axis=1)
-    return tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee"), total
-
-
-@triton.jit
-def _attend_ahead(acc, m, total, q, k_list, v_list, entries, scale2, BN: tl.constexpr):
-    """Whole tiles of the far list, scores one tile ahead: tensor cores compute them while weights are exponentiated.
-
-    A step adds the weighted values of a tile, finds the maximum of the next and starts the scores of the one behind it.
-    The first two steps have no tile to add yet: their weights are 0 and so are the values read in front of the list.
-    (Two products before the loop instead would hold shared memory until its end, and leave room for one program.)
-    """
-    exponents = tl.full((q.shape[0], BN), float("-inf"), tl.float32)
-    scores = tl.full((q.shape[0], BN), float("-inf"), tl.float32)
-    for n in range(-2 * BN, entries - 2 * BN, BN):
-        acc, total = _accumulate(acc, total, exponents, v_list.load([n, 0]))
-        acc, m, total, exponents = _exponents(acc, m, total, scores, scale2, COMPILED)
-        scores = tl.dot(q, tl.trans(k_list.load([n + 2 * BN, 0])), input_precision="ieee")
-    acc, total = _accumulate(acc, total, exponents, v_list.load([entries - 2 * BN, 0]))
-    acc, m, total, exponents = _exponents(acc, m, total, scores, scale2, False)
-    acc, total = _accumulate(acc, total, exponents, v_list.load([entries - BN, 0]))
-    return acc, m, total
-
-
 @triton.jit(do_not_specialize=["length"])
 def forward_kernel(
     q, k, v, dilations, windows, sinks_of, out, lse, length, heads, scale,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
-    FAR: tl.constexpr,
+    BOXES: tl.constexpr,
 ):  # fmt: skip
     """out [B, T, H, D]; lse [B * H, T] float32, natural logarithm. One program: BM queries of one head.
 
     GROUP: query heads that share one head of keys; k, v and the patterns have H // GROUP heads.
-    FAR: how whole tiles of far keys are read, see `Tiles`. Scores that run ahead come last of all: in front of another
-    loop ptxas does not let them overlap.
+    BOXES: whole tiles of the far list are read through descriptors that the program makes: the list as a matrix.
     """
     tiles = tl.cdiv(length, BM)
     tile = tiles - 1 - tl.program_id(0) % tiles  # the longest rows first
@@ -157,7 +105,7 @@ def forward_kernel(
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
     start, full = whole_tiles(far_count(t0 - window, dilation, sinks), sinks, BN)
-    if FAR == "pointers":
+    if not BOXES:
         position = far_position(start + tl.arange(0, BN), dilation, sinks)
         k_at, v_at = tile_pointers(k, position, k_t, D), tile_pointers(v, position, v_t, D)
         step = tl.maximum(dilation, 1).to(tl.int64) * BN
@@ -165,7 +113,7 @@ def forward_kernel(
             acc, m, total = _attend(acc, m, total, q_tile, tl.load(k_at), tl.load(v_at), True, scale2, False)
             k_at += step * k_t
             v_at += step * v_t
-    if FAR == "descriptors":  # noqa: SIM102 - one known to the compiler, one not
+    if BOXES:  # noqa: SIM102 - one known to the compiler, one not
         if full > start:
             k_list, v_list = _far_lists(k, v, k_t, v_t, start, full, dilation, sinks, D, BN)
             for at in range(0, full - start, BN):
@@ -188,11 +136,6 @@ def forward_kernel(
             v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
             visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
             acc, m, total = _attend(acc, m, total, q_tile, k_tile, v_tile, visible, scale2, True)
-
-    if FAR == "ahead":  # noqa: SIM102 - as above
-        if full > start:
-            k_list, v_list = _far_lists(k, v, k_t, v_t, start, full, dilation, sinks, D, BN)
-            acc, m, total = _attend_ahead(acc, m, total, q_tile, k_list, v_list, full - start, scale2, BN)
 
     size = tl.cast(heads, tl.int64) * D
     out += b * length * size + h * D

@@ -28,7 +28,10 @@ SHARED = 4  # query heads a key head, where heads share keys
 _LISTS = {
     "attention forward": attention.LONG_LIST,
     "attention forward, long list": attention.LONG_LIST + 1,
+    "attention forward, very long list": attention.VERY_LONG_LIST + 1,
 }
+# The same for dK and dV: their grid is made for lists of this length, at least.
+_KEY_LISTS = {"attention dkv, long list": attention.LONG_KEY_LIST + 1}
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,21 @@ class Entry:
 def entries(d_head: int) -> dict[str, Entry]:
     """What is tried. Left out: what spills, or takes a minute to compile (`aot.py` shows both without a GPU)."""
     walk, tiles, step = scan.Walk, attention.Tiles, decode.Walk
-    small = ((64, 32, 4, 3), (64, 64, 4, 3))
-    # ptxas needs more than twice as long for the tiles of 128 keys, and 64 queries with as many keys would spill.
-    large = ((64, 64, 4, 3), (128, 64, 8, 4))
-    forward_tiles = {
-        "forward": tuple(tiles(*size, far=far) for size in small for far in ("pointers", "descriptors", "ahead")),
-        "forward, long list": (
-            *(tiles(*size, far=far) for size in large for far in ("pointers", "descriptors", "ahead")),
-            tiles(128, 128, 8, 2, far="descriptors"),
-        ),
+    # Both sides of the border between long lists and very long ones, so that it shows too.
+    long = (tiles(64, 64, 4, 3, boxes=True), tiles(128, 64, 8, 4, boxes=True), tiles(64, 64, 4, 3))
+    # As are these: of lists below and above the other one.
+    keys = (
+        tiles(32, 64, 4, 3, boxes=True), tiles(64, 64, 4, 2, boxes=True), tiles(64, 128, 8, 3, boxes=True),
+        tiles(32, 64, 4, 3),
+    )  # fmt: skip
+    of_attention = {
+        "forward": (tiles(64, 32, 4, 3), tiles(64, 64, 4, 3)),
+        "forward, long list": long,
+        "forward, very long list": long,
+        "dq": (tiles(128, 64, 8, 2), tiles(64, 64, 4, 2)),
+        "dkv": keys,
+        "dkv, long list": keys[:3],
+        "dkv, band": keys[:2],
     }
     listed = (
         Entry(
@@ -65,17 +74,7 @@ def entries(d_head: int) -> dict[str, Entry]:
         ),
         *(
             Entry(f"attention {kind}", attention.TILES, attention.table_key(kind, d_head), values)
-            for kind, values in forward_tiles.items()
-        ),
-        Entry(
-            "attention dq", attention.TILES, attention.table_key("dq", d_head),
-            (tiles(128, 64, 8, 2), tiles(64, 64, 4, 2), tiles(128, 64, 8, 2, boxes=True),
-             tiles(64, 64, 4, 2, boxes=True), tiles(128, 128, 8, 2, boxes=True)),
-        ),
-        Entry(
-            "attention dkv", attention.TILES, attention.table_key("dkv", d_head),
-            (tiles(32, 64, 4, 3), tiles(32, 64, 4, 3, boxes=True), tiles(64, 64, 4, 2, boxes=True),
-             tiles(32, 128, 8, 3, boxes=True), tiles(64, 128, 8, 2, boxes=True), tiles(64, 128, 8, 3, boxes=True)),
+            for kind, values in of_attention.items()
         ),
         Entry(
             "decode", decode.WALKS, "single",
@@ -151,12 +150,14 @@ def groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
         yield _scan_group(found["scan backward"], *arguments, backward=True)
     for kind, b, full, pattern in (
         ("forward", 64, 4096, (64, 0, 0)), ("forward", 64, 4096, (16, 0, 0)), ("forward", 16, 16384, (16, 0, 0)),
-        ("forward, long list", 4, 65536, (16, 256, 0)), ("forward, long list", 1, 262144, (16, 0, 0)),
+        ("forward, long list", 4, 65536, (16, 0, 0)), ("forward, long list", 4, 65536, (16, 256, 0)),
+        ("forward, long list", 2, 131072, (16, 0, 0)), ("forward, very long list", 1, 262144, (16, 0, 0)),
+        ("dq", 16, 16384, (16, 0, 0)), ("dq", 64, 4096, (64, 0, 0)), ("dq", 64, 4096, (16, 256, 0)),
+        ("dkv", 64, 4096, (64, 0, 0)), ("dkv", 64, 4096, (16, 0, 0)), ("dkv", 64, 4096, (16, 256, 0)),
+        ("dkv, long list", 64, 4096, (4, 0, 0)), ("dkv, long list", 16, 16384, (16, 0, 0)),
+        ("dkv, band", 64, 4096, (16, 256, 0)),
     ):  # fmt: skip
         yield _attention_group(found[f"attention {kind}"], shapes, d_model, batch(b), length(full), pattern)
-    for name in ("attention dq", "attention dkv"):
-        for b, full, pattern in ((16, 16384, (16, 0, 0)), (64, 4096, (64, 0, 0)), (64, 4096, (16, 256, 0))):
-            yield _attention_group(found[name], shapes, d_model, batch(b), length(full), pattern)
     for name, b, full, pattern in (
         ("decode, short parts", 1, 262144, (16, 0, 0)), ("decode, short parts", 1, 32768, (16, 0, 0)),
         ("decode, short parts", 1, 4096, (16, 0, 0)), ("decode", 1, 262144, (1, 0, 0)),
@@ -212,7 +213,8 @@ def _attention_group(
             return queries
         assert pattern[0] is not None  # only dilated patterns have variants
         _dq, delta, dk, dv = queries()
-        bounds = (length // pattern[0], pattern[1], None)
+        longest_far = max(length // pattern[0], _KEY_LISTS.get(entry.kernel, 0))
+        bounds = (longest_far, pattern[1], 1)  # at these batches the tiles of keys alone fill a GPU
         return partial(attention.key_gradients, d_out, q, k, v, *settings, lse, delta, dk, dv, *bounds)
 
     # Without a window dK and dV of the band are the work of dQ's kernel, and the far list's are few rows.

@@ -252,10 +252,10 @@ def test_attention_of_query_heads_that_share_keys(heads, group, length):
 
 
 def _with_boxes(monkeypatch, **sizes):
-    """dK and dV read tiles of queries through descriptors; the descriptors that a call made."""
+    """Far lists and tiles of queries are read through descriptors; those of queries that a call made."""
     made, original = [], attention.query_boxes
     monkeypatch.setattr(attention, "tiles", lambda *_: attention.Tiles(**sizes, num_warps=1, num_stages=1, boxes=True))
-    monkeypatch.setattr(attention, "WITHOUT_BOXES", dict.fromkeys(("dq", "dkv"), attention.Tiles(32, 16, 1, 1)))
+    monkeypatch.setattr(attention, "without_boxes", lambda *_: attention.Tiles(32, 16, 1, 1))
     monkeypatch.setattr(attention, "query_boxes", lambda *a: made.append(original(*a)) or made[-1])
     return made
 
@@ -269,7 +269,7 @@ def test_attention_gradients_through_descriptors(monkeypatch, length, group, dty
     columns = [torch.tensor(x) for x in ([-1, 16, 3, 1], [5, 40, 0, 1], [4, 17, 0, 2])]
     _check_attention(length, *columns, heads=4, dtype=dtype, splits=(1, 3), group=group)
     _check_attention(length, 4, 0, 0, dtype=dtype, group=group)
-    assert len(made) == 3
+    assert len(made) == 5  # band and far list, each in one part and in three; without a window the far list alone
     assert all(None not in boxes for boxes in made)
 
 
@@ -278,7 +278,7 @@ def test_lengths_that_descriptors_cannot_have(monkeypatch, length):
     """A row of lse would not begin at a multiple of 16 bytes: addresses are used, with tiles that suit them."""
     made = _with_boxes(monkeypatch, BM=16, BN=32)
     _check_attention(length, torch.tensor([4, -1]), torch.tensor([0, 5]), torch.tensor([0, 4]))
-    assert made == [(None,) * 4]
+    assert made == [(None,) * 4] * 2  # of the band and of the far list
 
 
 def test_tensors_that_descriptors_cannot_have():

@@ -1,4 +1,4 @@
-"""The forward kernel's ways to read the far list without addresses, in Triton's interpreter, against the definition."""
+"""The forward kernel's way to read the far list without addresses, in Triton's interpreter, against the definition."""
 
 import os
 
@@ -15,11 +15,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from ratplus.kernels.attention import fused as attention
 
 
-def _check_forward(monkeypatch, far, q, k, v, columns):
-    """The forward kernel alone; returns how it read the far list."""
-    asked, choose = [], attention._far_access
-    monkeypatch.setattr(attention, "tiles", lambda *_: attention.Tiles(32, 16, 1, 1, far=far))
-    monkeypatch.setattr(attention, "_far_access", lambda *a: asked.append(choose(*a)) or asked[-1])
+def _check_forward(monkeypatch, q, k, v, columns):
+    """The forward kernel alone; returns whether it read the far list through descriptors."""
+    asked, possible = [], attention.lists_have_boxes
+    monkeypatch.setattr(attention, "tiles", lambda *_: attention.Tiles(32, 16, 1, 1, boxes=True))
+    monkeypatch.setattr(attention, "without_boxes", lambda *_: attention.Tiles(16, 32, 1, 1))
+    monkeypatch.setattr(attention, "lists_have_boxes", lambda *a: asked.append(possible(*a)) or asked[-1])
     columns = [torch.tensor(x, dtype=torch.int32) for x in columns]
     expected = dilated_attention_reference(*(x.double() for x in (q, k, v)), head_patterns(*columns, k.shape[1]))
     limit = {torch.float32: 2e-5, torch.float16: 6e-3}[q.dtype]
@@ -28,19 +29,42 @@ def _check_forward(monkeypatch, far, q, k, v, columns):
     return asked
 
 
-@pytest.mark.parametrize("far", ["descriptors", "ahead"])
-def test_attention_by_descriptors_of_the_far_list(monkeypatch, far):
+def test_attention_by_descriptors_of_the_far_list(monkeypatch):
     """Far lists of no, one, two and many whole tiles, behind sinks and windows, with keys that are shared."""
     columns = [1, 3, 1, -1, 2], [0, 5, 90, 33, 0], [0, 4, 17, 40, 33]
     for length, group, dtype in ((1, 1, torch.float32), (107, 2, torch.float32), (64, 1, torch.float16)):
         q, k, v = projections(1, 5 * group, length, 16, parts=3, dtype=dtype)
-        assert _check_forward(monkeypatch, far, q, k[:, ::group], v[:, ::group], columns) == [far]
+        assert _check_forward(monkeypatch, q, k[:, ::group], v[:, ::group], columns) == [True]
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("row", "at", "described"), [(52, 0, True), (52, 4, True), (52, 1, False), (51, 0, False)])
 def test_descriptors_are_made_only_of_rows_that_they_can_read(monkeypatch, row, at, described):
-    """Their rows start at multiples of 16 bytes, 4 elements here; other views are read through pointers."""
+    """Their rows start at multiples of 16 bytes, 4 elements here; other views are read by addresses."""
     z = torch.randn(1, 2, 40, row)
     q, k, v = (z[..., n * 16 + at :][..., :16] for n in (0, 1, 2 if row - at >= 48 else 1))
-    far = _check_forward(monkeypatch, "ahead", q, k, v, ([1, 1], [0, 0], [0, 0]))
-    assert far == ["ahead" if described else "pointers"]
+    assert _check_forward(monkeypatch, q, k, v, ([1, 1], [0, 0], [0, 0])) == [described]
+
+
+@pytest.mark.parametrize(
+    ("entries", "forward", "keys"),
+    [
+        (0, "forward", "dkv"),
+        (512, "forward", "dkv"),
+        (513, "forward", "dkv, long list"),
+        (2048, "forward", "dkv, long list"),
+        (2049, "forward, long list", "dkv, long list"),
+        (8192, "forward, long list", "dkv, long list"),
+        (8193, "forward, very long list", "dkv, long list"),
+    ],
+)
+def test_the_lists_length_chooses_the_tiles(entries, forward, keys):
+    assert attention.forward_kind(entries) == forward
+    assert attention.far_keys_kind(entries) == keys
+
+
+def test_every_entry_has_tiles_for_addresses():
+    for (kind, _), size in attention.TILES.items():
+        other = attention.without_boxes(kind, size)
+        assert not other.boxes
+        assert (other == size) == (not size.boxes)

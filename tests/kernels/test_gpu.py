@@ -121,9 +121,9 @@ def test_attention_in_bf16(monkeypatch, record_property, pattern, d_head, group)
     _no_worse_than_eager(monkeypatch, record_property, run, exact)
 
 
-@pytest.mark.parametrize("kernel", ["attention dq", "attention dkv"])
-def test_gradients_of_tiles_that_descriptors_read(record_property, monkeypatch, kernel):
-    """Variants of dQ, or of dK and dV: as accurate as without, the same bits again, and in a CUDA graph."""
+@pytest.mark.parametrize("kernel", ["attention dq", "attention dkv", "attention dkv, band"])
+def test_gradients_by_other_tiles(record_property, monkeypatch, kernel):
+    """Variants of dQ, or of dK and dV: as accurate as what ships, the same bits again, and in a CUDA graph."""
     from ratplus.kernels.attention import fused as attention
     from ratplus.kernels.bench.variants import entries
 
@@ -145,8 +145,7 @@ def test_gradients_of_tiles_that_descriptors_read(record_property, monkeypatch, 
 
     entry = entries(d_head)[kernel]
     shipped = errors(gradients(1))
-    tried = [value for value in entry.values if value.boxes]
-    assert tried
+    tried = entry.values
     for value in tried:
         monkeypatch.setitem(entry.table, entry.key, value)
         for splits in (1, 3) if value == tried[0] else (1,):
@@ -164,39 +163,63 @@ def test_gradients_of_tiles_that_descriptors_read(record_property, monkeypatch, 
         assert all(torch.equal(x, y) for x, y in zip(captured, gradients(1), strict=True)), value
 
 
-@pytest.mark.parametrize(
-    ("far", "size"), [("descriptors", (64, 64, 4, 3)), ("ahead", (64, 64, 4, 3)), ("ahead", (128, 64, 8, 4))]
-)
-def test_far_list_by_descriptors(monkeypatch, far, size):
-    """Each way to read the far list, against the way by pointers: eager, in a graph, of views that TMA can't read."""
+@pytest.mark.parametrize("d_head", [16, 64, 128])
+@pytest.mark.parametrize("kind", ["forward, long list", "forward, very long list"])
+def test_far_list_by_descriptors(monkeypatch, kind, d_head):
+    """The tiles of long lists, beside the short ones': eager, in a graph, of views that TMA can't read."""
     from ratplus.kernels.attention import fused as attention
 
-    columns, d_head = ([1, 16, -1, 3], [0, 256, 300, 0], [0, 4, 4, 130]), 128
+    columns = ([1, 16, -1, 3], [0, 256, 300, 0], [0, 4, 4, 130])
     columns = [torch.tensor(x, dtype=torch.int32, device="cuda") for x in columns]
+    longest = {"forward": 0, "forward, long list": attention.LONG_LIST + 1}
 
-    def forward(far, q, k, v):
-        chosen = attention.Tiles(*size, far=far) if far != "pointers" else attention.Tiles(64, 64, 4, 3)
-        monkeypatch.setattr(attention, "tiles", lambda *_: chosen)
-        return attention.forward(q, k, v, *columns, q.shape[2])
+    def forward(kind, q, k, v):
+        return attention.forward(q, k, v, *columns, longest.get(kind, attention.VERY_LONG_LIST + 1))
 
     for length in (1, 63, 1500, 5003):
         q = _views(2, 8, length, d_head, 1)[0]
         k, v = _views(2, 4, length, d_head, 2)
-        expected, actual = forward("pointers", q, k, v), forward(far, q, k, v)
+        expected, actual = forward("forward", q, k, v), forward(kind, q, k, v)
         torch.testing.assert_close(actual[0].float(), expected[0].float(), atol=2e-2, rtol=2e-2)
         torch.testing.assert_close(actual[1], expected[1], atol=1e-4, rtol=1e-4)
         for _ in range(20):
-            assert all(map(torch.equal, forward(far, q, k, v), actual))
+            assert all(map(torch.equal, forward(kind, q, k, v), actual))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = forward(far, q, k, v)
+        captured = forward(kind, q, k, v)
     for _ in range(2):
         captured[0].zero_()
         graph.replay()
         assert all(map(torch.equal, captured, actual))
-    if size == (64, 64, 4, 3):  # rows of an odd number of elements, by pointers whatever is asked for
-        odd = [torch.randn(1, heads, 700, d_head + 1, device="cuda").to(BF16)[..., :d_head] for heads in (8, 4, 4)]
-        assert all(map(torch.equal, forward(far, *odd), forward("pointers", *odd)))
+    # Rows of an odd number of elements are read by addresses.
+    odd = [torch.randn(1, heads, 700, d_head + 1, device="cuda").to(BF16)[..., :d_head] for heads in (8, 4, 4)]
+    expected, actual = forward("forward", *odd), forward(kind, *odd)
+    torch.testing.assert_close(actual[0].float(), expected[0].float(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("length", [1508, 1507])  # of 1,507 no descriptors can be made
+@pytest.mark.parametrize("d_head", [16, 64, 128])
+def test_gradients_of_long_lists(monkeypatch, record_property, d_head, length):
+    """dK and dV of more far keys than LONG_KEY_LIST, in one part and in three, and the band."""
+    from ratplus.kernels.attention import fused as attention
+
+    heads = 4
+    q, k, v = _views(2, heads, length, d_head, 3)
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    columns = ([1, 2, -1, 2], [0, 256, 300, 0], [0, 4, 4, 130])
+    patterns = [torch.tensor(x, dtype=torch.int32, device="cuda") for x in columns]
+    assert attention.far_keys_kind(length) == "dkv, long list"
+    out, lse = attention.forward(q, k, v, *patterns, length)
+    d_out = torch.randn_like(out)
+    truth, _ = dilated_attention_reference(*exact, head_patterns(*columns, heads))
+    truth = torch.autograd.grad((truth * d_out.double()).sum(), exact)
+    for splits in (1, 3):
+        found = attention.backward(d_out, q, k, v, *patterns, out, lse, length, 300, splits=splits)
+        errors = [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, truth, strict=True)]
+        record_property(f"relative errors of dq, dk, dv, {splits} parts", " ".join(f"{x:.1e}" for x in errors))
+        assert all(error <= 8e-3 for error in errors), errors
+        again = attention.backward(d_out, q, k, v, *patterns, out, lse, length, 300, splits=splits)
+        assert all(map(torch.equal, found, again))
 
 
 @pytest.mark.parametrize("d_head", [32, 64, 128])
