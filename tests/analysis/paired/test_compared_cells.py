@@ -2,12 +2,15 @@
 
 import json
 import math
+from itertools import combinations
 
+import pandas as pd
 import pytest
 
-from ratplus.analysis.paired.cells import compare_cells
+from ratplus.analysis.paired.cells import _named, compare_cells
 from ratplus.pattern import Pattern
 from ratplus.records.record import write_record
+from ratplus.records.samples import write_samples
 
 
 @pytest.fixture
@@ -88,3 +91,68 @@ def test_what_is_not_compared_costs_no_other_result(sweep):
     found = compare_cells(sweep.write(), ["D1", "D4"])
     assert [row["metric"] for row in found.rows] == ["recall_accuracy", "zebra_acc"]
     assert found.notes == ["alien_acc: not compared, D1 and D4 were asked different prompts or data"]
+
+
+def test_p_is_adjusted_among_the_pairs_of_one_result(sweep):
+    """Holm's, by hand: of three raw p in their order, three, two and one times as large, and never falling."""
+    for dilation, loss, recall in ((1, 2.0, 0.9), (4, 2.25, 0.82), (16, 2.45, 0.6)):
+        sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (loss, 0.1), "recall_accuracy": (recall, 0.05)})
+    folder, names = sweep.write(), ["D1", "D4", "D16"]
+    together = compare_cells(folder, names).rows
+    alone = [row for pair in combinations(names, 2) for row in compare_cells(folder, list(pair)).rows]
+    for metric in {row["metric"] for row in together}:
+        raw = {(row["first"], row["second"]): row["p"] for row in alone if row["metric"] == metric}
+        expected, least = {}, 0.0
+        for times, pair in zip((3, 2, 1), sorted(raw, key=raw.__getitem__), strict=True):
+            expected[pair] = least = max(least, min(1.0, times * raw[pair]))
+        found = {(row["first"], row["second"]): row["p"] for row in together if row["metric"] == metric}
+        assert found == pytest.approx(expected)
+        assert 1e-6 < min(raw.values()) < max(found.values()) < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "items", "seeds", "certain"),
+    [
+        ((0.5, -0.3, 0.4), 0.01, True, False, False),
+        ((0.10, 0.11, 0.09), 0.5, False, True, False),
+        ((0.10, 0.11, 0.09), 0.01, True, True, True),
+        ((0.10,), 0.01, True, None, True),  # of one seed nothing more is known
+    ],
+)
+def test_certain_is_what_items_and_seeds_tell(sweep, changes, error, items, seeds, certain):
+    for seed, change in enumerate(changes):
+        for dilation, loss in ((1, 2.0), (4, 2.0 + change)):
+            sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (loss, error)}, seed=seed)
+    (row,) = compare_cells(sweep.write(), ["D1", "D4"]).rows
+    assert (row["p"] < 0.05) is items
+    assert math.isnan(row["p_seeds"]) if seeds is None else (row["p_seeds"] < 0.05) is seeds
+    assert row["certain"] is certain
+
+
+def test_perplexity_is_shown_where_no_loss_is(sweep):
+    for dilation in (1, 4):
+        sweep.add("ratplus_tiny", Pattern(dilation), {"perplexity": (5.0 + dilation, 0.1)})
+    found = compare_cells(sweep.write(), ["D1", "D4"])
+    assert ([row["metric"] for row in found.rows], found.notes) == (["perplexity"], [])
+
+
+@pytest.mark.parametrize("stored", [1, 4])
+def test_samples_of_one_of_two_are_no_pairs(sweep, stored):
+    for dilation in (1, 4):
+        cell = sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (1.5, 0.1)})
+        if dilation == stored:
+            items = [{"task": "loss", "id": i, "loss": 1.0 + i} for i in range(2)]
+            write_samples(sweep.path / "evaluate" / cell["id"], items)
+    (row,) = compare_cells(sweep.write(), ["D1", "D4"]).rows
+    assert row["method"] == "standard errors"
+
+
+def test_the_beginning_of_an_id_is_that_of_one_cell():
+    frame = pd.DataFrame({"pattern": ["D1", "D4", "D16"], "pattern_name": "", "cell": ["abcd1", "abcd2", "abce3"]})
+    assert list(_named("abce", frame)["pattern"]) == ["D16"]
+    assert list(_named("abcd2", frame)["pattern"]) == ["D4"]
+    with pytest.raises(ValueError, match="compare: abcd is how 2 ids of cells begin; write more of it"):
+        _named("abcd", frame)
+    for name in ("abc", "bce3", "abcd3"):
+        with pytest.raises(ValueError, match=f"the sweep has no pattern or cell '{name}'"):
+            _named(name, frame)

@@ -59,13 +59,18 @@ def test_a_stage_that_is_stored_and_one_that_is_taken(seen, tmp_path):
     record = write_record(
         folder, stage="adapt", config={}, parent=None, status="done", metrics={}, timing={}, provenance={}
     )
+    for name in ("config.json", "samples.jsonl"):
+        (folder / name).write_text("{}")
     said: list[str] = []
     with claimed(str(tmp_path / "store"), "adapt", identity, folder, said.append) as shared:
         assert shared is not None
         seen.clear()
         shared.give(folder, record)
-        named = seen.index(("name", "record.json"))
+        named = max(seen.index(("name", name)) for name in ("config.json", "record.json", "samples.jsonl"))
         assert ("sync", "folder") in seen[named : seen.index(("name", ENTRY_FILE))]
         seen.clear()
         assert shared.take(other) == record
+        # The record last, since it says that the stage is whole.
+        names = [name for kind, name in seen if kind == "name" and not name.startswith(".")]
+        assert names == ["config.json", "samples.jsonl", "record.json"]
         assert ("sync", "folder") in seen[seen.index(("name", "record.json")) :]

@@ -5,15 +5,17 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from ratplus.config.cell import Config
 from ratplus.config.run import RunSection
-from ratplus.records.record import read_record
+from ratplus.records.lock import LockLost
+from ratplus.records.record import read_record, write_record
 from ratplus.stages.run_stage import Result, Surroundings, run_stage
 from ratplus.stages.stage_ids import Stage
-from ratplus.stages.store import ENTRY_FILE, check_store
+from ratplus.stages.store import ENTRY_FILE, Shared, check_store, is_stored
 
 STAGE = Stage("pretrain", {"seed": 0}, None)
 
@@ -104,6 +106,69 @@ def test_a_damaged_entry_is_not_used_and_is_replaced(places, name, tmp_path):
     three = Sweep(tmp_path / "three", entry.parents[1])
     three.run()
     assert three.worked == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"format": 2}, {"files": None}, {"files": {}}, {"files": {"config.json": "0"}}, {"files": {"record.json": 1}},
+        {"files": {"record.json": "0", "lock.json": "0"}}, {"files": {"record.json": "0", "entry.json": "0"}},
+        {"files": {"record.json": "0", "a/b": "0"}}, [1],
+    ],
+)  # fmt: skip
+def test_an_entry_of_another_kind_is_damaged(places, content):
+    one, two, entry = places
+    one.run()
+    good = json.loads((entry / ENTRY_FILE).read_text())
+    assert is_stored(str(entry.parents[1]), "pretrain", STAGE.id)
+    (entry / ENTRY_FILE).write_text(json.dumps(good | content if isinstance(content, dict) else content))
+    assert not is_stored(str(entry.parents[1]), "pretrain", STAGE.id)
+    two.run()
+    assert two.worked == 1
+    assert any(line.startswith(f"{entry}: damaged (") for line in two.lines)
+    again = json.loads((entry / ENTRY_FILE).read_text())
+    assert (again["format"], again["files"].keys()) == (good["format"], good["files"].keys())
+    assert is_stored(str(entry.parents[1]), "pretrain", STAGE.id)
+
+
+def test_the_record_of_a_failure_in_an_entry_is_not_taken(places):
+    """Such as a copy by hand may have left."""
+    one, two, entry = places
+    record = one.run()
+    body = {key: record[key] for key in ("stage", "config", "parent", "timing", "provenance")}
+    write_record(entry, **body, status="failed", metrics={}, error={"type": "T", "message": "m"})
+    hashes = json.loads((entry / ENTRY_FILE).read_text())
+    hashes["files"]["record.json"] = hashlib.sha256((entry / "record.json").read_bytes()).hexdigest()
+    (entry / ENTRY_FILE).write_text(json.dumps(hashes))
+    assert two.run()["status"] == "done"
+    assert two.worked == 1
+    assert any("not used (its record is not of a finished stage)" in line for line in two.lines)
+
+
+def test_what_a_killed_process_left_in_an_entry_is_cleared(places):
+    one, _, entry = places
+    entry.mkdir(parents=True)
+    old = entry / ".config.json.store.tmp"
+    old.write_text("half")
+    store = entry.parents[1] / "store.json"
+    store.write_text('{"format": 1, "made": "earlier"}')
+    one.run()
+    assert not old.exists()
+    assert json.loads(store.read_text())["made"] == "earlier", "a store says once that it is one"
+
+
+def test_nothing_is_stored_by_who_has_lost_the_lock(places):
+    one, _, entry = places
+    record = one.run()
+    (entry / ENTRY_FILE).unlink()
+
+    class Lost:
+        def check(self):
+            raise LockLost("another process has it")
+
+    Shared(entry, cast("Any", Lost()), one.lines.append).give(one.folder, record)
+    assert not (entry / ENTRY_FILE).exists()
+    assert one.lines[-1].startswith(f"{entry}: not stored (another process has it); the sweep has the stage")
 
 
 def test_a_link_in_an_entry_is_not_followed(places, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from ratplus.costs.budget import forward_flops, parameters
 from ratplus.records.lock import FolderLock
 from ratplus.records.record import STAGES, stage_id, write_record
+from ratplus.sweeps.batch.reasons import LiveJob
 from ratplus.sweeps.define.compose import compose_one
-from ratplus.sweeps.views import status_text
+from ratplus.sweeps.views import status_text, sweep_view
 from ratplus.sweeps.views.cost_plan import Throughput, print_costs
 from ratplus.sweeps.views.sweep_view import SweepView, summary
 
@@ -124,6 +125,58 @@ def test_what_a_cell_and_its_suites_are_told_to_be(tmp_path):
     assert view.cells[0]["added"][0] == {"suite": "ruler", "id": added, "status": "failed", "error": "U: n"}
     assert view.counts == {"done": 2}
     assert (view.settled, view.bad, status_text.exit_code(view)) == (True, True, 1)
+
+
+def test_a_job_tells_only_of_a_cell_without_a_result(tmp_path, monkeypatch):
+    """A job may still be ending when its cell is done; and what a failed cell wrote of its progress is old."""
+    folder = Folder(tmp_path / "x", 4, sft=False)
+    folder.finish(0, "pretrain", "adapt", "evaluate")
+    folder.finish(1, "evaluate", error={"type": "T", "message": "m", "attempt": 3})
+    folder.finish(3, "evaluate", error={"type": "T", "message": "m"})
+    folder.progress(3, "evaluate", 3, 10)
+    added = stage_id("evaluate", {"cell": "more"}, folder.entries[0]["stages"]["adapt"])
+    write_record(
+        folder.path / "evaluate" / added, stage="evaluate", config={"cell": "more"}, status="done", metrics={},
+        parent=folder.entries[0]["stages"]["adapt"], timing={}, provenance={},
+    )  # fmt: skip
+    folder.entries[0]["added"] = [{"suite": "ruler", "id": added, "eval": {}}]
+    folder.write()
+    items = [*(folder.entries[number]["id"] for number in range(3)), added]
+    jobs = {item: LiveJob(str(number), "queued", "Priority") for number, item in enumerate(items)}
+    monkeypatch.setattr(sweep_view, "live_jobs", lambda folder, is_open: jobs)
+    monkeypatch.setattr(sweep_view, "record_lost_jobs", lambda *_: 0)
+    with FolderLock(folder.place(2, "evaluate")):
+        cells = SweepView(folder.path).cells
+    assert [(cell["status"], cell["stage"], cell["error"], cell["attempt"]) for cell in cells] == [
+        ("done", "", "", None), ("queued", "", "", None), ("running", "evaluate", "", None),
+        ("failed", "evaluate", "T: m", None),
+    ]  # fmt: skip
+    assert [(cell["job"], cell["reason"]) for cell in cells] == [
+        ("0", None), ("1", "Priority"), ("2", None), (None, None),
+    ]  # fmt: skip
+    assert [cell["progress"] for cell in cells] == [None] * 4
+    assert cells[0]["added"] == [{"suite": "ruler", "id": added, "status": "done", "error": ""}]
+
+
+def test_a_loss_that_is_noticed_while_looking_is_told_at_once(tmp_path, monkeypatch):
+    folder = Folder(tmp_path / "x", 2, sft=False)
+    folder.finish(0, "pretrain", "adapt", "evaluate")
+    done, lost = (entry["id"] for entry in folder.entries)
+    asked = {}
+
+    def live_jobs(path, is_open):
+        asked.update({item: is_open(item) for item in (done, lost, "of another sweep")})
+        return {}
+
+    def record_lost_jobs(path, jobs, is_open):
+        folder.finish(1, "evaluate", error={"type": "JobEnded", "message": "m"})
+        return 1
+
+    monkeypatch.setattr(sweep_view, "live_jobs", live_jobs)
+    monkeypatch.setattr(sweep_view, "record_lost_jobs", record_lost_jobs)
+    view = SweepView(folder.path)
+    assert asked == {done: False, lost: True, "of another sweep": True}
+    assert [cell["error"] for cell in view.cells] == ["", "JobEnded: m"]
 
 
 @pytest.mark.parametrize(
