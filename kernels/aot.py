@@ -26,6 +26,7 @@ from ratplus.kernels.block_decode import fused_kernels as block_decode_kernels
 from ratplus.kernels.blocks import fused as blocks
 from ratplus.kernels.blocks import fused_backward as blocks_backward
 from ratplus.kernels.blocks import fused_forward as blocks_forward
+from ratplus.kernels.blocks import fused_scores as block_scores
 from ratplus.kernels.blocks import fused_selection as selection
 from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.decode import fused as decode
@@ -48,7 +49,7 @@ TYPES = {
     **dict.fromkeys(("dilations", "windows", "sinks_of"), "*i32"),
     **dict.fromkeys(("ids", "lists", "counts", "counters", "tops"), "*i32"),
     **dict.fromkeys(("positions", "offsets", "starts", "numbers"), "*i64"),
-    **dict.fromkeys(("q_out",), "*bf16"),
+    **dict.fromkeys(("q_out", "parts"), "*bf16"),
     **dict.fromkeys(("metadata", "scores"), "*fp32"),
     "scale": "fp32",
 }
@@ -163,6 +164,10 @@ def _blocks(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict
     yield "blocks dKV, chosen", blocks_backward.dkv_chosen_kernel, one["dkv"]
     for part in ("far", "band"):
         yield f"blocks dKV, {part}", getattr(blocks_backward, f"dkv_{part}_kernel"), one["static dkv"]
+    if dtype in block_scores.BITS:
+        for score, group in (("mean", 1), ("bounds", 1), ("mean", 4)):
+            scored = block_scores.constants(d_head, dtype, group, score == "bounds", chosen)
+            yield f"blocks scores, {score}" + (", 4 heads a key" * (group > 1)), block_scores.scores_kernel, scored
     yield "blocks selection", selection.choose_kernel, selection.constants(chosen, 1024)
     scored = {"D": d_head, "GROUP": 1, "BOUNDS": True, "SPAN": 64, "BN": selection.SCORED}
     yield "blocks decode, scores", selection.score_kernel, scored | {"num_warps": selection.SCORE_WARPS}

@@ -30,11 +30,14 @@ from ratplus.kernels.bench.cases import (
     rope_tables,
 )
 from ratplus.kernels.bench.timing import Run, interleaved
-from ratplus.kernels.blocks import fused
+from ratplus.kernels.blocks import fused, fused_selection
+from ratplus.kernels.blocks.metadata import summarise
 from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.decode.layout import slot_count
 
 APART = "ours, apart"
+OF_SELECTION = ("metadata", "scores", "choice")
+PARTS = ("selection", *OF_SELECTION, "lists", "kernel")
 
 
 def block_phase_plans(shapes: Shapes) -> Iterator[Plan]:
@@ -127,8 +130,9 @@ def _decode_cases(shapes: Shapes, batch: int, length: int, selection: Selection,
 def split_of_time(shapes: Shapes, batch: int, length: int, selection: Selection, apart: bool) -> dict:
     """Milliseconds of the forward pass's parts, each timed by itself, and the blocks that a tile of queries reads.
 
-    Returns {"shape", "pattern", "queries", "selection_ms", "lists_ms", "kernel_ms", "blocks_a_tile", "blocks_a_query",
-    "queries_a_tile"}; queries: "alike" or "apart".
+    Returns {"shape", "pattern", "queries", "selection_ms", "metadata_ms", "scores_ms", "choice_ms", "lists_ms",
+    "kernel_ms", "blocks_a_tile", "blocks_a_query", "queries_a_tile"}; queries: "alike" or "apart". The selection
+    consists of the metadata, the scores and the choice, which is what the others leave of it.
     """
     d_model = shapes.d_models[0]
     q, k, v = gate_views(shapes, batch, length, d_model, 3)
@@ -144,10 +148,19 @@ def split_of_time(shapes: Shapes, batch: int, length: int, selection: Selection,
     cut = partial(fused.tile_lists, ids, size, reach)
     lists, counts = cut()
     attend = partial(fused.attend, q, k, v, *settings, start, ids, lists, counts, blocks)
-    times = interleaved([select, cut, attend], shapes.device, shapes.repeats, shapes.budget_s)
+    metadata = summarise(k, blocks)
+
+    def score() -> None:
+        for _ in fused_selection.scored(q, metadata, start, blocks, selection.top, numbers, length):
+            pass
+
+    runs = [select, partial(summarise, k, blocks), score, cut, attend]
+    taken = [times.p50 for times in interleaved(runs, shapes.device, shapes.repeats, shapes.budget_s)]
+    times = dict(zip(("selection", "metadata", "scores", "lists", "kernel"), taken, strict=True))
+    times["choice"] = max(0.0, times["selection"] - times["metadata"] - times["scores"])
     return {
         "shape": f"B{batch} T{length} d{d_model}", "pattern": selection.label, "queries": "apart" if apart else "alike",
-        **{f"{name}_ms": taken.p50 for name, taken in zip(("selection", "lists", "kernel"), times, strict=True)},
+        **{f"{name}_ms": ms for name, ms in times.items()},
         "blocks_a_tile": float(counts.float().mean()), "queries_a_tile": size,
         "blocks_a_query": float((ids >= 0).sum(dim=3).float().mean()),
     }  # fmt: skip
@@ -156,6 +169,7 @@ def split_of_time(shapes: Shapes, batch: int, length: int, selection: Selection,
 def split_line(found: dict) -> str:
     """`split_of_time` in one line."""
     where = f"{'blocks forward, its parts':<26}{found['shape']:<19}{found['pattern']:<13}{found['queries']:<6}"
-    parts = " ".join(f"{name} {found[f'{name}_ms']:.3f}" for name in ("selection", "lists", "kernel"))
+    part = {name: f"{name} {found[f'{name}_ms']:.3f}" for name in PARTS}
+    parts = f"{part['selection']} ({', '.join(part[name] for name in OF_SELECTION)}) {part['lists']} {part['kernel']}"
     read = f"{found['blocks_a_tile']:.1f} blocks for {found['queries_a_tile']} queries"
     return f"{where}{parts} ms; {read}, {found['blocks_a_query']:.1f} for one"

@@ -17,18 +17,22 @@ from ratplus.kernels.bench.cases import SELECTIONS, Selection, Shapes, gate_view
 from ratplus.kernels.bench.timing import Run
 from ratplus.kernels.bench.variants import Entry, Group
 from ratplus.kernels.block_decode import fused as block_decode
-from ratplus.kernels.blocks import block_metadata, fused
+from ratplus.kernels.blocks import block_metadata, fused, fused_scores
 from ratplus.kernels.blocks.settings import Blocks
 
 
 def block_entries(d_head: int) -> dict[str, Entry]:
     """What is tried: all of it compiles for sm_90 without spills, in seconds a kernel."""
-    tiles, walk, key = fused.Tiles, block_decode.Walk, max(64, d_head)
+    tiles, walk, scores, key = fused.Tiles, block_decode.Walk, fused_scores.ScoreTiles, max(64, d_head)
     listed = (
         Entry("blocks forward", fused.TILES["forward"], key, (tiles(64, 64, 4, 2), tiles(64, 64, 4, 3))),
         Entry("blocks dq", fused.TILES["dq"], key, (tiles(32, 32, 4, 2), tiles(32, 32, 8, 2))),
         Entry("blocks dkv", fused.TILES["dkv"], key, (tiles(64, 32, 4, 2), tiles(32, 32, 4, 2))),
         Entry("blocks static dkv", fused.TILES["static dkv"], key, (tiles(32, 32, 8, 2), tiles(32, 32, 4, 2))),
+        Entry(
+            "blocks scores", fused_scores.TILES, key,
+            (scores(128, 64, 8, 2), scores(128, 32, 8, 2), scores(64, 64, 4, 2), scores(128, 128, 8, 1)),
+        ),
         Entry("blocks decode", block_decode.WALKS, "half", (walk(64, 4, 3, 528, 2), walk(32, 4, 3, 528, 2))),
     )  # fmt: skip
     return {entry.kernel: entry for entry in listed}
@@ -46,6 +50,8 @@ def block_groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
     ):  # fmt: skip
         rows = 1 if small else batch
         yield _attention_group(found["blocks forward"], shapes, rows, length(full), selection)
+        if selection is top:
+            yield _attention_group(found["blocks scores"], shapes, rows, length(full), selection)
         if full == 16384:
             of_lists = selection.static[0] is not None  # else the far list and the band are empty
             for name in ("blocks static dkv",) if of_lists else ("blocks dq", "blocks dkv"):
@@ -56,7 +62,7 @@ def block_groups(shapes: Shapes, small: bool = False) -> Iterator[Group]:
 
 
 def _attention_group(entry: Entry, shapes: Shapes, batch: int, length: int, selection: Selection) -> Group:
-    d_model, backward = shapes.d_models[0], entry.kernel != "blocks forward"
+    d_model, backward = shapes.d_models[0], entry.kernel in ("blocks dq", "blocks dkv", "blocks static dkv")
     size = batch * length * d_model * shapes.dtype.itemsize
     flops = 4.0 * batch * d_model * sum(selected_pairs(t, selection) for t in range(length))
     blocks = Blocks(selection.block, selection.score)
@@ -68,7 +74,10 @@ def _attention_group(entry: Entry, shapes: Shapes, batch: int, length: int, sele
         settings = pattern_tensors(*selection.static, heads, q.device)
         top, numbers = int_tensor(selection.top, heads, q.device), torch.arange(heads, device=q.device)
         start = torch.zeros(batch, dtype=torch.int64, device=q.device)
-        ids = fused.choose(q, k, None, start, top, blocks, selection.top, numbers)
+        choose = partial(fused.choose, q, k, None, start, top, blocks, selection.top, numbers)
+        if entry.kernel == "blocks scores":
+            return choose
+        ids = choose()
 
         def forward() -> tuple[Tensor, Tensor]:
             size = fused.tiles(shapes.d_head, q.dtype)

@@ -78,7 +78,7 @@ class Shapes:
     selections: tuple[Selection, ...] = SELECTIONS
     block_shapes: tuple[tuple[int, int], ...] = ((4, 16384), (1, 65536))
     block_backward_lengths: tuple[int, ...] = (16384,)
-    block_decode_shapes: tuple[tuple[int, int], ...] = ((1, 65536), (32, 16384))
+    block_decode_shapes: tuple[tuple[int, int], ...] = ((1, 65536), (32, 16384), (1, 4096), (8, 4096))
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
 

@@ -1,22 +1,27 @@
 """Which blocks a query reads, chosen by Triton kernels: `selection.select_blocks` with the same definition.
 
-The scores of many queries are one product in PyTorch, those of a decoding step a kernel's, which reads what stands for
-the blocks as it is stored, once, and nothing of blocks that no query may choose. One kernel finds the best of each row
-of scores: a row is held in registers, and its largest number is taken out again and again. PyTorch's `topk` would need
-numbers without ties, of 64 bits, and read and write them about ten times.
+The scores of many queries in half precision are products on tensor cores (`fused_scores.py`), those of float32 queries
+one product in PyTorch, those of a decoding step a kernel's, which reads what stands for the blocks as it is stored,
+once, and nothing of blocks that no query may choose. One kernel finds the best of each row of scores: a row is held in
+registers, and its largest number is taken out again and again. PyTorch's `topk` would need numbers without ties, of 64
+bits, and read and write them about ten times.
 """
+
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ratplus.kernels.blocks import fused_scores
 from ratplus.kernels.blocks.selection import SCORES_LIMIT, score_blocks, select_blocks
 from ratplus.kernels.blocks.settings import Blocks
 from ratplus.kernels.triton_support import interpreted
 
 WIDEST = 1 << 14  # blocks that the registers of one program hold
 _ELEMENTS = 1024  # scores a warp, at most
+PITCH = 16  # a row of scores is a multiple of so many wide, so that it begins where wide loads and stores can
 SCORED, SCORE_WARPS = 32, 4  # blocks that a program of a decoding step scores
 
 
@@ -43,31 +48,54 @@ def select(
     ids = torch.empty(batch, kv_heads, length, slots, dtype=torch.int32, device=q.device)
     if slots == 0:
         return ids
-    rows = max(1, SCORES_LIMIT["cuda"] // max(1, batch * kv_heads * stored))
-    for begin in range(0, length, rows):
-        end = min(length, begin + rows)
-        count = min(stored, (total - length + end - 1) // blocks.span)
-        scores = ids.view(torch.float32)  # stands there where nothing is read: random scores, or no rivals
-        if blocks.score != "random" and count > 0 and slots > 1 + blocks.first:
-            scores = _scores(q[:, :, begin:end], metadata[:, :, :count], start, begin, blocks, heads)
+    for begin, end, count, scores in scored(q, metadata, start, blocks, slots, heads, total):
         options = constants(blocks, count)
         tiles = triton.cdiv(end - begin, options["ROWS"])
         choose_kernel[(tiles * batch * kv_heads,)](
-            scores, start, top, heads, ids, begin, end - begin, length, tiles, count, slots, kv_heads,
-            blocks.seed & 0xFFFFFFFF, **options,
+            # Where nothing is read, of random scores or without rivals, `ids` stands for the scores.
+            ids.view(torch.float32) if scores is None else scores, start, top, heads, ids, begin, end - begin, length,
+            tiles, count, triton.cdiv(count, PITCH), slots, kv_heads, blocks.seed & 0xFFFFFFFF, **options,
         )  # fmt: skip
     return ids
 
 
-def _scores(q: Tensor, metadata: Tensor, start: Tensor, begin: int, blocks: Blocks, heads: Tensor) -> Tensor:
-    """float32 [B, H_kv, T, n], contiguous; of a single query those of its own and later blocks are left unwritten."""
-    if q.shape[2] > 1 or metadata.stride(4) != 1 or metadata.stride(3) != q.shape[3]:
-        return score_blocks(q, metadata, start[:, None], blocks, heads).contiguous()
-    batch, kv_heads, count, parts, d_head = metadata.shape
-    scores = torch.empty(batch, kv_heads, 1, count, dtype=torch.float32, device=q.device)
+def scored(
+    q: Tensor, metadata: Tensor, start: Tensor, blocks: Blocks, slots: int, heads: Tensor, total: int
+) -> Iterator[tuple[int, int, int, Tensor | None]]:
+    """For `choose_kernel`: (begin, end, count, scores) of the queries begin .. end - 1 and the first `count` blocks.
+
+    Some queries at a time; scores are None where none are needed.
+    """
+    batch, kv_heads, stored = metadata.shape[:3]
+    length, stored = q.shape[2], min(stored, (total - 1) // blocks.span)
+    needed = blocks.score != "random" and slots > 1 + blocks.first
+    parts = fused_scores.factors(q, metadata[:, :, :stored]) if length > 1 and needed else None
+    rows = max(1, SCORES_LIMIT["cuda"] // max(1, batch * kv_heads * stored))
+    for begin in range(0, length, rows):
+        end, scores = min(length, begin + rows), None
+        count = min(stored, (total - length + end - 1) // blocks.span)
+        pitch = triton.cdiv(count, PITCH) * PITCH
+        if needed and count > 0 and parts is None:
+            scores = _scores(q[:, :, begin:end], metadata, count, pitch, start, begin, blocks, heads)
+        elif needed and count > 0:
+            scores = fused_scores.scores(q, parts, start, begin, end, count, pitch, blocks)
+        yield begin, end, count, scores
+
+
+def _scores(
+    q: Tensor, metadata: Tensor, count: int, pitch: int, start: Tensor, begin: int, blocks: Blocks, heads: Tensor
+) -> Tensor:  # fmt: skip
+    """float32 [B, H_kv, T, pitch]; only what stands for the first `count` blocks, before a query's own, is a score."""
+    batch, kv_heads, stored, parts, d_head = metadata.shape
+    if q.shape[2] > 1 or metadata.stride(4) != 1 or metadata.stride(3) != d_head:
+        rivals = metadata[:, :, :pitch]
+        if stored < pitch:
+            rivals = torch.nn.functional.pad(rivals, (0, 0, 0, 0, 0, pitch - stored))
+        return score_blocks(q, rivals, start[:, None], blocks, heads).contiguous()
+    scores = torch.empty(batch, kv_heads, 1, pitch, dtype=torch.float32, device=q.device)
     score_kernel[(triton.cdiv(count, SCORED), kv_heads, batch)](
-        q, metadata, start, scores, begin, count, kv_heads, *q.stride()[:2], *metadata.stride()[:2], metadata.stride(2),
-        D=d_head, GROUP=q.shape[1] // kv_heads, BOUNDS=parts == 2, SPAN=blocks.span, BN=SCORED,
+        q, metadata, start, scores, begin, count, pitch, kv_heads, *q.stride()[:2], *metadata.stride()[:2],
+        metadata.stride(2), D=d_head, GROUP=q.shape[1] // kv_heads, BOUNDS=parts == 2, SPAN=blocks.span, BN=SCORED,
         num_warps=SCORE_WARPS,
     )  # fmt: skip
     return scores
@@ -82,15 +110,15 @@ def mix(state, number):
     return x ^ (x >> 16)
 
 
-@triton.jit(do_not_specialize=["begin", "rows", "length", "tiles", "count", "slots", "seed"])
+@triton.jit(do_not_specialize=["begin", "rows", "length", "tiles", "count", "pitches", "slots", "seed"])
 def choose_kernel(
-    scores, starts, tops, numbers, ids, begin, rows, length, tiles, count, slots, heads, seed,
+    scores, starts, tops, numbers, ids, begin, rows, length, tiles, count, pitches, slots, heads, seed,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, RANDOM: tl.constexpr,
 ):  # fmt: skip
     """Fills ids [B, heads, length, slots] of the queries begin .. begin + rows - 1. One program: ROWS of one head.
 
-    scores: float32 [B * heads, rows, count]; numbers [heads]: which heads of the layer these are. WIDTH: a power of two
-    that holds `count`.
+    scores: float32 [B * heads, rows, 16 * pitches]; numbers [heads]: which heads of the layer these are. WIDTH: a
+    power of two that holds `count`.
     """
     pair = (tl.program_id(0) // tiles).to(tl.int64)
     h = pair % heads
@@ -106,7 +134,7 @@ def choose_kernel(
         of_row = mix(of_head, position.to(tl.uint32))
         left = (mix(of_row[:, None], block.to(tl.uint32)) >> 8).to(tl.float32)
     else:
-        at = pair * rows * count + row.to(tl.int64)[:, None] * count + block
+        at = (pair * rows + row)[:, None] * (pitches * 16) + block
         left = tl.load(scores + at, mask=rival, other=0.0)
     # A score of minus infinity may be chosen, what is no rival may not.
     left = tl.where(rival, tl.maximum(left, -3.4028234e38), float("-inf"))
@@ -122,12 +150,12 @@ def choose_kernel(
         left = tl.where(block == index[:, None], float("-inf"), left)
 
 
-@triton.jit(do_not_specialize=["begin", "count"])
+@triton.jit(do_not_specialize=["begin", "count", "pitch"])
 def score_kernel(
-    q, metadata, starts, scores, begin, count, heads, q_b, q_h, metadata_b, metadata_h, metadata_n,
+    q, metadata, starts, scores, begin, count, pitch, heads, q_b, q_h, metadata_b, metadata_h, metadata_n,
     D: tl.constexpr, GROUP: tl.constexpr, BOUNDS: tl.constexpr, SPAN: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """scores [B, heads, count] of one query a sequence, at position starts[b] + begin: BN blocks of a head a program.
+    """scores [B, heads, pitch] of one query a sequence, at position starts[b] + begin: BN blocks of a head a program.
 
     metadata [B, heads, count, 1 or 2, D]; q [B, heads * GROUP, D]. Blocks from the query's own on are left unwritten.
     """
@@ -147,4 +175,4 @@ def score_kernel(
             total += tl.sum(query * tl.where(query > 0.0, high, low), axis=1)  # the larger of both products
         else:
             total += tl.sum(query * low, axis=1)
-    tl.store(scores + (b * heads + h) * count + n, total, mask=there)
+    tl.store(scores + (b * heads + h) * pitch + n, total, mask=there)

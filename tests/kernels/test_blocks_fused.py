@@ -99,8 +99,9 @@ def test_half_precision():
 
 
 @pytest.mark.parametrize("limit", [1, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("score", ["mean", "bounds", "random"])
-def test_choices_are_those_of_pytorch(monkeypatch, score, limit):
+def test_choices_are_those_of_pytorch(monkeypatch, score, dtype, limit):
     """Ties, infinite scores, fewer rivals than wanted, tops of each head, no slot; few scores at a time and all."""
     monkeypatch.setitem(fused_selection.SCORES_LIMIT, "cuda", limit * 7 * BATCH * HEADS)
     start, length, heads = torch.tensor([0, 23]), 9, torch.tensor([5, 2])
@@ -109,6 +110,7 @@ def test_choices_are_those_of_pytorch(monkeypatch, score, limit):
     k = torch.randint(-8, 9, (BATCH, HEADS, 32, D_HEAD)) / 4
     k[:, :, 4:8] = k[:, :, 8:12]
     k[0, 0, 12:16, 3] = float("inf")
+    q, k = q.to(dtype), k.to(dtype)
     for first, tops in ((True, [4, 0]), (False, [1, 3]), (True, [7, 6])):
         blocks = Blocks(4, score, first, seed=9)
         top, slots = torch.tensor(tops, dtype=torch.int32), max(tops)
