@@ -85,9 +85,9 @@ def entries(d_head: int) -> dict[str, Entry]:
             "decode, short parts", decode.WALKS, "single, short parts",
             (
                 step(32, 2, 1, 1320, 64, evict_first=True),
-                # As many bytes on their way, in programs of one and four warps: longer and shorter merges.
+                # Programs of one and four warps, as many as registers leave room for: longer and shorter merges.
                 step(16, 1, 1, 2640, 64, evict_first=True),
-                step(64, 4, 1, 660, 64, evict_first=True),
+                step(64, 4, 1, 528, 64, evict_first=True),
                 # Fewer merges; the parts of 16,384 slots are whole tiles then.
                 step(32, 2, 1, 1056, 64, evict_first=True),
                 step(32, 2, 1, 1320, 64),
