@@ -18,6 +18,7 @@ from ratplus.kernels.bench import gpu, timing, variants
 from ratplus.kernels.bench.block_variants import block_entries, block_groups
 from ratplus.kernels.bench.cases import DENSE, Plan, Selection, Shapes
 from ratplus.kernels.bench.goals import GOALS, Goal, concerns_goals
+from ratplus.kernels.block_decode import fused as block_decode
 from ratplus.kernels.scan import fused as scan
 
 # Groups of the smallest size have `tokens` / 64 tokens, which the interpreter takes.
@@ -72,6 +73,7 @@ def test_variants_take_turns_and_the_fastest_stays(few_groups, tmp_path, capsys)
 def test_attention_to_selected_blocks_at_a_small_size(monkeypatch, tmp_path, capsys):
     """Every kind of row, the parts of the forward pass's time, and how many blocks a tile of queries reads."""
     monkeypatch.setattr(timing, "LEAST_REPEATS", 1)
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda *_, **__: timing.Ceilings(1.0, 1.0))
     small = replace(
         SHAPES, d_models=(16,), block_shapes=((1, 20),), block_backward_lengths=(20,), block_decode_shapes=((1, 20),),
         selections=(Selection((None, 0, 0), 3, 4, "mean"), Selection((None, 0, 0), 3, 4, "bounds")), repeats=1,
@@ -111,6 +113,8 @@ def test_variants_of_attention_to_selected_blocks(monkeypatch, tmp_path, capsys)
     before = {name: dict(group.entry.table) for name, group in kept.items()}
     monkeypatch.setattr(gpu, "block_groups", lambda shapes: list(kept.values()))
     monkeypatch.setattr(timing, "LEAST_REPEATS", 1)
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda *_, **__: timing.Ceilings(1.0, 1.0))
+    monkeypatch.setattr(block_decode, "choose_splits", lambda *_: 1)
     try:
         gpu.main([str(tmp_path), "--phases", "block_variants"], replace(SHAPES, repeats=1))
     finally:
