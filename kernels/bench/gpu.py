@@ -176,9 +176,14 @@ def _measure(group: Group, shapes: Shapes) -> list[tuple[float, float | None, st
 
 
 def _short(value: Any) -> str:
-    """Numbers behind the first letter of their names; of switches, the letters of those that are on."""
+    """Numbers behind the first letter of their names; of switches, the letters of those that are on.
+
+    Nothing of what is None.
+    """
     parts = []
     for name, part in asdict(value).items():
+        if part is None:
+            continue
         letter = name[0] if name != "num_warps" else "w"
         parts.append(f"{letter}{part}" if not isinstance(part, bool) else letter * part)
     return " ".join(filter(None, parts))
