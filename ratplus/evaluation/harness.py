@@ -255,9 +255,9 @@ def _names(text: str, key: str) -> list[str]:
     for match in re.finditer(rf"^[\"']?{key}[\"']?:[ \t]*(.*(?:\n[ \t]*-[ \t].*)*)", text, re.MULTILINE):
         value = match[1]
         if value.strip():
-            first = value.splitlines()[0].partition(" #")[0].strip().strip("\"'[]")
+            first = re.split(r"(?:^|\s)#", value.splitlines()[0])[0].strip().strip("\"'[]")
             found += [word.strip(" \"'") for word in first.split(",") if word.strip()] if first else []
-        found += re.findall(r"^[ \t]*-[ \t]+[\"']?([\w.\-]+)[\"']?[ \t]*$", value, re.MULTILINE)
+        found += re.findall(r"^[ \t]*-[ \t]+[\"']?([\w.\-]+)[\"']?[ \t]*(?:[ \t]#.*)?$", value, re.MULTILINE)
     return found
 
 

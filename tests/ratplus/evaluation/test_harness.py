@@ -324,6 +324,10 @@ def test_names_in_task_files():
     assert _names('"task": "mmlu_anatomy"\n', "task") == ["mmlu_anatomy"]
     assert _names("group: g\ntask:\n  - a\n  - b-c\nx: 1\n", "task") == ["a", "b-c"]
     assert _names("tag: [one, two]\n", "tag") == ["one", "two"]
+    assert _names("tag: [one, , 'two' ]  # both\n", "tag") == ["one", "two"]
+    assert _names("task: a\ngroup: b\ntask: c\n", "task") == ["a", "c"]
+    assert _names("task: # those of mine\n  - a # one\n  - 'b'\t# two\n  - c\n", "task") == ["a", "b", "c"]
+    assert _names("task: # none\nx: task\n  task: inner\n", "task") == _names("task:\n", "task") == []
 
 
 def test_groups_and_tags_are_names_too(tmp_path, monkeypatch):

@@ -12,7 +12,15 @@ import pytest
 import ratplus
 from ratplus.records import record
 from ratplus.records.atomic import remove_temporaries, write_atomically
-from ratplus.records.record import RecordError, canonical_json, provenance, read_record, stage_id, write_record
+from ratplus.records.record import (
+    RecordError,
+    canonical_json,
+    code_version,
+    provenance,
+    read_record,
+    stage_id,
+    write_record,
+)
 
 
 def make(root, **kwargs):
@@ -144,6 +152,7 @@ def test_the_checkout_around_an_installed_copy_is_not_ours(tmp_path, monkeypatch
     monkeypatch.setattr(record, "__file__", str(copy))
     git("init", "-q")
     assert record._checkout() is None
+    assert code_version.__wrapped__() is None
     git("add", "-A")
     assert record._checkout() == tmp_path.resolve()
 
