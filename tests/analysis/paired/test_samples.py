@@ -41,6 +41,18 @@ def test_items_stand_by_their_ids_and_weigh_their_counts(tmp_path):
     assert items.whole
 
 
+def test_a_file_or_a_record_that_was_written_since_is_read_again(tmp_path):
+    folder = evaluation(tmp_path / "a", {"loss": 1.5}, losses(1.0, 2.0))
+    first = read_items(folder)
+    assert read_items(folder) is first
+    write_samples(folder, losses(0.5, 2.5))  # another evaluation of the same mean
+    assert list(read_items(folder)["loss"].values) == [0.5, 2.5]
+    assert read_items(folder)["loss"].whole
+    record = folder / "record.json"
+    record.write_text(record.read_text().replace("1.5", "1.75"))
+    assert not read_items(folder)["loss"].whole
+
+
 @pytest.mark.parametrize(("told", "whole"), [(1.5, True), (1.5 + 1e-6, True), (1.5001, False), (None, False)])
 def test_items_are_whole_if_their_mean_is_the_recorded_value(tmp_path, told, whole):
     assert read_items(evaluation(tmp_path / "a", {"loss": told}, losses(1.0, 2.0)))["loss"].whole is whole

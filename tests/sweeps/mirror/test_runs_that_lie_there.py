@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ratplus.sweeps.mirror.runs import RunSpec
-from ratplus.sweeps.mirror.write import MARKER_FILE, offline_checksums, remove_offline
+from ratplus.sweeps.mirror.write import MARKER_FILE, _value, offline_checksums, remove_offline
 
 
 @pytest.mark.parametrize("damage", ["{", "[1]", "7", "{}", '{"id": "x"}', '{"id": ["x"], "checksum": "y"}', None])
@@ -19,6 +19,32 @@ def test_a_damaged_marker_hides_no_other_run(tmp_path, damage):
             path.write_text(content)
     assert offline_checksums(tmp_path) == {"whole": "abc"}
     assert offline_checksums(tmp_path / "elsewhere") == {}
+
+
+def test_a_marker_that_is_a_link_is_not_followed(tmp_path):
+    path = tmp_path / "wandb" / "offline-run-1-x" / MARKER_FILE
+    path.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere.json").write_text('{"id": "x", "checksum": "y"}')
+    path.symlink_to(tmp_path / "elsewhere.json")
+    assert offline_checksums(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("3", 3),
+        ("-1.5e3", -1500.0),
+        ("True", True),
+        ("False", False),
+        ("D1-W64", "D1-W64"),
+        ("true", "true"),
+    ],
+)
+def test_fields_of_a_table_are_numbers_where_they_can_be(text, value):
+    found = _value(text)
+    assert found == value
+    assert type(found) is type(value)
 
 
 def test_runs_of_another_id_stay(tmp_path):
