@@ -33,13 +33,8 @@ ALLOWED_STACK = {
     ("attention dKV, far list, split, no boxes", "bfloat16", 128): {"pinned": 0, "oldest": 64},
 }
 ALLOWED_STACK |= {(name, "float16", d_head): bound for (name, _, d_head), bound in ALLOWED_STACK.items()}
-# Triton 3.6 alone, and not measured.
+# Triton 3.6 alone, and not measured either.
 ALLOWED_STACK |= {
-    **{
-        (f"attention dQ{shared}", dtype, 256): {"pinned": 0, "oldest": 8}
-        for shared in ("", ", 4 heads a key")
-        for dtype in ("bfloat16", "float16")
-    },
     ("attention dKV, band", "float32", 64): {"pinned": 0, "oldest": 8},
     ("attention dKV, band, no boxes", "float32", 64): {"pinned": 0, "oldest": 8},
     ("attention dKV, band, 4 heads a key", "float32", 64): {"pinned": 0, "oldest": 8},
