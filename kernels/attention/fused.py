@@ -29,7 +29,6 @@ class Tiles:
 
     boxes: through descriptors (TMA) the forward kernel reads whole tiles of the far list, and the kernels of dK and dV
         read tiles of queries. Where tensors or device don't allow that, they take `without_boxes`.
-    maxnreg: registers a thread at most, so that more programs fit on a multiprocessor (None: what the compiler takes).
     """
 
     BM: int
@@ -37,13 +36,10 @@ class Tiles:
     num_warps: int
     num_stages: int
     boxes: bool = False
-    maxnreg: int | None = None
 
     def constants(self, d_head: int, group: int) -> dict:
         """What a kernel is compiled for; group: query heads that share one head of keys."""
         launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if self.maxnreg is not None:
-            launch["maxnreg"] = self.maxnreg
         return {"D": d_head, "BM": self.BM, "BN": self.BN, "GROUP": group, **launch}
 
 

@@ -38,10 +38,8 @@ def dq_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     OWN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dq [B, T, H, D]: far list and band as in the forward kernel. delta [B * H, T] float32.
+    """dq [B, T, H, D]; the same three parts as the forward kernel. delta [B * H, T] float32.
 
-    The token's own key is the last of the band, whose loop runs without a window too: apart from it, these rows and the
-    sums over them would take the registers of a further program on the multiprocessor.
     OWN: also writes dk and dv [B, T, H, D] as the query at a key's own position gives them.
     """
     tiles = tl.cdiv(length, BM)
@@ -64,13 +62,21 @@ def dq_kernel(
     q_tile = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0)
     do_tile = tl.load(tile_pointers(d_out + packed, t, size, D), mask=inside, other=0.0)
     out_tile = tl.load(tile_pointers(out + packed, t, size, D), mask=inside, other=0.0)
+    own_k = tl.load(tile_pointers(k, t, k_t, D), mask=inside, other=0.0).to(tl.float32)
+    own_v = tl.load(tile_pointers(v, t, v_t, D), mask=inside, other=0.0).to(tl.float32)
     at = row.to(tl.int64) * length + t
     lse2 = tl.load(lse + at, mask=t < length, other=0.0)[:, None] * 1.4426950408889634
     d_sum = tl.sum(out_tile.to(tl.float32) * do_tile.to(tl.float32), axis=1)
     tl.store(delta + at, d_sum, mask=t < length)
     d_sum = d_sum[:, None]
 
-    acc = tl.zeros((BM, D), tl.float32)
+    weight = tl.exp2(tl.sum(q_tile.to(tl.float32) * own_k, axis=1)[:, None] * scale2 - lse2)
+    d_score = weight * (tl.sum(do_tile.to(tl.float32) * own_v, axis=1)[:, None] - d_sum)
+    if OWN:
+        dk_tile, dv_tile = d_score * scale * q_tile.to(tl.float32), weight * do_tile.to(tl.float32)
+        tl.store(tile_pointers(dk + packed, t, size, D), dk_tile.to(dk.dtype.element_ty), mask=inside)
+        tl.store(tile_pointers(dv + packed, t, size, D), dv_tile.to(dv.dtype.element_ty), mask=inside)
+    acc = d_score * own_k
 
     limit = (t - window)[:, None]
     far_end = far_count(last - window, dilation, sinks)
@@ -94,28 +100,17 @@ def dq_kernel(
         _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
         acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
 
-    own_weight = tl.zeros((BM,), tl.float32)
-    own_score = tl.zeros((BM,), tl.float32)
-    for j0 in range(tl.maximum(t0 - window, 0), last + 1, BN):
-        j = j0 + tl.arange(0, BN)
-        there = (j < length)[:, None]
-        k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there, other=0.0)
-        v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
-        visible = (j[None, :] >= limit) & (j[None, :] <= t[:, None])
-        weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
-        acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-        if OWN:
-            own = j[None, :] == t[:, None]
-            own_weight += tl.sum(tl.where(own, weights, 0.0), axis=1)
-            own_score += tl.sum(tl.where(own, ds, 0.0), axis=1)
+    if window > 0:
+        for j0 in range(tl.maximum(t0 - window, 0), last, BN):
+            j = j0 + tl.arange(0, BN)
+            there = (j < length)[:, None]
+            k_tile = tl.load(tile_pointers(k, j, k_t, D), mask=there, other=0.0)
+            v_tile = tl.load(tile_pointers(v, j, v_t, D), mask=there, other=0.0)
+            visible = (j[None, :] >= limit) & (j[None, :] < t[:, None])
+            _weights, ds = d_scores(q_tile, k_tile, do_tile, v_tile, visible, lse2, d_sum, scale2, True)
+            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+
     tl.store(tile_pointers(dq + packed, t, size, D), (acc * scale).to(dq.dtype.element_ty), mask=inside)
-    if OWN:  # its query is loaded anew (from L2), so that none of this is held in registers during the loops
-        own_do = tl.load(tile_pointers(d_out + packed, t, size, D), mask=inside, other=0.0).to(tl.float32)
-        dv_tile = own_weight[:, None] * own_do
-        tl.store(tile_pointers(dv + packed, t, size, D), dv_tile.to(dv.dtype.element_ty), mask=inside)
-        own_q = tl.load(tile_pointers(q, t, q_t, D), mask=inside, other=0.0).to(tl.float32)
-        dk_tile = (own_score * scale)[:, None] * own_q
-        tl.store(tile_pointers(dk + packed, t, size, D), dk_tile.to(dk.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -58,15 +58,7 @@ def entries(d_head: int) -> dict[str, Entry]:
         "forward": (tiles(64, 32, 4, 3), tiles(64, 64, 4, 3)),
         "forward, long list": long,
         "forward, very long list": long,
-        "dq": (
-            tiles(128, 64, 8, 2),
-            tiles(64, 64, 4, 2),
-            tiles(64, 32, 4, 3),
-            # Registers for three programs a multiprocessor, and for two of 8 warps: most spills lie outside the loops.
-            tiles(64, 32, 4, 2, maxnreg=168),
-            tiles(128, 32, 8, 2, maxnreg=128),
-            tiles(128, 32, 8, 3, maxnreg=128),
-        ),
+        "dq": (tiles(128, 64, 8, 2), tiles(64, 64, 4, 2)),
         "dkv": keys,
         "dkv, long list": keys[:3],
         "dkv, band": keys[:2],

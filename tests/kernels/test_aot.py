@@ -26,13 +26,19 @@ NOTHING = {"pinned": 0, "oldest": 0}
 # Bytes of stack a thread, at most, that tiles may spill which were measured on an H100 (with Triton 3.6.0) and were
 # faster there than every other that was tried: the variants of docs/benchmarks/. All else: none.
 ALLOWED_STACK = {
-    ("attention dQ, and own dK, dV", "bfloat16", 128): {"pinned": 40, "oldest": 40},
+    ("attention dQ, and own dK, dV", "bfloat16", 128): {"pinned": 8, "oldest": 24},
     ("attention dKV, band", "bfloat16", 128): {"pinned": 24, "oldest": 40},
     ("attention dKV, long list", "bfloat16", 128): {"pinned": 32, "oldest": 32},
     ("attention dKV, far list, no boxes", "bfloat16", 128): {"pinned": 56, "oldest": 64},
     ("attention dKV, far list, split, no boxes", "bfloat16", 128): {"pinned": 0, "oldest": 64},
+    # Not measured: ptxas stops at 128 registers here, which leave room for two programs on a multiprocessor. Without a
+    # pipeline it spills nothing, and every load would be waited for.
+    ("attention dQ", "bfloat16", 256): {"pinned": 8, "oldest": 8},
+    ("attention dQ, 4 heads a key", "bfloat16", 256): {"pinned": 8, "oldest": 8},
 }
 ALLOWED_STACK |= {(name, "float16", d_head): bound for (name, _, d_head), bound in ALLOWED_STACK.items()}
+# float16 compiles to other registers than bfloat16.
+ALLOWED_STACK["attention dQ, and own dK, dV", "float16", 128] = {"pinned": 16, "oldest": 24}
 # Triton 3.6 alone, and not measured either.
 ALLOWED_STACK |= {
     ("attention dKV, band", "float32", 64): {"pinned": 0, "oldest": 8},
@@ -119,9 +125,9 @@ def test_largest_kernels_of_the_papers_head_size(version):
 def test_a_spill_that_is_not_allowed_is_found():
     row = {"kernel": "attention dQ", "dtype": "bfloat16", "d_head": 128, "stack_bytes": 8, "shared_bytes": 0}
     row |= {"tensor_core": 1, "registers": 255}
-    allowed = row | {"kernel": "attention dQ, and own dK, dV", "stack_bytes": 40}
+    allowed = row | {"kernel": "attention dQ, and own dK, dV"}
     check([row | {"stack_bytes": 0}, allowed], "pinned")
-    for wrong in (row, allowed | {"stack_bytes": 48}, row | {"stack_bytes": 0, "shared_bytes": SHARED_LIMIT + 1}):
+    for wrong in (row, allowed | {"stack_bytes": 16}, row | {"stack_bytes": 0, "shared_bytes": SHARED_LIMIT + 1}):
         with pytest.raises(AssertionError):
             check([wrong], "pinned")
     with pytest.raises(AssertionError):
