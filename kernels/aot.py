@@ -147,7 +147,7 @@ def _decode(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict
         constants = {"ROPE": True, **decode.constants(kind, group, dtype, d_head)}
         constants |= {"GATED": True, "EQUAL": group == HEADS, "SPLIT": True}
         yield f"decode, split, {group} heads a key", decode_group.group_step_kernel, constants
-    yield "decode, combine", decode_kernels.combine_kernel, {"D": d_head, **decode_kernels.COMBINE}
+    yield "decode, combine", decode_kernels.combine_kernel, {"D": d_head, "num_warps": 1}
 
 
 def _blocks(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict]]:

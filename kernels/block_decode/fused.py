@@ -16,7 +16,7 @@ from torch import Tensor
 from ratplus.kernels.block_decode.fused_kernels import attend_kernel, metadata_kernel, token_kernel
 from ratplus.kernels.blocks.fused_selection import select
 from ratplus.kernels.blocks.settings import Blocks
-from ratplus.kernels.decode.fused_kernels import COMBINE, combine_kernel
+from ratplus.kernels.decode.fused_kernels import combine_kernel
 from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
 
 
@@ -111,5 +111,5 @@ def step(
         d_head**-0.5, *of_caches, D=d_head, SPLIT=splits > 1, **options,
     )  # fmt: skip
     if splits > 1:
-        combine_kernel[(batch * queries,)](*parts, out, splits, D=d_head, **COMBINE)
+        combine_kernel[(batch * queries,)](*parts, out, splits, D=d_head, num_warps=1)
     return out, ids

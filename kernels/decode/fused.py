@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from ratplus.kernels.decode.fused_group import group_step_kernel
-from ratplus.kernels.decode.fused_kernels import COMBINE, combine_kernel, step_kernel
+from ratplus.kernels.decode.fused_kernels import combine_kernel, step_kernel
 from ratplus.kernels.triton_support import interpreted, on_its_device, unit_stride
 
 
@@ -153,5 +153,5 @@ def step(
         GATED=gated, ROPE=rope, EQUAL=offsets is None, SPLIT=splits > 1, **constants(kind, group, keys.dtype, d_head),
     )  # fmt: skip
     if splits > 1 and group > 1:
-        combine_kernel[(batch * queries,)](part_acc, part_max, part_sum, out, splits, D=d_head, **COMBINE)
+        combine_kernel[(batch * queries,)](part_acc, part_max, part_sum, out, splits, D=d_head, num_warps=1)
     return out

@@ -56,7 +56,7 @@ def group_step_kernel(
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, D), tl.float32)
     step = tl.maximum(dilation, 1)
-    if split == splits - 1:  # whose part is the shortest
+    if split == 0:
         at = (b * heads + h) * D
         token = load_token(
             k + b * k_b + h * k_h, v + b * v_b + h * v_h, logit + b * logit_b + h * logit_h, k_state, v_state, at, d,

@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-COMBINE = {"BN": 64, "num_warps": 4}  # what `combine_kernel` is compiled for
-
 
 @triton.jit
 def gated_mean(new, gate, old, GATED: tl.constexpr):
@@ -121,29 +119,25 @@ def is_last(counter, splits):
 
 
 @triton.jit
-def merged_splits(part_acc, part_max, part_sum, row, splits, d, D: tl.constexpr, BN: tl.constexpr):
-    """The attention output [D] of one query head of one sequence (`row`) from its splits, BN at a time.
+def merged_splits(part_acc, part_max, part_sum, row, splits, d, D: tl.constexpr):
+    """The attention output [D] of one query head of one sequence (`row`) from its splits; split 0 is never empty.
 
-    All loads of these BN pass side by side: whoever merges has nothing else to do meanwhile. The order of sums is the
-    same at every call. Splits may be empty (maximum -inf, sum 0), but not all of them.
+    Sums run from split to split in registers, so their order depends neither on the number of warps nor on who calls.
     """
+    many = tl.arange(0, 128)
     m = float("-inf")
-    total = 0.0
+    for first in range(0, splits, 128):
+        inside = first + many < splits
+        m = tl.maximum(m, tl.max(tl.load(part_max + row * splits + first + many, inside, float("-inf"))))
     acc = tl.zeros((D,), tl.float32)
-    for first in range(0, splits, BN):
-        n = first + tl.arange(0, BN)
-        at = row * splits + n
-        inside = n < splits
-        maxima = tl.load(part_max + at, inside, float("-inf"))
-        sums = tl.load(part_sum + at, inside, 0.0)
-        parts = tl.load(part_acc + at[:, None] * D + d[None, :], inside[:, None], 0.0, cache_modifier=".cg")
-        m_new = tl.maximum(m, tl.max(maxima, axis=0))
-        anchor = tl.where(m_new == float("-inf"), 0.0, m_new)  # only empty ones yet: no -inf - (-inf)
-        weights = tl.exp2(maxima - anchor)
-        shrink = tl.exp2(m - anchor)
-        acc = acc * shrink + tl.sum(weights[:, None] * parts, axis=0)
-        total = total * shrink + tl.sum(weights * sums, axis=0)
-        m = m_new
+    total = 0.0
+    for first in range(0, splits, 16):
+        for n in tl.static_range(16):  # these loads don't wait for each other
+            inside = first + n < splits
+            at = row * splits + first + n
+            weight = tl.exp2(tl.load(part_max + at, inside, float("-inf")) - m)
+            total += weight * tl.load(part_sum + at, inside, 0.0)
+            acc += weight * tl.load(part_acc + at * D + d, inside, 0.0, cache_modifier=".cg")
     return acc / total
 
 
@@ -182,7 +176,7 @@ def step_kernel(
     at = (b * heads + h) * D
     token = load_token(
         k + b * k_b + h * k_h, v + b * v_b + h * v_h, logit + b * logit_b + h * logit_h, k_state, v_state, at, d,
-        partner, split == splits - 1, GATED,
+        partner, split == 0, GATED,
     )  # fmt: skip
     sign = tl.where(d < D // 2, -1.0, 1.0)
     if ROPE:
@@ -199,7 +193,7 @@ def step_kernel(
     total = tl.zeros((LANES,), tl.float32)
     acc = tl.zeros((LANES, D), tl.float32)
     step = tl.maximum(dilation, 1)
-    if split == splits - 1:  # whose part is the shortest
+    if split == 0:
         key, value = take_token(
             token, k_state, v_state, keys, values, at, d, c, s, position, dilation, step, window, sinks, count,
             D, GATED, ROPE,
@@ -237,16 +231,16 @@ def step_kernel(
         tl.store(part_max + row * splits + split, m)
         tl.store(part_sum + row * splits + split, total)
         if is_last(counters + row, splits):
-            merged = merged_splits(part_acc, part_max, part_sum, row, splits, d, D, BN)
+            merged = merged_splits(part_acc, part_max, part_sum, row, splits, d, D)
             tl.store(out + row * D + d, merged.to(out.dtype.element_ty))
     else:
         tl.store(out + row * D + d, (acc / total).to(out.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["splits"])
-def combine_kernel(part_acc, part_max, part_sum, out, splits, D: tl.constexpr, BN: tl.constexpr):
-    """Merges the splits of one query head of one sequence, BN at a time."""
+def combine_kernel(part_acc, part_max, part_sum, out, splits, D: tl.constexpr):
+    """Merges the splits of one query head of one sequence."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, D)
-    merged = merged_splits(part_acc, part_max, part_sum, row, splits, d, D, BN)
+    merged = merged_splits(part_acc, part_max, part_sum, row, splits, d, D)
     tl.store(out + row * D + d, merged.to(out.dtype.element_ty))

@@ -346,15 +346,15 @@ def test_decode_equals_the_definition_at_every_step(splits, gated, mixed, dtype,
     _check_decode(splits, gated, mixed, dtype, group)
 
 
-@pytest.mark.parametrize(("group", "most", "position"), [(1, 130, 148), (1, 20, 0), (3, 70, 148), (3, 70, 0)])
-def test_decode_split_more_often_than_is_merged_at_a_time(group, most, position):
-    """Most splits are empty, at position 0 all but the token's, the last; no bit changes from call to call."""
+@pytest.mark.parametrize(("group", "most"), [(1, 130), (3, 20)])
+def test_decode_split_more_often_than_is_merged_at_a_time(group, most):
+    """Most splits are empty; no bit changes from call to call."""
     heads, slots = 2, 150
     (q,) = (x[:, :, 0] for x in projections(1, heads * group, 1, D_HEAD, parts=1))
     token = [q, *(x[:, :, 0] for x in projections(1, heads, 1, D_HEAD, parts=2)), None]
     keys, values = (torch.randn(1, heads * slots, D_HEAD) for _ in range(2))
     settings = [torch.full((heads,), x, dtype=torch.int32) for x in (1, 0, 0)]
-    arguments = (*token, keys, values, None, None, torch.tensor([position]), *settings, None, None, None)
+    arguments = (*token, keys, values, None, None, torch.tensor([148]), *settings, None, None, None)
     found = {splits: decode.step(*arguments, splits=splits) for splits in (1, 2, most)}
     torch.testing.assert_close(found[2], found[1])
     torch.testing.assert_close(found[most], found[1])
