@@ -25,21 +25,32 @@ PARTS = 3  # that a mean is split into
 
 @dataclass(frozen=True)
 class ScoreTiles:
-    """Queries and blocks a tile, and the launch options."""
+    """Queries and blocks a tile, and the launch options; tensor_cores False: PyTorch's product in float32 instead."""
 
     BM: int
     BN: int
     num_warps: int
     num_stages: int
+    tensor_cores: bool = True
 
 
-# By the largest head size that they serve. Not measured.
-TILES = {64: ScoreTiles(128, 64, 8, 2), 128: ScoreTiles(128, 64, 8, 2), 256: ScoreTiles(64, 32, 4, 2)}
+# By the largest head size that they serve. This kernel has not run on a GPU yet (PyTorch's product has), so it waits
+# here for `--phases block_variants` to choose it.
+TILES = {
+    64: ScoreTiles(128, 64, 8, 2, tensor_cores=False),
+    128: ScoreTiles(128, 64, 8, 2, tensor_cores=False),
+    256: ScoreTiles(64, 32, 4, 2, tensor_cores=False),
+}
+
+
+def chosen(d_head: int) -> ScoreTiles:
+    """The table's entry for heads of that size; small tiles of the kernel in the interpreter."""
+    return ScoreTiles(16, 16, 1, 1) if interpreted() else TILES[max(d_head, 64)]
 
 
 def constants(d_head: int, dtype: torch.dtype, group: int, bounds: bool, blocks: Blocks) -> dict:
     """What the kernel is compiled for; group: query heads that share one head of keys."""
-    size = ScoreTiles(16, 16, 1, 1) if interpreted() else TILES[max(d_head, 64)]
+    size = chosen(d_head)
     shape = {"D": d_head, "GROUP": group, "BOUNDS": bounds, "SHIFT": 2.0 ** -BITS[dtype], "SPAN": blocks.span}
     return {**shape, "BM": size.BM, "BN": size.BN, "num_warps": size.num_warps, "num_stages": size.num_stages}
 
