@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ FILES = (
 )
 SECONDS = 170  # for all files together
 AGAIN_SECONDS = 40  # for one failed test, alone
+STOP_SECONDS = 15  # in which processes that ran out of time write down what has failed until then
 MOST_AGAIN = 3
 LAST_CHARACTERS = 1200  # of what a failed test said
 
@@ -60,13 +62,16 @@ def main(words: list[str]) -> int:
     started = time.monotonic()
     outcomes: list[Outcome] = []
     running = [(name, _start(name, folder)) for name in files]
+    late: set[subprocess.Popen] = set()
     for name, (process, log, xml) in running:
         left = max(1.0, SECONDS - (time.monotonic() - started))
         try:
-            code = process.wait(timeout=left)
+            code: int | None = process.wait(timeout=left)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            if not late:
+                late = _interrupted([process for _, (process, _, _) in running])
+        if process in late:
+            _end(process, started + SECONDS + STOP_SECONDS)
             code = None
         log.close()
         outcomes += _finished(name, code, Path(log.name), xml)
@@ -124,11 +129,28 @@ def _start(name: str, folder: Path):
     log = (folder / f"{stem}.log").open("w")
     workers = [] if "large" in stem else _workers()
     command = [
-        sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--tb=short", "--maxfail=5", "--durations=5", *workers,
-        f"--junitxml={xml}", name,
+        sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--tb=short", "--maxfail=5", "--durations=5", "-rp",
+        *workers, f"--junitxml={xml}", name,
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=subprocess.STDOUT)
     return process, log, xml
+
+
+def _interrupted(processes: list[subprocess.Popen]) -> set[subprocess.Popen]:
+    """Those that still run. Each is interrupted: pytest then tells what the tests said that failed before."""
+    late = {process for process in processes if process.poll() is None}
+    for process in late:
+        process.send_signal(signal.SIGINT)
+    return late
+
+
+def _end(process: subprocess.Popen, moment: float) -> None:
+    """Wait for it until then, and kill it where it has not ended."""
+    try:
+        process.wait(timeout=max(1.0, moment - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _finished(name: str, code: int | None, log: Path, xml: Path) -> list[Outcome]:
@@ -139,6 +161,10 @@ def _finished(name: str, code: int | None, log: Path, xml: Path) -> list[Outcome
     if code == 5:  # no test of that mark
         return [Outcome(name, "failed", 0.0, text="no test was collected")]
     said = log.read_text(errors="replace")
+    if code is None:
+        # The file has a test that was interrupted like one that passed. The log names those that passed to the end.
+        passed = {line.partition("::")[2] for line in said.splitlines() if line.startswith("PASSED ")}
+        outcomes = [o for o in outcomes if o.verdict != "passed" or o.test.rpartition(".py::")[2] in passed]
     telling = [line.strip() for line in said.splitlines() if re.search(rf"Fatal|CUDA error|{Path(name).stem}", line)]
     text = "\n".join([said[-LAST_CHARACTERS // 2 :], *telling[-8:], f"pytest {_ended(code)}"])
     return [*outcomes, Outcome(name, "failed", 0.0, text=text)]

@@ -16,6 +16,20 @@ def test_wrong_kernel(record_property):
     record_property("outputs: ours, plain bf16", "5.0e-01,1.6e-03")
     assert 0.5 <= 2 * 1.6e-3 + 1e-4, ("outputs", 0.5, 1.6e-3)
 """
+SLOW = """
+import time
+import pytest
+pytestmark = pytest.mark.gpu
+
+def test_wrong_early():
+    raise RuntimeError("why it failed")
+
+def test_good_early():
+    pass
+
+def test_takes_long():
+    time.sleep(60)
+"""
 DYING = """
 import os
 import pytest
@@ -44,6 +58,28 @@ def test_a_wrong_and_a_dying_kernel_are_named_at_the_end(tmp_path, capsys):
     assert count.startswith("1 passed, 2 failed, 0 skipped in ")
     assert "in test_dies" in out
     assert sorted(os.listdir(tmp_path / "out")) == ["test_dying.log", "test_planted.log", "test_planted.xml"]
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param([], id="one process"), pytest.param(["-n", "2"], id="workers", marks=pytest.mark.slow)],
+)
+def test_what_failed_before_the_time_ran_out_is_told(workers, tmp_path, capsys, monkeypatch):
+    if workers:
+        pytest.importorskip("xdist")
+    monkeypatch.setattr("gpu_check.SECONDS", 8)
+    monkeypatch.setattr("gpu_check._workers", lambda: workers)
+    monkeypatch.setattr("gpu_check._alone", lambda test: "")
+    file = tmp_path / "test_slow.py"
+    file.write_text(SLOW)
+    assert main([str(tmp_path / "out"), str(file)]) == 1
+    out = capsys.readouterr().out
+    assert f"{file}: ran out of time" in out
+    assert "test_slow.py::test_wrong_early: RuntimeError: why it failed" in out
+    assert f"FAILED {file}: pytest ran out of time" in out
+    assert "passed   0.0 s slow.py test_good_early" in out
+    assert "slow.py test_takes_long" not in out
+    assert out.splitlines()[-1].startswith("1 passed, 2 failed, 0 skipped")
 
 
 def test_where_everything_is_skipped_the_check_has_not_passed(tmp_path, capsys):

@@ -71,7 +71,9 @@ def linear_attention_step(
 
 def _run(op: str, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, initial: Tensor | None):
     _check(op, q, k, v, log_decay, beta, initial)
-    chosen = _implementation(op, k, v)
+    given = (q, k, v, log_decay, beta, initial)
+    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    chosen = _implementation(op, k, v, gradients)
     if chosen == "reference":
         return recurrent(q, k, v, log_decay, beta, initial)
     if chosen == "eager":
@@ -79,16 +81,23 @@ def _run(op: str, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tens
     return fused.fused(q, k, v, log_decay, beta, initial)
 
 
-def _implementation(op: str, k: Tensor, v: Tensor) -> str:
+def _implementation(op: str, k: Tensor, v: Tensor, gradients: bool = False) -> str:
     """Which path runs: as `dispatch.implementation`, but what is fused is fla-core's.
+
+    Args:
+        gradients: whether a backward pass may follow.
 
     Raises ValueError where RATPLUS_KERNELS=fused can't be done.
     """
-    return choose(op, v.device.type == "cuda", lambda: no_fused_reason(op, k.shape[3], v))
+    return choose(op, v.device.type == "cuda", lambda: no_fused_reason(op, k.shape[3], v, gradients))
 
 
-def no_fused_reason(op: str, d_k: int, v: Tensor) -> str | None:
-    """Why fla-core's kernels can't take keys of d_k channels and such values, in one line; None if they can."""
+def no_fused_reason(op: str, d_k: int, v: Tensor, gradients: bool = False) -> str | None:
+    """Why fla-core's kernels can't take keys of d_k channels and such values, in one line; None if they can.
+
+    Args:
+        gradients: whether they must have a backward pass, which some GPUs and versions of Triton don't allow.
+    """
     if v.device.type != "cuda":
         return f"tensors are on {v.device.type}; fla-core's kernels need cuda"
     if v.dtype == torch.float64:
@@ -97,7 +106,7 @@ def no_fused_reason(op: str, d_k: int, v: Tensor) -> str | None:
         return f"d_k={d_k}; fla-core's kernel takes at most {_MOST_CHANNELS}"
     if not fused.HAS_FLA:
         return "fla-core is not installed (pip install 'ratplus[peers]')"
-    return None
+    return fused.no_gradients_reason(op, d_k, v) if gradients else None
 
 
 def _check(op: str, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor | None, initial: Tensor | None):

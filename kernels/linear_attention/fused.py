@@ -4,13 +4,37 @@ Theirs take tensors [B, T, H, d] and scale q by d_k^-0.5 unless they are told ot
 scale nothing.
 """
 
+import re
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from ratplus.kernels.linear_attention.reference import state_type
 
 HAS_FLA = find_spec("fla") is not None
+# From the first to before the second, Triton compiles fla-core's backward wrongly for Hopper, and fla-core raises
+# RuntimeError instead: its issue 640.
+_WRONG_TRITON = (3, 4, 0), (3, 7, 1)
+
+
+def no_gradients_reason(op: str, d_k: int, v: Tensor) -> str | None:
+    """Why fla-core's kernels have no backward pass for keys of d_k channels and such values, or None if they have."""
+    # In chunk_bwd_dv, which only the kernels of `ssd` call.
+    if op == "ssd" and v.dtype.itemsize == 2 and (d_k % 2 or v.shape[3] % 2):
+        return f"d_k={d_k}, d_v={v.shape[3]}; fla-core's backward pass takes even ones in {v.dtype}"
+    if torch.cuda.get_device_capability(v.device)[0] != 9:
+        return None
+    import triton
+
+    first, mended = _WRONG_TRITON
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", triton.__version__)
+    if numbers and first <= tuple(map(int, numbers.groups())) < mended:
+        return (
+            f"Triton {triton.__version__} compiles fla-core's backward pass wrongly for this GPU (Hopper); "
+            "Triton 3.7.1 and later do not"
+        )
+    return None
 
 
 def fused(

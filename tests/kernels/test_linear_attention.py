@@ -170,12 +170,12 @@ def test_arguments_of_fla_core(op, shared, monkeypatch):
         assert fast.dtype == torch.float32
 
 
+def there(*shape: int, dtype=torch.float32, device: str = "cuda"):
+    """A tensor on CUDA, of which only device, type and shape are looked at."""
+    return types.SimpleNamespace(shape=shape, dtype=dtype, device=torch.device(device))
+
+
 def test_without_fla_core_cuda_runs_in_chunks_and_says_so(monkeypatch):
-    """What is chosen for tensors on CUDA, of which only device, type and shape are looked at."""
-
-    def there(*shape: int, dtype=torch.float32, device: str = "cuda"):
-        return types.SimpleNamespace(shape=shape, dtype=dtype, device=torch.device(device))
-
     k, v = there(2, 3, 4, 5), there(2, 3, 4, 7)
     monkeypatch.setattr(fla_path, "HAS_FLA", False)
     with pytest.warns(UserWarning, match=r"^ssd runs on the slower eager path: fla-core is not installed .*\[peers\]"):
@@ -188,3 +188,57 @@ def test_without_fla_core_cuda_runs_in_chunks_and_says_so(monkeypatch):
     assert no_fused_reason("ssd", 5, there(1, dtype=torch.float64)).startswith("float64")
     assert no_fused_reason("ssd", 512, v) is None
     assert no_fused_reason("gated_delta_rule", 512, v) == "d_k=512; fla-core's kernel takes at most 256"
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton_version", "refused"),
+    [
+        ((9, 0), "3.6.0", True), ((9, 0), "3.4.0+git1", True), ((9, 0), "3.3.1", False), ((9, 0), "3.7.1", False),
+        ((9, 0), "3.10.0", False), ((8, 0), "3.6.0", False), ((10, 0), "3.6.0", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("op", ["ssd", "gated_delta_rule"])
+def test_where_fla_core_has_no_backward_pass_training_runs_in_chunks(
+    op, capability, triton_version, refused, monkeypatch
+):
+    """fla-core raises RuntimeError there, in the backward pass, when the forward pass has run."""
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__=triton_version))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(fla_path, "HAS_FLA", True)
+    k, v = there(2, 3, 4, 64), there(2, 3, 4, 128, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _implementation(op, k, v) == "fused"
+    if not refused:
+        assert _implementation(op, k, v, gradients=True) == "fused"
+        return
+    with pytest.warns(UserWarning, match=rf"^{op} runs on the slower eager path: Triton {triton_version[:5]}.*Hopper"):
+        assert _implementation(op, k, v, gradients=True) == "eager"
+    monkeypatch.setenv("RATPLUS_KERNELS", "fused")
+    with pytest.raises(ValueError, match=r"^RATPLUS_KERNELS=fused: .*wrongly.*Triton 3.7.1 and later do not"):
+        _implementation(op, k, v, gradients=True)
+
+
+def test_odd_sizes_in_sixteen_bits_have_no_backward_pass_in_fla_core(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(fla_path, "HAS_FLA", True)
+    v = there(2, 3, 4, 7, dtype=torch.bfloat16)
+    assert no_fused_reason("ssd", 4, v) is None
+    assert no_fused_reason("gated_delta_rule", 4, v, gradients=True) is None
+    assert no_fused_reason("ssd", 5, there(2, 3, 4, 7), gradients=True) is None
+    assert no_fused_reason("ssd", 4, v, gradients=True).startswith("d_k=4, d_v=7; fla-core's backward pass takes even")
+
+
+def test_a_backward_pass_may_follow_where_anything_has_a_gradient(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "ratplus.kernels.linear_attention._implementation", lambda op, k, v, needed: asked.append(needed) or "eager"
+    )
+    given, start = inputs("delta", 3), initial()
+    plain = [x.detach() for x in given]
+    gated_delta_rule(*plain, initial=start)
+    gated_delta_rule(*plain, initial=start.requires_grad_())
+    ssd(*plain[:3], given[3])
+    with torch.no_grad():
+        ssd(*given[:4])
+    assert asked == [False, True, True, False]
