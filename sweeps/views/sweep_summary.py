@@ -52,7 +52,9 @@ def _last_lines(path: Path) -> list[str]:
 
 def _shown(metrics: dict) -> dict[str, str]:
     """Format the loss (nats a token), recall, and the RULER score of each needle task (both in percent)."""
-    row = {"loss": f"{metrics['loss']['value']:.4f} ± {metrics['loss']['stderr'] or 0:.4f}"}
+    row = {"loss": "not asked"}
+    if "loss" in metrics:
+        row["loss"] = f"{metrics['loss']['value']:.4f} ± {metrics['loss']['stderr'] or 0:.4f}"
     for name, found in metrics.items():
         title = "recall" if name == "recall_accuracy" else name.removesuffix("_substring")
         if title != name:
