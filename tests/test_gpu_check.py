@@ -60,14 +60,12 @@ def test_a_wrong_and_a_dying_kernel_are_named_at_the_end(tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "out")) == ["test_dying.log", "test_planted.log", "test_planted.xml"]
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [pytest.param([], id="one process"), pytest.param(["-n", "2"], id="workers", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # it waits for its limit, which must be long enough for pytest to start on a busy machine
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
 def test_what_failed_before_the_time_ran_out_is_told(workers, tmp_path, capsys, monkeypatch):
     if workers:
         pytest.importorskip("xdist")
-    monkeypatch.setattr("gpu_check.SECONDS", 8)
+    monkeypatch.setattr("gpu_check.SECONDS", 30)
     monkeypatch.setattr("gpu_check._workers", lambda: workers)
     monkeypatch.setattr("gpu_check._alone", lambda test: "")
     file = tmp_path / "test_slow.py"

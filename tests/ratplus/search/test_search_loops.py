@@ -290,7 +290,13 @@ def test_exchanges_are_tried_once_each_and_no_more_than_asked(swaps):
     start, options = solve(DAMAGE, COST, 0.5), {}
     searching._exchanged(DAMAGE, start, options)
     tried = [patterns for patterns, _ in probes.asked if patterns != SPACE.map(start)]
-    assert len(tried) == len(set(tried)) == swaps
+    # One unit dearer, and at most one other cheaper, within the budget.
+    others = [x for x in product(range(3), repeat=4) if fits(sum_of(COST, x), 0.5)]
+    dearer = [[COST[u, x[u]] > COST[u, start[u]] for u in range(4)] for x in others]
+    changed = [[x[u] != start[u] for u in range(4)] for x in others]
+    possible = sum(sum(up) == 1 and sum(any_) <= 2 for up, any_ in zip(dearer, changed, strict=True))
+    assert possible == 6
+    assert len(tried) == len(set(tried)) == min(swaps, possible)
     assert options == {}, "the solution is the best there is"
     assert searching.spent(start) == pytest.approx(sum_of(COST, start))
     searching.total = lambda choice: 7.0
