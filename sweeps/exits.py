@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -15,6 +16,7 @@ EXIT_MISTAKE = 2
 EXIT_OUR_FAULT = 70  # as sysexits.h calls an internal software error
 EXIT_CTRL_C = 130
 EXIT_BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
+LAST_SECONDS = 60.0  # that libraries get for their own ends, when all of ours is done
 
 
 def leave(command: Callable[[], int]) -> NoReturn:
@@ -42,7 +44,20 @@ def leave(command: Callable[[], int]) -> NoReturn:
             from ratplus.sweeps.share.unpack import naming_packs
 
             say_error(naming_packs(line))
+    if "wandb" in sys.modules:
+        _end_at_last(code)
     sys.exit(code)
+
+
+def _end_at_last(code: object) -> None:
+    """End the process after LAST_SECONDS, if it has not ended by itself.
+
+    At the end of Python W&B waits for its service's process without a limit, and that has been seen never to end (a
+    server that could not be reached). Runs are finished and all files are written before.
+    """
+    last = threading.Timer(LAST_SECONDS, os._exit, [code if isinstance(code, int) else int(code is not None)])
+    last.daemon = True
+    last.start()
 
 
 def _our_fault(error: BaseException) -> int:
