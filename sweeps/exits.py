@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -45,19 +47,20 @@ def leave(command: Callable[[], int]) -> NoReturn:
 
             say_error(naming_packs(line))
     if "wandb" in sys.modules:
-        _end_at_last(code)
+        atexit.register(_end_at_last, code if isinstance(code, int) else int(code is not None))
     sys.exit(code)
 
 
-def _end_at_last(code: object) -> None:
-    """End the process after LAST_SECONDS, if it has not ended by itself.
+def _end_at_last(code: int) -> None:
+    """At the end of Python: end the process in LAST_SECONDS, if it has not ended by itself.
 
-    At the end of Python W&B waits for its service's process without a limit, and that has been seen never to end (a
-    server that could not be reached). Runs are finished and all files are written before.
+    W&B then waits for its service's process without a limit, and that has been seen never to end (a server that could
+    not be reached). Runs are finished and all files are written before. Where a caller goes on after `leave`, nothing
+    is set.
     """
-    last = threading.Timer(LAST_SECONDS, os._exit, [code if isinstance(code, int) else int(code is not None)])
-    last.daemon = True
-    last.start()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
+        signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
 
 
 def _our_fault(error: BaseException) -> int:

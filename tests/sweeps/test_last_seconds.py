@@ -19,3 +19,12 @@ exits.leave(lambda: int(sys.argv[1]))
 def test_a_library_that_never_ends_is_left(code):
     done = subprocess.run([sys.executable, "-P", "-c", SCRIPT, str(code), "0.2"], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (code, b"")
+
+
+def test_whoever_goes_on_after_a_command_is_not_ended():
+    script = SCRIPT.replace("exits.leave(", "import time\ntry: exits.leave(").replace(
+        "atexit.register(threading.Event().wait)", ""
+    )
+    script += "except SystemExit: time.sleep(0.5)\nprint('still there')"
+    done = subprocess.run([sys.executable, "-P", "-c", script, "2", "0.1"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "still there\n"), done.stderr
