@@ -165,9 +165,9 @@ def _blocks(dtype: torch.dtype, d_head: int) -> Iterator[tuple[str, object, dict
     for part in ("far", "band"):
         yield f"blocks dKV, {part}", getattr(blocks_backward, f"dkv_{part}_kernel"), one["static dkv"]
     if dtype in block_scores.BITS:
-        for score, group in (("mean", 1), ("bounds", 1), ("mean", 4)):
-            scored = block_scores.constants(d_head, dtype, group, score == "bounds", chosen)
-            yield f"blocks scores, {score}" + (", 4 heads a key" * (group > 1)), block_scores.scores_kernel, scored
+        for group in (1, 4):
+            scored = block_scores.constants(d_head, dtype, group, chosen)
+            yield "blocks scores, mean" + (", 4 heads a key" * (group > 1)), block_scores.scores_kernel, scored
     yield "blocks selection", selection.choose_kernel, selection.constants(chosen, 1024)
     scored = {"D": d_head, "GROUP": 1, "BOUNDS": True, "SPAN": 64, "BN": selection.SCORED}
     yield "blocks decode, scores", selection.score_kernel, scored | {"num_warps": selection.SCORE_WARPS}

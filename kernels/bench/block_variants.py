@@ -31,7 +31,7 @@ def block_entries(d_head: int) -> dict[str, Entry]:
         Entry("blocks static dkv", fused.TILES["static dkv"], key, (tiles(32, 32, 8, 2), tiles(32, 32, 4, 2))),
         Entry(
             "blocks scores", fused_scores.TILES, key,
-            (scores(128, 64, 8, 2, False), scores(128, 64, 8, 2), scores(64, 64, 4, 2), scores(128, 128, 8, 1)),
+            (scores(128, 64, 8, 2), scores(64, 64, 4, 2), scores(128, 128, 8, 1)),
         ),
         Entry("blocks decode", block_decode.WALKS, "half", (walk(64, 4, 3, 528, 2), walk(32, 4, 3, 528, 2))),
     )  # fmt: skip

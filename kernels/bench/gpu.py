@@ -58,13 +58,15 @@ def main(words: list[str], shapes: Shapes | None = None) -> None:
     _say(f"torch {torch.__version__}, cuDNN {cudnn_version()}, {shapes.device}, {shapes.dtype}")
     ceilings = measure_ceilings(shapes.device, shapes.dtype, small=shapes.tokens < 1024)
     _say(f"copy {ceilings.copy_gb_s:.0f} GB/s, matrix product {ceilings.matmul_tflop_s:.0f} TFLOP/s")
-    for phase in ("variants", "block_variants"):
-        if phase in arguments.phases:
-            _variants(phase, shapes, ceilings, folder / f"{phase}.json", deadline, arguments.only)
-    if "blocks" in arguments.phases:
-        _blocks(shapes, ceilings, folder / "blocks.json", deadline)
+    # Whatever order the words have: a run that is cut off then loses what matters least.
+    if "variants" in arguments.phases:
+        _variants("variants", shapes, ceilings, folder / "variants.json", deadline, arguments.only)
     if "goals" in arguments.phases or "table" in arguments.phases:
         _operators(shapes, ceilings, folder / "kernels.json", deadline, table="table" in arguments.phases)
+    if "block_variants" in arguments.phases:
+        _variants("block_variants", shapes, ceilings, folder / "block_variants.json", deadline, arguments.only)
+    if "blocks" in arguments.phases:
+        _blocks(shapes, ceilings, folder / "blocks.json", deadline)
     if "peers" in arguments.phases:
         only = replace(
             shapes, peers_only=True, d_models=shapes.d_models[:1], peer_lengths=shapes.peer_lengths[:1],

@@ -1,11 +1,11 @@
 """Block attention as Triton kernels.
 
-Blocks are scored and chosen by a few PyTorch operations that never make the host wait. A program of the forward kernel
-takes a tile of queries and walks over the blocks that any of them chose: neighbouring queries choose alike, and a key
-that is loaded once meets all queries of the tile. Queries that chose another block are masked, so a tile's list may be
-a superset of what each needs but no query sees a key too many. The backward pass walks the same lists for queries, and
-for keys their converse: the tiles of queries in which some query chose a block. No atomics: results are bitwise
-repeatable.
+Blocks are scored and chosen by what `fused_selection.py` launches; nothing makes the host wait. A program of the
+forward kernel takes a tile of queries and walks over the blocks that any of them chose: neighbouring queries choose
+alike, and a key that is loaded once meets all queries of the tile. Queries that chose another block are masked, so a
+tile's list may be a superset of what each needs but no query sees a key too many. The backward pass walks the same
+lists for queries, and for keys their converse: the tiles of queries in which some query chose a block. No atomics:
+results are bitwise repeatable.
 """
 
 from dataclasses import dataclass
@@ -45,10 +45,10 @@ class Tiles:
 # By the largest head size that they serve, of half precision. Those of 128 were the fastest on an H100 (2026-11-27); of
 # the others, and of float32, which has no tensor cores, these are the largest that compile for sm_90 without spills.
 TILES = {
-    "forward": {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 4, 2), 256: Tiles(32, 32, 8, 2)},
+    "forward": {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 4, 3), 256: Tiles(32, 32, 8, 2)},
     "dq": {64: Tiles(64, 32, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(16, 32, 8, 2)},
     "dkv": {64: Tiles(32, 64, 4, 2), 128: Tiles(64, 32, 4, 2), 256: Tiles(32, 32, 8, 2)},
-    "static dkv": {64: Tiles(32, 32, 4, 2), 128: Tiles(32, 32, 8, 2), 256: Tiles(32, 32, 8, 2)},
+    "static dkv": {64: Tiles(32, 32, 4, 2), 128: Tiles(32, 32, 4, 2), 256: Tiles(32, 32, 8, 2)},
 }
 FLOAT32_TILES = {32: Tiles(16, 16, 4, 1), 64: Tiles(32, 16, 4, 2), 128: Tiles(16, 16, 8, 1)}
 FLOAT32_STATIC_DKV = {**FLOAT32_TILES, 128: Tiles(16, 16, 4, 1)}  # with 8 warps ptxas stops at 64 registers and spills

@@ -1,7 +1,7 @@
 """Which blocks a query reads, chosen by Triton kernels: `selection.select_blocks` with the same definition.
 
-The scores of many queries are one product in PyTorch, or on tensor cores where the table of `fused_scores.py` says so
-(half precision alone), those of a decoding step a kernel's, which reads what stands for the blocks as it is stored,
+The scores of many queries by means are the kernel's of `fused_scores.py` in half precision, else, and by bounds, one
+product in PyTorch; those of a decoding step are a kernel's, which reads what stands for the blocks as it is stored,
 once, and nothing of blocks that no query may choose. One kernel finds the best of each row of scores: a row is held in
 registers, and its largest number is taken out again and again. PyTorch's `topk` would need numbers without ties, of 64
 bits, and read and write them about ten times.
@@ -69,8 +69,9 @@ def scored(
     batch, kv_heads, stored = metadata.shape[:3]
     length, stored = q.shape[2], min(stored, (total - 1) // blocks.span)
     needed = blocks.score != "random" and slots > 1 + blocks.first
-    on_tensor_cores = length > 1 and needed and fused_scores.chosen(q.shape[3]).tensor_cores
-    parts = fused_scores.factors(q, metadata[:, :, :stored]) if on_tensor_cores else None
+    parts = None
+    if needed and fused_scores.takes(q, blocks):
+        parts = fused_scores.factors(metadata[:, :, :stored], q.dtype)
     rows = max(1, SCORES_LIMIT["cuda"] // max(1, batch * kv_heads * stored))
     for begin in range(0, length, rows):
         end, scores = min(length, begin + rows), None

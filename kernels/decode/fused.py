@@ -26,7 +26,7 @@ class Walk:
     slots: slots a tile. stages: tiles in flight; with one, loads go to registers. fill: programs to have at most; with
         fewer, slots are split, but into parts of no fewer than `least` slots.
     evict_first: whether what was read of the cache makes room first for other data in L2, since nobody reads it again.
-        Only loads to registers carry such a hint.
+        Only loads to registers carry such a hint, so only an entry for keys of its own with one stage has a use for it.
     """
 
     slots: int
@@ -81,8 +81,9 @@ def constants(kind: str, group: int, dtype: torch.dtype, d_head: int) -> dict:
     options: dict = {"BN": walk.slots, "num_warps": walk.num_warps}
     if interpreted():
         options = {"BN": 16, "num_warps": 1}
-    options |= {"D": d_head, "EVICT": "evict_first" if walk.evict_first else ""}
+    options |= {"D": d_head}
     if group == 1:
+        options |= {"EVICT": "evict_first" if walk.evict_first else ""}
         # Slots that the threads hold at a time: each thread 16 bytes of one.
         held = 32 * options["num_warps"] * 16 // (d_head * dtype.itemsize)
         return options | {"STAGES": walk.stages, "LANES": min(max(1, held), options["BN"])}

@@ -16,7 +16,7 @@ def group_step_kernel(
     out, part_acc, part_max, part_sum, slots, share, heads, splits, scale,
     q_b, q_h, k_b, k_h, v_b, v_h, logit_b, logit_h,
     D: tl.constexpr, BN: tl.constexpr, GATED: tl.constexpr, ROPE: tl.constexpr, EQUAL: tl.constexpr,
-    SPLIT: tl.constexpr, EVICT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    SPLIT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """`step_kernel` for GROUP query heads at once; `heads` are key heads, ROWS the power of two, at least 16, that
     holds a group.
@@ -75,8 +75,8 @@ def group_step_kernel(
         u = u0 + tl.arange(0, BN)
         visible = is_seen(u, position, window, sinks) & (u < end)
         rows = u.to(tl.int64)[:, None] * D + d[None, :]
-        k_tile = tl.load(keys + rows, visible[:, None], 0.0, eviction_policy=EVICT)
-        v_tile = tl.load(values + rows, visible[:, None], 0.0, eviction_policy=EVICT)
+        k_tile = tl.load(keys + rows, visible[:, None], 0.0)
+        v_tile = tl.load(values + rows, visible[:, None], 0.0)
         scores = tl.dot(query, tl.trans(k_tile), input_precision="ieee") * scale2
         scores = tl.where(visible[None, :], scores, float("-inf"))
         m_new = tl.maximum(m, tl.max(scores, axis=1))

@@ -102,17 +102,16 @@ def test_kinds_of_choices(record_property, dtype, group, static, choice):
     assert same > (0.99 if blocks.score != "random" else 0.9999)  # near ties alone; random numbers are the same
 
 
-@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+@pytest.mark.parametrize(("dtype", "d_head"), [(BF16, 128), (torch.float16, 128), (BF16, 64), (BF16, 256)])
 @pytest.mark.parametrize("group", [1, 4])
-@pytest.mark.parametrize("score", ["mean", "bounds"])
-def test_scores_on_tensor_cores_are_exact_to_float32(record_property, score, group, dtype):
+def test_scores_on_tensor_cores_are_exact_to_float32(record_property, group, dtype, d_head):
     from ratplus.kernels.blocks import fused_scores
     from ratplus.kernels.blocks.selection import score_blocks
 
-    (q,), (k,) = _views(2, 4 * group, 700, 128, 1, dtype), _views(2, 4, 1400, 128, 1, dtype)
-    metadata, start = block_metadata(k, 16, score), torch.tensor([300, 700], device="cuda")
-    blocks, heads = Blocks(16, score), torch.arange(4, device="cuda")
-    found = fused_scores.scores(q, fused_scores.factors(q, metadata), start, 10, 700, 87, 96, blocks)[..., :87]
+    (q,), (k,) = _views(2, 4 * group, 700, d_head, 1, dtype), _views(2, 4, 1400, d_head, 1, dtype)
+    metadata, start = block_metadata(k, 16), torch.tensor([300, 700], device="cuda")
+    blocks, heads = Blocks(16), torch.arange(4, device="cuda")
+    found = fused_scores.scores(q, fused_scores.factors(metadata, dtype), start, 10, 700, 87, 96, blocks)[..., :87]
     exact, sizes = (
         score_blocks(*x, start[:, None], blocks, heads)[:, :, 10:]
         for x in ((q.double(), metadata.double()), (q.double().abs(), metadata.double().abs()))

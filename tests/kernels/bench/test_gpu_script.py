@@ -96,8 +96,12 @@ def test_attention_to_selected_blocks_at_a_small_size(monkeypatch, tmp_path, cap
     assert sum(line.startswith("blocks forward, its parts B1 T20 d16") for line in lines) == 2
     assert all(len(line) < 220 for line in lines)
 
-    gpu.main([str(tmp_path), "--phases", "blocks", "--seconds", "0"], small)
-    assert "left out for want of time: 2 plans" in capsys.readouterr().out
+    gpu.main([str(tmp_path), "--phases", "blocks,goals", "--seconds", "0"], small)
+    lines = capsys.readouterr().out.splitlines()
+    (late,) = [n for n, line in enumerate(lines) if line.startswith("left out for want of time: 2 plans")]
+    goals = [n for n, line in enumerate(lines) if line.startswith("goal ")]
+    assert len(goals) == len(GOALS)
+    assert max(goals) < late  # goals first, whatever order the words have
 
 
 def test_variants_of_attention_to_selected_blocks(monkeypatch, tmp_path, capsys):
