@@ -189,7 +189,8 @@ def compiled(kernel, constants: dict, dtype: torch.dtype = torch.bfloat16, sizes
     options = {name: constants[name] for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
     constants = {name: value for name, value in constants.items() if name not in options}
     if sizes_are_one:
-        sizes = {param.name for param in kernel.params if not param.do_not_specialize} - set(constants) - set(TYPES)
+        sizes = {param.name for param in kernel.params if not param.do_not_specialize}
+        sizes -= {*constants, *TYPES, *BOXES}
         constants = constants | {name: 1 for name in sizes if not _is_stride(name)}
     types = GROUPED_TYPES if constants.get("GROUP", 1) > 1 else TYPES
     signature, attributes = {}, {}
