@@ -1,8 +1,9 @@
 """One decoding step over selected blocks as a few launches, none of which needs the host to know anything.
 
 The token's kernel steps the recurrence, writes the caches and rotates the queries; another writes what stands for a
-block where the token completes one; a few PyTorch operations score the blocks and choose; the last kernel reads the
-chosen blocks and the static pattern, split among programs where sequences are few, and a tiny one merges the splits.
+block where the token completes one; two more score the blocks and choose (kernels/blocks/fused_selection.py); the last
+kernel reads the chosen blocks and the static pattern, split among programs where sequences are few, and a tiny one
+merges the splits.
 Positions, choices and counts stay on the device and shapes are constant, so ragged batches need nothing special and a
 captured CUDA graph stays valid for every later step.
 """
