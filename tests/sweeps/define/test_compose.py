@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.sweeps.define import compose
@@ -28,7 +29,8 @@ def shipped(group: str) -> list[str]:
 def builds(cells) -> int:
     """How many cells there are, each of which has a model and a pattern for it."""
     for cell in cells:
-        cell.config.model.build(vocab_size=257, max_len=cell.config.train.context)
+        with torch.device("meta"):  # shapes are built and checked; values are not drawn
+            cell.config.model.build(vocab_size=257, max_len=cell.config.train.context)
         assert cell.config.patterns.layers == cell.config.model.layers
     return len(cells)
 
@@ -145,17 +147,31 @@ def test_exclude_leaves_cells_out(tmp_path):
         own_sweep(tmp_path, "exclude: [{pattern.dilation: 1}]\n")()
 
 
-def test_named_sweeps():
+SIZES = {
+    "none": 1, "overview": 22, "paper_dilation": 14, "paper_local": 26, "hybrid_layers": 20, "hybrid_heads": 10,
+    "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 36, "baselines": 18, "from_scratch": 10,
+    "kv_sharing": 11, "ladder": 24, "niah": 8, "foreign": 11, "topk": 41,
+}  # fmt: skip
+# Counted in `make test-all`: each takes seconds, and `overview` is as large as most.
+LARGE = ("ablation", "hybrid_layers", "ladder", "long_context", "paper_local", "topk")
+
+
+def test_every_named_sweep_is_counted():
+    assert sorted(SIZES) == shipped("sweep")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in sorted(SIZES)]
+)
+def test_named_sweeps(name):
     # A third and a sixth of the largest ones, in which every cell has three seeds.
     part = {"ablation": ["seed=0"], "topk": ["seed=0", "model=ratplus_tiny", "train.sft.arl=true"]}
-    assert {name: compose_one([f"sweep={name}"]).config.sweep["seeds"] for name in part} == dict.fromkeys(part, 3)
-    words = {name: [f"sweep={name}", *part.get(name, [])] for name in shipped("sweep")}
-    sizes = {name: builds(compose_cells(words[name])) for name in shipped("sweep")}
-    assert sizes == {
-        "none": 1, "overview": 22, "paper_dilation": 14, "paper_local": 26, "hybrid_layers": 20, "hybrid_heads": 10,
-        "sensitivity": 9, "streaming": 14, "long_context": 16, "ablation": 36, "baselines": 18, "from_scratch": 10,
-        "kv_sharing": 11, "ladder": 24, "niah": 8, "foreign": 11, "topk": 41,
-    }  # fmt: skip
+    if name in part:
+        assert compose_one([f"sweep={name}"]).config.sweep["seeds"] == 3
+    assert builds(compose_cells([f"sweep={name}", *part.get(name, [])])) == SIZES[name]
+
+
+def test_models_of_a_sweep_from_scratch():
     scratch = [c for c in compose_cells(["sweep=from_scratch"]) if c.config.train.pretrain.sparse]
     assert labels(scratch) == [f"{m}_tiny:{d}" for m in ("attention", "ratplus") for d in ("D16", "D64")]
     assert not any(c.config.train.pretrain.arl or c.config.train.adapt.steps for c in scratch)
