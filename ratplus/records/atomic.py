@@ -20,11 +20,14 @@ _told: set[str] = set()
 
 
 @contextmanager
-def new_file(path: str | Path) -> Generator[BinaryIO]:
+def new_file(path: str | Path, durable: bool = True) -> Generator[BinaryIO]:
     """A file to write to, which takes its name only when the block ends well; otherwise nothing is left of it.
 
     Temporary name `.<name>.*.tmp` in the same folder, fsync, rename, fsync of the folder. A file system without fsync
     or chmod gets the file all the same, with one warning.
+
+    Args:
+        durable: whether it must outlive a loss of power; if not, nothing is synced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +37,8 @@ def new_file(path: str | Path) -> Generator[BinaryIO]:
             yield file
             file.flush()
             try:
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             except OSError as error:
                 _tolerate(error, path, "fsync", "what is written may be lost when the machine loses power")
         try:
@@ -48,7 +52,8 @@ def new_file(path: str | Path) -> Generator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say which file had no room
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def tell_lost(operation: str, place: Path, what: str) -> None:
@@ -69,9 +74,9 @@ def _tolerate(error: OSError, path: Path, operation: str, what: str) -> None:
     tell_lost(operation, path.parent, what)
 
 
-def write_atomically(path: str | Path, data: bytes | str) -> None:
+def write_atomically(path: str | Path, data: bytes | str, durable: bool = True) -> None:
     r"""Write a whole file or none of it. Half of a surrogate pair, such as a file's name may hold, becomes `\ud800`."""
-    with new_file(path) as file:
+    with new_file(path, durable) as file:
         file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ratplus.records.atomic import tell_lost, unsupported, write_atomically
@@ -83,6 +84,7 @@ class FolderLock:
         if self._thread is not None:
             self._thread.join()
         if self.held():
+            _remove_temporaries(self.path, but=self.token)
             self.path.unlink(missing_ok=True)
 
     def held(self) -> bool:
@@ -104,16 +106,24 @@ class FolderLock:
             }
         )
 
+    def _write(self) -> None:
+        # No process outlives a loss of power, so neither need its lock; a busy disk takes a second to sync a beat.
+        write_atomically(self.path, self._content(), durable=False)
+
     def _create(self) -> bool:
         # Written under another name and linked into place: whoever sees the lock sees it whole, and link, unlike
         # O_EXCL on old NFS, fails for all but one.
         own = self.path.with_name(f".{LOCK_FILE}.{self.token}.tmp")
-        own.write_text(self._content())
         try:
+            own.write_text(self._content())
             os.link(own, self.path)
             return True
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            if not self.path.parent.is_dir():
+                raise
+            return False  # a holder that left has tidied up
         except OSError as error:
             if not unsupported(error):
                 raise
@@ -154,8 +164,10 @@ class FolderLock:
                 return False
             if holder is None or holder.get("token") != stale:
                 return False
-            write_atomically(self.path, self._content())
+            self._write()
             return True
+        except FileNotFoundError:
+            return False  # a holder that left has tidied up
         finally:
             claim.unlink(missing_ok=True)
 
@@ -165,7 +177,7 @@ class FolderLock:
                 return
             self._beat += 1
             try:
-                write_atomically(self.path, self._content())
+                self._write()
             except OSError:
                 continue  # a full or hanging disk: try again at the next beat
 
@@ -185,6 +197,27 @@ def is_locked(folder: Path) -> bool:
         return abs(time.time() - path.stat().st_mtime) < SILENT_SECONDS
     except FileNotFoundError:
         return False
+
+
+def clear_lock(folder: Path) -> None:
+    """Remove what killed holders and waiters left in a folder whose work is done, unless somebody holds its lock."""
+    path = Path(folder) / LOCK_FILE
+    if not is_locked(folder):
+        _remove_temporaries(path)
+        path.unlink(missing_ok=True)
+
+
+def _remove_temporaries(path: Path, but: str | None = None) -> None:
+    """Remove the unfinished files of a lock. One that a live waiter has just made is among them, and made anew.
+
+    Args:
+        path: of the lock.
+        but: token of a lock whose claim stays: whoever made it may be about to take that lock over.
+    """
+    for temporary in path.parent.glob(f".{LOCK_FILE}.*.tmp"):
+        if but is None or but not in temporary.name:
+            with suppress(OSError):  # somebody else's is no reason to fail
+                temporary.unlink()
 
 
 def _read(path: Path) -> dict | None:

@@ -13,7 +13,7 @@ from typing import Any
 from ratplus.config.cell import Config
 from ratplus.records.atomic import remove_temporaries
 from ratplus.records.curve import StageLog
-from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
+from ratplus.records.lock import FolderLock, LockLost, clear_lock
 from ratplus.records.record import (
     ForeignRecord,
     Metric,
@@ -155,8 +155,7 @@ def _tidy(folder: Path) -> None:
     remove_temporaries(folder)
     for path in folder.glob("training-*.pt"):
         path.unlink(missing_ok=True)
-    if not is_locked(folder):  # left by a process that was killed between the record and the release
-        (folder / LOCK_FILE).unlink(missing_ok=True)
+    clear_lock(folder)  # left by a process that was killed between the record and the release
 
 
 def _hardware(config: Config) -> dict:

@@ -174,6 +174,11 @@ def start_server(environment: dict[str, str], more: Sequence[str] = ()) -> ForkS
     Args:
         more: names of modules to import beside those that workers need.
     """
+    return use_server(new_server(environment, more))
+
+
+def new_server(environment: dict[str, str], more: Sequence[str] = ()) -> ForkServer:
+    """`start_server` of a server that is not that of this process: whoever starts it closes it."""
     control, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -182,7 +187,7 @@ def start_server(environment: dict[str, str], more: Sequence[str] = ()) -> ForkS
             # Where an import fails, workers are started one by one, and say so themselves.
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-    return use_server(ForkServer(environment, process, control))
+    return ForkServer(environment, process, control)
 
 
 def use_server(server: ForkServer) -> ForkServer:

@@ -97,8 +97,8 @@ def remove(folder: Path, found: list[Unneeded], sweeps: Iterable[Path] | None = 
 
 
 def _is_leftover(path: Path) -> bool:
-    """A training state, or a file that a killed process did not finish; no lock."""
-    unfinished = path.name.startswith(".") and path.name.endswith(".tmp") and "lock" not in path.name
+    """A training state, or a file that a killed process did not finish; of a folder that is not locked."""
+    unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
     return unfinished or (path.name.startswith("training-") and path.suffix == ".pt")
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -76,17 +76,25 @@ def warm_server() -> ForkServer:
 
     It is started once and stays. Local sweeps that tests run in this process use it for their workers.
     """
+    from ratplus.sweeps.launch.fork_server import use_server
+
+    server = use_server(server_of_commands())
+    server.suits = lambda environment: _read_by_imports(environment) == _read_by_imports(server.environment)
+    return server
+
+
+def server_of_commands(**variables: str) -> ForkServer:
+    """A server with some more variables, which `Started` can fork commands from; whoever asks for it closes it."""
     from ratplus.sweeps.define.compose import compose_one
     from ratplus.sweeps.launch.child import worker_environment
-    from ratplus.sweeps.launch.fork_server import start_server
+    from ratplus.sweeps.launch.fork_server import new_server
     from ratplus.sweeps.launch.work import threads_per_cell
 
     ratplus_here(".", "--version")  # sets the variables that every command sets
     # What commands import beside what workers do.
     more = ("hydra", "pandas", "ratplus.analysis.report", "ratplus.sweeps.cli")
-    server = start_server(worker_environment(threads_per_cell(compose_one([]).config.launcher)), more)
+    server = new_server(worker_environment(threads_per_cell(compose_one([]).config.launcher)) | variables, more)
     assert server.ready(300)
-    server.suits = lambda environment: _read_by_imports(environment) == _read_by_imports(server.environment)
     return server
 
 
@@ -104,10 +112,14 @@ class Started:
 
     Args:
         run: the function that the process calls; "forked_command:whole" writes a whole report, not a small one.
+        server: of `server_of_commands`, in place of `warm_server`.
     """
 
-    def __init__(self, place, *words, environment: dict[str, str] | None = None, run="forked_command:main"):
-        server = warm_server()
+    def __init__(
+        self, place, *words, environment: dict[str, str] | None = None, run="forked_command:main",
+        server: ForkServer | None = None,
+    ):  # fmt: skip
+        server = server or warm_server()
         variables = dict(os.environ if environment is None else environment)
         folders = (variables.get("PYTHONPATH"), str(Path(__file__).parent))
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
@@ -137,9 +149,11 @@ class Started:
             return out, err
 
 
-def ratplus(place, *words, timeout=240, environment=None, run="forked_command:main") -> subprocess.CompletedProcess:
+def ratplus(
+    place, *words, timeout=240, environment=None, run="forked_command:main", server=None
+) -> subprocess.CompletedProcess:
     """A command to its end, in a process of its own. What needs the console script itself starts RATPLUS."""
-    process = Started(place, *words, environment=environment, run=run)
+    process = Started(place, *words, environment=environment, run=run, server=server)
     out, err = process.communicate(timeout)
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
@@ -176,6 +190,16 @@ def descendants(pid: int) -> list[int]:
     except OSError:
         return []
     return children + [grandchild for child in children for grandchild in descendants(child)]
+
+
+def working_in(place) -> list[int]:
+    """Processes whose working folder it is, as commands that run there and their workers have it."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # it has ended, or is not ours
+            if os.path.realpath(os.readlink(link)) == os.path.realpath(place):
+                found.append(int(link.parent.name))
+    return found
 
 
 def wait_for(condition, seconds=90):

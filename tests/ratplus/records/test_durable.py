@@ -1,12 +1,17 @@
 """What is written survives a loss of power: bytes are synced before the name, and the folder after it."""
 
+import json
 import os
 import stat
+import time
 from contextlib import suppress
 
 import pytest
 
+import ratplus.records.lock as lock_module
 from ratplus.records.atomic import new_file, write_atomically
+from ratplus.records.lock import LOCK_FILE, FolderLock
+from ratplus.records.process import identity
 from ratplus.records.record import stage_id, write_record
 from ratplus.stages.store import ENTRY_FILE, claimed
 from ratplus.training.state import save_state
@@ -43,6 +48,17 @@ def test_a_file_that_fails_gets_no_name(seen, tmp_path):
         raise RuntimeError
     assert seen == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_has_nobody_wait_for_the_disk(seen, tmp_path, monkeypatch):
+    """No holder outlives a loss of power, and a kill while a busy disk syncs a beat would leave an unfinished file."""
+    monkeypatch.setattr(lock_module, "BEAT_SECONDS", 0.01)
+    dead = {"token": "t", "beat": 0, **identity(), "started": "0"}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(dead))
+    with FolderLock(tmp_path):
+        while seen.count(("name", LOCK_FILE)) < 3:  # the takeover, and beats
+            time.sleep(0.01)
+    assert not [event for event in seen if event[0] == "sync"]
 
 
 def test_a_training_state(seen, tmp_path):

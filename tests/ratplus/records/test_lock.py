@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -14,7 +15,7 @@ import pytest
 import ratplus.records.atomic as atomic_module
 import ratplus.records.lock as lock_module
 import ratplus.records.process as process
-from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, is_locked
+from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, clear_lock, is_locked
 
 
 def test_only_one_at_a_time(tmp_path):
@@ -225,3 +226,60 @@ def test_a_lock_from_the_future_is_nobodys(tmp_path):
     assert not is_locked(tmp_path)
     (tmp_path / "lock.json").write_text(json.dumps({"token": "a", "beat": 1, "host": "\x1b[2J", "pid": 5}))
     assert not is_locked(tmp_path)
+
+
+def killed_at_work(tmp_path):
+    """What processes leave that were killed while they took, beat, claimed or waited for a lock."""
+    names = ["0123abcd", "k2_x9z", "0123abcd.claim", "unreadable.claim"]
+    for name in names:
+        (tmp_path / f".lock.json.{name}.tmp").write_text("")
+    (tmp_path / ".lock.json.folder.tmp").mkdir()  # nobody's work, and no reason to fail
+    (tmp_path / ".curve.csv.x.tmp").touch()
+
+
+def test_what_killed_holders_and_waiters_left_goes_with_the_lock(tmp_path):
+    killed_at_work(tmp_path)
+    with FolderLock(tmp_path):
+        (tmp_path / ".lock.json.later.tmp").touch()
+    assert {p.name for p in tmp_path.iterdir()} == {".curve.csv.x.tmp", ".lock.json.folder.tmp"}
+
+
+def test_what_killed_holders_left_in_a_folder_whose_work_is_done(tmp_path):
+    foreign(tmp_path)
+    killed_at_work(tmp_path)
+    before = set(tmp_path.iterdir())
+    clear_lock(tmp_path)
+    assert set(tmp_path.iterdir()) == before  # somebody seems to be at work
+    foreign(tmp_path, host=socket.gethostname(), space=process._space(), started="0")
+    clear_lock(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".curve.csv.x.tmp", ".lock.json.folder.tmp"}
+
+
+@pytest.mark.parametrize("operation", ["link", "replace"])
+def test_a_waiter_whose_unfinished_file_is_tidied_up_tries_again(tmp_path, monkeypatch, operation):
+    """By a holder that leaves at that moment; `replace` is the takeover from a holder that has died."""
+    if operation == "replace":
+        foreign(tmp_path, host=socket.gethostname(), space=process._space(), started="0")
+    real, taken = getattr(os, operation), []
+
+    def after_tidying(source, target):
+        if not taken:
+            taken.append(source)
+            os.unlink(source)
+        real(source, target)
+
+    monkeypatch.setattr(os, operation, after_tidying)
+    with FolderLock(tmp_path) as lock:
+        assert lock.held()
+    assert len(taken) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_removed_is_not_waited_for(tmp_path, monkeypatch):
+    def gone(*_args):
+        shutil.rmtree(tmp_path / "a")
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "link", gone)
+    with pytest.raises(FileNotFoundError), FolderLock(tmp_path / "a"):
+        pass
