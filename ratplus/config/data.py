@@ -89,8 +89,8 @@ class DataSection:
     byte fallback may drop whole scripts. Allowed: 0 to 1."""
     longest_mib: int = 64
     """Longest line of JSONL, and longest text of a parquet row, that is read, in MiB; a longer one is refused. It is in
-    memory several times over: about 7 times with bytes. Text files need no limit, since they are cut. Allowed: 1 to
-    1024."""
+    memory several times over: about 7 times with bytes. A page of parquet may hold 16 times as much, 4 times if it was
+    packed to less than a tenth. Text files need no limit, since they are cut. Allowed: 1 to 1024."""
     split: str = "hash"
     """What is held out: hash (documents, by a hash of their text) or file (the last validation_files files). By hash,
     so that a document is held out whichever file it lies in. Allowed: hash, file."""

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from ratplus.data.corpus import CorpusError
 from ratplus.data.prepare.inputs import Input
+from ratplus.data.prepare.parquet_pages import HeldFile, PageError, Pages, chunks_of, pages_of
 from ratplus.records.lines import first_line
 from ratplus.records.reading import parse_json
 
@@ -27,8 +28,9 @@ LONGEST_TEXT = 4 << 20
 # Of parquet, about so many bytes of text are read at once; rows may hold a word or a book.
 _ROWS_BYTES = 8 << 20
 _MOST_ROWS = 4096
-# A dictionary of parquet may hold so many times the longest text.
-_DICTIONARY_TIMES = 4
+# A page or dictionary of parquet may hold so many times the longest text, and so may the rows that are read at once. A
+# library writes a thousand books as one page, whose size in the file is honest then.
+_PAGE_TIMES, _HONEST_TIMES = 4, 16
 # What is compressed further, and holds more than SPARED bytes, is refused: tokenizing it would fill the disk.
 MOST_TIMES = 200
 SPARED = 32 << 20
@@ -82,20 +84,30 @@ def _parquet(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterato
         raise CorpusError(f"{source.name}: parquet is compressed within; unpack the file")
     group = 0
     try:
-        file = parquet.ParquetFile(raw)
+        held = HeldFile(raw)
+        file = parquet.ParquetFile(held)
         kinds = {field.name: field.type for field in file.schema_arrow}
         if column not in kinds:
             raise CorpusError(f"data.column={column}: {source.name} has no such column; it has {', '.join(kinds)}")
         if not _is_text(kinds[column]):
             raise CorpusError(f"data.column={column}: in {source.name} it holds {kinds[column]}, not text")
         # Kept as a dictionary, a text that is repeated in every row is in memory once, as it is in the file.
-        file = parquet.ParquetFile(raw, metadata=file.metadata, read_dictionary=[column])
+        repeating = parquet.ParquetFile(held, metadata=file.metadata, read_dictionary=[column])
         rows, groups, total, most = 0, file.num_row_groups, 0, most_unpacked(source)
+        place = [file.schema.column(index).path for index in range(len(file.schema))].index(column)
+        nullable, unpacked = file.schema.column(place).max_definition_level > 0, 0
+        chunks = chunks_of(held, place)
+        if len(chunks) != groups:
+            raise PageError(f"the file's end tells of {len(chunks)} row groups, or of {groups}")
         for group in range(groups):
-            facts = file.metadata.row_group(group)
-            _check_dictionary(source, raw, facts, column, longest)
-            at_once = _rows_at_once(facts, column)
-            for part in file.iter_batches(batch_size=at_once, row_groups=[group], columns=[column], use_threads=False):
+            pages = pages_of(held, chunks[group], nullable, _PAGE_TIMES * longest)
+            _check_pages(source, pages, longest)
+            unpacked += pages.total
+            if unpacked > most:
+                raise _expands(source)
+            at_once = _rows_at_once(pages, file.metadata.row_group(group).num_rows, longest)
+            reader = repeating if pages.simple else file
+            for part in reader.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False):
                 done = source.bytes * rows // max(file.metadata.num_rows, 1)
                 given = part.column(0)
                 total += len(given)
@@ -112,7 +124,7 @@ def _parquet(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterato
                 if total > most:  # rows without text, of which a kilobyte holds millions
                     raise _expands(source)
                 rows += part.num_rows
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (arrow.ArrowException, PageError, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{source.name}: damaged parquet file, row group {group} ({first_line(error)})") from None
 
 
@@ -139,52 +151,29 @@ def _texts(column) -> Iterator[str | None]:
         yield None if place is None else known[place]
 
 
-def _chunk_of(group, column: str):
-    """Facts of a row group's part of a column; None where the column is a nested one."""
-    parts = (group.column(i) for i in range(group.num_columns))
-    return next((facts for facts in parts if facts.path_in_schema == column), None)
+def _rows_at_once(pages: Pages, rows: int, longest: int) -> int:
+    """Rows of a row group that are read at once; fewer where they are long, or may be."""
+    most = _PAGE_TIMES * longest / max(pages.a_value, 1)
+    if not pages.simple:  # each text is in memory on its own then, also one of a dictionary
+        most = min(most, longest / max(pages.dictionary, pages.largest if pages.shared else 0, 1))
+    return max(1, min(_MOST_ROWS, _ROWS_BYTES * rows // max(pages.total, 1), int(most)))
 
 
-def _rows_at_once(group, column: str) -> int:
-    """Rows of a row group that are read at once; fewer where they are long."""
-    facts = _chunk_of(group, column)
-    size = facts.total_uncompressed_size if facts is not None else 0
-    return max(1, min(_MOST_ROWS, _ROWS_BYTES * group.num_rows // max(size, 1)))
+def _check_pages(source: Input, pages: Pages, longest: int) -> None:
+    """Refuse what is large before the library unpacks it: it would be in memory several times.
 
-
-def _check_dictionary(source: Input, raw: BinaryIO, group, column: str, longest: int) -> None:
-    """Refuse a dictionary of texts that is large, before the library unpacks it: it would be in memory several times.
-
-    Writers begin a dictionary anew long before; what the file says of sizes elsewhere may be a lie.
+    Writers begin a page or a dictionary anew long before.
     """
-    facts = _chunk_of(group, column)
-    if facts is None or not facts.has_dictionary_page or facts.dictionary_page_offset is None:
-        return
-    place = raw.tell()
-    raw.seek(facts.dictionary_page_offset)
-    size = _page_bytes(raw.read(16))
-    raw.seek(place)
-    if size > _DICTIONARY_TIMES * longest:
-        raise CorpusError(
-            f"{source.name}: a dictionary of {size:,} bytes; at most {_DICTIONARY_TIMES} times data.longest_mib="
-            f"{longest >> 20} MiB are read: write it without (use_dictionary=False), or give a higher data.longest_mib"
-        )
-
-
-def _page_bytes(head: bytes) -> int:
-    """Bytes that a page unpacks to, from how it begins: two fields of Thrift's compact protocol, kind and this."""
-    values, at = [], 0
-    for _ in range(2):
-        if at >= len(head) or head[at] != 0x15:  # the next field, a whole number
-            return 0  # the library says what is wrong with it
-        at, value, shift = at + 1, 0, 0
-        while at < len(head):
-            value |= (head[at] & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if not head[at - 1] & 0x80:
-                break
-        values.append(value >> 1)
-    return values[1]
+    for what, size, times, instead in (
+        ("dictionary", pages.dictionary, _PAGE_TIMES, "without (use_dictionary=False)"),
+        ("page that was packed to less than a tenth", pages.bloated, _PAGE_TIMES, "with smaller ones"),
+        ("page", pages.largest, _HONEST_TIMES, "with smaller ones (write_batch_size=16)"),
+    ):
+        if size > times * longest:
+            raise CorpusError(
+                f"{source.name}: a {what}, of {size:,} bytes; at most {times} times data.longest_mib="
+                f"{longest >> 20} MiB are read: write it {instead}, or give a higher data.longest_mib"
+            )
 
 
 def _jsonl(source: Input, raw: BinaryIO, column: str, longest: int) -> Iterator[tuple[str | None, int]]:
