@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ratplus.checkpoint.facts import CheckpointError
 from ratplus.checkpoint.foreign_tensors import Stored
+from ratplus.checkpoint.llama.gguf_head import check_head
 from ratplus.checkpoint.llama.gguf_tokenizer import files_of
 from ratplus.checkpoint.llama.weights import EMBED, HEAD, NORM, translate
 from ratplus.checkpoint.llama.words import read_llama
 from ratplus.checkpoint.official import Checkpoint
 from ratplus.checkpoint.tokenizer_files import check_ids
-from ratplus.records.lines import first_line
+from ratplus.records.lines import first_line, plain
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _INTERLEAVED = "llama"  # the architecture whose rows of q and k are in pairs
@@ -67,13 +68,16 @@ def read_gguf(path: Path, max_len: int | None = None) -> Checkpoint:
         what = "needs the package gguf; install the extra: pip install 'ratplus[gguf]'"
         raise CheckpointError(f"{path}: {what}") from None
     try:
+        check_head(path)
         reader = gguf.GGUFReader(path)
         facts = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # whatever a damaged file makes it raise
         raise CheckpointError(f"{path}: not a whole GGUF file ({first_line(error)})") from None
     family = facts.get("general.architecture")
     if family not in _ARCHITECTURES:
-        raise CheckpointError(f"{path}: general.architecture is {family!r}; known are {', '.join(_ARCHITECTURES)}")
+        raise CheckpointError(
+            f"{path}: general.architecture is {plain(repr(family)[:100])}; known are {', '.join(_ARCHITECTURES)}"
+        )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     words = _words_of(facts, str(family), tensors, path)
     found = read_llama(words, str(path), max_len)
@@ -91,40 +95,49 @@ def _words_of(facts: dict, family: str, tensors: dict, path: Path) -> dict:
     """The file's metadata in the words of a config.json."""
     words: dict[str, Any] = {"model_type": family, "tie_word_embeddings": "output.weight" not in tensors}
     for theirs, word in _WORDS.items():
-        if (value := facts.get(f"{family}.{theirs}")) is not None:
-            words[word] = _shortest(value) if isinstance(value, float) else value
-    if isinstance(words.get("num_key_value_heads"), list):
-        raise CheckpointError(f"{path}: {family}.attention.head_count_kv differs by layer, which is not built")
+        if isinstance(facts.get(f"{family}.{theirs}"), list) and theirs.startswith("attention.head_count"):
+            raise CheckpointError(f"{path}: {family}.{theirs} differs by layer, which is not built")
+        if (value := _number(facts, f"{family}.{theirs}", path)) is not None:
+            words[word] = value
     if "rope_freqs.weight" in tensors:
         raise CheckpointError(
             f"{path}: rope_freqs.weight holds RoPE scaling as factors of channels, which is not read; import the "
             "model's Hugging Face folder, which says how it scales (llama3)"
         )
     if (kind := facts.get(f"{family}.rope.scaling.type", "none")) != "none":
-        scaling = {"rope_type": kind, "factor": _shortest(facts.get(f"{family}.rope.scaling.factor", 1.0))}
-        original = facts.get(f"{family}.rope.scaling.original_context_length")
+        scaling = {"rope_type": kind, "factor": _number(facts, f"{family}.rope.scaling.factor", path) or 1.0}
+        original = _number(facts, f"{family}.rope.scaling.original_context_length", path)
         words["rope_scaling"] = scaling | ({"original_max_position_embeddings": original} if original else {})
     window = facts.get(f"{family}.attention.sliding_window")
     if window:
         raise CheckpointError(f"{path}: {family}.attention.sliding_window is {window}; import the Hugging Face folder, "
                               "which says in which layers")  # fmt: skip
     turned, head_dim = facts.get(f"{family}.rope.dimension_count"), words.get("head_dim")
-    if head_dim is None and {"hidden_size", "num_attention_heads"} <= words.keys():
+    if head_dim is None and words.get("hidden_size") and words.get("num_attention_heads"):
         head_dim = words["head_dim"] = words["hidden_size"] // words["num_attention_heads"]
     if turned not in (None, head_dim):
         raise CheckpointError(
             f"{path}: {family}.rope.dimension_count is {turned}; RoPE turns all {head_dim} channels of a head here"
         )
-    if "token_embd.weight" not in tensors:
+    if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
         raise CheckpointError(f"{path}: no weights for token_embd.weight")
     words["vocab_size"] = int(tensors["token_embd.weight"].shape[1])
     words["attention_bias"] = "blk.0.attn_q.bias" in tensors
     return words
 
 
-def _shortest(value: float) -> float:
-    """The shortest number that rounds to the same float32, in which GGUF keeps what was 1e-5 in a config.json."""
-    return float(str(np.float32(value)))
+def _number(facts: dict, name: str, path: Path) -> int | float | None:
+    """A number of the metadata, None if it is not there; of a float, the shortest that rounds to the same float32.
+
+    In that GGUF keeps what was 1e-5 in a config.json.
+
+    Raises:
+        CheckpointError: it is no number.
+    """
+    value = facts.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise CheckpointError(f"{path}: {name} is {plain(repr(value)[:100])}; it must be a number")
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _theirs(name: str, path: Path) -> str:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 
 from ratplus.checkpoint.facts import CheckpointError
+from ratplus.pattern import is_whole
+from ratplus.records.lines import plain
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 # By tokenizer.ggml.pre: what cuts a text before the merges.
@@ -30,23 +32,29 @@ def files_of(facts: dict, path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     if isinstance(template := facts.get("tokenizer.chat_template"), str):
         files["chat_template.jinja"] = template.encode()
-    tokens, merges = facts.get("tokenizer.ggml.tokens"), facts.get("tokenizer.ggml.merges")
-    cut = _CUTS.get(facts.get("tokenizer.ggml.pre") or "default")
+    tokens, merges = (_texts(facts, f"tokenizer.ggml.{key}", path) for key in ("tokens", "merges"))
+    cut = _CUTS.get(str(facts.get("tokenizer.ggml.pre") or "default"))
     if facts.get("tokenizer.ggml.model") != "gpt2" or cut is None or not tokens or merges is None:
         return files
     kinds = facts.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    if len(kinds) != len(tokens):
-        raise CheckpointError(
-            f"{path}: tokenizer.ggml.token_type tells of {len(kinds)} tokens, there are {len(tokens)}"
-        )
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        told = f"{len(kinds)} tokens" if isinstance(kinds, list) else "no list of tokens"
+        raise CheckpointError(f"{path}: tokenizer.ggml.token_type tells of {told}, there are {len(tokens)}")
     special = [
         {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
          "special": kind == _CONTROL}
         for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind in (_CONTROL, _USER)
     ]  # fmt: skip
+    places = {key: facts.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos")}
+    marks = {key: tokens[i] for key, i in places.items() if is_whole(i) and 0 <= i < len(tokens)}
     begin = []
-    if facts.get("tokenizer.ggml.add_bos_token") and (bos := facts.get("tokenizer.ggml.bos_token_id")) is not None:
-        begin = [tokens[int(bos)]]
+    if facts.get("tokenizer.ggml.add_bos_token") and places["bos"] is not None:
+        if "bos" not in marks:
+            raise CheckpointError(
+                f"{path}: tokenizer.ggml.bos_token_id is {plain(repr(places['bos'])[:100])}, and there are "
+                f"{len(tokens)} tokens"
+            )
+        begin = [marks["bos"]]
     files["tokenizer.json"] = json.dumps(
         {
             "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
@@ -62,11 +70,17 @@ def files_of(facts: dict, path: Path) -> dict[str, bytes]:
         ensure_ascii=False,
     ).encode()  # fmt: skip
     words = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for key in ("bos", "eos"):
-        if (i := facts.get(f"tokenizer.ggml.{key}_token_id")) is not None and int(i) < len(tokens):
-            words[f"{key}_token"] = tokens[int(i)]
+    words |= {f"{key}_token": token for key, token in marks.items()}
     files["tokenizer_config.json"] = json.dumps(words, ensure_ascii=False, indent=1).encode()
     return files
+
+
+def _texts(facts: dict, name: str, path: Path) -> list[str] | None:
+    """A list of texts of the metadata; None if it is not there."""
+    found = facts.get(name)
+    if found is not None and not (isinstance(found, list) and all(isinstance(text, str) for text in found)):
+        raise CheckpointError(f"{path}: {name} is no list of texts")
+    return found
 
 
 def _before(begin: list[str], tokens: list[str]) -> dict | None:

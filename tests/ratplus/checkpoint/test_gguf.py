@@ -1,6 +1,8 @@
 """GGUF files: the same model as the Hugging Face folder that they were made of; damaged and unknown ones."""
 
 import json
+import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +60,10 @@ def written(name: str, folder: Path, path: Path, quantised=None, **facts) -> Non
     writer.add_add_bos_token(True)
     writer.add_chat_template("{{ messages }}")
     for key, value in facts.items():
-        writer.add_string(key.replace("__", "."), value) if isinstance(value, str) else writer.add_uint32(
-            key.replace("__", "."), value
-        )
+        add = {str: writer.add_string, list: writer.add_array, bool: writer.add_bool, float: writer.add_float32}
+        name = key.replace("__", ".")
+        writer.kv_data[0].pop(name, None)  # instead of the one above
+        add.get(type(value), writer.add_uint32)(name, value)
     for hub, parameter in model.state_dict().items():
         if hub == "lm_head.weight" and config["tie_word_embeddings"]:
             continue
@@ -145,3 +148,85 @@ def test_damaged_files(tmp_path):
         (tmp_path / "model.gguf").write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match="not a whole GGUF file"):
             read_foreign(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"llama__block_count": "2"}, "llama.block_count is '2'; it must be a number"),
+        ({"llama__embedding_length": [32]}, "llama.embedding_length is [32]; it must be a number"),
+        ({"llama__feed_forward_length": True}, "llama.feed_forward_length is True; it must be a number"),
+        ({"llama__attention__head_count": 0, "llama__attention__key_length": 0}, "num_attention_heads"),
+        ({"llama__attention__head_count_kv": [1, 2]}, "head_count_kv differs by layer"),
+        ({"llama__attention__head_count": [1, 2]}, "head_count differs by layer"),
+        ({"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": "x"}, "factor is 'x'"),
+        ({"tokenizer__ggml__bos_token_id": 99}, "bos_token_id is 99, and there are 40 tokens"),
+        ({"tokenizer__ggml__bos_token_id": "\x1b[2J"}, "bos_token_id is '\\x1b[2J', and there are 40 tokens"),
+        ({"tokenizer__ggml__tokens": [1, 2, 3]}, "tokenizer.ggml.tokens is no list of texts"),
+        ({"tokenizer__ggml__merges": "a b"}, "tokenizer.ggml.merges is no list of texts"),
+        ({"tokenizer__ggml__token_type": 7}, "token_type tells of no list of tokens"),
+        ({"general__architecture": ["a" * 10**6]}, "general.architecture is ['aaa"),
+    ],
+)
+def test_metadata_of_other_kinds(facts, told, tmp_path):
+    written("llama", tmp_path / "hub", tmp_path / "model.gguf", **facts)
+    with pytest.raises(CheckpointError) as error:
+        read_foreign(tmp_path / "model.gguf")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_an_end_of_text_that_there_is_not_is_none(tmp_path):
+    written("llama", tmp_path / "hub", tmp_path / "model.gguf", tokenizer__ggml__eos_token_id=4294967295)
+    words = json.loads(read_foreign(tmp_path / "model.gguf").files["tokenizer_config.json"])
+    assert words == {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>"}
+
+
+def test_bytes_changed_at_random(tmp_path):
+    written("llama", tmp_path / "hub", tmp_path / "model.gguf")
+    whole = (tmp_path / "model.gguf").read_bytes()
+    draw = random.Random(3)
+    said = []
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(draw.choice((1, 2, 4))):
+            content[draw.randrange(4, 6000)] = draw.choice((0, 1, 255, draw.randrange(256)))
+        (tmp_path / "model.gguf").write_bytes(content)
+        try:
+            read_foreign(tmp_path / "model.gguf")
+        except CheckpointError as error:
+            said.append(str(error))
+    assert len(said) > 50
+    assert not [line for line in said if "\n" in line]
+
+
+def head(*pairs: bytes, tensors: int = 0, order: str = "<") -> bytes:
+    return b"GGUF" + struct.pack(f"{order}IQQ", 3, tensors, len(pairs)) + b"".join(pairs)
+
+
+def text(name: bytes, order: str = "<") -> bytes:
+    return struct.pack(f"{order}Q", len(name)) + name
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (head(tensors=10**9), "it tells of 1,000,000,000 tensors"),
+        (head(text(b"a") + struct.pack("<IIQ", 9, 0, 5 << 20) + bytes(5 << 20)), "more than 4,194,304 values"),
+        (head(text(b"a") + struct.pack("<IIQ", 9, 8, 5 << 20) + bytes(40 << 20)), "more than 4,194,304 values"),
+        (head(text(b"a") + struct.pack("<IIQ", 9, 0, 1 << 60)), "more than 4,194,304 values"),
+        (head(text(b"a") + struct.pack("<IIQ", 9, 12, 1 << 20)), "ends within its metadata"),
+        (head(text(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50), "lists within lists"),
+        (head(text(b"a") + struct.pack("<I", 77)), "a value of kind 77"),
+        (head(struct.pack("<Q", 1 << 60)), "ends within its metadata"),
+        (head(text(b"a", ">") + struct.pack(">I", 77), order=">"), "a value of kind 77"),
+        (b"GGUF", "ends within its metadata"),
+    ],
+)  # fmt: skip
+def test_a_head_that_would_fill_memory_is_refused_before_the_library_reads_it(content, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "GGUFReader", lambda *_: pytest.fail("the library was asked"))
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a whole GGUF file") as error:
+        read_foreign(tmp_path / "model.gguf")
+    assert told in str(error.value)
