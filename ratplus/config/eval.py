@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ratplus.config.check import check, check_least
+from ratplus.records.reading import read_bytes
 
 # Versions of the questions and their scoring: another version gives another result, and so another id.
 CLOZE_VERSION = 2
@@ -218,7 +219,9 @@ def _task_identity(task: str | dict) -> str | dict:
     if isinstance(task, dict) or not is_task_file(task):
         return task
     try:
-        content = Path(task).read_bytes()
+        content = read_bytes(task)
     except OSError as error:
         raise ValueError(f"eval.tasks: {task}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a pipe, or gigabytes
+        raise ValueError(f"eval.tasks: {task}: cannot be read ({error})") from None
     return {"file": Path(task).name, "sha256": hashlib.sha256(content).hexdigest()}

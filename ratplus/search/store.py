@@ -41,7 +41,7 @@ class ProbeStore:
     def get(self, key: str) -> tuple[Values, float] | None:
         """(losses, seconds that they took), if they are there."""
         try:
-            stored = read_json(self.path(key))
+            stored = read_json(self.path(key), follow=False)
             if stored["format"] != FORMAT:
                 return None
             values = {name: np.array(losses, dtype=np.float64) for name, losses in stored["loss"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +13,15 @@ from pathlib import Path
 from ratplus.config.search import SearchSection
 from ratplus.records.atomic import write_atomically
 from ratplus.records.lock import FolderLock
+from ratplus.records.manifest import MANIFEST_FILE
+from ratplus.records.reading import open_plain, read_json, refuse_links
+from ratplus.search.store import PROBES
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.runner.searched_model import Searched, locate
 
 RESULT = "search.json"
 _FORMAT = 1
+_HEAD = "# Found by `ratplus search`"  # of a pattern's file
 # Values of a pattern's dict whose key in a config is another.
 _CONFIG_KEYS = {"over": "blocks_of"}
 
@@ -45,6 +50,7 @@ def search(section: SearchSection, overrides: list[str]) -> int:
     folder = Path(section.output or f"outputs/search/{found.name}")
     if section.dry_run:
         return _dry_run(section, found, candidates, budgets, splits, length)
+    _check_folder(folder)
     paths = _pattern_paths(section, folder, budgets)
     with FolderLock(folder, on_wait=lambda who: print(f"{folder}: waiting for {who}", file=sys.stderr)):
         result = _searched(section, found, candidates, budgets, splits, length, folder)
@@ -212,6 +218,26 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is not a search's own.
+
+    Raises:
+        UsageError: a sweep folder, or one that holds somebody else's `search.json`.
+        LinkError: something that is read or written there is a link.
+    """
+    refuse_links(folder, ("report", PROBES))
+    if (folder / MANIFEST_FILE).exists():
+        raise UsageError(f"output={folder}: is a sweep folder; a search has a folder of its own")
+    try:
+        whole = read_json(folder / RESULT, follow=False)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        whole = None
+    if not isinstance(whole, dict) or not {"format", "kinds", "spent"} <= whole.keys():
+        raise UsageError(f"output={folder}: holds {RESULT}, and no search wrote it; it is not replaced")
+
+
 def _pattern_paths(section: SearchSection, folder: Path, budgets: Sequence) -> list[Path]:
     """Where the patterns go; made sure of before anything is measured."""
     out = Path(section.out or folder / "best.yaml")
@@ -222,9 +248,20 @@ def _pattern_paths(section: SearchSection, folder: Path, budgets: Sequence) -> l
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(21, "is a folder")
+            if os.path.lexists(path) and not _is_ours(path):
+                raise UsageError(f"out: {path}: is there, and no search wrote it; it is not replaced")
         except OSError as error:
             raise UsageError(f"out: {path}: cannot be written ({error.strerror or error})") from None
     return paths
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file, and no link to one, is a pattern that a search wrote."""
+    try:
+        with open_plain(path, follow=False) as file:
+            return file.read(len(_HEAD)) == _HEAD.encode()
+    except (OSError, ValueError):  # a link, a device
+        return False
 
 
 def pattern_yaml(budget: dict, result: dict) -> str:
@@ -232,7 +269,7 @@ def pattern_yaml(budget: dict, result: dict) -> str:
     winner = budget["winner"]
     damage = winner["damage"]
     lines = [
-        f"# Found by `ratplus search` for {result['model']}, {budget['budget']} at {result['length']} tokens: "
+        f"{_HEAD} for {result['model']}, {budget['budget']} at {result['length']} tokens: "
         f"{winner['costs'][budget['kind']]:.4g} of the dense model.",
         f"# Damage on the test split: {damage['mean']:.4f} nats, 95% interval {damage['low']:.4f} to "
         f"{damage['high']:.4f}.",

@@ -18,7 +18,7 @@ from typing import Any, cast
 from ratplus.records.atomic import new_file
 from ratplus.records.lines import first_line
 from ratplus.records.manifest import MANIFEST_FILE, evaluations, read_manifest
-from ratplus.records.reading import parse_json, read_bytes
+from ratplus.records.reading import open_plain, parse_json, read_bytes
 from ratplus.records.record import RECORD_FILE, STAGES, Record, RecordError, read_record, record_text, with_checksum
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.share.layout import ENDING, FORMAT, PACK_FILE, STAGE_FILES, is_member
@@ -52,7 +52,7 @@ def pack(folder: Path, out: Path | None = None) -> Packed:
     out = whole.with_name(whole.name + ENDING) if out is None else Path(out)
     if out.suffix != ".zip":
         raise UsageError(f"--out: got {out}; a pack is a zip file: give a name that ends in {ENDING}")
-    if out.exists() and not zipfile.is_zipfile(out):
+    if os.path.lexists(out) and not _is_ours(out):
         raise UsageError(f"{out}: is there and is no pack; it is not replaced")
     packed = Packed(out)
     with new_file(out) as file, zipfile.ZipFile(file, "w") as archive:
@@ -70,6 +70,15 @@ def pack(folder: Path, out: Path | None = None) -> Packed:
         packed.files = len(writer.hashes)
     packed.bytes = out.stat().st_size
     return packed
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a file, and no link to one, is a pack; not every zip file is."""
+    try:
+        with open_plain(out, follow=False) as file, zipfile.ZipFile(file) as archive:
+            return PACK_FILE in archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 class _Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import tempfile
 import zipfile
@@ -19,6 +20,8 @@ from ratplus.records.record import RecordError
 from ratplus.sweeps.share.layout import ENDING, FORMAT, MOST_BYTES, MOST_FILES, PACK_FILE, is_member
 
 _MOST_PACK_BYTES = 2 << 30
+# In a folder with the report of a pack: what is there may be replaced by the next one.
+_REPORT_MARK = ".ratplus-report"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Kept for as long as the process lasts, and removed at its end.
 _places: list[tempfile.TemporaryDirectory] = []
@@ -58,10 +61,19 @@ def name_of(path: Path) -> str:
 
 
 def brought_out(paths: list[Path], given: Path) -> list[Path]:
-    """Where files of a report are: as they are for a folder; of a pack they are copied to `<name>-report` beside it."""
+    """Where files of a report are: as they are for a folder; of a pack they are copied to `<name>-report` beside it.
+
+    Raises:
+        PackError: something of that name is there that no report of a pack wrote.
+    """
     if not is_pack(given):
         return paths
     place = given.with_name(f"{name_of(given)}-report")
+    taken = [path.name for path in paths if os.path.lexists(place / path.name)]
+    if place.is_symlink() or (taken and not (place / _REPORT_MARK).is_file()):
+        what = f"holds {taken[0]} already" if taken and not place.is_symlink() else "is a link"
+        raise PackError(f"{place}: {what}, and is not from `ratplus report` of a pack; move it away")
+    write_atomically(place / _REPORT_MARK, "written by `ratplus report` of a pack, which replaces what is here\n")
     kept = []
     for path in paths:
         write_atomically(place / path.name, path.read_bytes())

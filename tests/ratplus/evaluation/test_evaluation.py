@@ -1,6 +1,7 @@
 """Metrics against direct computations."""
 
 import math
+import os
 import re
 from collections import Counter
 
@@ -358,6 +359,9 @@ def test_a_local_yaml_enters_an_id_by_its_content(tmp_path):
     assert EvalSection(tasks=[str(tmp_path / "b" / "own.yaml")]).science(64) != ids[0]
     with pytest.raises(ValueError, match="no.yaml: cannot be read"):
         EvalSection(tasks=[str(tmp_path / "no.yaml")]).science(64)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ValueError, match="pipe.yaml: cannot be read .not a plain file"):
+        EvalSection(tasks=[str(tmp_path / "pipe.yaml")]).science(64)
 
 
 def test_suites_of_a_cell(tmp_path):

@@ -143,6 +143,43 @@ def test_nothing_else_is_replaced_by_a_pack(place):
     assert (place / "mine.zip").read_text() == "precious"
 
 
+def test_another_zip_and_a_link_are_not_replaced_by_a_pack(place):
+    with zipfile.ZipFile(place / "photos.zip", "w") as archive:
+        archive.writestr("a.jpg", "precious")
+    (place / "nowhere.zip").symlink_to("/nowhere/x.zip")
+    assert ratplus_here(place, "pack", "outputs/sweep", "--out", "own.zip").returncode == 0
+    (place / "link.zip").symlink_to("own.zip")
+    for name in ("photos.zip", "nowhere.zip", "link.zip"):
+        done = ratplus_here(place, "pack", "outputs/sweep", "--out", name)
+        assert (done.returncode, f"{name}: is there and is no pack" in done.stderr) == (2, True)
+    assert zipfile.ZipFile(place / "photos.zip").namelist() == ["a.jpg"]
+    assert (place / "nowhere.zip").is_symlink()
+    assert ratplus_here(place, "pack", "outputs/sweep", "--out", "own.zip").returncode == 0
+
+
+def test_the_report_of_a_pack_replaces_no_page_of_others_and_follows_no_link(place, tmp_path):
+    page, given = place / "page", place / "s.pack.zip"
+    page.mkdir()
+    (page / "index.html").write_text("ours")
+    given.touch()
+    theirs = place / "s-report"
+    theirs.mkdir()
+    (theirs / "index.html").write_text("precious")
+    with pytest.raises(unpack.PackError, match=r"s-report: holds index.html already"):
+        unpack.brought_out([page / "index.html"], given)
+    theirs.rename(place / "public")
+    theirs.symlink_to(place / "public")
+    with pytest.raises(unpack.PackError, match="s-report: is a link"):
+        unpack.brought_out([page / "index.html"], given)
+    assert [path.name for path in (place / "public").iterdir()] == ["index.html"]
+    assert (place / "public" / "index.html").read_text() == "precious"
+    theirs.unlink()
+    for text in ("ours", "our next"):  # which replaces the first
+        (page / "index.html").write_text(text)
+        assert unpack.brought_out([page / "index.html"], given) == [theirs / "index.html"]
+        assert (theirs / "index.html").read_text() == text
+
+
 @pytest.mark.parametrize(
     ("text", "masked"),
     [

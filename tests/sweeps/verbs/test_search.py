@@ -120,6 +120,33 @@ def test_mistakes_end_in_one_line(place, model, words, line):
     assert line in said[0]
 
 
+def test_nothing_of_others_is_replaced_and_no_link_is_followed(place, model):
+    """Seen before anything is measured."""
+    precious = {"mine.yaml": "precious: 1\n", "site/search.json": '{"precious": 1}', "public/report.md": "precious"}
+    for name, text in precious.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+    (place / "linked.yaml").symlink_to("mine.yaml")
+    (place / "new").mkdir(exist_ok=True)
+    (place / "new/report").symlink_to(place / "public")
+    (place / "passes/probes").mkdir(parents=True)
+    (place / "passes/probes/0123456789abcdef.json").symlink_to(place / "mine.yaml")
+    for word, line in (
+        ("out=mine.yaml", "out: mine.yaml: is there, and no search wrote it"),
+        ("out=linked.yaml", "out: linked.yaml: is there, and no search wrote it"),
+        ("output=site", "output=site: holds search.json, and no search wrote it"),
+        ("output=outputs/made", "output=outputs/made: is a sweep folder"),
+        ("output=new", "new/report: is a link"),
+        ("output=passes", "0123456789abcdef.json: is a link"),
+    ):
+        done = ratplus_here(place, "search", f"model={model}", "budget=kv:0.7", word, *SMALL)
+        assert done.returncode == 2
+        (said,) = done.stderr.strip().splitlines()
+        assert line in said
+    assert {name: (place / name).read_text() for name in precious} == precious
+    assert not (place / "outputs/made/search.json").exists()
+
+
 def test_a_mixed_adaptation_is_a_base_for_a_search(place):
     words = [word for word in TINY if not word.startswith("data.path")]
     words += ["data.path=texts", "data.validation_fraction=0.5", "output=outputs/mixed", "train.adapt.mixed=[D1,D4]"]
