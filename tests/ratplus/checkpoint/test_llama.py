@@ -306,6 +306,11 @@ def test_quantised_and_missing_tensors(folder, tmp_path):
     save_file({key: tensor for key, tensor in weights.items() if key != "lm_head.weight"}, other / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"tie_word_embeddings=false, but there is no lm_head\.weight"):
         read_foreign(other)
+    # An adapter that was saved into the model's own file: most of its tensors are the model's.
+    adapter = {f"model.layers.0.self_attn.q_proj.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    save_file(weights | adapter, other / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds LoRA weights \(lora_A, lora_B\); merge them"):
+        read_foreign(other)
 
 
 @pytest.mark.slow
