@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,12 @@ from ratplus.analysis.draw.dilation_axis import DilationAxis
 from ratplus.analysis.draw.output import Picture, write
 from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import RUN, first_runs, in_order, run_name, short_patterns
-from ratplus.analysis.frame.load import evaluations_of, read_sweep
-from ratplus.analysis.frame.rows import groups_of
+from ratplus.analysis.frame.load import Sweep, evaluations_of, read_sweep
+from ratplus.analysis.frame.rows import groups_of, keys_of
 from ratplus.analysis.frame.tasks import is_cost, is_share, recorded, result_column
 from ratplus.analysis.page.compare import write_compare_page
 from ratplus.analysis.paired.bootstrap import BOOTSTRAP, ERRORS, RESAMPLES, holm
-from ratplus.analysis.paired.pairs import difference_of
+from ratplus.analysis.paired.pairs import Pair, difference_of
 from ratplus.analysis.paired.samples import asked, joined_items
 from ratplus.records.manifest import given_as
 
@@ -35,18 +36,39 @@ from ratplus.records.manifest import given_as
 NAMES = ("pattern", "pattern_name", "kind", "dilation", "window", "sinks", "kv_read")
 
 
-def compare(first: Path, second: Path, folder: Path | None = None) -> list[Path]:
+class Two:
+    """Two sweeps as they were read, `sweeps`, which of their cells belong together, and how they differ.
+
+    What gates look at and what is shown are the same differences, so they are worked out once.
+    """
+
+    def __init__(self, first: Sweep, second: Sweep):
+        """Raises ValueError where they have no cell in common."""
+        self.sweeps = first, second
+        self.pairs = join(first.frame, second.frame)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Their `differences`."""
+        return differences(*(sweep.frame for sweep in self.sweeps), self.pairs)
+
+
+def compare(first: Path, second: Path, folder: Path | None = None, two: Two | None = None) -> list[Path]:
     """Write `compare_<second>` (tables, a figure of the loss, a page) into `folder`, else `<first>/report`.
 
     Returns the paths, the page last.
 
+    Args:
+        first, second: the folders.
+        folder: where to write.
+        two: the two as they were read, if they have been read already.
+
     Raises:
         ValueError: a folder that is no sweep, or sweeps without a cell in common.
     """
-    sweeps = read_sweep(first), read_sweep(second)
+    two = two or Two(read_sweep(first), read_sweep(second))
+    sweeps, pairs, rows = two.sweeps, two.pairs, two.rows
     a, b = (sweep.frame for sweep in sweeps)
-    pairs = join(a, b)
-    rows = differences(a, b, pairs)
     if rows.empty and rows.attrs["refused"]:
         raise ValueError(
             f"{given_as(first)} and {given_as(second)}: every result ({', '.join(rows.attrs['refused'][:6])}) was "
@@ -102,29 +124,34 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
     done = a["status"].eq("done").to_numpy()[pairs["a"]] & b["status"].eq("done").to_numpy()[pairs["b"]]
     ours = a.iloc[pairs["a"][done]].reset_index(drop=True)
     theirs = b.iloc[pairs["b"][done]].reset_index(drop=True)
+    # As plain columns: to look up single values of a frame takes most of the time where there are thousands of rows.
+    numbers = {
+        name: np.array([[side[column].to_numpy(dtype=np.float64) for side in (ours, theirs)]
+                        for column in (name, f"{name}_stderr")])
+        for name in names
+    }  # fmt: skip
+    runs = [[run_name(*run) for run in keys_of(side, RUN)] for side in (ours, theirs)]
+    facts = [dict(zip(NAMES, row)) for row in keys_of(ours, list(NAMES))]
+    places_of = [[_place(frame, cell) for cell in side["cell"]] for frame, side in ((a, ours), (b, theirs))]
     rows, refused = [], []
-    for _, places in in_order(ours.assign(at=range(len(ours)))).groupby([*RUN, "pattern"], sort=False)["at"]:
-        places = list(places)
-        one = ours.iloc[places[0]]
-        folders = [(_folder(a, ours["cell"][p]), _folder(b, theirs["cell"][p])) for p in places]
-        found = [(joined_items(*first), joined_items(*second)) for first, second in folders]
+    for _, own in in_order(ours.assign(at=range(len(ours)))).groupby([*RUN, "pattern"], sort=False)["at"]:
+        at = list(own)
+        places = [(places_of[0][p], places_of[1][p]) for p in at]
+        found = [(joined_items(*first), joined_items(*second)) for first, second in places]
         for name in names:
-            values = (ours[name].iloc[places].to_numpy(), theirs[name].iloc[places].to_numpy())
-            errors = (ours[f"{name}_stderr"].iloc[places].to_numpy(), theirs[f"{name}_stderr"].iloc[places].to_numpy())
-            if not (np.isfinite(values[0]).all() and np.isfinite(values[1]).all()):
+            values, errors = np.ascontiguousarray(numbers[name][:, :, at])
+            if not np.isfinite(values).all():
                 continue
             stored = recorded(name)
-            if any(asked(*first, stored) != asked(*second, stored) for first, second in folders):
+            samples = [(first.get(stored), second.get(stored)) for first, second in found]
+            if any(not _asked_alike(stored, *both) for both in zip(samples, places)):
                 refused.append(name)  # they would differ because of what was asked
                 continue
-            samples = [(first.get(stored), second.get(stored)) for first, second in found]
             rows.append(
                 {
-                    "run_a": run_name(one["model"], one["variant"]),
-                    "run_b": run_name(*theirs[RUN].iloc[places[0]]),
-                    **{key: one[key] for key in NAMES},
-                    "metric": name, "seeds": len(places), "a": values[0].mean(), "b": values[1].mean(),
-                    **difference_of(np.array(values), np.array(errors), samples),
+                    "run_a": runs[0][at[0]], "run_b": runs[1][at[0]], **facts[at[0]],
+                    "metric": name, "seeds": len(at), "a": values[0].mean(), "b": values[1].mean(),
+                    **difference_of(values, errors, samples),
                 }
             )  # fmt: skip
     columns = ["run_a", "run_b", *NAMES, "metric", "seeds",
@@ -136,8 +163,16 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, pairs: pd.DataFrame) -> pd.Dat
     return frame
 
 
-def _folder(frame: pd.DataFrame, cell: str) -> tuple[Path, tuple[str, ...]]:
+def _place(frame: pd.DataFrame, cell: str) -> tuple[Path, tuple[str, ...]]:
     return Path(frame.attrs["folder"]), evaluations_of(frame, cell)
+
+
+def _asked_alike(metric: str, samples: Pair, places: tuple) -> bool:
+    """Whether a metric of two cells was measured on the same prompts or data."""
+    first, second = samples
+    if first is not None and second is not None and first.of == second.of:
+        return True
+    return asked(*places[0], metric) == asked(*places[1], metric)
 
 
 # ---- what is shown ----

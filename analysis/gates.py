@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ratplus.analysis.compare import differences, join
+from ratplus.analysis.compare import Two
 from ratplus.analysis.draw.tables import number
 from ratplus.analysis.frame.aggregate import RUN, run_name
-from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.frame.load import read_sweep
 from ratplus.analysis.frame.rows import groups_of
 from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.analysis.paired.several import result_named
@@ -43,8 +43,9 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says of two sweeps: whether it failed, and the line that tells."""
+    """What a gate says of two sweeps: its text as given, whether it failed, and the line that tells."""
 
+    gate: str
     failed: bool
     line: str
 
@@ -68,16 +69,20 @@ def parse_gate(text: str) -> Gate:
     return Gate(text.strip(), found["name"], found["sign"] == ">", limit, found["unit"] or "", p)
 
 
-def check(first: Path, second: Path, gates: Sequence[Gate]) -> list[Verdict]:
+def check(first: Path, second: Path, gates: Sequence[Gate], two: Two | None = None) -> list[Verdict]:
     """What each gate says of the second sweep against the first.
+
+    Args:
+        first, second: the folders.
+        gates: what to look at.
+        two: the two as they were read, if they have been read already.
 
     Raises:
         ValueError: a name that is not known, a unit or level that does not suit it, or nothing to check it on: a gate
             that looks at nothing must not pass.
     """
-    a, b = load_sweep(first), load_sweep(second)
-    pairs = join(a, b)
-    rows = None
+    two = two or Two(read_sweep(first), read_sweep(second))
+    a, b = (sweep.frame for sweep in two.sweeps)
     verdicts = []
     for gate in gates:
         column = result_named(gate.name, a, f"--fail {gate.text!r}")
@@ -86,11 +91,10 @@ def check(first: Path, second: Path, gates: Sequence[Gate]) -> list[Verdict]:
         if measured:
             if gate.p is not None:
                 raise ValueError(f"--fail {gate.text!r}: {column} has no items, so no p; leave out @p")
-            checked = _of_costs(a, b, pairs, column)
+            checked = _of_costs(a, b, two.pairs, column)
         else:
-            rows = differences(a, b, pairs) if rows is None else rows
-            checked = rows[rows["metric"].eq(column)]
-            if checked.empty and column in rows.attrs["refused"]:
+            checked = two.rows[two.rows["metric"].eq(column)]
+            if checked.empty and column in two.rows.attrs["refused"]:
                 raise ValueError(f"--fail {gate.text!r}: the sweeps were asked different prompts or data, so no gate")
         if checked.empty:
             raise ValueError(f"--fail {gate.text!r}: no cell that both sweeps have has {column} in both")
@@ -131,9 +135,9 @@ def _verdict(gate: Gate, rows: pd.DataFrame, share: bool) -> Verdict:
     worst = rows.loc[pool.idxmax() if gate.rises else pool.idxmin()] if len(pool) else rows.iloc[0]
     tell = _told(worst, share, gate, float(change.get(worst.name, np.nan)))
     if beyond.any():
-        return Verdict(True, f"FAIL {gate.text}: {int(beyond.sum())} of {of}; worst: {tell}")
+        return Verdict(gate.text, True, f"FAIL {gate.text}: {int(beyond.sum())} of {of}; worst: {tell}")
     rest = f"; {int(unsure.sum())} beyond it have no p" if unsure.any() else ""
-    return Verdict(False, f"ok   {gate.text}: none of {of}; nearest: {tell}{rest}")
+    return Verdict(gate.text, False, f"ok   {gate.text}: none of {of}; nearest: {tell}{rest}")
 
 
 def _told(row: pd.Series, share: bool, gate: Gate, change: float) -> str:

@@ -6,9 +6,11 @@ import argparse
 import difflib
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from typing import NoReturn, cast
 
+from ratplus.sweeps.define.collector import seldom_collected
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.exits import EXIT_MISTAKE, leave
 from ratplus.sweeps.verbs import Verb
@@ -39,6 +41,8 @@ VERBS = {
     "import": "import_model",
     "export": "export_model",
 }
+# They read the records of sweeps, of thousands of cells where these are large, and run no model.
+READERS = {"status", "show", "ls", "note", "pack", "gc", "report", "best", "compare", "sync"}
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -64,7 +68,9 @@ def _run(words: list[str]) -> int:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(VERBS)}"
         raise UsageError(f"{name}: no such command; {hint}")
-    return verb_module(name).run(parser_of(name).parse_intermixed_args([_expand_home(word) for word in rest]))
+    arguments = parser_of(name).parse_intermixed_args([_expand_home(word) for word in rest])
+    with seldom_collected() if name in READERS else nullcontext():
+        return verb_module(name).run(arguments)
 
 
 def _expand_home(word: str) -> str:

@@ -61,10 +61,11 @@ def compare_cells(folder: Path, names: list[str], where: str | None = None) -> C
     if len(set(names)) < max(2, len(names)):
         raise ValueError(f"compare: got {' '.join(names)}; name two patterns or cells, or more, each once")
     chosen = {name: _named(name, frame) for name in names}
+    units = {m: "%" if is_share(result_column(m).measure, frame[m]) else "" for m in frame.attrs["metrics"]}
     rows, notes = [], []
     for first, second in combinations(names, 2):
         for run, pairs in _pairs(chosen[first], chosen[second]):
-            rows += _rows(frame, first, second, run, pairs, notes)
+            rows += _rows(frame, first, second, run, pairs, units, notes)
     if not rows:
         raise ValueError(
             f"compare: no two of {', '.join(names)} are finished in the same model and seed of {folder}"
@@ -119,7 +120,7 @@ def _pairs(first: pd.DataFrame, second: pd.DataFrame):
             yield run_name(*run), pairs
 
 
-def _rows(frame, first, second, run, pairs, notes) -> list[dict[str, Any]]:
+def _rows(frame, first, second, run, pairs, units, notes) -> list[dict[str, Any]]:
     found = []
     places = [[(Path(cell["folder"]), cell["evaluations"]) for cell in pair] for pair in pairs]
     stored = [(joined_items(*a), joined_items(*b)) for a, b in places]
@@ -143,7 +144,7 @@ def _rows(frame, first, second, run, pairs, notes) -> list[dict[str, Any]]:
         found.append(
             {
                 "first": first, "second": second, "run": run, "metric": metric,
-                "unit": "%" if is_share(result_column(metric).measure, frame[metric]) else "",
+                "unit": units[metric],
                 "a": float(values[0].mean()), "b": float(values[1].mean()), **difference_of(values, errors, items),
                 "seeds": len(pairs), "seeds_stderr": spread,
                 "p_seeds": t_p(changes) if len(changes) >= LEAST_SEEDS else math.nan,

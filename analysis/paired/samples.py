@@ -137,7 +137,8 @@ def _read(folder: Path) -> dict[str, Items]:
             for full in (metric, f"{metric}_{chosen}") if chosen else (metric,):
                 if full in record["metrics"]:
                     found.setdefault(full, []).append((name, group))
-    items = {metric: _items(parts, record, metric) for metric, parts in found.items()}
+    known = _Asked(record)
+    items = {metric: _items(parts, known, metric) for metric, parts in found.items()}
     return {metric: kept for metric, kept in items.items() if kept is not None}
 
 
@@ -179,7 +180,7 @@ def joined_items(folder: Path, evaluations: Iterable[str]) -> dict[str, Items]:
     return found
 
 
-def _items(parts: list[tuple[str, _Group]], record: Mapping[str, Any], metric: str) -> Items | None:
+def _items(parts: list[tuple[str, _Group]], known: _Asked, metric: str) -> Items | None:
     """The items of one metric, in the order of their ids; None where an id stands for several, or there are none."""
     if len(parts) == 1:
         ids, values, weights = parts[0][1].of(parts[0][0])
@@ -193,45 +194,54 @@ def _items(parts: list[tuple[str, _Group]], record: Mapping[str, Any], metric: s
     # Where several filters of a task share a name, nobody knows which of them the record means.
     if not len(ids) or (ids[1:] == ids[:-1]).any():
         return None
-    mean, told = float((values * weights).sum() / weights.sum()), record["metrics"][metric].get("value")
+    mean, told = float((values * weights).sum() / weights.sum()), known.metrics[metric].get("value")
     whole = isinstance(told, (int, float)) and math.isclose(mean, told, rel_tol=1e-5, abs_tol=1e-7)
-    return Items(_alike(ids), values, _alike(weights), sys.intern(items_of(record, metric)), whole)
+    return Items(_alike(ids), values, _alike(weights), sys.intern(known.of(metric)), whole)
 
 
-def items_of(record: Mapping[str, Any], metric: str) -> str:
-    """A name for the set of items that a metric of an evaluation's record was measured on.
+class _Asked:
+    """What the metrics of a record were measured on, by metric; the parts that all share are written out once."""
 
-    Tasks that ask questions have a hash of their prompts. The rows of held-out text and of recall, which no seed of a
-    sweep changes, follow from the data, the context and how many were asked for.
-    """
-    tasks = (record.get("provenance") or {}).get("tasks") or {}
-    named = [task for task in tasks if metric == task or metric.startswith(f"{task}_")]
-    if named and (prompts := tasks[max(named, key=len)].get("prompts_sha256")):
-        return str(prompts)
-    config = record["config"]
-    data, evaluation = config.get("data"), config.get("eval")
-    first = metric.partition("_")[0]
-    if first in _ROWS and isinstance(data, dict) and isinstance(evaluation, dict):
-        rows: Any = evaluation.get(_ROWS[first])
-        text = [(data.get("sha256") or {}).get("validation"), data.get("tokenizer")]
-        recall = first == "recall"
-        parts = ["recall" if recall else "text", data.get("recall") if recall else text, config.get("context"), rows]
-    else:
-        parts = [metric, data, config.get("context"), evaluation]
-    return canonical_json(parts)
+    def __init__(self, record: Mapping[str, Any]):
+        self._tasks = (record.get("provenance") or {}).get("tasks") or {}
+        self._config = record["config"]
+        self.metrics = record["metrics"]
+        self._rest = ""
+
+    def of(self, metric: str) -> str:
+        """A name for the set of items that a metric was measured on.
+
+        Tasks that ask questions have a hash of their prompts. The rows of held-out text and of recall, which no seed of
+        a sweep changes, follow from the data, the context and how many were asked for.
+        """
+        named = [task for task in self._tasks if metric == task or metric.startswith(f"{task}_")]
+        if named and (prompts := self._tasks[max(named, key=len)].get("prompts_sha256")):
+            return str(prompts)
+        config = self._config
+        data, evaluation = config.get("data"), config.get("eval")
+        first = metric.partition("_")[0]
+        if first in _ROWS and isinstance(data, dict) and isinstance(evaluation, dict):
+            rows: Any = evaluation.get(_ROWS[first])
+            text = [(data.get("sha256") or {}).get("validation"), data.get("tokenizer")]
+            recall = first == "recall"
+            parts = ["recall" if recall else "text", data.get("recall") if recall else text, config.get("context")]
+            return canonical_json([*parts, rows])
+        # As canonical_json writes [metric, data, context, evaluation].
+        self._rest = self._rest or canonical_json([data, config.get("context"), evaluation])[1:]
+        return f"[{canonical_json(metric)},{self._rest}"
 
 
 def asked(folder: Path, evaluations: Iterable[str], metric: str) -> str | None:
-    """`items_of` of the first evaluation of a cell whose record has the metric; None if none has it.
+    """What a metric was measured on by the first evaluation of a cell whose record has it; None if none has it.
 
     Args:
         folder: the sweep folder.
         evaluations: as of `joined_items`.
     """
     for identity in evaluations:
-        record = _record_once(Path(folder) / "evaluate" / identity)
-        if record is not None and metric in record["metrics"]:
-            return items_of(record, metric)
+        known = _asked_once(Path(folder) / "evaluate" / identity)
+        if known is not None and metric in known.metrics:
+            return known.of(metric)
     return None
 
 
@@ -245,5 +255,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return record if whole and isinstance(record.get("config"), dict) else None
 
 
-# Two sweeps are compared metric by metric.
-_record_once = lru_cache(maxsize=256)(_record)
+@lru_cache(maxsize=256)  # two sweeps are compared metric by metric
+def _asked_once(folder: Path) -> _Asked | None:
+    record = _record(folder)
+    return None if record is None else _Asked(record)

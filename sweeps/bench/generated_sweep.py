@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ratplus.records.manifest import FORMAT, MANIFEST_FILE
 from ratplus.records.record import RECORD_FILE, Metric, make_record, provenance, record_text
 from ratplus.records.samples import SAMPLES_FILE
 from ratplus.stages.stage_ids import plan
+from ratplus.sweeps.define.collector import seldom_collected
 from ratplus.sweeps.define.compose import Composed, compose_one
 from ratplus.sweeps.define.manifest import entry_of, name_axes
 
@@ -91,17 +92,24 @@ def print_bench(cells: int | None, save: Callable[[dict], None]) -> None:
 # ---- the sweep ----
 
 
-def generate_sweep(folder: Path, cells: int) -> Path:
+def generate_sweep(folder: Path, cells: int, words: Sequence[str] = (), corpus: dict | None = None) -> Path:
     """Write a sweep folder of models × learning rates × patterns × seeds, with records and curves of adaptation.
 
     The same call makes the same folder, apart from what the records say about this machine.
+
+    Args:
+        folder: where.
+        cells: how many.
+        words: overrides that all cells have beside these.
+        corpus: `Corpus.identity` of their data; None for one that nobody has.
     """
+    corpus = corpus or _CORPUS
     draw, entries = random.Random(0), []
     # A part of the provenance is enough: masking secrets in every text of 30,000 records takes minutes.
     here = {key: value for key, value in provenance().items() if key in ("git", "python", "host")}
-    for number, cell in enumerate(_cells(cells)):
-        stages = plan(cell.config, _CORPUS, ByteTokenizer.vocab_size)
-        entries.append(entry_of(cell, stages, _CORPUS))
+    for number, cell in enumerate(_cells(cells, words)):
+        stages = plan(cell.config, corpus, ByteTokenizer.vocab_size)
+        entries.append(entry_of(cell, stages, corpus))
         loss = _loss(cell, draw)
         items = _items(loss, draw)
         failed = number % _FAILED == 0
@@ -129,8 +137,8 @@ def generate_sweep(folder: Path, cells: int) -> Path:
     return folder
 
 
-def _cells(count: int) -> Iterator[Composed]:
-    of_model = [compose_one([f"model={model}", "pattern=dilated"]) for model in _MODELS]
+def _cells(count: int, words: Sequence[str]) -> Iterator[Composed]:
+    of_model = [compose_one([f"model={model}", "pattern=dilated", *words]) for model in _MODELS]
     rates = -(-count // (len(_MODELS) * len(_PATTERNS) * _SEEDS))
     for number in range(count):
         rest, seed = divmod(number, _SEEDS)
@@ -188,17 +196,18 @@ def _report(folder: str) -> None:
     start = time.perf_counter()
     from ratplus.analysis.report import report
 
-    paths = report(Path(folder))
+    with seldom_collected():  # as the command does
+        paths = report(Path(folder))
     print(json.dumps({
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time(),
-        "megabytes": _peak_bytes() / 1e6,
+        "megabytes": peak_bytes() / 1e6,
         "page_megabytes": paths[-1].stat().st_size / 1e6,
         "files": len(paths),
     }))  # fmt: skip
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The peak memory of this process.
 
     On Linux it is read from /proc: getrusage would count the memory of the parent, of which this process was a copy.

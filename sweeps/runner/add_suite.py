@@ -23,10 +23,11 @@ from ratplus.records.manifest import Added, Entry, added_entry, evaluations, rea
 from ratplus.records.status import stage_state
 from ratplus.stages.stage_ids import plan
 from ratplus.stages.store import check_store
+from ratplus.sweeps.define.collector import seldom_collected
 from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.manifest import add_suites, cell_config
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.typed import typed
+from ratplus.sweeps.define.typed import typed, typed_section
 from ratplus.sweeps.launch.cell import EXIT_FAILED
 
 # The words that may follow: what is asked, and how and where it is run.
@@ -56,13 +57,14 @@ def add_suite(suite: str, folder: Path, words: list[str], config_dir: str | None
         if word.lstrip("+~").partition("=")[0].partition(".")[0] not in _MAY_FOLLOW or word.startswith("eval="):
             raise UsageError(f"--add {suite}: got {word}; allowed beside it: eval.KEY=..., and keys of how it is run: "
                              f"{', '.join(_RUNTIME)}")  # fmt: skip
-    manifest = read_manifest(folder)
     asked = compose_one([f"eval={suite}", *words], config_dir).config
     parts = _own_parts(asked, compose_one([], config_dir).config.eval)
     if not parts:
         raise UsageError(f"--add {suite}: it asks nothing beyond eval=default; add a key, such as eval.tasks=[piqa]")
     check_store(asked.run.store, folder)
-    new, untrained, ready = _plan(manifest["cells"], folder, suite, parts, asked)
+    with seldom_collected():
+        manifest = read_manifest(folder)
+        new, untrained, ready = _plan(manifest["cells"], folder, suite, parts, asked)
     todo = [entry for entry in ready if stage_state(folder / "evaluate" / entry["id"]).status != "done"]
     left = f"; {untrained} are not trained yet: run the sweep first, then this again" if untrained else ""
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
@@ -145,11 +147,12 @@ def _not_yet_asked(section: EvalSection, parts: list[str], cell: Entry, suite: s
     for part in _OFF:
         section = section if part in parts else _without(section, part)
     # Losses by position are of the rows that the cell's own loss is of, so these are read again.
-    rows = {part: getattr(typed(cell_config(cell)).eval, part) for part in _ROWS if part not in parts}
+    own = _eval_of(cell)
+    rows = {part: getattr(own, part) for part in _ROWS if part not in parts}
     section = replace(section, **rows) if section.positions.width else section
     added = [None, *cell.get("added", [])]
     for one, known in zip(evaluations([cell]), added):
-        earlier, wanted = typed(cell_config(one)).eval.science(context), section.science(context)
+        earlier, wanted = (own if one is cell else _eval_of(one)).science(context), section.science(context)
         if known is not None and earlier == wanted:
             return section, known
         for part in _OFF:
@@ -165,6 +168,10 @@ def _not_yet_asked(section: EvalSection, parts: list[str], cell: Entry, suite: s
         if not section.positions.width:
             section = replace(section, **dict.fromkeys(rows, 0))
     return section, None
+
+
+def _eval_of(cell: Entry) -> EvalSection:
+    return typed_section("eval", cell["config"].get("eval", {}))
 
 
 def _same_tasks(there: dict, wanted: dict) -> bool:

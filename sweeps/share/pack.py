@@ -116,8 +116,9 @@ def _add_stage(writer: _Writer, folder: Path, name: str, left_out: list[str]) ->
         else record_text(with_checksum(cast(Record, clean))).encode()
     )
     writer.add(f"{name}/{RECORD_FILE}", data)
+    there = set(os.listdir(folder))  # most of ten thousand folders have few of the files, and each look takes its time
     for file in STAGE_FILES:
-        if file != RECORD_FILE:
+        if file != RECORD_FILE and file in there:
             _add_file(writer, folder / file, f"{name}/{file}", left_out)
     return 1
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.define.mistakes import UsageError
+
+if TYPE_CHECKING:
+    from ratplus.analysis.gates import Verdict
 
 HELP = "write the tables, figures and page of a sweep folder; of several, how they differ"
 EXAMPLES = [
@@ -27,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--reference", metavar="NAME", help="paper: the paper's values beside ours")
     parser.add_argument("--gates", action="store_true", help="measure the recurrence of every finished cell first")
+    parser.add_argument("--json", action="store_true", help="print the files, and what the gates say, as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if len(folders) > 1:
         if arguments.reference or arguments.gates or arguments.baseline:
             raise UsageError("--reference, --gates and --baseline: of one sweep folder, not of a comparison")
-        return _several(folders, arguments.fail, given)
+        return _several(folders, arguments.fail, given, arguments.json)
     if arguments.fail:
         raise UsageError("--fail: compares a sweep with another; give two folders or more")
     if arguments.gates:
@@ -49,30 +55,50 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = read_sweep(folders[0])
     reproduce = reproducer(len(sweep.entries))
     options = {"reference": arguments.reference, "baseline": arguments.baseline}
-    for path in brought_out(report(folders[0], sweep=sweep, reproduce=reproduce, **options), given):
-        print(path)
+    _tell(brought_out(report(folders[0], sweep=sweep, reproduce=reproduce, **options), given), [], arguments.json)
     return 0
 
 
-def _several(folders: list[Path], gates: list[str], given: Path) -> int:
+def _tell(paths: Iterable[Path], gates: list[tuple[Path, Verdict]], as_json: bool, several: bool = False) -> None:
+    """Print the files that were written, and what the gates say of each folder.
+
+    Args:
+        several: more than one folder was compared with the first, so that lines name theirs.
+    """
+    import json
+
+    from ratplus.records.lines import plain
+    from ratplus.records.manifest import given_as
+
+    if as_json:
+        verdicts = [{"folder": given_as(other), **vars(verdict)} for other, verdict in gates]
+        print(json.dumps({"format": 1, "files": [str(path) for path in paths], "gates": verdicts}, indent=1))
+        return
+    for path in paths:
+        print(path)
+    for other, verdict in gates:
+        print(plain(verdict.line + (f" [{given_as(other)}]" if several else "")))
+
+
+def _several(folders: list[Path], gates: list[str], given: Path, as_json: bool) -> int:
     """Each folder against the first, one table of three or more, and the gates; the exit code."""
-    from ratplus.analysis.compare import compare
+    from ratplus.analysis.compare import Two, compare
     from ratplus.analysis.draw.output import write
+    from ratplus.analysis.frame.load import read_sweep
     from ratplus.analysis.gates import check, parse_gate
     from ratplus.analysis.paired.ranking import ranking
-    from ratplus.records.lines import plain
     from ratplus.sweeps.share.unpack import brought_out
 
     first, *others = folders
     parsed = [parse_gate(text) for text in gates]
     # Whatever is refused is refused before anything is written.
     table = [ranking(folders)] if others[1:] else []
-    found = [(other, verdict) for other in others if parsed for verdict in check(first, other, parsed)]
-    paths = [*(path for other in others for path in compare(first, other)), *write(table, first / "report")]
-    for path in brought_out(paths, given):
-        print(path)
-    for other, verdict in found:
-        print(plain(verdict.line + (f" [{other}]" if others[1:] else "")))
+    own = read_sweep(first)
+    pairs = {other: Two(own, read_sweep(other)) for other in others}
+    found = [(other, verdict) for other, two in pairs.items() for verdict in check(first, other, parsed, two)]
+    paths = [path for other, two in pairs.items() for path in compare(first, other, two=two)]
+    paths += write(table, first / "report")
+    _tell(brought_out(paths, given), found, as_json, several=len(others) > 1)
     return _GATE_FAILED if any(verdict.failed for _, verdict in found) else 0
 
 

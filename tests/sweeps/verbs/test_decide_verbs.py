@@ -195,6 +195,12 @@ def test_a_gate_that_fails_and_one_that_holds(capsys):
     assert lines[1].startswith("ok   seconds>5%: none of ")
     assert lines[2].startswith("ok   loss>0.01@p0.05: none of ")
     assert "ok   recall_accuracy<-2pt" in said(capsys, "report", "two", "one", "--fail", "recall_accuracy<-2pt")
+    told = json.loads(said(capsys, "report", "one", "two", *gates[:4], "--json", code=1))
+    assert [(gate["gate"], gate["failed"], gate["folder"]) for gate in told["gates"]] == [
+        ("recall_accuracy<-2pt@p0.05", True, "two"), ("seconds>5%", False, "two"),
+    ]  # fmt: skip
+    assert told["gates"][0]["line"] == lines[0]
+    assert told["files"][-1] == "one/report/compare_two.html"
 
 
 @pytest.mark.parametrize(
