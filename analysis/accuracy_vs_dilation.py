@@ -140,9 +140,10 @@ def caption(frame: pd.DataFrame) -> str:
 def notes(frame: pd.DataFrame) -> list[str]:
     """Lines under the table: patterns whose label has no room in it, cells without a result and what went wrong."""
     lines = [f"{short}: {label}." for label, short in short_patterns(in_order(frame)).items() if short != label]
-    stored = stored_results(frame, list(COMPARED))
-    marked = {name: title for name, title in COMPARED.items() if name in (*stored.sampled, *stored.odd)}
-    lines += difference_notes(_rows(frame), {"loss": "loss"}, marked, stored)
+    stored, rows = stored_results(frame, list(COMPARED)), _rows(frame)
+    told = {*stored.sampled, *stored.odd, *(name for name in COMPARED if rows[f"{name}_tied_seeds"].any())}
+    marked = {name: title for name, title in COMPARED.items() if name in told}
+    lines += difference_notes(rows, {"loss": "loss"}, marked, stored)
     held = in_order(frame[frame["method"].isin(MIXERS)])
     for (model, method), own in groups_of(held, ["model", "method"]):
         kib = number(own["kv_bytes"].iloc[0] / 1024, 1)

@@ -92,10 +92,11 @@ def difference_notes(
             f"{TIED} marks large differences too: with no more than {max(few)} items that differ, none is certain "
             "after that adjustment, whatever its size. Evaluate on more items."
         )
-    if any(rows[f"{name}_tied_seeds"].any() for name in marked):
-        lines.append(f"{TIED_SEEDS}: can be told over the items, but not over the {seeds} seeds (Student's t, Holm).")
+    of_seeds = [name for name in marked if rows[f"{name}_tied_seeds"].any()]
+    if of_seeds:
+        lines.append(_seeds_note(seeds, of_items=[name in sampled for name in of_seeds]))
     shown = {**deltas, **marked}
-    no_ties = " and no ties" if ties else ""
+    no_ties = " and no ties over them" if ties else ""
     odd = list(dict.fromkeys(title for name, title in shown.items() if name in stored.odd))
     if odd:
         lines.append(f"No ± over items{no_ties} of {', '.join(odd)}: the samples' mean is not the recorded result.")
@@ -105,6 +106,17 @@ def difference_notes(
     elif without:
         lines.append(f"No samples, so no ± over items{no_ties}: {', '.join(without)}.")
     return lines
+
+
+def _seeds_note(seeds: int, of_items: list[bool]) -> str:
+    """What TIED_SEEDS means, of results that have samples (`of_items`) and of others, of which only seeds can tell."""
+    if all(of_items):
+        return f"{TIED_SEEDS}: can be told over the items, but not over the {seeds} seeds (Student's t, Holm)."
+    items = "; over the items it can, where they are stored" if any(of_items) else ""
+    return (
+        f"{TIED_SEEDS}: cannot be told from the best sparse pattern of its model (bold) over the {seeds} seeds "
+        f"(Student's t, Holm){items}."
+    )
 
 
 def _over_seeds(rows: pd.DataFrame, name: str) -> bool:

@@ -107,7 +107,7 @@ function deltaNote() {
   if (own.length) parts.push("None of them says what another training seed would change.");
   if (columns.some((column) => column.marks && column.shown)) {
     parts.push("Bold: the best sparse pattern of each model and variant; =: cannot be told from it over the items, p ≥ 0.05 (Holm)"
-      + (columns.some((column) => column.marks?.includes("~")) ? "; ~: over the items it can, over the seeds it cannot." : "."));
+      + (columns.some((column) => column.marks?.includes("~")) ? "; ~: over the seeds it cannot, though over the items, where they are stored, it can." : "."));
   }
   return parts.join(" ");
 }

@@ -65,7 +65,7 @@ function drawAxis(image, { column, x, scale }) {
   const { top, bottom, gap } = parallel, range = store.state.ranges[column.key];
   draw(image, "line", { x1: x, x2: x, y1: top, y2: bottom, class: "tick" });
   // A title has the room between two axes: long ones take two lines.
-  const letters = Math.max(7, Math.floor(gap / 6.2)), [first, second] = twoLines(column.title, letters);
+  const letters = Math.max(7, Math.floor(gap / 6.8)), [first, second] = twoLines(column.title, letters);
   const name = draw(image, "text", { "text-anchor": "middle", class: "name", x, y: top - 24 }, second ? first : "");
   draw(image, "text", { "text-anchor": "middle", class: "name", x, y: top - 11 }, second || first);
   draw(name, "title", {}, column.title);

@@ -9,6 +9,7 @@ from ratplus.analysis.frame.aggregate import in_order, over_seeds
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.paired.bootstrap import holm, p_values, resampled_means, t_p
 from ratplus.analysis.paired.differences import with_differences, with_row_errors
+from ratplus.analysis.paired.ties import Stored, difference_notes
 from ratplus.pattern import Pattern
 from ratplus.records.samples import write_samples
 
@@ -143,8 +144,26 @@ def test_a_sweep_without_samples_says_so(sweep):
     add(sweep, 4, [0.2] * 16, stored=False)
     (table, *_) = accuracy_vs_dilation.contents(load_sweep(sweep.write()))
     assert list(table.shown["Δ loss"]) == ["0.000", "0.100", "0.200"]
-    assert "No ± over items and no ties: the evaluations stored no samples (samples.jsonl)." in table.notes
+    assert "No ± over items and no ties over them: the evaluations stored no samples (samples.jsonl)." in table.notes
     assert not any("=" in text for text in table.shown["Loss"])
+
+
+def test_of_results_without_samples_the_seeds_alone_tell(sweep):
+    for seed, change in enumerate((0.05, 0.3, -0.1)):
+        for dilation, loss in ((1, 0.0), (2, 0.1), (4, 0.1 + change), (8, 5.0 + seed / 100)):
+            add(sweep, dilation, [loss] * 16, seed=seed, stored=False)
+    row = cells_of(sweep)
+    assert (row.loc[("D4", 0)]["loss_tied"], row.loc[("D4", 0)]["loss_tied_seeds"]) == (False, True)
+    assert not row.loc[("D8", 0)]["loss_tied_seeds"]
+    (table, *_) = accuracy_vs_dilation.contents(load_sweep(sweep.path))
+    (mark,) = (note for note in table.notes if note.startswith("~"))
+    told = "cannot be told from the best sparse pattern of its model (bold) over the 3 seeds (Student's t, Holm)"
+    assert mark == f"~: {told}."
+    # Of two results one has samples: what the mark says of each.
+    rows = pd.DataFrame({"done": [3], **{f"{name}_{key}": [True] for name in "ab" for key in ("best", "tied_seeds")}})
+    notes = difference_notes(rows, {}, {"a": "A", "b": "B"}, Stored({"a"}, set()))
+    assert f"~: {told}; over the items it can, where they are stored." in notes
+    assert "No samples, so no ± over items and no ties over them: B." in notes
 
 
 def test_samples_that_are_not_the_result_are_not_used(sweep):
@@ -154,7 +173,7 @@ def test_samples_that_are_not_the_result_are_not_used(sweep):
         items = [{"task": "loss", "id": i, "loss": -float(HARD[i])} for i in range(16)]
         write_samples(sweep.path / "evaluate" / cell["id"], items)
     (table, *_) = accuracy_vs_dilation.contents(load_sweep(sweep.write()))
-    assert "No ± over items and no ties of loss: the samples' mean is not the recorded result." in table.notes
+    assert "No ± over items and no ties over them of loss: the samples' mean is not the recorded result." in table.notes
     assert list(table.shown["Δ loss"]) == ["0.000", "0.100", "0.300"]
 
 
