@@ -250,7 +250,7 @@ def test_a_killed_rank_is_a_recorded_failure(text, tmp_path):
     cell = cell_of(
         config_of(text, "ddp", 2), tmp_path, lambda done: os.kill(other_rank(), signal.SIGKILL) if done == 2 else None
     )
-    with pytest.raises(PeerFailed, match="rank 1 was killed by SIGKILL"):
+    with pytest.raises(PeerFailed, match="^rank 1 was killed by SIGKILL"):
         cell.run("pretrain")
     error = read_record(cell.plan.pretrain.folder(tmp_path))["error"]
     assert error["type"] == "SIGKILL"
