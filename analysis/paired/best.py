@@ -19,7 +19,15 @@ from ratplus.analysis.paired.bootstrap import CERTAIN, ERRORS, holm, t_p
 from ratplus.analysis.paired.differences import LEAST_SEEDS
 from ratplus.analysis.paired.pairs import difference_of
 from ratplus.analysis.paired.samples import Items, joined_items
-from ratplus.analysis.paired.several import number_named, place_of, read_folders, refuse_other_items, result_named
+from ratplus.analysis.paired.several import (
+    number_named,
+    place_of,
+    read_folders,
+    refuse_other_items,
+    result_named,
+    seeds_note,
+    shared_seeds,
+)
 
 TIES = ("best", "cheapest")
 
@@ -66,6 +74,10 @@ def choose(
     rows, left_out = _candidates(frame, metric, bounds, costs)
     chosen = frame[frame["status"].eq("done")].merge(rows[GROUP], on=GROUP)
     refuse_other_items(chosen, metric)
+    shared = shared_seeds(chosen)
+    if shared:
+        chosen = chosen[chosen["seed"].isin(shared)]
+        rows, _ = _candidates(chosen, metric, bounds, costs)
     rows = rows.sort_values(metric, ascending=lower, kind="stable").reset_index(drop=True)
     compared = compare_to_first(rows, chosen, metric, dict.fromkeys([*costs, *(name for name, *_ in bounds)]))
     ties = [row for row in compared[1:] if row["tied"]]
@@ -76,7 +88,7 @@ def choose(
     return {
         "metric": metric, "lower": lower, "unit": unit, "of": len(rows), "left_out": left_out, "winner": winner,
         "best": best, "ties": ties, "why": _why(metric, lower, unit, winner, best, rows, bounds, costs[0], len(ties)),
-        "how": _how(compared[1:]),
+        "how": _how(compared[1:], seeds_note(shared)),
     }  # fmt: skip
 
 
@@ -202,10 +214,14 @@ def _why(metric, lower, unit, winner, best, rows, bounds, cost, ties) -> str:
     )
 
 
-def _how(others: list[dict[str, Any]]) -> str:
-    """What the comparison with the best rests on."""
+def _how(others: list[dict[str, Any]], seeds: str) -> str:
+    """What the comparison with the best rests on; `seeds` is of `seeds_note`."""
     if not others:
         return ""
+    return "; ".join(filter(None, [_method(others), seeds]))
+
+
+def _method(others: list[dict[str, Any]]) -> str:
     methods = {row["method"] for row in others}
     unpaired = methods == {ERRORS}
     known = [row for row in others if not math.isnan(row["p"])]

@@ -13,7 +13,7 @@ from ratplus.analysis.frame.aggregate import GROUP, in_order, over_seeds, progre
 from ratplus.analysis.frame.tasks import is_cost, is_share, result_column
 from ratplus.analysis.paired.best import compare_to_first
 from ratplus.analysis.paired.bootstrap import RESAMPLES
-from ratplus.analysis.paired.several import names_of, read_folders, same_items
+from ratplus.analysis.paired.several import names_of, read_folders, same_items, seeds_note, shared_seeds
 from ratplus.analysis.paired.ties import TIED, TIED_SEEDS
 
 NAME = "ranking"
@@ -44,6 +44,9 @@ def ranking(folders: Sequence[Path]) -> Table:
         asked = f" ({', '.join(refused[:6])}: different prompts or data)" if refused else ""
         raise ValueError(f"{', '.join(map(str, folders))}: no result that all sweeps were asked alike{asked}")
     shown_metrics = alike[:MOST_RESULTS]
+    shared = shared_seeds(done[done[alike[0]].notna()])
+    if shared:
+        frame, done = (part[part["seed"].isin(shared)] for part in (frame, done))
     rows = over_seeds(frame, shown_metrics)
     ratio = frame.groupby(GROUP, sort=False)["kv_ratio"].first().astype("float64")
     rows["kv_ratio"] = [ratio[tuple(key)] for key in rows[GROUP].itertuples(index=False, name=None)]
@@ -66,6 +69,8 @@ def ranking(folders: Sequence[Path]) -> Table:
         f"Bold: the best sparse row of all sweeps. {TIED}: cannot be told from it item by item (paired bootstrap, "
         f"{RESAMPLES} resamples; p ≥ 0.05, Holm over all rows); {TIED_SEEDS}: can, but not over three or more seeds."
     ]
+    if said := seeds_note(shared):
+        notes.append(f"Means are {said}." if shared else f"{said[:1].upper()}{said[1:]}.")
     if refused:
         notes.append(f"Not ranked, since prompts or data are different: {', '.join(refused)}.")
     if len(alike) > MOST_RESULTS:

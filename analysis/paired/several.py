@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from ratplus.analysis.frame.aggregate import first_problem
+from ratplus.analysis.frame.aggregate import GROUP, first_problem
 from ratplus.analysis.frame.all_sweeps import NoSweeps, read_all
 from ratplus.analysis.frame.load import Names
-from ratplus.analysis.frame.rows import rows_of
+from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.frame.tasks import is_cost, recorded
 from ratplus.analysis.paired.samples import asked
 from ratplus.records.manifest import given_as
@@ -87,6 +87,25 @@ def number_named(name: str, frame: pd.DataFrame, what: str) -> str:
         if exact in known:
             return exact
     raise ValueError(f"{what}: there is no column of numbers {name!r}; {_nearest(name, known)}")
+
+
+def shared_seeds(cells: pd.DataFrame) -> list[int] | None:
+    """The seeds that every model and pattern of some cells has; None where all have the same ones.
+
+    Means over different seeds would rank the seeds, which differ by more than patterns do.
+    """
+    sets = [set(own["seed"]) for _, own in groups_of(cells, GROUP)]
+    common = set.intersection(*sets)
+    return None if all(own == common for own in sets) else sorted(common)
+
+
+def seeds_note(shared: list[int] | None) -> str:
+    """How rows of different seeds were compared; empty where all have the same."""
+    if shared is None:
+        return ""
+    if not shared:
+        return "rows have different seeds and none in common, so their means differ by their seeds too"
+    return f"over the seeds that all rows have ({', '.join(map(str, shared))})"
 
 
 def _nearest(name: str, known: list[str]) -> str:

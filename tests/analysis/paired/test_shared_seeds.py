@@ -1,0 +1,55 @@
+"""Rows of several sweeps that have different seeds: compared on those that all have."""
+
+import pandas as pd
+import pytest
+
+from ratplus.analysis.paired.best import choose
+from ratplus.analysis.paired.ranking import ranking
+from ratplus.analysis.paired.several import seeds_note, shared_seeds
+from ratplus.pattern import Pattern
+
+
+@pytest.fixture
+def folders(folder_of_sweep, tmp_path):
+    """D4 in two seeds, and D16, better by 0.01 in each of three, of which the last is bad for all."""
+    made = []
+    for name, dilation, seeds in (("small", 4, (0, 1)), ("whole", 16, (0, 1, 2))):
+        sweep = folder_of_sweep(tmp_path / name)
+        for seed in seeds:
+            for own in (1, dilation):
+                loss = 3.0 + 0.1 * seed + (1.0 if seed == 2 else 0.0) - (0.01 if own == 16 else 0.0)
+                sweep.add("ratplus_tiny", Pattern(own), {"loss": (loss, 0.001)}, seed=seed)
+        made.append(sweep.write())
+    return made
+
+
+def test_lucky_seeds_of_a_smaller_sweep_do_not_win(folders):
+    choice = choose(folders, "loss", {"kv_ratio": 0.5})
+    assert (choice["winner"]["pattern"], choice["winner"]["seeds"]) == ("D16", 2)
+    assert choice["winner"]["value"] == pytest.approx(3.04)
+    assert choice["how"].endswith("; over the seeds that all rows have (0, 1)")
+    alone = choose(folders[1:], "loss")
+    assert alone["winner"]["seeds"] == 3
+    assert "seeds that all" not in alone["how"]
+
+
+def test_a_ranking_has_means_over_the_same_seeds(folders):
+    table = ranking(folders)
+    (best,) = (text for text in table.shown["Loss ↓"] if text.startswith("**"))
+    assert best == "**3.040 ± 0.050**"
+    assert "Means are over the seeds that all rows have (0, 1)." in table.notes
+    assert not any("seeds that all" in note for note in ranking(folders[1:]).notes)
+
+
+def test_seeds_that_no_two_rows_share_are_told(folder_of_sweep, tmp_path):
+    rows = pd.DataFrame({"model": "m", "variant": "", "pattern": ["D1", "D4", "D4"], "seed": [0, 1, 2]})
+    assert shared_seeds(rows) == []
+    assert shared_seeds(rows[1:]) is None
+    assert seeds_note(None) == ""
+    sweep = folder_of_sweep(tmp_path / "apart")
+    for seed, dilation in enumerate((4, 16)):
+        sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (3.0 + seed, 0.1)}, seed=seed)
+    path = sweep.write()
+    told = "ows have different seeds and none in common, so their means differ by their seeds too"
+    assert choose([path], "loss")["how"].endswith(f"; r{told}")
+    assert f"R{told}." in ranking([path]).notes
