@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ratplus.kernels.attention.patterns import Setting, int_tensor, on_device, pattern_tensors
+from ratplus.kernels.block_decode.eager import block_decode_eager
 from ratplus.kernels.block_decode.ops import block_decode_op, run
 from ratplus.kernels.blocks.metadata import metadata_dtype
 from ratplus.kernels.blocks.settings import Blocks, head_settings
@@ -81,18 +82,26 @@ def block_decode_attention(
     _check(q, k, v, logit, keys, values, metadata, state, positions, rope, blocks)
     count = k.shape[1]
     chosen = implementation("block_decode_attention", q.shape[2], q, k, keys)
-    settings = (dilation, window, sinks)
+    settings, of_heads = (dilation, window, sinks), None
     if not on_device(*settings, top):
-        most = max(setting.top for setting in head_settings(*settings, top, count, blocks))
+        of_heads = head_settings(*settings, top, count, blocks)
+        most = max(setting.top for setting in of_heads)
         slots = most if slots is None else slots
         if slots < most:
             raise ValueError(f"block_decode_attention: slots is {slots}; some head reads {most} blocks")
     elif slots is None:
         raise ValueError("block_decode_attention: give slots, the largest top, where top is a tensor on a device")
+    compiling = torch.compiler.is_compiling()
+    if chosen == "eager" and of_heads is not None and not compiling:
+        # Nothing but this call: a step of one sequence takes little longer than what stands around it.
+        with torch.no_grad():
+            shared = (q, k, v, logit, keys, values, metadata, state, positions)
+            out, ids = block_decode_eager(*shared, of_heads, blocks, heads, slots, rope)
+            out = out.to(q.dtype)
+        return (out, ids) if return_blocks else out
     k_state, v_state = (None, None) if state is None else state
     cos, sin = (None, None) if rope is None else rope
     heads = torch.arange(count, device=q.device) if heads is None else heads
-    compiling = torch.compiler.is_compiling()
     if compiling or chosen == "fused":
         settings, top = pattern_tensors(*settings, count, q.device), int_tensor(top, count, q.device)
     # Outside of a traced graph the operator's wrapper would only cost time.

@@ -1,7 +1,10 @@
 """One decoding step over selected blocks in PyTorch: reads the blocks that are chosen, not the cache."""
 
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ratplus.kernels.blocks.metadata import summarise
@@ -17,8 +20,8 @@ GATHERED_BYTES = 1 << 20
 
 def block_decode_eager(
     q: Tensor, k: Tensor, v: Tensor, logit: Tensor | None, keys: Tensor, values: Tensor, metadata: Tensor,
-    state: Pair | None, positions: Tensor, settings: list[HeadSetting], blocks: Blocks, heads: Tensor, slots: int,
-    rope: Pair | None,
+    state: Pair | None, positions: Tensor, settings: list[HeadSetting], blocks: Blocks, heads: Tensor | None,
+    slots: int, rope: Pair | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `block_decode_attention`: out [B, H, d] and ids int32 [B, H_kv, slots]."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
@@ -27,7 +30,8 @@ def block_decode_eager(
     # Where all sequences stand at one position, it is a plain number, and what it decides needs no tensors.
     now = longest if min(at) == longest else None
     q, k, v = take_token(q, k, v, logit, state, positions, rope, dtype, now)
-    q = q.to(keys.dtype).to(dtype)
+    if keys.dtype != dtype:
+        q = q.to(keys.dtype).to(dtype)
     for cache, new in ((keys, k), (values, v)):
         if now is None:
             cache[torch.arange(q.shape[0], device=q.device), :, positions] = new.to(cache.dtype)
@@ -42,19 +46,17 @@ def block_decode_eager(
     else:
         ids = select_at(q, metadata, now, tops, blocks, slots, heads)
 
-    q = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, H_kv, G, d]
+    q = q.unflatten(1, (k.shape[1], -1))  # [B, H_kv, G, d]
     groups = group_settings(settings)
     if len(groups) == 1:
         (setting,) = groups
-        out = _attend(q, keys, values, ids[:, :, : setting.top], positions, longest, now, setting, blocks)
+        chosen = ids[:, :, : setting.top]
+        out = _attend(q, keys, values, range(k.shape[1]), chosen, positions, longest, now, setting, blocks)
         return out.flatten(1, 2), ids
     out = torch.empty_like(q)
     for setting, found in groups.items():
-        part = slice(found[0], found[-1] + 1) if found[-1] - found[0] + 1 == len(found) else found
-        chosen = ids[:, part, : setting.top]
-        out[:, part] = _attend(
-            q[:, part], keys[:, part], values[:, part], chosen, positions, longest, now, setting, blocks
-        )
+        chosen = ids[:, found, : setting.top]
+        out[:, found] = _attend(q[:, found], keys, values, found, chosen, positions, longest, now, setting, blocks)
     return out.flatten(1, 2), ids
 
 
@@ -65,76 +67,98 @@ def complete_blocks(keys: Tensor, metadata: Tensor, at: list[int], blocks: Block
         if (position + 1) % blocks.span == 0:
             completed.setdefault(position // blocks.span, []).append(row)
     for block, found in completed.items():
-        rows = slice(None) if len(found) == len(at) else found
-        members = keys[rows, :, block * blocks.span : (block + 1) * blocks.span]
-        metadata[rows, :, block] = summarise(members, blocks)[:, :, 0]
+        tokens = slice(block * blocks.span, (block + 1) * blocks.span)
+        if len(found) == len(at):
+            summarise(keys[:, :, tokens], blocks, out=metadata[:, :, block : block + 1])
+        else:
+            metadata[found, :, block] = summarise(keys[found, :, tokens], blocks)[:, :, 0]
 
 
 def _attend(
-    q: Tensor, keys: Tensor, values: Tensor, chosen: Tensor, positions: Tensor, longest: int, now: int | None,
-    setting: HeadSetting, blocks: Blocks,
+    q: Tensor, keys: Tensor, values: Tensor, heads: Sequence[int], chosen: Tensor, positions: Tensor, longest: int,
+    now: int | None, setting: HeadSetting, blocks: Blocks,
 ) -> Tensor:  # fmt: skip
-    """Heads of one setting: q [B, H', G, d] scaled, keys, values [B, H', S, d], chosen [B, H', top]; as q.
+    """Key heads of one setting: q [B, H', G, d], keys, values [B, H_kv, S, d], chosen [B, H', top]; as q.
 
-    now: the position of all sequences, None where they differ.
+    heads: which H' of the H_kv heads of keys these are. now: the position of all sequences, None where they differ.
     """
+    caches = (keys,) if values.stride() == keys.stride() else (keys, values)  # the rows are the same, or not
     if now is not None and blocks.stride == 1 and setting.top and setting.pattern.is_nothing:
-        tokens, hidden = _tokens_of_blocks(chosen, now, blocks), None
+        hidden = None
+        rows = [_rows_of_blocks(cache, heads, chosen, now, blocks.block) for cache in caches]
     else:
         tokens, seen = _tokens(chosen, positions, longest, setting, blocks, keys.shape[2])
-        hidden = ~seen.flatten(0, 1).unsqueeze(1)
-    heads, d = keys.shape[:2], keys.shape[3]
-    index = _rows(keys, tokens)
-    value_index = index if values.stride() == keys.stride() else _rows(values, tokens)
-    keys, values = _table(keys), _table(values)
+        hidden = ~seen.flatten(0, 1)
+        rows = [_rows(cache, heads, tokens) for cache in caches]
+    rows, tables, size = (rows[0], rows[-1]), (_table(keys), _table(values)), q.shape[:2]
     q = q.flatten(0, 1)  # [n, G, d]
     straight = q.device.type == "cpu" and q.shape[1] == 1 and keys.dtype == values.dtype == q.dtype == torch.float32
-    if straight:
-        scores = _products(q.squeeze(1), keys, index).unsqueeze(1)
-    else:
-        count = index.shape[1]
-        chunk = max(1, GATHERED_BYTES // (count * d * q.element_size())) if q.device.type == "cpu" else q.shape[0]
-        parts = [slice(first, first + chunk) for first in range(0, q.shape[0], chunk)]
-        scores = q.new_empty(*q.shape[:2], count)
-        for part in parts:
-            torch.bmm(q[part], _read(keys, index[part], q.dtype).transpose(1, 2), out=scores[part])
+    return (_where_they_lie if straight else _gathered)(q, tables, rows, hidden).unflatten(0, size)
+
+
+def _gathered(q: Tensor, tables: Pair, rows: Pair, hidden: Tensor | None) -> Tensor:
+    """Attention of q [n, G, d] to copies of the rows [n, m] of two tables, keys and values [., d]; as q.
+
+    hidden: bool [n, m], which of the rows are not attended to.
+    """
+    (keys, values), (index, value_index) = tables, rows
+    q = q * q.shape[2] ** -0.5
+    count = index.shape[1]
+    chunk = max(1, GATHERED_BYTES // (count * q.shape[2] * q.element_size())) if q.device.type == "cpu" else q.shape[0]
+    parts = [slice(first, first + chunk) for first in range(0, q.shape[0], chunk)]
+    scores = q.new_empty(*q.shape[:2], count)
+    for part in parts:
+        torch.bmm(q[part], _read(keys, index[part], q.dtype).transpose(1, 2), out=scores[part])
     if hidden is not None:
-        scores.masked_fill_(hidden, float("-inf"))
+        scores.masked_fill_(hidden.unsqueeze(1), float("-inf"))
     weights = torch.softmax(scores, dim=-1)
-    if straight:
-        out = F.embedding_bag(value_index, values, mode="sum", per_sample_weights=weights.squeeze(1))
-        return out.unsqueeze(1).unflatten(0, heads)
     out = torch.empty_like(q)
     for part in parts:
         torch.bmm(weights[part], _read(values, value_index[part], q.dtype), out=out[part])
-    return out.unflatten(0, heads)
+    return out
 
 
-def _products(q: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """Products [n, m] of queries q [n, d] with rows `index` [n, m] of a table [rows, d], which are not copied for it.
+def _where_they_lie(q: Tensor, tables: Pair, rows: Pair, hidden: Tensor | None) -> Tensor:
+    """`_gathered` for one query each, in float32 on a CPU: q [n, 1, d]. Keys and values are not copied for it.
 
-    They are the gradient that `embedding_bag` has for its weights where q is its result's; there is no other operation
-    of PyTorch that multiplies chosen rows where they lie. It takes two thirds of the time of copying them first.
+    The choice of rows is a sparse matrix: of its product with all keys only the chosen places are computed, and its
+    product with all values reads their rows alone. Both took about two thirds of the time of copying first.
     """
+    (keys, values), (index, value_index) = tables, rows
     n, m = index.shape
-    of_row = torch.arange(n, dtype=index.dtype).repeat_interleave(m)
-    begins = torch.arange(0, n * m, m, dtype=index.dtype)
-    sums = 0  # the mode of embedding_bag
-    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        q, table, index.flatten(), begins, of_row, sums
-    )
-    return products.view(n, m)
+    ends = torch.arange(0, n * m + 1, m, dtype=index.dtype)  # of what belongs to each query
+    _silence_sparse()
+    zeros = q.new_zeros(n * m)
+    places = torch.sparse_csr_tensor(ends, index.flatten(), zeros, (n, keys.shape[0]), check_invariants=False)
+    torch.sparse.sampled_addmm(
+        places, q.squeeze(1), keys.t(), beta=0.0, alpha=q.shape[2] ** -0.5, out=places
+    )  # fmt: skip
+    scores = places.values().view(n, m)
+    if hidden is not None:
+        scores.masked_fill_(hidden, float("-inf"))
+    weights = torch.softmax(scores, dim=-1).view(-1)
+    # What `F.embedding_bag` calls, which would make `ends` anew.
+    out = torch.embedding_bag(values, value_index.flatten(), ends, False, 0, False, weights, True)[0]
+    return out.unsqueeze(1)
 
 
-def _tokens_of_blocks(chosen: Tensor, now: int, blocks: Blocks) -> Tensor:
-    """Tokens [B, H', n] of the past blocks in `chosen` [B, H', top] and of the own block, all queries being at `now`.
+@lru_cache(maxsize=1)
+def _silence_sparse() -> None:
+    """PyTorch warns once a process that sparse matrices are in beta; we let it do so where nobody hears it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+
+
+def _rows_of_blocks(cache: Tensor, heads: Sequence[int], chosen: Tensor, now: int, block: int) -> Tensor:
+    """`_rows` of the past blocks in `chosen` [B, H', top] and of the own block, all queries being at `now`.
 
     All heads then read equally many blocks, so that nothing needs a mask.
     """
-    past = min(chosen.shape[2], now // blocks.block + 1) - 1
-    firsts = torch.cat((chosen[..., 1 : past + 1], chosen[..., :1]), dim=2) * blocks.block
-    within = torch.arange(blocks.block, dtype=chosen.dtype, device=chosen.device)
-    return (firsts.unsqueeze(3) + within).flatten(2)[..., : past * blocks.block + now % blocks.block + 1]
+    past = min(chosen.shape[2], now // block + 1) - 1
+    read = torch.cat((chosen[..., 1 : past + 1], chosen[..., :1]), dim=2)
+    rows = torch.add(_first_rows(cache, heads, block), read.unsqueeze(3), alpha=block)
+    return rows.flatten(2)[..., : past * block + now % block + 1].flatten(0, 1)
 
 
 def _tokens(
@@ -197,19 +221,31 @@ def _covered(tokens: Tensor, past: Tensor, blocks: Blocks) -> Tensor:
 
 def _table(cache: Tensor) -> Tensor:
     """A view [rows, d] of all that a cache [B, H', S, d] spans; its tokens are `d` numbers side by side."""
+    batch, heads, tokens, d = cache.shape
+    of_batch, of_heads, *_ = cache.stride()
+    count = ((batch - 1) * of_batch + (heads - 1) * of_heads) // d + tokens
+    return cache.as_strided((count, d), (d, 1))
+
+
+def _rows(cache: Tensor, heads: Sequence[int], tokens: Tensor) -> Tensor:
+    """[B * H', n]: the rows of the cache's table in which tokens [B, H', n] of these key heads lie."""
+    return (tokens + _first_rows(cache, heads, 1).squeeze(2)).flatten(0, 1)
+
+
+def _first_rows(cache: Tensor, heads: Sequence[int], count: int) -> Tensor:
+    """int32 [B, H', 1, count]: the rows of the cache's table in which the first tokens of these key heads lie."""
     d = cache.shape[3]
-    count = 1 + sum((size - 1) * stride for size, stride in zip(cache.shape[:3], cache.stride()[:3])) // d
-    return cache.as_strided((count, d), (d, 1), cache.storage_offset())
+    make = _make_first_rows if cache.device.type == "cpu" else _make_first_rows.__wrapped__
+    return make(cache.shape[0], cache.stride(0) // d, tuple(heads), cache.stride(1) // d, count, cache.device)
 
 
-def _rows(cache: Tensor, tokens: Tensor) -> Tensor:
-    """[B * H', n]: the rows of the cache's table in which tokens [B, H', n] lie."""
-    batch, heads, _, d = cache.shape
-    step = cache.stride(1) // d
-    starts = torch.arange(0, heads * step, step, dtype=tokens.dtype, device=cache.device)
-    if batch > 1:
-        starts = starts + torch.arange(batch, device=cache.device).unsqueeze(1) * (cache.stride(0) // d)
-    return (tokens + starts.unsqueeze(-1)).flatten(0, 1)
+@lru_cache(maxsize=64)  # they are the same at every step
+def _make_first_rows(
+    batch: int, batch_step: int, heads: tuple[int, ...], head_step: int, count: int, device: torch.device
+) -> Tensor:
+    of_sequences, tokens = (torch.arange(n, dtype=torch.int32, device=device) for n in (batch, count))
+    of_heads = torch.tensor(heads, dtype=torch.int32, device=device) * head_step
+    return (of_sequences[:, None] * batch_step + of_heads)[:, :, None, None] + tokens
 
 
 def _read(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,9 +36,7 @@ def forward(
     settings = head_settings(dilation, window, sinks, top, k.shape[1], blocks)
     for setting, begin, rows, of_keys, of_queries in _parts(settings, start, count // k.shape[1], q.device):
         args = q[rows][:, of_queries], k[rows][:, of_keys], v[rows][:, of_keys], ids[rows][:, of_keys]
-        if batch == 1 and isinstance(of_queries, slice) and out.dtype == lse.dtype:
-            _forward(*args, setting, blocks, begin, out[0], lse[0])
-            continue
+        # Head by head, and copied to its place at the end: parts of a head would be added there to rows far apart.
         some_out, some_lse = (
             x.new_empty(args[0].flatten(0, 1).shape[: x.dim() - 1], dtype=lse.dtype) for x in (out, lse)
         )

@@ -26,13 +26,17 @@ def block_metadata(k: Tensor, block: int, score: str = "mean", stride: int = 1) 
         return summarise(k, blocks)
 
 
-def summarise(k: Tensor, blocks: Blocks) -> Tensor:
-    """`block_metadata` of keys [..., T, d]: [..., n, parts, d]."""
+def summarise(k: Tensor, blocks: Blocks, out: Tensor | None = None) -> Tensor:
+    """`block_metadata` of keys [..., T, d]: [..., n, parts, d], written to `out` if it is given."""
     count = k.shape[-2] // blocks.span
     if blocks.score == "random":
-        return k.new_empty(*k.shape[:-2], count, 0, k.shape[-1])
+        return k.new_empty(*k.shape[:-2], count, 0, k.shape[-1]) if out is None else out
     members = k[..., : count * blocks.span, :][..., blocks.stride - 1 :: blocks.stride, :]
     members = members.unflatten(-2, (count, blocks.block))
     if blocks.score == "mean":
-        return members.mean(dim=-2, keepdim=True, dtype=metadata_dtype("mean", k.dtype))
-    return torch.stack((members.amin(dim=-2), members.amax(dim=-2)), dim=-2)
+        return torch.mean(members, dim=-2, keepdim=True, dtype=metadata_dtype("mean", k.dtype), out=out)
+    if out is None:
+        return torch.stack((members.amin(dim=-2), members.amax(dim=-2)), dim=-2)
+    torch.amin(members, dim=-2, out=out[..., 0, :])
+    torch.amax(members, dim=-2, out=out[..., 1, :])
+    return out

@@ -77,10 +77,16 @@ class Pairs:
         return [part.view(many, -1, rows.shape[1]) for part, (many, _) in zip(parts, self.parts, strict=True)]
 
     def attend(self, rows: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of rows [places * G, d] to their pair's block: out [places * G, d], log-sum-exp [places * G]."""
-        parts = zip(self._split(rows), self._of_blocks(keys), self._of_blocks(values), strict=True)
-        outs, sums = zip(*(attend(a[:, None], b[:, None], c[:, None]) for a, b, c in parts), strict=True)
-        return torch.cat([x.flatten(0, 2) for x in outs]), torch.cat([x.flatten() for x in sums])
+        """Attention of rows [places * G, d] to their pair's block: out [places * G, d], log-sum-exp [places * G].
+
+        Overwrites the rows by `out`: a part's result is small enough to be copied from the processor's cache.
+        """
+        sums = []
+        for a, b, c in zip(self._split(rows), self._of_blocks(keys), self._of_blocks(values), strict=True):
+            out, lse = attend(a[:, None], b[:, None], c[:, None])
+            a.copy_(out.squeeze(1))
+            sums.append(lse.flatten())
+        return rows, torch.cat(sums)
 
     def products(self, rows: Tensor, keys: Tensor) -> Tensor:
         """rows [places * G, d] times the keys [N, S, d] of each pair's block: [places * G, block]."""

@@ -1,7 +1,6 @@
 """Which blocks a query reads: its own, block 0 if forced, and the best of the complete blocks before its own.
 
-Equal scores go to the block of lower index: they are told apart first (`without_ties`), since `topk` breaks ties as it
-likes.
+Equal scores go to the block of lower index: they are told apart first (`ranks`), since `topk` breaks ties as it likes.
 """
 
 from typing import Any
@@ -14,8 +13,9 @@ from ratplus.kernels.blocks.settings import Blocks
 
 ABSENT = -1
 SCORES_LIMIT = {"cpu": 1 << 19, "cuda": 1 << 26}  # scores that are held at a time: queries are cut to stay below
-SORTED = 256  # so few scores are sorted as a whole sooner than a decoding step finds the largest of them apart
+SORTED = 1 << 10  # so few scores of all sequences and heads are sorted sooner than a step finds the largest of them
 _LOW = 0xFFFFFFFF  # the lower 32 bits
+_LEAST = -(1 << 63)  # int64, below every rank
 
 
 def select_blocks(
@@ -40,8 +40,6 @@ def select_blocks(
     with torch.no_grad():
         batch, kv_heads, count = metadata.shape[:3]
         length = q.shape[2]
-        if heads is None:
-            heads = torch.arange(kv_heads, device=q.device)
         limit = SCORES_LIMIT["cpu" if q.device.type == "cpu" else "cuda"]
         rows = max(1, limit // max(1, batch * kv_heads * count))
         start = start if isinstance(start, int) else start[:, None]
@@ -57,24 +55,26 @@ def select_blocks(
 
 
 def select_at(
-    q: Tensor, metadata: Tensor, position: int, tops: list[int], blocks: Blocks, slots: int, heads: Tensor
+    q: Tensor, metadata: Tensor, position: int, tops: list[int], blocks: Blocks, slots: int, heads: Tensor | None
 ) -> Tensor:
     """`select_blocks` of one query a sequence, q [B, H, d], all at one `position`: [B, H_kv, slots].
 
     The position being a number, only blocks that may be chosen are scored, and nothing has to be masked.
     """
     own, forced = position // blocks.span, 1 + blocks.first
-    ids = torch.full((*metadata.shape[:2], slots), ABSENT, dtype=torch.int32, device=q.device)
+    ids = torch.empty(*metadata.shape[:2], slots, dtype=torch.int32, device=q.device)
     if slots == 0:
         return ids
     ids[..., 0] = own
-    if blocks.first and own > 0 and slots > 1:
-        ids[..., 1] = 0
+    if blocks.first and slots > 1:
+        ids[..., 1] = 0 if own > 0 else ABSENT
     least = int(blocks.first)
-    best = min(slots - forced, own - least)
+    best = max(0, min(slots - forced, own - least))
     if best > 0:
         scores = score_blocks(q.unsqueeze(2), metadata[:, :, least:own], position, blocks, heads, least)
-        ids[..., forced : forced + best] = _largest(scores.squeeze(2), best).add_(least)
+        torch.add(_largest(scores.squeeze(2), best), least, out=ids[..., forced : forced + best])
+    if forced + best < slots:
+        ids[..., forced + best :] = ABSENT
     if min(tops) < slots:
         allowed = torch.arange(slots, device=q.device) < torch.tensor(tops, device=q.device).unsqueeze(1)
         ids.masked_fill_(~allowed, ABSENT)
@@ -82,14 +82,15 @@ def select_at(
 
 
 def score_blocks(
-    q: Tensor, metadata: Tensor, positions: Tensor | int, blocks: Blocks, heads: Tensor, begin: int = 0
+    q: Tensor, metadata: Tensor, positions: Tensor | int, blocks: Blocks, heads: Tensor | None, begin: int = 0
 ) -> Tensor:
     """Scores [B, H_kv, T, n] of all blocks, summed over the queries that share a key head.
 
-    positions: [B, T], or that of all queries. begin: the first of the blocks.
+    positions: [B, T], or that of all queries. heads: as of `select_blocks`. begin: the first of the blocks.
     """
     if blocks.score == "random":
         index = torch.arange(begin, begin + metadata.shape[2], device=q.device)
+        heads = torch.arange(metadata.shape[1], device=q.device) if heads is None else heads
         if isinstance(positions, int):
             positions = torch.full((q.shape[0], q.shape[2]), positions, device=q.device)
         return random_scores(blocks.seed, heads[:, None, None], positions[:, None, :, None], index)
@@ -156,28 +157,30 @@ def _best(scores: Tensor, rival: Tensor, count: int) -> Tensor:
     """int32 [..., count]: indices of the largest scores among `rival`, largest first, ABSENT where there are fewer."""
     if scores.dtype == torch.float64:
         ranked = scores.masked_fill(~rival, float("-inf")).sort(dim=-1, descending=True, stable=True)
-        values, index = ranked.values[..., :count], ranked.indices[..., :count]
+        index, missing = ranked.indices[..., :count], ranked.values[..., :count] == float("-inf")
     else:
-        values, index = without_ties(scores).masked_fill_(~rival, float("-inf")).topk(count, dim=-1)
-    return index.masked_fill_(values == float("-inf"), ABSENT).to(torch.int32)
+        values, index = ranks(scores).masked_fill_(~rival, _LEAST).topk(count, dim=-1)
+        missing = values == _LEAST
+    return index.masked_fill_(missing, ABSENT).to(torch.int32)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
     """int64 [..., count]: indices of the largest of scores [..., n], largest first."""
-    if scores.dtype == torch.float64 or scores.shape[-1] <= SORTED:
+    if scores.dtype == torch.float64 or scores.numel() <= SORTED:
         return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return without_ties(scores).topk(count, dim=-1).indices
+    return ranks(scores).topk(count, dim=-1).indices
 
 
-def without_ties(scores: Tensor) -> Tensor:
-    """Finite float64 [..., n], ordered like float32 scores [..., n], where of equal ones the first is the largest.
+def ranks(scores: Tensor) -> Tensor:
+    """int64 [..., n], ordered like float32 scores [..., n], where of equal ones the first is the largest.
 
-    Each is raised by up to n * 2^-50 of itself: far less than two different float32 numbers differ by.
+    No two in a row are equal, and `topk` finds the largest of whole numbers sooner than those of others.
     """
-    ahead = torch.arange(scores.shape[-1], 0, -1, device=scores.device, dtype=torch.float64)
-    # Numbers that float32 can't hold, so that infinite scores take part; the last term is for scores of 0.
-    wide = scores.to(torch.float64).clamp_(-1e39, 1e39)
-    return wide.abs().mul_(ahead * 2.0**-50).add_(ahead * 1e-300).add_(wide)
+    # A float32 is a sign and a magnitude; 0.0 is added since -0.0 equals 0.0.
+    bits = (scores + 0.0).view(torch.int32)
+    ordered = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))
+    ahead = torch.arange(scores.shape[-1], 0, -1, device=scores.device)
+    return torch.add(ahead, ordered, alpha=1 << 32)
 
 
 def blocks_of_forward(

@@ -12,7 +12,7 @@ from ratplus.kernels import block_attention, dilated_attention, gated_scan
 from ratplus.kernels.bench.timing import peak_bytes
 from ratplus.kernels.blocks import block_metadata
 from ratplus.kernels.blocks.reference import block_attention_reference, block_scores, visible_mask
-from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, random_scores, without_ties
+from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, random_scores, ranks
 from ratplus.kernels.blocks.settings import Blocks, head_settings
 from ratplus.kernels.scan.reference import rotate
 
@@ -173,7 +173,7 @@ def test_scores_that_are_told_apart_keep_their_order():
     above = torch.nextafter(torch.tensor(3.0), torch.tensor(4.0)).item()
     extremes = [-0.0, 0.0, 1e-45, -1e-45, 0.0, torch.inf, -torch.inf, 3.4e38, torch.inf, -3.4e38]
     values = torch.tensor(extremes + [3.0, above, 3.0, -above, -3.0, -3.0] * 1000)
-    apart = without_ties(values)
+    apart = ranks(values)
     assert len(set(apart.tolist())) == len(values)
     assert apart.argsort(descending=True).tolist() == values.argsort(descending=True, stable=True).tolist()
 
