@@ -93,6 +93,8 @@ def _attend(
     rows, tables, size = (rows[0], rows[-1]), (_table(keys), _table(values)), q.shape[:2]
     q = q.flatten(0, 1)  # [n, G, d]
     straight = q.device.type == "cpu" and q.shape[1] == 1 and keys.dtype == values.dtype == q.dtype == torch.float32
+    # A hidden key may stand there twice, so that more are named than there are: no sparse matrix holds so many.
+    straight = straight and rows[0].shape[1] <= tables[0].shape[0]
     return (_where_they_lie if straight else _gathered)(q, tables, rows, hidden).unflatten(0, size)
 
 
