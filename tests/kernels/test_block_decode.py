@@ -70,7 +70,7 @@ def _replay(static=(None, 0, 0), *, group=1, dtype=torch.float64, recurrence=Tru
 
 
 def test_one_sequence_with_one_head(monkeypatch):
-    """Its keys are multiplied where they lie, like those of many heads; not where more are named than the cache holds."""
+    """Its keys are multiplied where they lie, like those of many heads, unless more are named than there are."""
     monkeypatch.setattr("test_block_decode.BATCH", 1)
     monkeypatch.setattr("test_block_decode.HEADS", 1)
     assert _replay(top=3, block=4, dtype=torch.float32, lag=LAG[:1]) < 1e-5
