@@ -150,6 +150,9 @@ def _line(error: Exception, options: argparse.Namespace, words: list[str]) -> st
     if line := config_file_line(error, options.config_dir, tuple(words)):
         return line
     line = hydra_line(error)
+    if "does not support sweep type" in line:
+        given = next((word for word in words if "=interval(" in word), "interval(a, b)")
+        return f"{given}: an interval is for hydra/sweeper=optuna; the basic sweeper takes values one by one: a,b"
     if line.startswith("hydra/sweeper=optuna: no such choice"):
         return f"{line}; pip install 'ratplus[optuna]' brings it"
     if line.startswith("hydra.") and "unknown key" in line:

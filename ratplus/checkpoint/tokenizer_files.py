@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ratplus.checkpoint.facts import CheckpointError
 from ratplus.records.atomic import write_atomically
-from ratplus.records.reading import parse_json
+from ratplus.records.reading import parse_json, read_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -27,11 +27,13 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     files = {}
     for name in NAMES:
         try:
-            files[name] = (folder / name).read_bytes()
+            files[name] = read_bytes(folder / name)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror})") from None
+        except ValueError as error:  # a pipe, or gigabytes
+            raise CheckpointError(f"{folder / name}: cannot be read ({error})") from None
     return files
 
 

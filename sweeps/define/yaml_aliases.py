@@ -22,11 +22,15 @@ def refuse_many_aliases(config_dir: str | Path) -> None:
 
     Files that are no YAML, or no text, pass: whoever reads them says what is wrong.
 
+    A pipe is refused too, which would hold the reader up for ever.
+
     Raises:
         UsageError: one line that names the file.
     """
     for path in sorted(Path(config_dir).rglob("*.yaml")):
-        if not path.is_file():  # a pipe would hold the reader
+        if path.is_fifo():
+            raise UsageError(f"{path}: is a pipe; a config file is a plain file")
+        if not path.is_file():
             continue
         try:
             text = path.read_text(encoding="utf-8")

@@ -152,7 +152,12 @@ def _offline(folder: Path, runs: list[RunSpec], entity: str | None, project: str
 
     difference = _compare(runs, offline_checksums(folder))
     for run in _with_progress(difference):
-        write_run(run, "offline", folder, project, entity)
+        try:
+            write_run(run, "offline", folder, project, entity)
+        except (OSError, ValueError):  # told as everywhere
+            raise
+        except Exception as error:  # W&B's own, such as of a project that it has no name like
+            raise UsageError(f"run {run.id} could not be written ({reason_of(error)})") from None
     print(f"{len(difference.send)} runs written to {folder / 'wandb'}{difference.rest}")
 
 

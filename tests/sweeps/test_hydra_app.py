@@ -179,6 +179,7 @@ def test_a_file_may_hold_the_search(place, tmp_path):
         (["-m", "pattern=choice(D1,D16)"], "labels such as D16 are values of pattern.label"),
         (["-m", "dry_run=true", "pattern=dense,dilated"], "dry_run: shows one cell; `ratplus sweep -m"),
         (["hydra.sweeper.n_trials=3"], "hydra.sweeper.n_trials: no key of Hydra's, or not of the sweeper"),
+        (["-m", "train.adapt.lr=interval(1,2)"], "lr=interval(1,2): an interval is for hydra/sweeper=optuna"),
         (["hydra/sweeper=optunaa"], "hydra/sweeper=optunaa: no such choice; available: basic"),
         (["launcher=slurm"], "launcher=slurm: of `ratplus` alone; here Hydra launches: hydra/launcher="),
         (["pattern=dilated", "pattern.only_layer=each"], "`each` makes several cells; use `ratplus sweep`"),

@@ -23,6 +23,7 @@ from ratplus.checkpoint.llama.words import read_llama
 from ratplus.checkpoint.official import Checkpoint
 from ratplus.checkpoint.tokenizer_files import check_ids
 from ratplus.records.lines import first_line, plain
+from ratplus.records.reading import open_plain
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _INTERLEAVED = "llama"  # the architecture whose rows of q and k are in pairs
@@ -47,9 +48,9 @@ _WORDS = {
 def is_gguf(path: Path) -> bool:
     """Whether a file begins as a GGUF file does."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return file.read(4) == b"GGUF"
-    except OSError:
+    except (OSError, ValueError):  # a folder, a pipe
         return False
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from ratplus.checkpoint import CheckpointError, load, load_official, save
+from ratplus.checkpoint.adopt import read_foreign
 from ratplus.checkpoint.folder import map_weights
 from ratplus.checkpoint.shards import map_shards
 from ratplus.checkpoint.tensor_file import LONGEST_HEADER, map_safetensors
+from ratplus.checkpoint.tokenizer_files import tokenizer_files
 from ratplus.checkpoint.untrusted import check_claims, check_unpacked
 from ratplus.config.model import ModelConfig
 from ratplus.model import RATPlus
@@ -117,6 +119,12 @@ def test_pipes_and_devices_hold_no_reader(folder, tmp_path):
     os.mkfifo(tmp_path / f"training-00000001-{'0' * 16}.pt")
     with pytest.raises(CheckpointError, match="is not a plain file"):
         load_state(tmp_path, "s")
+    os.mkfifo(folder / "tokenizer_config.json")
+    with pytest.raises(CheckpointError, match="tokenizer_config.json: cannot be read .not a plain file"):
+        tokenizer_files(folder)
+    os.mkfifo(folder / "x.gguf")
+    with pytest.raises(CheckpointError, match="x.gguf"):
+        read_foreign(folder / "x.gguf")
 
 
 # ---- torch's own files --------------------------------------------------------------------------------------------

@@ -30,5 +30,12 @@ def test_aliases_that_multiply_are_refused(tmp_path, text):
 def test_others_pass(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     (tmp_path / "y.yaml").write_bytes(b"& * \xff")
-    os.mkfifo(tmp_path / "z.yaml")
+    (tmp_path / "w.yaml").symlink_to("w.yaml")
     refuse_many_aliases(tmp_path)
+
+
+def test_a_pipe_holds_nothing_up(tmp_path):
+    (tmp_path / "pattern").mkdir()
+    os.mkfifo(tmp_path / "pattern" / "z.yaml")
+    with pytest.raises(UsageError, match=r"z.yaml: is a pipe; a config file is a plain file"):
+        compose_cells(["pattern=z"], str(tmp_path))

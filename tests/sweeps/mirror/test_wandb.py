@@ -22,6 +22,8 @@ from wandb_files import offline_runs, read_run
 
 from ratplus.records.curve import curve_rows
 from ratplus.records.record import read_record
+from ratplus.sweeps.define.mistakes import UsageError
+from ratplus.sweeps.mirror import sync as mirror_sync
 from ratplus.sweeps.mirror.runs import sweep_runs
 
 RATPLUS = str(Path(sys.executable).with_name("ratplus"))
@@ -193,6 +195,13 @@ def test_rebuilding_offline_runs_from_records_alone(place, monkeypatch, capsys):
     for name, run in after.items():
         same = ("group", "job_type", "name", "tags", "config", "exit_code")
         assert {k: run[k] for k in same} == {k: before[name][k] for k in same}
+
+
+def test_what_the_library_refuses_is_one_line(place):
+    """As any mistake is told, and no fault of ours."""
+    shutil.rmtree(place / "out" / "wandb")
+    with pytest.raises(UsageError, match=r"run \w+ could not be written \(.*Invalid project name 'mine/other'"):
+        mirror_sync.sync(place / "out", project="mine/other", offline=True)
 
 
 def test_interrupted_stages_are_told_from_their_curves(place):
