@@ -14,6 +14,7 @@ from ratplus.sweeps.define.compose import RUNTIME, compose_one
 from ratplus.sweeps.define.grid import override_value
 from ratplus.sweeps.define.mistakes import UsageError
 
+_LONGEST = 100_000  # Linux takes no word of more than 131,072 bytes
 # Keys that decide no result, or that follow from other keys.
 _IGNORED = ("model.vocab_size", "eval.batch", "data.root", "data.workers", "data.lossy", "data.longest_mib")
 
@@ -23,10 +24,16 @@ def command(entry: Entry, stage: str, folder: str, threads: int | None = None) -
 
     It names every key that differs from the defaults of this version; with `threads`, sums are formed in the same
     order too.
+
+    Raises:
+        UsageError: this version can't compose it, or nobody could paste it.
     """
     words = overrides(entry)
     words += [] if threads is None else [f"run.threads={threads}"]
-    return shlex.join(["ratplus", stage, *words, f"output={override_value(folder)}"])
+    line = shlex.join(["ratplus", stage, *words, f"output={override_value(folder)}"])
+    if len(line) > _LONGEST:
+        raise UsageError(f"sweep.json: its config makes a command of {len(line):,} characters; no shell takes it")
+    return line
 
 
 def reproducer(cells: int) -> Callable[[Entry], str] | None:
@@ -75,7 +82,7 @@ def _first_words(wanted: dict) -> list[str]:
     words = []
     for group, name in (("model", str(wanted["model.name"])), ("data", str(wanted["data.source"]))):
         word = f"{group}={name}"
-        if re.fullmatch(r"[\w-]+", name) is None:
+        if re.fullmatch(r"[\w-]{1,60}", name) is None:  # no longer one is a file of ours, or of any disk
             continue
         # A model of the user's own does not compose by its name; then all of its keys are named.
         if _composes((*words, word, *_required(wanted))):

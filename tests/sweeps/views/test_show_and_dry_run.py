@@ -9,7 +9,7 @@ import pytest
 from cli_runs import run_here as ratplus
 
 from ratplus.records.manifest import read_manifest
-from ratplus.sweeps.define.reproduce import differences, overrides
+from ratplus.sweeps.define.reproduce import differences, overrides, reproducer
 
 TINY = [
     "data=text", "data.path=some text/text.txt", "model=ratplus_nano", "logger=none", "train.context=64",
@@ -149,3 +149,13 @@ def test_overrides_of_a_model_of_ones_own():
     assert "model.name=mine" in words
     assert "model.layers=2" in words
     assert differences(entry) == []
+
+
+def test_names_without_end_are_no_files_and_make_no_command():
+    (entry,) = (c for c in read_manifest("outputs/out")["cells"] if c["label"] == "layers[D4,D1]")
+    entry["config"]["model"]["name"] = "x" * 300  # no disk has a file of that name
+    assert f"model.name={'x' * 300}" in overrides(entry)
+    entry["config"]["model"]["name"] = "x" * 200_000
+    said = reproducer(1)(entry)
+    assert "makes a command of 2" in said
+    assert len(said) < 300
