@@ -1,9 +1,11 @@
 """`make audit AUDIT_DB=...`: which pinned versions an advisory is about."""
 
 import json
+import tomllib
 
 import offline_audit
 import pytest
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 
@@ -71,3 +73,12 @@ def test_the_pins_of_this_repository_are_read(request):
     pinned = offline_audit.pins((request.config.rootpath / "constraints.txt").read_text())
     assert {"torch", "lightning", "hydra-core"} <= pinned.keys()
     assert list(offline_audit.found(advisory("lightning", versions=[str(pinned["lightning"])]), pinned))
+
+
+@pytest.mark.parametrize("version", ["2.6.2", "2.6.3"])
+def test_the_compromised_lightning_is_excluded(request, version):
+    """GHSA-w37p-236h-pfx3."""
+    project = tomllib.loads((request.config.rootpath / "pyproject.toml").read_text())["project"]
+    (wanted,) = (Requirement(line) for line in project["dependencies"] if Requirement(line).name == "lightning")
+    assert not wanted.specifier.contains(version)
+    assert wanted.specifier.contains("2.6.1")

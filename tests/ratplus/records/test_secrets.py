@@ -147,6 +147,32 @@ def test_records_hold_no_secret(tmp_path, monkeypatch):
     assert record["error"] == {"type": "ValueError", "message": "no ***", "traceback": ["line", "***", "x = '***'"]}
 
 
+@pytest.mark.parametrize("setting", ["core.fsmonitor", "diff.evil.textconv", "diff.external"])
+def test_no_program_of_a_checkout_is_run_to_name_its_version(tmp_path, monkeypatch, setting):
+    code, ran = tmp_path / "ratplus" / "records" / "record.py", tmp_path / "ran"
+    code.parent.mkdir(parents=True)
+    code.write_text("one\n")
+    (tmp_path / ".gitattributes").write_text("*.py diff=evil\n")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch '{ran}'\n")
+    program.chmod(0o755)
+    commit = ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]
+    for words in (["init", "-q"], ["add", "."], commit, ["config", setting, str(program)]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    code.write_text("two\n")
+    monkeypatch.setattr("ratplus.records.record.__file__", str(code))
+    try:
+        code_version.cache_clear()
+        found = code_version()
+        assert found is not None
+        assert found["dirty"]
+        assert not ran.exists()
+        subprocess.run(["git", "diff"], cwd=tmp_path, capture_output=True, check=True)
+        assert ran.exists(), "git itself does run it"
+    finally:
+        code_version.cache_clear()
+
+
 def test_code_version_names_the_diff(tmp_path, monkeypatch):
     """In a repository of our own making that looks like a checkout of this project."""
     code = tmp_path / "ratplus" / "records" / "record.py"
