@@ -60,7 +60,7 @@ test: setup $(OLDEST_TRITON)
 # Everything but the tests of a GPU: every extra in an environment of its own (3 GB), a browser, LaTeX and a C++ compiler,
 # slow tests too. pytest's last lines name what was skipped for want of something.
 ALL := .venv-all
-EVERY_EXTRA := dev,tokenizers,hub,slurm,ray,optuna,dashboards,browser,eval,longbench,ruler,notebook,gguf,eval_hf,peers
+EVERY_EXTRA := dev,tokenizers,hub,slurm,ray,optuna,dashboards,browser,eval,longbench,ruler,notebook,gguf,eval-hf,peers
 test-all: $(ALL)/.installed programs
 	$(TEST_ENVIRONMENT) $(ALL)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not slurm"
 

@@ -65,7 +65,7 @@ def test_a_wrong_and_a_dying_kernel_are_named_at_the_end(tmp_path, capsys):
 def test_what_failed_before_the_time_ran_out_is_told(workers, tmp_path, capsys, monkeypatch):
     if workers:
         pytest.importorskip("xdist")
-    monkeypatch.setattr("gpu_check.SECONDS", 30)
+    monkeypatch.setattr("gpu_check.SECONDS", 60)
     monkeypatch.setattr("gpu_check._workers", lambda: workers)
     monkeypatch.setattr("gpu_check._alone", lambda test: "")
     file = tmp_path / "test_slow.py"

@@ -36,6 +36,8 @@ from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.pattern import PatternMap
 from ratplus.records.atomic import write_atomically
 
+LOOKED_AT = 1 << 20  # numbers that are looked at together
+
 
 def read_foreign(path: str | Path, d_head: int = 128, max_len: int | None = None) -> Checkpoint:
     """A reference file, a folder that `export_hf` wrote, a Hugging Face folder of the Llama family, or a GGUF file.
@@ -93,11 +95,12 @@ def _finite(name: str, tensor: Tensor | Lazy, where) -> Lazy:
 
 def _refuse_not_finite(name: str, tensor: Tensor, where) -> None:
     """Raise CheckpointError for a tensor with NaN or infinite numbers, with which a model answers nothing."""
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        bad = int(finite.numel() - finite.sum())
+    # A few rows at a time: what is asked of a whole embedding would take more memory than the embedding itself.
+    rows = max(1, LOOKED_AT // max(1, tensor[:1].numel())) if tensor.dim() else 1
+    bad = sum(int(part.numel() - part.isfinite().sum()) for part in torch.atleast_1d(tensor).split(rows))
+    if bad:
         raise CheckpointError(
-            f"{where}: {name} holds NaN or infinite numbers ({bad:,} of {finite.numel():,}), so its model answers "
+            f"{where}: {name} holds NaN or infinite numbers ({bad:,} of {tensor.numel():,}), so its model answers "
             "nothing; take an undamaged copy, or, if it overflowed where it was saved in float16, one in bfloat16 or "
             "float32"
         )

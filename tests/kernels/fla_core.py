@@ -1,7 +1,12 @@
 """fla-core for tests: its real kernels, with few of the configurations that they would measure."""
 
 import importlib
+import sys
 import warnings
+from collections.abc import Iterator
+
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import KernelInterface
 
 from ratplus.kernels.linear_attention.fused import HAS_FLA
 
@@ -9,21 +14,31 @@ MODULES = ("fla.ops.simple_gla", "fla.ops.gated_delta_rule")
 
 
 def load(monkeypatch, most: int) -> None:
-    """Import fla-core's two operators with at most so many configurations a kernel, the first and others spread.
+    """Import fla-core's two operators, and until the test ends measure at most so many configurations a kernel.
 
-    It measures up to 48 of a kernel, which compile for minutes; what they compute is the same.
+    It measures up to 48 of a kernel, which compile for minutes; what they compute is the same. They are taken of the
+    kernels as they are, since another test may have imported fla-core before. One configuration is not measured at all,
+    which needs no GPU.
     """
     assert HAS_FLA
-    from triton.runtime.autotuner import Autotuner
-
-    whole = Autotuner.__init__
-
-    def few(self, fn, arg_names, configs, *rest, **others):
-        whole(self, fn, arg_names, configs[:: -(-len(configs) // most)] if configs else configs, *rest, **others)
-
-    with monkeypatch.context() as patch, warnings.catch_warnings():
+    with warnings.catch_warnings():
         # It says at import that there is no GPU.
         warnings.simplefilter("ignore")
-        patch.setattr(Autotuner, "__init__", few)
         for name in MODULES:
             importlib.import_module(name)
+    kernels = [
+        kernel for name, module in sys.modules.items() if name.startswith("fla.") for kernel in vars(module).values()
+    ]
+    tuners = {id(tuner): tuner for kernel in kernels for tuner in _tuners(kernel)}
+    assert tuners
+    for tuner in tuners.values():
+        few = -(-len(tuner.configs) // most)
+        monkeypatch.setattr(tuner, "configs", tuner.configs[::few])
+
+
+def _tuners(kernel) -> Iterator[Autotuner]:
+    """What measures configurations among a kernel's decorators."""
+    while isinstance(kernel, KernelInterface):
+        if isinstance(kernel, Autotuner):
+            yield kernel
+        kernel = getattr(kernel, "fn", None)

@@ -45,7 +45,10 @@ ALLOWED_STACK |= {
     ("attention dKV, band, no boxes", "float32", 64): {"pinned": 0, "oldest": 8},
     ("attention dKV, band, 4 heads a key", "float32", 64): {"pinned": 0, "oldest": 8},
     ("attention dKV, band, no boxes, 4 heads a key", "float32", 64): {"pinned": 0, "oldest": 8},
+    ("blocks dKV, chosen", "float32", 64): {"pinned": 0, "oldest": 8},
     ("blocks dKV, chosen", "float32", 128): {"pinned": 0, "oldest": 8},
+    ("blocks dKV, far", "bfloat16", 32): {"pinned": 0, "oldest": 72},
+    ("blocks dKV, far", "float16", 32): {"pinned": 0, "oldest": 72},
 }
 # The kernels with the most code of each kind.
 QUICK = {
