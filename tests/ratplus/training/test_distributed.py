@@ -250,8 +250,14 @@ def test_a_killed_rank_is_a_recorded_failure(text, tmp_path):
     cell = cell_of(
         config_of(text, "ddp", 2), tmp_path, lambda done: os.kill(other_rank(), signal.SIGKILL) if done == 2 else None
     )
-    with pytest.raises(PeerFailed, match="^rank 1 was killed by SIGKILL"):
-        cell.run("pretrain")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(PeerFailed, match="^rank 1 was killed by SIGKILL"):
+            cell.run("pretrain")
+        assert torch.get_num_threads() == 3  # ranks share the processor; who called them has all of it again
+    finally:
+        torch.set_num_threads(threads)
     error = read_record(cell.plan.pretrain.folder(tmp_path))["error"]
     assert error["type"] == "SIGKILL"
     assert error["attempt"] == 1
