@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cli_runs
@@ -247,9 +248,9 @@ def test_continuing_exactly(text, tmp_path, strategy, devices):
 
 
 def test_a_killed_rank_is_a_recorded_failure(text, tmp_path):
-    cell = cell_of(
-        config_of(text, "ddp", 2), tmp_path, lambda done: os.kill(other_rank(), signal.SIGKILL) if done == 2 else None
-    )
+    config = config_of(text, "ddp", 2)
+    config = replace(config, run=replace(config.run, threads=None))
+    cell = cell_of(config, tmp_path, lambda done: os.kill(other_rank(), signal.SIGKILL) if done == 2 else None)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
