@@ -47,6 +47,8 @@ ALLOWED_STACK |= {
     ("attention dKV, band, no boxes, 4 heads a key", "float32", 64): {"pinned": 0, "oldest": 8},
     ("blocks dKV, chosen", "float32", 64): {"pinned": 0, "oldest": 8},
     ("blocks dKV, chosen", "float32", 128): {"pinned": 0, "oldest": 8},
+    ("blocks dKV, band", "bfloat16", 32): {"pinned": 0, "oldest": 48},
+    ("blocks dKV, band", "float16", 32): {"pinned": 0, "oldest": 48},
     ("blocks dKV, far", "bfloat16", 32): {"pinned": 0, "oldest": 72},
     ("blocks dKV, far", "float16", 32): {"pinned": 0, "oldest": 72},
 }
