@@ -76,7 +76,7 @@ def run_stage(stage: Stage, surroundings: Surroundings, config: Config, work: Wo
     folder = stage.folder(surroundings.root)
     record = _finished(folder, print_line=lambda _line: None)
     if record is not None:
-        _tidy(folder)
+        tidy(folder)
         return record
     with FolderLock(
         folder, on_wait=lambda who: surroundings.print_line(f"{stage.name} {stage.id}: waiting for {who}")
@@ -89,7 +89,7 @@ def run_stage(stage: Stage, surroundings: Surroundings, config: Config, work: Wo
                 remove_temporaries(folder)
                 record = shared.take(folder)
                 if record is not None:
-                    _tidy(folder)
+                    tidy(folder)
                     return record
             record = _work(stage, folder, surroundings, config, work, lock)
             if shared is not None:
@@ -146,11 +146,11 @@ def _work(
         result.facts, status="done", metrics=result.metrics, timing=result.timing, error=None,
         weights_sha256=result.weights_sha256,
     )  # fmt: skip
-    _tidy(folder)
+    tidy(folder)
     return record
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Remove what a finished stage needs no more; only once its record stands, so that no kill costs a finished run."""
     remove_temporaries(folder)
     for path in folder.glob("training-*.pt"):

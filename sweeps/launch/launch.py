@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 from ratplus.config.cell import Config
 from ratplus.records.lock import LockLost
 from ratplus.records.manifest import Entry
-from ratplus.records.status import cell_state, stage_state
+from ratplus.records.status import State, cell_state, stage_state
+from ratplus.stages.run_stage import tidy
 from ratplus.sweeps.batch.jobs_file import JobsUnknown, live_jobs
 from ratplus.sweeps.batch.sbatch_options import check_gpus
 from ratplus.sweeps.define.manifest import cell_config
@@ -129,6 +131,7 @@ def _conclude(cells: list[WorkItem], folder: Path, retry: str, endings: dict[str
         endings: for the items that ended badly in this call, by id, the last line of each; records know of the others.
     """
     read_state = lru_cache(maxsize=None)(stage_state)
+    _tidy_done(cells, folder, read_state)
     failed = []
     for item in cells:
         state = item.state(folder, read_state)
@@ -149,6 +152,19 @@ def _conclude(cells: list[WorkItem], folder: Path, retry: str, endings: dict[str
             file=sys.stderr,
         )
     return EXIT_FAILED if failed else 0
+
+
+def _tidy_done(cells: list[WorkItem], folder: Path, read_state: Callable[[Path], State]) -> None:
+    """Remove what a process left that was killed behind its record: no worker looks at a done cell again."""
+    stages = {
+        folder / stage / key
+        for item in cells if item.state(folder, read_state).status == "done"
+        for stage, key in item.entry["stages"].items()
+    }  # fmt: skip
+    for stage in stages:
+        if read_state(stage).status == "done":
+            with suppress(OSError):  # a folder that may only be read: what lies there harms no result
+                tidy(stage)
 
 
 def _run_single(entry: Entry, folder: Path, last: str) -> int:

@@ -351,7 +351,7 @@ def test_a_kill_before_the_record_costs_no_training(config, tmp_path, monkeypatc
             cell.run("pretrain")
     assert len(list(folder.glob("training-*.pt"))) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "_tidy", killed)
+        patched.setattr(stages, "tidy", killed)
         with pytest.raises(KeyboardInterrupt):
             cell.run("pretrain")
     record = cell.run("pretrain")

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cli_runs import RATPLUS, TINY, Started, ratplus_here, wait_for
+from cli_runs import RATPLUS, TINY, Started, leftovers, ratplus_here, wait_for
 
 from ratplus.records import process
 from ratplus.records.lock import SILENT_SECONDS, FolderLock
@@ -184,6 +184,22 @@ def test_a_worker_whose_parent_was_killed_tidies_up(item, place):
     wait_for(lambda: not list(place.glob("sweep/pretrain/*/lock.json")))
     assert json.loads(ratplus_here(place, "status", "sweep", "--json").stdout)["counts"] == {"missing": 2}
     assert list(place.glob("sweep/pretrain/*/training-*.pt"))
+
+
+def test_what_was_killed_between_its_record_and_its_end_is_tidied_by_the_next_command(place):
+    """Nobody does a finished cell again, so that a worker would look there; what a living process holds stays."""
+    words = ["sweep", "-m", *TINY, "pattern=dense,dilated", "output=out"]
+    assert ratplus_here(place, *words).returncode == 0
+    (pretrain,) = (place / "out" / "pretrain").iterdir()
+    killed, living = sorted((place / "out" / "evaluate").iterdir())
+    left = [killed / "lock.json", killed / ".record.json.x.tmp", pretrain / "training-4.pt"]
+    with FolderLock(living):
+        left[0].write_text(json.dumps(json.loads((living / "lock.json").read_text()) | ended()))
+        for path in left[1:]:
+            path.write_text("begun")
+        assert set(left) < set(leftovers(place / "out"))
+        assert ratplus_here(place, *words).returncode == 0
+        assert leftovers(place / "out") == [living / "lock.json"]
 
 
 def test_a_note_is_removed_however_the_work_ends(place):
