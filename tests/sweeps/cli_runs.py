@@ -138,6 +138,9 @@ class Started:
     def returncode(self) -> int | None:
         return self._process.returncode
 
+    def stderr_so_far(self) -> str:
+        return os.pread(self._files[1].fileno(), 10_000_000, 0).decode(errors="replace")
+
     def communicate(self, timeout: float) -> tuple[str, str]:
         """Wait for the end; what it printed to stdout and stderr."""
         with self._open:
