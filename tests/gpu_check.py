@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,23 +60,17 @@ def main(words: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     files = words[1:] or list(FILES)
     _versions()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in the background so, and pytest, which inherits it, could not be interrupted.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
-    outcomes: list[Outcome] = []
     running = [(name, _start(name, folder)) for name in files]
-    late: set[subprocess.Popen] = set()
-    for name, (process, log, xml) in running:
-        left = max(1.0, SECONDS - (time.monotonic() - started))
-        try:
-            code: int | None = process.wait(timeout=left)
-        except subprocess.TimeoutExpired:
-            if not late:
-                late = _interrupted([process for _, (process, _, _) in running])
-        if process in late:
-            _end(process, started + SECONDS + STOP_SECONDS)
-            code = None
-        log.close()
-        outcomes += _finished(name, code, Path(log.name), xml)
-        print(f"{name}: {_ended(code)} after {time.monotonic() - started:.0f} s", flush=True)
+    try:
+        outcomes = _outcomes(running, started)
+    finally:
+        for _, (process, _, _) in running:  # they are in sessions of their own: what ends us does not reach them
+            if process.poll() is None:
+                _kill(process)
     for outcome in outcomes:
         # What each test took of the processor is of interest to `pytest --cpu-times` alone.
         noted = "; ".join(f"{key}: {value}" for key, value in outcome.properties if key != "cpu_seconds")
@@ -90,6 +85,26 @@ def main(words: list[str]) -> int:
     count = {kind: sum(o.verdict == kind for o in outcomes) for kind in ("passed", "failed", "skipped")}
     print(", ".join(f"{n} {kind}" for kind, n in count.items()) + f" in {time.monotonic() - started:.0f} s")
     return 0 if count["passed"] and not failed else 1
+
+
+def _outcomes(running: list[tuple[str, tuple]], started: float) -> list[Outcome]:
+    """Those of all files, once each has ended or its time is over."""
+    outcomes: list[Outcome] = []
+    late: set[subprocess.Popen] = set()
+    for name, (process, log, xml) in running:
+        left = max(1.0, SECONDS - (time.monotonic() - started))
+        try:
+            code: int | None = process.wait(timeout=left)
+        except subprocess.TimeoutExpired:
+            if not late:
+                late = _interrupted([process for _, (process, _, _) in running])
+        if process in late:
+            _end(process, started + SECONDS + STOP_SECONDS)
+            code = None
+        log.close()
+        outcomes += _finished(name, code, Path(log.name), xml)
+        print(f"{name}: {_ended(code)} after {time.monotonic() - started:.0f} s", flush=True)
+    return outcomes
 
 
 def _versions() -> None:
@@ -132,15 +147,20 @@ def _start(name: str, folder: Path):
         sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--tb=short", "--maxfail=5", "--durations=5", "-rp",
         *workers, f"--junitxml={xml}", name,
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )  # fmt: skip
     return process, log, xml
 
 
 def _interrupted(processes: list[subprocess.Popen]) -> set[subprocess.Popen]:
-    """Those that still run. Each is interrupted: pytest then tells what the tests said that failed before."""
+    """Those that still run. Each is interrupted: pytest then tells what the tests said that failed before.
+
+    So are its worker processes, as by Ctrl-C in a terminal: pytest would wait ten seconds for one that is busy.
+    """
     late = {process for process in processes if process.poll() is None}
     for process in late:
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
     return late
 
 
@@ -149,8 +169,13 @@ def _end(process: subprocess.Popen, moment: float) -> None:
     try:
         process.wait(timeout=max(1.0, moment - time.monotonic()))
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _finished(name: str, code: int | None, log: Path, xml: Path) -> list[Outcome]:

@@ -1,6 +1,7 @@
 """`make gpu-check`, rehearsed on planted tests: the end of its output must say what failed, where and by how much."""
 
 import os
+import signal
 
 import pytest
 from gpu_check import main
@@ -70,7 +71,11 @@ def test_what_failed_before_the_time_ran_out_is_told(workers, tmp_path, capsys, 
     monkeypatch.setattr("gpu_check._alone", lambda test: "")
     file = tmp_path / "test_slow.py"
     file.write_text(SLOW)
-    assert main([str(tmp_path / "out"), str(file)]) == 1
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # so a shell starts what runs in the background
+    try:
+        assert main([str(tmp_path / "out"), str(file)]) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
     out = capsys.readouterr().out
     assert f"{file}: ran out of time" in out
     assert "test_slow.py::test_wrong_early: RuntimeError: why it failed" in out
