@@ -119,7 +119,7 @@ def report(
     if frame.empty:
         raise ValueError(f"{folder / 'sweep.json'}: lists no cells, so there is nothing to report")
     if baseline not in (None, "dense") and not reference_cells(frame, baseline):
-        close = difflib.get_close_matches(baseline, [*frame["pattern"].unique(), *frame["pattern_name"].unique()], n=3)
+        close = difflib.get_close_matches(baseline, [*frame["pattern"].unique(), *frame["pattern_name"].unique()])
         hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(frame['pattern'].unique()[:8])}"
         raise ValueError(f"--baseline: the sweep has no finished cell of pattern {baseline!r}; {hint}")
     frame.attrs |= {"reference": reference, "baseline": baseline}

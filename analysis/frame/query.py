@@ -203,6 +203,6 @@ def plain_column(column: pd.Series) -> pd.Series:
 
 def unknown_column(name: str, columns: list[str]) -> str:
     """What is said of a column that does not exist: the nearest that does."""
-    close = difflib.get_close_matches(name, columns, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, columns, cutoff=0.5)
     near = f"did you mean {' or '.join(close)}?" if close else "`ratplus ls --json` shows all columns"
     return f"there is no column {name!r}; {near}"

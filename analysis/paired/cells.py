@@ -97,7 +97,7 @@ def _named(name: str, frame: pd.DataFrame) -> pd.DataFrame:
         if len(found):
             raise ValueError(f"compare: {name} is how {len(found)} ids of cells begin; write more of it")
     labels = list(dict.fromkeys([*frame["pattern"], *frame["pattern_name"]]))
-    close = difflib.get_close_matches(name, [label for label in labels if label], n=3, cutoff=0.4)
+    close = difflib.get_close_matches(name, [label for label in labels if label], cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(frame['pattern'].unique()[:8])}"
     raise ValueError(f"compare: the sweep has no pattern or cell {name!r}; {hint}")
 

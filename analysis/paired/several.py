@@ -110,7 +110,7 @@ def seeds_note(shared: list[int] | None) -> str:
 
 def _nearest(name: str, known: list[str]) -> str:
     bare = {column.removeprefix("timing:"): column for column in known}
-    close = difflib.get_close_matches(name, bare, n=3, cutoff=0.4)
+    close = difflib.get_close_matches(name, bare, cutoff=0.4)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(bare)[:12]) or 'none'}"
 
 

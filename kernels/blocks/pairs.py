@@ -154,14 +154,12 @@ def _parts(counts: Tensor) -> list[tuple[int, int]]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
-    """Attention of q [N, G, n, d] to k, v [N, 1 or G, m, d]: out [N, G, n, d] and log-sum-exp [N, G, n].
+    """Attention of q [N, G, n, d] to k, v [N, G, m, d]: out [N, G, n, d] and log-sum-exp [N, G, n].
 
     causal: n = m, and queries see the keys up to their own; else all.
     """
     if q.device.type == "cpu":
         # What F.scaled_dot_product_attention runs on a CPU; it also returns the log-sum-exp, which the other hides.
-        if q.shape[1] > k.shape[1]:
-            k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:

@@ -90,7 +90,7 @@ def check_tasks(tasks: list) -> None:
             if not Path(name).is_file():
                 raise TaskError(f"eval.tasks: {name}: no such file")
         elif name not in _shipped():
-            close = difflib.get_close_matches(name, _shipped(), n=3)
+            close = difflib.get_close_matches(name, _shipped())
             hint = f"did you mean {', '.join(close)}?" if close else "see `lm-eval ls tasks`"
             raise TaskError(f"eval.tasks: {name}: lm-eval {version('lm_eval')} has no such task; {hint}")
 

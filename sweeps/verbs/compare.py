@@ -43,7 +43,7 @@ def _of_metrics(rows: list[dict], names: list[str]) -> list[dict]:
     known = list(dict.fromkeys(row["metric"] for row in rows))
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:12]
+            close = difflib.get_close_matches(name, known, cutoff=0.4) or known[:12]
             raise UsageError(f"--metric: no result {name!r} is there to compare; there are {', '.join(close)}")
     return [row for row in rows if not names or row["metric"] in names]
 

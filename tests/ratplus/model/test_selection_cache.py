@@ -256,6 +256,26 @@ def test_bytes_are_those_of_the_cost():
         assert (cache.kv_bytes(), cache.metadata_bytes()) == (spent.kv_bytes, spent.metadata_bytes)
 
 
+def tensors_of(held) -> list[torch.Tensor]:
+    if isinstance(held, torch.Tensor):
+        return [held]
+    if isinstance(held, dict):
+        held = list(held.values())
+    elif not isinstance(held, (list, tuple)):
+        held = list(vars(held).values()) if hasattr(held, "__dict__") else []
+    return [tensor for item in held for tensor in tensors_of(item)]
+
+
+def test_all_that_a_cache_holds_lies_where_its_model_does():
+    with torch.device("meta"):
+        model = RATPlus(ModelConfig(VOCAB, 2, 32, 4, max_len=64))
+    static = Pattern(4, 2, 1), Pattern.from_label("top3x4-prefill"), Pattern.from_label("D2-random3x3")
+    for patterns in (*static, TOP, BOUNDS, MIXED, QUEST, SNAP):
+        found = tensors_of(vars(model.new_cache(2, patterns, LENGTH)))
+        assert len(found) > 20
+        assert {x.device.type for x in found} == {"meta"}
+
+
 def test_snap_gives_memory_back():
     model, tokens = tiny(), drawn()
     cache = model.new_cache(2, SNAP, LENGTH)
