@@ -54,6 +54,16 @@ def test_per_head_patterns(length):
     _check(length, dilation, window, sinks, heads=6)
 
 
+@pytest.mark.parametrize("batch", [2, 4])
+def test_as_many_sequences_as_heads(batch):
+    """4 query heads share 2 heads of keys: sizes that are equal by chance must not be taken for one another."""
+    q, k, v = (torch.randn(batch, heads, 9, 8) for heads in (4, 2, 2))
+    repeated = (x.repeat_interleave(2, dim=1) for x in (k, v))
+    expected = F.scaled_dot_product_attention(q, *repeated, is_causal=True)
+    for inputs in ((q, k, v), (q.clone().requires_grad_(), k, v)):
+        torch.testing.assert_close(dilated_attention(*inputs, 1, 0, 0), expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(("heads", "group"), [(2, 3), (1, 4)])
 @pytest.mark.parametrize("setting", [(1, 0, 0), (4, 0, 3), (3, 5, 0), (None, 20, 4)])
 def test_query_heads_that_share_keys(heads, group, setting):

@@ -174,7 +174,9 @@ def test_gpus_and_threads_are_divided(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(9)))
     assert threads_per_cell(compose_one(["launcher.workers=2"]).config.launcher) == 4
     assert threads_per_cell(compose_one(["launcher.workers=20"]).config.launcher) == 1
-    assert threads_per_cell(compose_one(["launcher=slurm", "launcher.cpus=6"]).config.launcher) == 6
+    assert [
+        threads_per_cell(compose_one(["launcher=slurm", f"launcher.cpus={n}"]).config.launcher) for n in (6, "null")
+    ] == [6, 1]
 
 
 @pytest.mark.parametrize(
