@@ -150,6 +150,9 @@ def test_hits_and_masks_of_real_rows(sweep, caplog, stored):
     assert shown.loc[0].tolist() == ["ratplus_tiny", "top-k", "top4x16", "recall", "36.5", "53.0", "3, 3"]
     drawing = selection_hits.figure(frame, rows)
     assert [axes.get_title() for axes in drawing.axes[:2]] == ["top4x16", "quest4x16"]
+    written = [text.get_text() for text in drawing.axes[0].texts]
+    assert len(written) == 16
+    assert all(text.isdecimal() for text in written)  # whole percent: a field has no room for more
     titles = [axes.get_title() for axes in masks.figure(frame).axes if axes.get_title()]
     assert titles == ["D1", "quest4x16", "top4x16"]
     path.write_text(json.dumps(stored("quest4x16", 0.2) | {"format": 9}))
