@@ -1,8 +1,10 @@
-"""The figure of two sweeps: how many models it has room for, and what it says of the others."""
+"""How many models and patterns a figure has room for, which these are, and what it says of the others."""
 
+import pandas as pd
 import pytest
 
 from ratplus.analysis.compare import differences, figure, join
+from ratplus.analysis.frame.aggregate import first_runs, spread_patterns
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern
 
@@ -17,3 +19,26 @@ def test_five_models_are_drawn_and_the_rest_is_told(sweep, tmp_path, models):
     labels = [text.get_text() for text in figure(differences(a, b, join(a, b)), "a", "b").legends[0].get_texts()]
     left_out = ["5 of 6 models and variants; all: see table"] if models == 6 else []
     assert labels == [*(f"ratplus_{model}" for model in range(5)), *left_out]
+
+
+def test_no_model_crowds_the_others_out():
+    """Each model's first variant has room before the second one of any."""
+    rows = pd.DataFrame({"run": ["a, x=1", "a, x=2", "a, x=3", "b, x=1", "b, x=2", "c"] * 2})
+    for most, runs in ((3, ["a, x=1", "b, x=1", "c"]), (4, ["a, x=1", "a, x=2", "b, x=1", "c"])):
+        kept, left_out = first_runs(rows, most)
+        assert list(kept["run"]) == runs * 2
+        assert left_out == f"{most} of 6 models and variants; all: see table"
+    kept, left_out = first_runs(rows, 6)
+    assert kept.equals(rows)
+    assert left_out == ""
+
+
+def test_patterns_are_left_out_evenly():
+    """The first and the last stay, and a pattern that no row has takes no room."""
+    names = [f"D{2**i}" for i in range(11)]
+    rows = pd.DataFrame({"pattern": names[:10]})
+    assert spread_patterns(names, rows, 4, "") == (["D1", "D8", "D64", "D512"], "4 of 10 patterns; all: see table")
+    assert spread_patterns(names, rows, 10, "so far") == (names[:10], "so far")
+    assert spread_patterns(names, rows, 2, "so far") == (
+        ["D1", "D512"], "so far; 2 of 10 patterns; all: see table",
+    )  # fmt: skip

@@ -152,6 +152,36 @@ def test_bounds_are_within_and_the_cheapest_of_ties_wins(several):
     assert choose([several], "loss", where="dilation >= 4")["of"] == 2
 
 
+def test_the_cheapest_of_ties_is_so_in_what_was_bounded_first(sweep):
+    """The window reads fewer entries than D8 in a step, and attends to more keys in a forward; all three tie."""
+    for pattern, loss in ((Pattern(), 2.0), (Pattern(8), 2.01), (Pattern(None, 50), 2.02)):
+        sweep.add("ratplus_tiny", pattern, {"loss": (loss, 0.1)})
+    folder = sweep.write()
+    for bounds, winner in (
+        ({}, "stream-W50"),
+        ({"attention_flops": 1e12}, "D8"),
+        ({"kv_ratio": 1, "attention_flops": 1e12}, "stream-W50"),
+        ({"attention_flops": 1e12, "kv_ratio": 1}, "D8"),
+    ):
+        found = choose([folder], "loss", bounds, tie="cheapest")
+        assert [row["pattern"] for row in found["ties"]] == ["D8", "stream-W50"]
+        assert found["winner"]["pattern"] == winner
+        assert found["why"].startswith(f"the cheapest ({next(iter(bounds), 'kv_read')}) of 3 rows")
+
+
+def test_ties_over_seeds_are_of_all_rows_together(sweep):
+    """Each row is 0.13 worse, with p = 0.02 over three seeds: certain where it is the only one, not among four."""
+    for seed, more in enumerate((0.10, 0.12, 0.16)):
+        sweep.add("ratplus_tiny", Pattern(), {"loss": (2.0, 1e-6)}, seed=seed)
+        for dilation in (2, 4, 8, 16):
+            sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (2.0 + more, 1e-6)}, seed=seed)
+    folder = sweep.write()
+    assert [(row["pattern"], row["tied"]) for row in choose([folder], "loss")["ties"]] == [
+        (f"D{dilation}", "seeds") for dilation in (2, 4, 8, 16)
+    ]
+    assert choose([folder], "loss", where="dilation <= 2")["ties"] == []
+
+
 # ---- listing ---------------------------------------------------------------------------------------------------
 
 

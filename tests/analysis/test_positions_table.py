@@ -18,3 +18,13 @@ def test_an_unfinished_cell_says_its_status_and_others_their_numbers(sweep, stat
     assert titles == ["Loss 0–63", "Loss 64–127", "Loss 128–255", "Loss 256–511"]
     assert list(shown.loc["D4", titles]) == [f"**{status}**", "—", "—", "—"]
     assert list(shown.loc["D16", titles]) == ["2.000", "1.938", "1.844", "1.656"]
+
+
+def test_bins_count_by_their_width(sweep):
+    """Positions that no bin has do not count, and a stretch ends where a bin does."""
+    losses = {"0_16": 4.0, "16_64": 2.0, "64_96": 1.0, "96_192": 3.0, "256_512": 1.5}
+    bins = {f"loss_at_{ends}": (value, 0.01) for ends, value in losses.items()}
+    sweep.add("ratplus_tiny", Pattern(4), sweep.results(1.7) | bins)
+    (row,) = positions.summary(load_sweep(sweep.write())).to_dict("records")
+    shown = {title: value for title, value in row.items() if title.startswith("Loss")}
+    assert shown == {"Loss 0–63": "2.500", "Loss 64–511": "1.833"}

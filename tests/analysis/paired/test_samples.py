@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ratplus.analysis.paired.samples import joined_items, read_items
+from ratplus.analysis.paired.samples import asked, joined_items, read_items
 from ratplus.records.samples import write_samples
 
 
@@ -56,6 +56,15 @@ def test_a_file_or_a_record_that_was_written_since_is_read_again(tmp_path):
 @pytest.mark.parametrize(("told", "whole"), [(1.5, True), (1.5 + 1e-6, True), (1.5001, False), (None, False)])
 def test_items_are_whole_if_their_mean_is_the_recorded_value(tmp_path, told, whole):
     assert read_items(evaluation(tmp_path / "a", {"loss": told}, losses(1.0, 2.0)))["loss"].whole is whole
+
+
+def test_a_metric_belongs_to_the_task_with_the_longest_name_that_it_begins_with(tmp_path):
+    folder = evaluation(tmp_path / "evaluate" / "a", {"arc_acc": 1.0, "arc_easy_acc": 1.0, "arc_easy": 1.0}, [])
+    record = json.loads((folder / "record.json").read_text())
+    tasks = {name: {"prompts_sha256": name.upper()} for name in ("arc", "arc_easy", "arc_ea")}
+    (folder / "record.json").write_text(json.dumps(record | {"provenance": {"tasks": tasks}}))
+    found = {metric: asked(tmp_path, ("a",), metric) for metric in record["metrics"]}
+    assert found == {"arc_acc": "ARC", "arc_easy_acc": "ARC_EASY", "arc_easy": "ARC_EASY"}
 
 
 def test_an_id_that_stands_for_several_items_stands_for_none(tmp_path):

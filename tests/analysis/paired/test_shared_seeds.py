@@ -41,6 +41,17 @@ def test_a_ranking_has_means_over_the_same_seeds(folders):
     assert not any("seeds that all" in note for note in ranking(folders[1:]).notes)
 
 
+def test_a_ranking_has_no_result_that_only_some_sweeps_have(folder_of_sweep, tmp_path):
+    made = []
+    for name, more in (("a", {"recall_accuracy": (0.5, 0.1)}), ("b", {})):
+        sweep = folder_of_sweep(tmp_path / name)
+        for dilation in (4, 16):
+            sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (3.0, 0.1), **more})
+        made.append(sweep.write())
+    assert list(ranking(made).shown) == ["Model", "Pattern", "KV (%)", "Loss ↓"]
+    assert list(ranking(made[:1]).shown)[3:] == ["Loss ↓", "Recall accuracy (%)"]
+
+
 def test_seeds_that_no_two_rows_share_are_told(folder_of_sweep, tmp_path):
     rows = pd.DataFrame({"model": "m", "variant": "", "pattern": ["D1", "D4", "D4"], "seed": [0, 1, 2]})
     assert shared_seeds(rows) == []
