@@ -20,6 +20,7 @@ from ratplus.checkpoint.facts import CheckpointError
 from ratplus.checkpoint.folder import save_weights
 from ratplus.checkpoint.hub import export_hf
 from ratplus.checkpoint.official import export_official, load_official
+from ratplus.checkpoint.shards import write_shards
 from ratplus.checkpoint.tensor_file import Lazy, map_safetensors, read_into, write_safetensors
 
 RATPLUS = str(Path(sys.executable).with_name("ratplus"))
@@ -125,6 +126,16 @@ def test_large_exports_are_split_as_the_hub_does(tmp_path, most, files):
     assert same(found, load(ours).state_dict())
     back = bring_in(hub, tmp_path / "back")
     assert contents(back) == contents(ours)
+
+
+@pytest.mark.parametrize(
+    ("most", "files"), [(15, ["a", "b", "c", "d"]), (31, ["a", "b", "c", "d"]), (32, ["ab", "cd"]), (48, ["abc", "d"])]
+)
+def test_a_shard_is_filled_to_the_last_byte(tmp_path, most, files):
+    paths = write_shards(tmp_path, {name: torch.zeros(4) for name in "abcd"}, most, replace=True)
+    assert ["".join(sorted(safetensors.torch.load_file(path))) for path in paths] == files
+    (whole,) = write_shards(tmp_path, {name: torch.zeros(4) for name in "abcd"}, 64, replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name] == ["model.safetensors"]
 
 
 def test_an_export_takes_the_place_of_one_of_another_split(tmp_path):

@@ -126,6 +126,23 @@ def test_memory_of_patterns_that_select(label):
     assert light.total < selecting.total
 
 
+@pytest.mark.parametrize("layers", [2, 5])
+def test_with_checkpointing_one_layers_selection_is_held_at_a_time(layers):
+    """Four heads of keys choose 24 blocks for each of 1024 tokens, an int32 a block."""
+    config = ModelConfig(vocab_size=64, layers=layers, d_model=64, d_head=8, kv_heads=4)
+    patterns = PatternMap.from_label("top24x4", layers, 8)
+
+    def more(checkpointing: bool) -> int:
+        plain, selecting = (
+            training_memory(config, 10**5, 1024, "float32", checkpointing=checkpointing, patterns=p).total
+            for p in (None, patterns)
+        )
+        return selecting - plain
+
+    assert more(checkpointing=True) == 4 * 24 * 1024 * 4
+    assert more(checkpointing=False) == layers * more(checkpointing=True)
+
+
 def mixed(label: str) -> PatternMap:
     heads = label.removeprefix("mixed[").removesuffix("]").split(",")
     row = tuple(Pattern.from_label(name) for name in heads for _ in range(2))  # a group of two shares its keys

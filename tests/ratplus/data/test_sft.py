@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,28 @@ def test_an_answer_follows_the_prompt_as_the_evaluation_reads_it():
     joined = tokenizer.encode("a: 1")
     assert joined[: len(prompt)] != prompt
     assert answer_ids(tokenizer, "a:", prompt, " 1") == tokenizer.encode(" 1")
+
+
+class _Beginning(_Joining):
+    """The same, with a token that begins every text."""
+
+    bos_id = 2
+
+    def encode(self, text):
+        return [self.bos_id, *super().encode(text)]
+
+
+def test_the_token_that_begins_a_text_stands_before_no_answer():
+    tokenizer = _Beginning()
+    assert answer_ids(tokenizer, "a:", tokenizer.encode("a:"), " 1") == [ord(" "), ord("1")]
+    assert answer_ids(tokenizer, "a", tokenizer.encode("a"), " 1") == [ord(" "), ord("1")]
+    # Nor before any of the further questions about a haystack, or its answer.
+    corpus = SimpleNamespace(tokenizer=_Beginning, train=np.zeros(0, dtype=np.uint16))
+    section = split("niah_multikey_1", questions=3, length=250, haystack="noise")
+    [(inputs, labels)] = batches(corpus, section).train(section, "sft", 0)
+    assert (inputs[:, 0] == 2).all()
+    assert (inputs[:, 1:] != 2).all()
+    assert (labels != 2).all()
 
 
 # ---- ids ----

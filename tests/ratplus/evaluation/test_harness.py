@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -181,6 +182,18 @@ def test_texts_do_not_depend_on_the_batch(model, patterns, sampling):
     single, many = (Adapter(model, ByteTokenizer(), patterns, batch_size=b).generate_until(asked) for b in (1, 16))
     assert single == many
     assert len(set(single)) > 1
+
+
+def test_a_sampled_text_is_that_of_its_prompts_number(model):
+    how = Decoding(max_new_tokens=8, temperature=1.0, seed=3)
+    prompts = [[1, 2, 3]] * 6
+    texts = generate_texts(Scorer(model, batch_size=4), ByteTokenizer(), prompts, how)
+    assert len(set(texts)) > 1
+    # Whoever asks some of them later, and in another order, says which they are.
+    numbers = [5, 0, 3]
+    again = generate_texts(Scorer(model), ByteTokenizer(), prompts[:3], how, numbers)
+    assert again == [texts[number] for number in numbers]
+    assert generate_texts(Scorer(model), ByteTokenizer(), prompts, replace(how, seed=4)) != texts
 
 
 def test_greedy_texts_are_those_of_generate():

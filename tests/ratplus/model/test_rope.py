@@ -7,7 +7,8 @@ from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.checkpoint import load, save
 from ratplus.model.rope import attention_scale, rope_frequencies, rope_tables
 
-# Every few of the inverse frequencies that transformers 5.23.0 computes (`ROPE_INIT_FUNCTIONS`, float32):
+# Every few of the inverse frequencies that transformers 5.23.0 (the last one: 5.24.0) computes in float32
+# (`ROPE_INIT_FUNCTIONS`); in the last one even the slowest channel turns more than once in the trained context:
 # (kind, head_dim, rope_theta, factor, original_max_position_embeddings, every, attention factor, values).
 THEIRS = [
     ("linear", 64, 1e4, 4.0, None, 4, 1.0,
@@ -18,6 +19,8 @@ THEIRS = [
      [1.0, 0.31622776, 0.1, 0.027061801, 0.005673077, 0.00088178896, 6.2500003e-05, 1.9764237e-05]),
     ("yarn", 32, 5e5, 2.0, 512, 2, 1.0693147180559945,
      [1.0, 0.17453048, 0.02632422, 0.0036463325, 0.00070710672, 0.00013712409, 2.6591479e-05, 5.1566926e-06]),
+    ("yarn", 64, 1e4, 4.0, 131072, 4, 1.138629436111989,
+     [1.0, 0.31622776, 0.1, 0.031622779, 0.0099999998, 0.0031622779, 0.00088461541, 0.00020676434]),
 ]  # fmt: skip
 SCALINGS = [
     {"rope_scaling": "linear", "rope_factor": 4},

@@ -233,6 +233,20 @@ def test_a_branch_is_its_own(patterns):
             for row, n in enumerate((15, 18, 15)):
                 close(logits[row], full[row, n + i])
     assert cache.lengths == lengths
+    # After the end of the prompts, of which SnapKV has dropped another number of entries each: tokens one by one, and
+    # several at a time.
+    for i in range(2):
+        model.step(torch.stack([tokens[row, n + i] for row, n in enumerate(lengths)]), cache)
+    for rows in ([2, 0, 2], [2], [0]):
+        branch = cache.branch(rows)
+        for i in (2, 6):
+            logits = model.step(torch.stack([tokens[row, lengths[row] + i] for row in rows]), branch)
+            more = torch.stack([tokens[row, lengths[row] + i + 1 : lengths[row] + i + 4] for row in rows])
+            following = model.prefill(more, branch, every=True)
+            for place, row in enumerate(rows):
+                whole, n = full[1 if row == 0 else 0], lengths[row] + i
+                close(logits[place], whole[n])
+                close(following[place], whole[n + 1 : n + 4])
 
 
 # ---- what is held ---------------------------------------------------------------------------------------------------

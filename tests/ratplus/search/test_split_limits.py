@@ -67,7 +67,6 @@ def test_the_hash_of_a_split_is_of_names_shapes_inputs_and_labels():
 def test_rows_are_spread_over_a_split_and_labels_follow():
     whole = corpus([400] * 9)
     splits = make_splits(section(text_rows=4), whole, None, LENGTH)
-    documents = [tuple(part) for part in np.split(whole.validation, 9)]
     for split in splits.values():
         rows = split.groups["text"]
         assert rows.inputs.shape == rows.labels.shape == (4, LENGTH)
@@ -78,7 +77,18 @@ def test_rows_are_spread_over_a_split_and_labels_follow():
             assert (asked == (inputs != EOS)).all()
     starts = {name: {tuple(row[:8]) for row in split.groups["text"].inputs} for name, split in splits.items()}
     assert all(not a & b for a, b in combinations(starts.values(), 2))
-    assert len(documents) == 9
+
+
+@pytest.mark.parametrize(
+    ("rows", "windows"), [(3, [0, 8, 16]), (4, [0, 6, 12, 18]), (25, [*range(25)]), (99, [*range(25)])]
+)
+def test_rows_of_text_come_from_all_over_a_split(rows, windows):
+    whole = corpus([401] * 3)  # 25 windows of 16 tokens in each split, and the token after them
+    documents = np.split(whole.validation, 3)
+    for split in make_splits(section(text_rows=rows), whole, None, LENGTH).values():
+        inputs = split.groups["text"].inputs
+        (own,) = (ids for ids in documents if (ids[:LENGTH] == inputs[0]).all())
+        assert (inputs == np.stack([own[at * LENGTH : (at + 1) * LENGTH] for at in windows])).all()
 
 
 def test_splits_do_not_depend_on_the_order_of_documents():

@@ -53,7 +53,8 @@ def batches_of(corpus, length=16) -> Batches:
 
 
 def run(
-    corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", length=16, crash_at=None, batch=4, **trainer
+    corpus, folder, steps=6, stop_at=None, micro=None, precision="float32", length=16, crash_at=None, batch=4,
+    log_every=1, **trainer,
 ):  # fmt: skip
     """Train a tiny model with active recurrence learning; with `stop_at`, SIGTERM arrives during that step.
 
@@ -72,8 +73,8 @@ def run(
             raise ZeroDivisionError
 
     how = Run(
-        purpose="pretrain", stage_id="s", recipe=recipe, rows=batches, arl=Pattern(8), precision=precision, run=RUN,
-        trainer=TrainerSection(**trainer),
+        purpose="pretrain", stage_id="s", recipe=recipe, rows=batches, arl=Pattern(8), precision=precision,
+        run=replace(RUN, log_every=log_every), trainer=TrainerSection(**trainer),
     )  # fmt: skip
     outcome = train(model, how, folder, Watch(log=StageLog(folder), progress=progress))
     return model.state_dict(), outcome
@@ -158,6 +159,13 @@ def test_the_two_passes_of_a_step_share_its_learning_rate(data, tmp_path):
     assert used == [rate for rate in expected for _ in range(2)]
     with (tmp_path / "x" / "curve.csv").open() as file:
         assert [float(row["lr"]) for row in csv.DictReader(file)] == pytest.approx(expected)
+
+
+def test_a_curve_has_the_first_step_every_so_many_and_the_last(data, tmp_path):
+    run(data, tmp_path / "x", steps=6, log_every=4)
+    with (tmp_path / "x" / "curve.csv").open() as file:
+        rows = [(int(row["step"]), int(row["tokens"])) for row in csv.DictReader(file)]
+    assert rows == [(step, step * 4 * 32) for step in (1, 4, 6)]  # four rows of 32 tokens a step
 
 
 def test_continuing_with_another_batch_layout(data, tmp_path):
