@@ -14,8 +14,9 @@ def test_a_local_job_is_a_process_of_submitit(tmp_path):
         subprocess.Popen([sys.executable, "-c", sleep, word], stdout=subprocess.PIPE)
         for word in ("submitit.core._submit", "something.else")
     )
+    again = subprocess.Popen([sys.executable, "-c", sleep, "submitit.core._submit"], stdout=subprocess.PIPE)
     try:
-        for process in (job, other):
+        for process in (job, other, again):
             process.stdout.readline()  # its command line is that of Python now, not still ours
         gone = subprocess.Popen([sys.executable, "-c", ""])
         gone.wait()
@@ -24,7 +25,10 @@ def test_a_local_job_is_a_process_of_submitit(tmp_path):
         add_jobs(tmp_path, {"id": "f" * 32, "time": "", "cluster": "local", "jobs": jobs})
         live = live_jobs(tmp_path)
         assert {item: (found.id, found.state) for item, found in live.items()} == {"a" * 12: (str(job.pid), "running")}
+        # Of an item that was submitted again while its first job is still there, the latest job counts.
+        add_jobs(tmp_path, {"id": "e" * 32, "time": "", "cluster": "local", "jobs": {"a" * 12: str(again.pid)}})
+        assert {item: found.id for item, found in live_jobs(tmp_path).items()} == {"a" * 12: str(again.pid)}
     finally:
-        for process in (job, other):
+        for process in (job, other, again):
             process.kill()
             process.communicate()

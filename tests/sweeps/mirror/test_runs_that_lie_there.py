@@ -1,10 +1,12 @@
-"""Offline runs that lie in a sweep folder, damaged ones among them, and the panels of one result's lines."""
+"""Offline runs that lie in a sweep folder, damaged ones among them; the run of a report; panels of a result's lines."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
-from ratplus.sweeps.mirror.runs import RunSpec
+from ratplus.sweeps.mirror.runs import RunSpec, report_run
 from ratplus.sweeps.mirror.write import MARKER_FILE, _value, offline_checksums, remove_offline
 
 
@@ -52,6 +54,26 @@ def test_runs_of_another_id_stay(tmp_path):
         (tmp_path / "wandb" / name).mkdir(parents=True)
     remove_offline(tmp_path, "abc")
     assert sorted(path.name for path in (tmp_path / "wandb").iterdir()) == ["offline-run-1-abcd", "run-1-abc"]
+
+
+def test_the_run_of_a_report_stays_the_same_when_cells_are_added(tmp_path):
+    shutil.copytree(Path(__file__).parents[2] / "data" / "sweep_before_folders", tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "sweep"
+    manifest = json.loads((folder / "sweep.json").read_text())
+    assert report_run(folder, []) is None
+    (folder / "report").mkdir()
+    (folder / "report" / "table.csv").write_text("a\n1\n")
+
+    def run_of(**changes) -> RunSpec:
+        (folder / "sweep.json").write_text(json.dumps(manifest | changes))
+        return report_run(folder, [])
+
+    (first, *_), one = manifest["cells"], run_of()
+    other = first | {"id": "f" * 12, "stages": first["stages"] | {"evaluate": "f" * 12}}
+    more = run_of(cells=[*manifest["cells"], other])
+    assert (more.id, more.summary["cells"]) == (one.id, one.summary["cells"] + 1)
+    # Another sweep's is another run, though it may be sent to the same project.
+    assert len({one.id, run_of(name="other").id, run_of(cells=[other, *manifest["cells"]]).id}) == 3
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces.*")

@@ -39,6 +39,19 @@ def test_patterns_side_by_side(capfd, model):
     assert out.count("tokens/s") == 3
 
 
+def test_a_text_may_fill_the_context_to_its_end(capfd, model):
+    """The last new token is never fed back, so 5 tokens of a prompt leave room for 60 in a context of 64."""
+    words = [f"model={model[1]}", "prompt=Hello", "temperature=0"]
+    for more in ("max_new_tokens=60",), ():  # what is not asked for takes as many as there are
+        code, out, _ = generate(capfd, *words, *more)
+        assert code == 0
+        assert "[60 tokens, " in out
+        assert "cache: 64 of 64 entries a head" in out
+    code, _, err = generate(capfd, *words, "max_new_tokens=61")
+    assert code == 2
+    assert "got 61; after a prompt of 5 tokens the model's context of 64 leaves 60" in err
+
+
 def test_stream_is_generate(model):
     prompts = [[1, 2, 3], [4]]
     for options in ({}, {"temperature": 0.7, "seed": 3}, {"stop_token": 7}):

@@ -72,6 +72,17 @@ def test_memory_of_strategies(capsys):
     assert light < 0.6 * sharded
 
 
+def test_the_gpu_with_most_sequences_decides_the_memory(capsys):
+    """Of 12 sequences on 8 GPUs some have two, which they hold together unless they are given one at a time."""
+    words = ["plan", "model=ratplus_tiny", "trainer=ddp", "trainer.devices=8"]
+    for keys, rows in (
+        ({"batch": 12}, "2 sequences"), ({"batch": 16}, "2 sequences"), ({"batch": 8}, "1 sequence"),
+        ({"batch": 12, "micro_batch": 1}, "1 sequence"), ({"batch": 17}, "3 sequences"),
+    ):  # fmt: skip
+        given = [f"train.{stage}.{key}={value}" for stage in ("pretrain", "adapt") for key, value in keys.items()]
+        assert f"(ddp, 8 GPUs, {rows} at a time, " in plan(capsys, *words, *given)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
