@@ -94,6 +94,15 @@ def test_averages_deltas_bold_and_gaps(sweep):
     assert "**failed**" in list(shown.loc["D32"])
 
 
+def test_an_average_has_an_error_where_all_its_tasks_have_one(sweep):
+    for pattern, error in ((4, 0.03), (16, None)):
+        results = {"piqa/acc": (0.6, error), "hellaswag/acc": (0.4, 0.04)}
+        sweep.add("ratplus_tiny", Pattern(pattern), results)
+    data = pattern_tables.table(load_sweep(sweep.write()), "commonsense").set_index("pattern")
+    assert list(data["average"]) == pytest.approx([0.5, 0.5])
+    assert list(data["average_stderr"]) == pytest.approx([0.025, np.nan], nan_ok=True)
+
+
 def test_by_suite_users_appear_without_a_change_of_code(sweep):
     for pattern, value in ((1, 3.5), (4, 2.5)):
         sweep.add("ratplus_tiny", Pattern(pattern), {"loss": 1.7, "my_task/error": (value, 0.1), "b": value})

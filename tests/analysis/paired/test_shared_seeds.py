@@ -52,6 +52,16 @@ def test_a_ranking_has_no_result_that_only_some_sweeps_have(folder_of_sweep, tmp
     assert list(ranking(made[:1]).shown)[3:] == ["Loss ↓", "Recall accuracy (%)"]
 
 
+def test_a_ranking_has_room_for_five_results_and_no_part_of_one(folder_of_sweep, tmp_path):
+    sweep = folder_of_sweep(tmp_path / "many")
+    parts = ("perplexity", "next_token_accuracy", "recall_accuracy_1_32")
+    for dilation in (4, 16):
+        shares = {name: (0.5, 0.1) for name in ("recall_accuracy", *parts, *(f"t{task}/acc" for task in range(5)))}
+        sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (3.0, 0.1), **shares})
+    shown = list(ranking([sweep.write()]).shown)[3:]
+    assert shown == ["Loss ↓", "Recall accuracy (%)", *(f"T{task}/acc (%)" for task in range(3))]
+
+
 def test_seeds_that_no_two_rows_share_are_told(folder_of_sweep, tmp_path):
     rows = pd.DataFrame({"model": "m", "variant": "", "pattern": ["D1", "D4", "D4"], "seed": [0, 1, 2]})
     assert shared_seeds(rows) == []

@@ -62,6 +62,16 @@ def test_training_memory_of_a_llama():
     assert estimate.total == pytest.approx(measured_peak(config, 2, 512, "float32"), rel=0.1)
 
 
+def test_memory_of_a_wide_swiglu_with_checkpointing():
+    """The gradients of its two factors are held together while a block is computed again, a tenth of the whole here."""
+    config = ModelConfig(
+        vocab_size=100, layers=2, d_model=64, d_head=32, recurrence=False, output_gate=False, ffn="swiglu",
+        ffn_size=3000, tied=False,
+    )  # fmt: skip
+    estimate = training_memory(config, parameters(config), 1024, "float32", checkpointing=True)
+    assert estimate.total == pytest.approx(measured_peak(config, 2, 512, "float32", True), rel=0.05)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize(
     ("recurrence", "layers", "d_model", "vocab", "length"),

@@ -83,6 +83,21 @@ def test_the_gpu_with_most_sequences_decides_the_memory(capsys):
         assert f"(ddp, 8 GPUs, {rows} at a time, " in plan(capsys, *words, *given)
 
 
+def test_fine_tuning_has_rows_of_its_own_length(capsys):
+    words = ["plan", "model=ratplus_tiny", "train.context=512", "train.sft.steps=10", "train.sft.batch=4"]
+    words.append("train.sft.tasks=[niah_single_1]")
+
+    def of_sft(length: str) -> tuple[str, float]:
+        """Its tokens, and the memory of a GPU in it."""
+        text = plan(capsys, *words, f"train.sft.length={length}")
+        memory = text.partition("memory of each GPU in sft (")[2].splitlines()[2]
+        return row(text, "sft")[4], float(memory.split()[-1])
+
+    tokens, memories = zip(*(of_sft(length) for length in ("256", "512", "null")))
+    assert tokens == ("10,240", "20,480", "20,480")
+    assert memories[0] < memories[1] == memories[2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
