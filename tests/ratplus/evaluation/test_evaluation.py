@@ -253,6 +253,16 @@ def test_each_of_several_needles_lies_at_its_depth(task):
     assert asked == 20 * (1 if task == "niah_multikey_1" else 4)
 
 
+def test_every_depth_of_a_needle_is_in_one_bin():
+    """Also the haystack's end, which is at 100 percent."""
+    from ratplus.data.needles import DEPTHS
+    from ratplus.evaluation.niah import DEPTH_BINS
+
+    for place in range(DEPTHS):
+        percent = 100 * (place / (DEPTHS - 1))
+        assert sum(low <= percent < high for low, high in DEPTH_BINS) == 1
+
+
 def test_needle_scores():
     from ratplus.data.needles import overlap, substring
 
