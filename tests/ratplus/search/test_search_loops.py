@@ -321,6 +321,19 @@ def test_after_an_exchange_that_helps_the_next_ones_start_there(swaps):
     assert sum_of(DAMAGE, options["after exchanges"]) == pytest.approx(best)
 
 
+def test_an_exchange_has_to_gain_more_than_its_error():
+    """Noise that goes with the sum of the places leaves only exchanges certain that do not change it."""
+    ended = {}
+    for noise in (0.0, 100.0):
+        probes = Known({"search": DAMAGE}, noise)
+        searching = chooser(probes, "dense", remeasure=0, swaps=60)
+        searching.limit, searching.cost, searching.total = 0.5, COST, None
+        options: dict = {}
+        searching._exchanged(DAMAGE, (2, 2, 2, 0), options)
+        ended[noise] = sum(options.get("after exchanges", (2, 2, 2, 0)))
+    assert ended[100.0] == 6 != ended[0.0]
+
+
 def test_the_result_beats_uniform_only_where_the_whole_interval_does():
     probes = Known(dict.fromkeys(("search", "verify", "test"), DAMAGE))
     found = chooser(probes).find(0.5)
