@@ -255,15 +255,17 @@ def report_run(folder: Path, runs: list[RunSpec]) -> RunSpec | None:
 
 
 def _by_dilation(cells: list[Entry], done: dict[str, RunSpec]) -> list[dict]:
-    """A row a dilation (no window, no sinks), with each model's results there: W&B can't draw a line through runs.
+    """A row a dilation (nothing else is seen), with each model's results there: W&B can't draw a line through runs.
 
     Results are means over seeds; cells that differ in another axis are lines of their own.
     """
     found: dict[int, dict[str, list[float]]] = {}
     for cell in cells:
-        summary = done[cell["id"]].summary if cell["id"] in done else {}
-        if summary.get("dilation") is None or summary["window"] or summary["sinks"]:
+        run = done.get(cell["id"])
+        # A window, sinks or selected blocks stand behind the dilation in the label.
+        if run is None or run.config["pattern_label"] != f"D{run.config['dilation']}":
             continue
+        summary = run.summary
         line = " ".join([cell["model"], *(f"{key}={value}" for key, value in cell["axes"].items())])
         for name in BY_DILATION:
             if isinstance(summary.get(name), (int, float)) and math.isfinite(summary[name]):

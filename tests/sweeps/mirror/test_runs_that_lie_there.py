@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ratplus.sweeps.mirror.runs import RunSpec, report_run
+from ratplus import Pattern, PatternMap
+from ratplus.sweeps.mirror.runs import RunSpec, report_run, stage_head
 from ratplus.sweeps.mirror.write import MARKER_FILE, _value, offline_checksums, remove_offline
 
 
@@ -74,6 +75,30 @@ def test_the_run_of_a_report_stays_the_same_when_cells_are_added(tmp_path):
     assert (more.id, more.summary["cells"]) == (one.id, one.summary["cells"] + 1)
     # Another sweep's is another run, though it may be sent to the same project.
     assert len({one.id, run_of(name="other").id, run_of(cells=[other, *manifest["cells"]]).id}) == 3
+
+
+def test_a_line_over_dilations_has_nothing_but_dilation(tmp_path):
+    """Neither a window nor sinks nor selected blocks, which keep a model from the losses that dilation alone gives."""
+    shutil.copytree(Path(__file__).parents[2] / "data" / "sweep_before_folders", tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "sweep"
+    manifest = json.loads((folder / "sweep.json").read_text())
+    first, labels = manifest["cells"][0], ("D1", "D4", "D4", "D4-W8", "D4-I2", "D4-top3x4", "top3x4", "stream-W8-I2")
+    shape = {"name": "m", "recurrence": True, "layers": 2, "d_model": 16, "d_head": 8, "vocab_size": 9}
+    cells, runs = [], []
+    for number, label in enumerate(labels):
+        item = f"{number:012x}"
+        cells.append(first | {"id": item, "stages": first["stages"] | {"evaluate": item}})
+        config = {"pattern": PatternMap.uniform(Pattern.from_label(label), 2, 2).to_dict(), "context": 64}
+        run = stage_head("evaluate", item, config, None, {"model": shape, "train": {}, "seed": 0}, "x")
+        run.summary |= {name: run.config[name] for name in ("dilation", "window", "sinks")} | {"loss": 2.0**number}
+        runs.append(run)
+    (folder / "sweep.json").write_text(json.dumps(manifest | {"cells": cells}))
+    (folder / "report").mkdir()
+    (folder / "report" / "table.csv").write_text("a\n1\n")
+    rows = report_run(folder, runs).rows
+    assert [row["by_dilation/dilation"] for row in rows] == [1, 4]
+    losses = [value for row in rows for name, value in row.items() if "/loss/" in name]
+    assert losses == [1.0, 3.0]  # the mean of both D4
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces.*")
