@@ -15,7 +15,7 @@ from ratplus.pattern import Pattern, PatternMap
 from ratplus.search import baselines
 from ratplus.search.budgets import KINDS, Budget, Prices
 from ratplus.search.choose import Chooser, nearest
-from ratplus.search.outcome import beats_uniform
+from ratplus.search.outcome import beats_uniform, outcome
 from ratplus.search.singles import measure
 from ratplus.search.solve import fill, fits, hull_moves, lower_hull, price, solve, sum_of
 from ratplus.search.units import Space, candidates_of
@@ -344,6 +344,20 @@ def test_the_result_beats_uniform_only_where_the_whole_interval_does():
     assert beats_uniform([row | {"name": "searched"}], found) is None
     found.uniform = found.winner
     assert beats_uniform([row], found) is False
+
+
+def test_stability_tells_thirds_of_the_rows_that_give_other_layers_more_than_a_fair_share():
+    """Two thirds make layer 0 dense, one makes layer 3 dense; a fair share is one of the budget, not of the model."""
+
+    class Thirds(Known):
+        def losses(self, patterns, split):
+            sparse = [float(row[0] != Pattern()) for row in patterns]
+            return {"text": np.array([sparse[0], sparse[0], sparse[3]])}
+
+    searching = chooser(Thirds({}), "dense", remeasure=0, swaps=0, random=0)
+    found = searching.find(0.3)
+    told = outcome(Budget.parse("kv:0.3"), searching, found, {"kv": searching.prices}, None)
+    assert told["stability"]["jaccard"] == [1.0, 0.0, 0.0]
 
 
 def test_a_solution_of_whole_layers_holds_for_single_heads():

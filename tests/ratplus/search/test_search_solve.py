@@ -115,6 +115,15 @@ def test_the_weight_does_not_drown_answers_in_the_noise_of_text():
     assert fixed_weight(dense, noisy) == pytest.approx(2.0), "standard errors of 1 and 0.5; text does not spread at all"
 
 
+def test_one_noisy_pattern_does_not_decide_the_weight():
+    """The median over patterns of each standard error: of text 1, 1 and 20, of recall 0.5, 0.5 and 0.5."""
+    dense = {"text": np.zeros(2), "recall": np.zeros(2)}
+    uniform = [
+        {"text": np.array([-t, t]), "recall": np.array([r - 0.5, r + 0.5])} for t, r in ((1, 1.0), (20, 3.0), (1, 5.0))
+    ]
+    assert fixed_weight(dense, uniform) == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
