@@ -306,6 +306,7 @@ def test_without_samples_the_standard_errors_decide(two):
     assert row["stderr"] == pytest.approx(0.006 * 2**0.5)
     assert row["method"] == "standard errors"
     assert row["p"] == pytest.approx(0.2386, abs=1e-3)
+    assert row["p_holm"] == pytest.approx(2 * row["p"]), "Holm counts the two patterns of this metric, no other metric"
 
 
 def test_with_samples_the_same_small_difference_is_certain(two):

@@ -134,6 +134,21 @@ def test_marks_where_something_is_known_of_ties(sweep, stored, seeds, marks):
         assert loss["marks"] == [mark for mark in ("", *marks.values()) for _ in range(seeds)]
 
 
+def test_a_cell_without_a_result_has_no_mark(sweep):
+    """Neither the failed seed of the best pattern nor that of one that ties with it."""
+    for dilation, change in ((1, 0.0), (2, 0.1), (4, 0.1)):
+        for seed in (0, 1):
+            # Of D4 every second item is better than of D2.
+            values = [2 + change + item / 16 + (dilation == 4) * (item % 2 - 0.4) / 50 for item in range(16)]
+            done = dilation == 1 or seed == 0
+            cell = sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (sum(values) / 16, 0.1)} if done else None,
+                             seed=seed, status="done" if done else "failed")  # fmt: skip
+            if done:
+                write_samples(sweep.path / "evaluate" / cell["id"],
+                              [{"task": "loss", "id": i, "loss": value} for i, value in enumerate(values)])  # fmt: skip
+    assert column(data_of(page_of(sweep.write())), "loss")["marks"] == ["", "", "best", "", "=", ""]
+
+
 def test_metrics_called_like_columns_of_the_page(sweep):
     named = {"kv_ratio": (0.5, 0.1), "status": (0.25, None), "my_task/acc": (0.5, 0.1)}
     for dilation in (1, 4):

@@ -33,6 +33,23 @@ def test_lucky_seeds_of_a_smaller_sweep_do_not_win(folders):
     assert "seeds that all" not in alone["how"]
 
 
+def test_bounds_hold_for_means_over_seeds(folder_of_sweep, tmp_path):
+    """D4 is better, and takes 1 ms in one seed and 3 ms in the other; D16 takes 2.1 and 1.7 ms."""
+    sweep = folder_of_sweep(tmp_path / "timed")
+    for dilation, loss, times in ((4, 3.0, (1.0, 3.0)), (16, 3.5, (2.1, 1.7))):
+        for seed, ms in enumerate(times):
+            took = {"decode_ms_per_token": ms}
+            sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (loss, 0.001)}, seed=seed, timing=took)
+    path, time = sweep.write(), "timing:decode_ms_per_token"
+    chosen = choose([path], "loss", {time: 1.95})
+    assert (chosen["winner"]["pattern"], chosen["left_out"]) == ("D16", {"beyond the bounds": 1})
+    assert chosen["winner"]["costs"][time] == pytest.approx(1.9)
+    assert choose([path], "loss", {time: 2.0})["winner"]["pattern"] == "D4"
+    assert choose([path], "loss", least={time: 1.95})["of"] == 1
+    with pytest.raises(ValueError, match=r"within the bounds \(2 rows; timing:decode_ms_per_token is from 1\.9\)"):
+        choose([path], "loss", {time: 1.8})
+
+
 def test_a_ranking_has_means_over_the_same_seeds(folders):
     table = ranking(folders)
     (best,) = (text for text in table.shown["Loss ↓"] if text.startswith("**"))
