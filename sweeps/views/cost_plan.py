@@ -8,13 +8,14 @@ from pathlib import Path
 from ratplus.checkpoint.start import vocabulary_of
 from ratplus.config.cell import Config
 from ratplus.config.model import ModelConfig
+from ratplus.config.train import RecipeSection
 from ratplus.costs.budget import evaluation_rows, forward_flops, harness_rows, parameters, stage_flops, trained_patterns
 from ratplus.costs.facts import at_most
 from ratplus.costs.memory import BYTES_PER_ELEMENT, training_memory
 from ratplus.costs.of_model import model_cost
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.pattern import Pattern, PatternMap
-from ratplus.records.record import STAGES
+from ratplus.records.record import STAGES, TRAINING
 from ratplus.stages.stage_ids import plan
 from ratplus.sweeps.define.compose import Composed
 from ratplus.sweeps.views.text_table import columns
@@ -96,32 +97,36 @@ def _model_text(cells: list[Composed], vocab: int, speed: Throughput) -> str:
 def _stage_rows(cells: list[Composed], vocab: int, speed: Throughput) -> list[dict]:
     """Make one row a stage: how many distinct ones the cells need, and what these cost in all."""
     needed: dict[str, dict[str, tuple[int, int]]] = {stage: {} for stage in STAGES}
+    recipes: dict[str, list[RecipeSection]] = {stage: [] for stage in STAGES}
     for cell in cells:
         config = cell.config
         flops = stage_flops(config, vocab)
         for stage in plan(config, {}, vocab):
             needed[stage.name][stage.id] = (_tokens(config, stage.name), flops[stage.name])
-    with_sft = next((cell.config for cell in cells if cell.config.train.sft.steps), None)
+            if stage.name in TRAINING and not (stage.name == "pretrain" and config.model.init_from):
+                recipes[stage.name].append(getattr(config.train, stage.name))
     rows = []
     for stage, of_id in needed.items():
         if not of_id:
             continue  # no cell has this stage
         tokens, flops = (sum(column) for column in zip(*of_id.values()))
-        given = stage == "pretrain" and cells[0].config.model.init_from
-        shown = with_sft if stage == "sft" and with_sft is not None else cells[0].config
-        recipe = None if given else getattr(shown.train, stage, None)
         rows.append(
             {
                 "stage": stage,
                 "runs": len(of_id),
-                "steps": "" if recipe is None else f"{recipe.steps:,}",
-                "batch": "" if recipe is None else f"{recipe.batch:,}",
+                "steps": _least_to_most([recipe.steps for recipe in recipes[stage]]),
+                "batch": _least_to_most([recipe.batch for recipe in recipes[stage]]),
                 "tokens": f"{tokens:,}",
                 "FLOPs": f"{flops:.4g}",
                 "GPU-hours": f"{speed.hours(tokens, flops):,.4g}",
             }
         )
     return rows
+
+
+def _least_to_most(numbers: list[int]) -> str:
+    """What all runs of a stage have, or the least and the most of it where they differ."""
+    return "–".join(f"{number:,}" for number in dict.fromkeys((min(numbers), max(numbers)))) if numbers else ""
 
 
 def _tokens(config: Config, stage: str) -> int:

@@ -98,6 +98,32 @@ def test_fine_tuning_has_rows_of_its_own_length(capsys):
     assert memories[0] < memories[1] == memories[2]
 
 
+def test_the_steps_of_fine_tuning_are_those_of_the_cells_that_have_it(capsys):
+    words = ["plan", "model=ratplus_tiny", "train.sft.tasks=[niah_single_1]", "train.sft.batch=4"]
+    for steps in ("0,10", "10,0"):
+        text = plan(capsys, *words, f"train.sft.steps={steps}")
+        assert row(text, "sft")[1:5] == ["1", "10", "4", "20,480"]
+        assert row(text, "evaluate")[1] == "2"
+
+
+def test_steps_and_batches_that_differ_are_told_from_least_to_most(capsys):
+    text = plan(capsys, "plan", "model=ratplus_tiny", "train.adapt.steps=40,10,1200", "train.adapt.batch=8,4")
+    assert row(text, "adapt")[1:5] == ["6", "10–1,200", "4–8", f"{(40 + 10 + 1200) * (8 + 4) * 512:,}"]
+    assert row(text, "pretrain")[1:4] == ["1", "320", "8"]
+
+
+def test_mixed_adaptation_is_planned_for_the_pattern_that_holds_most(capsys):
+    """Which patterns a step draws is not known: the memory is that of one that selects blocks, wherever it is named."""
+
+    def of_adaptation(*mixed: str) -> float:
+        text = plan(capsys, "plan", "model=ratplus_tiny", f"train.adapt.mixed=[{','.join(mixed)}]")
+        memory = next((part for part in text.split("memory of each GPU in ")[1:] if part.startswith("adapt (")), None)
+        return float((memory or text.partition("memory of each GPU in ")[2]).splitlines()[2].split()[-1])
+
+    static = of_adaptation("D1", "D16")
+    assert of_adaptation("D1", "top30x16") == of_adaptation("top30x16", "D1") > static
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
