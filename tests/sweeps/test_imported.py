@@ -212,6 +212,8 @@ def test_what_cannot_get_a_recurrence(place, capsys):
 
 def test_plan_takes_the_models_vocabulary(place, capsys):
     """Without --vocab: that of the tokenizer beside it. Memory is that of the stage that trains."""
+    assert ratplus("plan", *WORDS, "--vocab", "320") == 2
+    assert "the model has a vocabulary of 300 (its tokenizer 258 ids), the data one of 320" in capsys.readouterr().err
     words = [w for w in WORDS if not w.startswith("train.adapt")]
     assert (
         ratplus("plan", *words, *RETROFIT[:1], "train=retrofit", "train.context=48", "train.adapt.micro_batch=2") == 0

@@ -1,5 +1,6 @@
 """Evaluation by position: numbers against a plain count, rows where they should stand, ids, and what is refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,11 @@ def test_the_budget_counts_its_rows():
     before = evaluation_rows(config)
     config.eval.positions.width = 16
     assert evaluation_rows(config) == [*before, (3, 32), (3, 48), (3, 64), (3, 64)]
+    config.data.recall.length = 64  # as long as the context: one bin has its end, and no row goes over it
+    assert evaluation_rows(config) == [(2, 64), (3, 64), (3, 64)]
+    data = replace(batches(64), recall=replace(TASK, length=64))
+    sets = recall_rows(data, 3, config.eval.positions.bins(64), [(1, 64)])
+    assert [rows.inputs.shape for rows in sets] == [(3, 64)]
 
 
 @pytest.mark.parametrize(("width", "told"), [(-1, "it must be ≥ 0"), (3, r"between 8 \(64 bins\)"), (513, "and 512")])

@@ -9,11 +9,15 @@ ORDER = ("running", "damaged", "failed", "missing")
 STAGES = {"pretrain": "a", "adapt": "b", "evaluate": "c"}
 
 
-def status(**states: str) -> str:
+def state(**states: str) -> State:
     def look(folder: Path) -> State:
         return State(states.get(folder.parent.name, "missing"), folder.parent.name)
 
-    return cell_state(Path("sweep"), STAGES, look=look).status
+    return cell_state(Path("sweep"), STAGES, look=look)
+
+
+def status(**states: str) -> str:
+    return state(**states).status
 
 
 def test_the_most_telling_stage_counts():
@@ -22,3 +26,11 @@ def test_the_most_telling_stage_counts():
         assert status(pretrain=second, evaluate=first) == first
         assert status(pretrain="done", adapt=first, evaluate=second) == first
     assert status(pretrain="failed", adapt="running", evaluate="done") == "done"
+
+
+def test_of_stages_with_the_same_status_the_latest_is_told():
+    for same in ("running", "damaged", "failed"):
+        assert state(pretrain=same, adapt=same, evaluate=same).stage == "evaluate"
+        assert state(pretrain=same, adapt=same).stage == "adapt"
+        assert state(pretrain=same, evaluate=same).stage == "evaluate"
+        assert state(pretrain=same).stage == "pretrain"

@@ -31,8 +31,8 @@ from ratplus.stages.failures import memory_advice
 from ratplus.stages.run_stage import Surroundings
 from ratplus.training.errors import Interrupted
 from ratplus.training.run import Saver, StepLoader, train
-from ratplus.training.spec import Run, Watch
-from ratplus.training.state import load_state, what_it_reads
+from ratplus.training.spec import Run, Shares, Watch
+from ratplus.training.state import layouts_of, load_state, what_it_reads
 from ratplus.training.step import learning_rate
 
 RUN = RunSection(accelerator="cpu", checkpoint_seconds=0.0, log_every=1)
@@ -178,6 +178,18 @@ def test_continuing_with_another_batch_layout(data, tmp_path):
         run(data, tmp_path / "x", steps=7)
     _, outcome = run(data, tmp_path / "x", micro=1)
     assert [(at["from_step"], at["micro_batches"]) for at in outcome.layouts] == [(0, 1), (2, 4)]
+
+
+def test_layouts_of_a_run_that_returns_to_an_earlier_one():
+    """Each is compared with the one just before it, and what an older state does not say it had as it is now."""
+    one, other = (Shares(strategy="single", ranks=1, micro_batches=n, compile=False) for n in (1, 2))
+    layouts = layouts_of(None, one)
+    for step, layout in ((2, one), (3, other), (4, other), (5, one), (6, one)):
+        layouts = layouts_of({"step": step, "layouts": layouts}, layout)
+    assert [(at["from_step"], at["micro_batches"]) for at in layouts] == [(0, 1), (3, 2), (5, 1)]
+    older = layouts_of({"step": 4}, other)
+    assert older == [{"from_step": 0, "strategy": "single", "ranks": 1}]
+    assert [at["from_step"] for at in layouts_of({"step": 4}, {**other, "compile": True})] == [0, 4]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -56,6 +56,21 @@ def test_a_sweep_does_not_say_which_project_gets_its_runs(tmp_path, monkeypatch,
     assert (told in said.err) if told else ("another place" not in said.err)
 
 
+def test_of_several_places_that_of_the_latest_cells_is_told(tmp_path, monkeypatch, capsys):
+    """Cells that a later call added stand behind the others, and may have been made to send elsewhere."""
+    folder = shutil.copytree(OLD, tmp_path / "given")
+    manifest = read_manifest(folder)
+    first, *_, last = manifest["cells"]
+    first["run"]["logger"] |= {"entity": "before", "project": "ratplus"}
+    last["run"]["logger"] |= {"entity": "now", "project": "ratplus"}
+    monkeypatch.setattr(sync, "read_manifest", lambda _folder: manifest)
+    monkeypatch.setattr(sync, "server_url", lambda: "https://wandb.example")
+    sync.sync(folder, dry_run=True)
+    said = capsys.readouterr().err
+    assert "--entity now" in said
+    assert "before" not in said
+
+
 def test_a_workspace_of_another_project_is_not_written_to(monkeypatch):
     """The ledger in the folder says where a workspace was made."""
     workspaces = pytest.importorskip("wandb_workspaces.workspaces")
