@@ -13,7 +13,7 @@ from typing import Any
 from ratplus.config.cell import Config
 from ratplus.records.atomic import remove_temporaries
 from ratplus.records.curve import StageLog
-from ratplus.records.lock import FolderLock, LockLost, clear_lock
+from ratplus.records.lock import LOCK_FILE, FolderLock, LockLost, clear_lock
 from ratplus.records.record import (
     ForeignRecord,
     Metric,
@@ -152,6 +152,9 @@ def _work(
 
 def tidy(folder: Path) -> None:
     """Remove what a finished stage needs no more; only once its record stands, so that no kill costs a finished run."""
+    # One look where nothing is left, as in nearly all stages of a large sweep that is only reported again.
+    if not any(name.startswith((".", "training-", LOCK_FILE)) for name in os.listdir(folder)):
+        return
     remove_temporaries(folder)
     for path in folder.glob("training-*.pt"):
         path.unlink(missing_ok=True)
