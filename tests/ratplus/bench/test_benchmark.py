@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from ratplus import ModelConfig, Pattern, RATPlus, checkpoint
+from ratplus import ModelConfig, Pattern, PatternMap, RATPlus, checkpoint
 from ratplus.bench import measure as bench_measure
 from ratplus.bench import models as benchmark
 from ratplus.bench.models import bench_models, subject_of
 from ratplus.bench.settings import BenchSettings, split_labels
+from ratplus.costs.cost import cost
 from ratplus.kernels.bench import timing as bench_timing
 from ratplus.kernels.bench.timing import Ceilings
 
@@ -49,7 +50,8 @@ def test_rows_of_two_models():
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["decode_ms_p50"])
         assert row["decode_path"] == "plain loop"
         dense = next(x for x in result["rows"] if x["pattern"] == "D1" and same(x, row))
-        assert row["decode_ratio"] == pytest.approx(row["decode_ms_p50"] / dense["decode_ms_p50"])
+        for name in ("prefill", "decode"):
+            assert row[f"{name}_ratio"] == pytest.approx(row[f"{name}_ms_p50"] / dense[f"{name}_ms_p50"])
         assert row["kv_ratio"] == pytest.approx(row["kv_bytes"] / dense["kv_bytes"])
         assert (row["state_bytes"] > 0) == row["recurrence"]
 
@@ -69,18 +71,60 @@ def test_bytes_are_those_of_a_live_cache_and_of_the_formula():
     assert row["max_batch"] == left // (cache.bytes() // 2)
 
 
+@pytest.mark.parametrize(("tied", "recurrence"), [(True, True), (False, True), (True, False)])
+def test_limits_by_hand(tied, recurrence):
+    """What the ceilings allow, where the bytes decide and where the products do; two sequences of 24 tokens."""
+    config = ModelConfig(50, 3, 32, 8, kv_heads=2, tied=tied, recurrence=recurrence, max_len=27)
+    patterns = PatternMap.uniform(Pattern.from_label("top2x4"), 3, 4)
+    model, head = RATPlus(config).eval(), 50 * 32
+    used = sum(p.numel() for p in model.parameters()) - (0 if tied else head)  # of an embedding, rows alone are read
+    spent = cost(patterns, 24, 8, recurrence=recurrence, bytes_per_element=4, kv_heads=2)
+    limits = {}
+    for ceilings in (Ceilings(1e-6, 1e9), Ceilings(1e9, 1e-9)):  # a byte, or a FLOP, a millisecond
+        result = {"rows": [], "skipped": []}
+        with torch.inference_mode():
+            measuring = bench_measure.Measuring("mine", model, settings(), ceilings, result)
+            measuring.at(24, 2, {"top2x4": patterns})
+        (row,) = result["rows"]
+        assert (row["heads"], row["kv_heads"], row["recurrence"]) == (4, 2, recurrence)
+        limits[ceilings.copy_gb_s < 1] = row["prefill_limit_ms"], row["decode_limit_ms"]
+    # The state is read and written; of the prompt only the last position has logits.
+    read = 4 * used + 2 * (spent.decode_bytes + 2 * spent.state_bytes)
+    assert limits[True] == (pytest.approx(4 * used), pytest.approx(read))
+    prompt = 2 * 24 * 2 * (used - head) + 2 * 2 * head + 2 * (spent.attention_flops + spent.selection_flops)
+    step = 2 * 2 * used + 2 * (spent.decode_flops + spent.decode_selection_flops)
+    assert limits[False] == (pytest.approx(prompt), pytest.approx(step))
+
+
+def test_of_free_memory_and_what_is_given_the_less_counts(monkeypatch):
+    model = RATPlus(ModelConfig(50, 1, 32, 8))
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(bench_measure, "available_memory_bytes", lambda device: 5_000_000)
+    for given, free in ((None, 5_000_000), (0.004, 4_000_000 - weights), (0.1, 5_000_000), (1e-6, 0)):
+        assert bench_measure.Measuring("mine", model, settings(memory_gb=given), None, {}).free == free
+
+
 def test_the_largest_batch_and_what_does_not_fit():
     result = bench(batches=("max", 30), memory_gb=0.3, patterns=("D4",))
     largest = {row["pattern"]: row for row in result["rows"] if row["largest"]}
     assert set(largest) == {"D1", "D4"}
     assert all(row["batch"] == min(4096, int(0.85 * row["max_batch"])) for row in largest.values())
     assert all(row["prefill_ms_p50"] is None for row in largest.values())
+    assert not any("prefill of" in left["reason"] and left["batch"] != 30 for left in result["skipped"])
     # Beside weights of 0.11 MB: 30 dense caches of 14 kB are too many, 30 sparse ones of 4 kB are not.
     small = bench(batches=(30,), memory_gb=0.45e-3, patterns=("D4",))
     (left,) = [row for row in small["skipped"] if row["pattern"] == "D1"]
     assert "GB a sequence" in left["reason"]
     (row,) = small["rows"]
     assert (row["pattern"], row["decode_ratio"]) == ("D4", None)
+
+
+def test_ratios_of_different_batches_are_of_one_sequence():
+    dense, sparse = bench(batches=("max",), memory_gb=0.002, patterns=("D4",))["rows"]
+    assert dense["batch"] < sparse["batch"] < 4096
+    for ratio, key in (("kv_ratio", "kv_bytes"), ("decode_ratio", "decode_ms_p50")):
+        assert dense[ratio] == 1
+        assert sparse[ratio] == pytest.approx(sparse[key] / sparse["batch"] / (dense[key] / dense["batch"]))
 
 
 def test_caches_that_do_not_fit_together_are_measured_apart(monkeypatch):

@@ -193,3 +193,34 @@ def test_what_weights_gradients_and_moments_take(tied):
     # Shards, and two blocks and the embedding that are whole for a while; no other copy in bfloat16.
     assert held("bf16", 4) == (each + 2 * block * 2 + ends, each + block * (2 + 4) + ends, 2 * numbers)
     assert held("float32", 4) == (each + 2 * block * 4 + ends, each + block * (4 + 4) + ends, 2 * numbers)
+
+
+HEADS = dict(layers=3, d_model=16, d_head=8, query_heads=6, kv_heads=3, ffn_size=20)  # queries of 48, keys of 24
+
+
+@pytest.mark.parametrize(
+    ("shape", "narrow"),
+    [
+        # Queries three times, and three more of the output gate; casts; k, v, g, k~ and v~; the feed-forward part.
+        (dict(), 6 * 48 + 2 * 16 + 5 * 24 + 2 * 20),
+        (dict(output_gate=False), 3 * 48 + 2 * 16 + 5 * 24 + 2 * 20),
+        # Without recurrence k, v and the rotated k; SwiGLU's other factor and the product too.
+        (dict(recurrence=False, output_gate=False, ffn="swiglu"), 3 * 48 + 2 * 16 + 3 * 24 + 4 * 20),
+    ],
+)
+@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bf16", 2)])
+def test_what_activations_take(shape, narrow, precision, size):
+    """To the byte, of 8 tokens: the comparisons with live tensors above allow a tenth."""
+    few, many = (ModelConfig(vocab_size=vocab, **HEADS | shape) for vocab in (10, 10_000))
+
+    def held(config, checkpointing: bool) -> tuple[int, int]:
+        found = training_memory(config, 1000, 8, precision, checkpointing=checkpointing)
+        return found.activations, found.logits
+
+    block, ends = 8 * (4 * 16 * 4 + narrow * size), 2 * 8 * 16 * 4
+    assert held(few, False) == (3 * block + ends, 4 * 8 * 10 * 4)
+    # Computed again: the inputs of blocks, one block whole, and the gradients of what is widest and of its matrix.
+    again = 3 * 8 * 16 * 4 + ends + block + 20 * (2 if shape.get("ffn") else 1) * (8 * size + 16 * 4)
+    assert held(few, True) == (again, 8 * 10 * 4)
+    # With a large vocabulary the peak is in the loss, with the gradient of the embedding.
+    assert held(many, True) == (3 * 8 * 16 * 4 + ends, 3 * 8 * 10_000 * 4 + 10_000 * 16 * 4)
