@@ -70,6 +70,14 @@ def test_prompts_of_generation(model):
         generate(model, [[0, 10]], max_new_tokens=12)
 
 
+@pytest.mark.parametrize(("chunk", "widths"), [(None, [5]), (1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5])])
+def test_a_prompt_is_fed_in_chunks_no_wider_than_asked_for(model, monkeypatch, chunk, widths):
+    fed, prefill = [], model.prefill
+    monkeypatch.setattr(model, "prefill", lambda part, *rest: fed.append(part.shape[1]) or prefill(part, *rest))
+    generate(model, [[1, 2, 3, 4, 5], [6]], max_new_tokens=1, prefill_chunk=chunk)
+    assert fed == widths
+
+
 def test_sampling_is_of_the_seed_and_the_temperature(model):
     def made(**how):
         return generate(model, [[1, 2]] * 4, max_new_tokens=8, **how).tolist()

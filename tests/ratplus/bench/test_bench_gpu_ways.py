@@ -15,6 +15,7 @@ from ratplus.bench import models as benchmark
 from ratplus.bench import trainer as bench_trainer
 from ratplus.bench.lines import model_line, skipped_line
 from ratplus.bench.settings import BenchSettings
+from ratplus.config.train import RecipeSection
 from ratplus.kernels.bench import backends as bench_backends
 from ratplus.kernels.bench.timing import Ceilings, Times
 
@@ -103,7 +104,12 @@ def test_ways_of_training(monkeypatch, tmp_path, capsys):
     """Every way has its row and line; what takes too long or can't compile is named."""
     monkeypatch.setattr("ratplus.training.blocks.BACKEND", "aot_eager")
     monkeypatch.setattr(bench_trainer, "check_compiler", lambda trainer, device: None)
+    trained, module = [], bench_trainer.TrainingModule
+    monkeypatch.setattr(
+        bench_trainer, "TrainingModule", lambda *given, **more: trained.append(more["arl"]) or module(*given, **more)
+    )
     bench_trainer.main([str(tmp_path / "t.json"), "ratplus-1x32x16", *QUICK, "--limit", "120"])
+    assert trained == [RecipeSection(arl=True).arl_pattern] * 4
     result = json.loads((tmp_path / "t.json").read_text())
     assert result["complete"]
     assert [(row["compile"], row["activation_checkpointing"]) for row in result["rows"]] == list(bench_trainer.WAYS)

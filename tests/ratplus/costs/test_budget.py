@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.config.cell import Config
-from ratplus.costs.budget import forward_flops, parameters, stage_flops, training_flops
+from ratplus.costs.budget import forward_flops, parameters, stage_flops, trained_patterns, training_flops
 from ratplus.costs.cost import attention_flops, recurrence_flops
 from ratplus.sweeps.define.compose import compose_one
 
@@ -60,6 +60,63 @@ def test_backward_is_twice_the_forward():
     with counter:
         model(tokens).sum().backward()
     assert counter.get_total_flops() == pytest.approx(3 * forward_flops(config, None, 1), rel=0.01)
+
+
+LLAMA = dict(query_heads=6, kv_heads=3, ffn="swiglu", ffn_size=20, recurrence=False)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {}, {"qk_norm": True}, {"qkv_bias": True}, {"out_bias": True}, {"tied": False}, {"ffn": "gelu"},
+        {"output_gate": False}, {"recurrence": True}, {"recurrence": True, "gate_bias": -2.0},
+    ],
+)  # fmt: skip
+def test_parameters_of_every_part(more):
+    """Three layers of 16 channels whose six heads of queries are wider than that, and share three of keys."""
+    config = ModelConfig(vocab_size=101, layers=3, d_model=16, d_head=4, **LLAMA | more)
+    assert parameters(config) == sum(p.numel() for p in RATPlus(config).parameters())
+
+
+def test_what_each_stage_trains_with():
+    def patterns(*words: str) -> dict[str, str | None]:
+        config = compose_one([*words, "pattern.dilation=16"]).config
+        return {stage: found and found.label for stage, found in trained_patterns(config).items()}
+
+    sft = ["train.sft.steps=3", "train.sft.tasks=[niah_single_1]"]
+    assert patterns() == {"pretrain": None, "adapt": "D16"}
+    assert patterns("train.pretrain.sparse=true", "train.pretrain.arl=false")["pretrain"] == "D16"
+    assert patterns("train.adapt.dense=true") == {"pretrain": None, "adapt": None}
+    assert patterns("train.adapt.steps=0") == {"pretrain": None}
+    assert patterns(*sft)["sft"] == "D16"
+    assert patterns(*sft, "train.sft.dense=true")["sft"] is None
+    # Of mixed patterns the one that holds most, else the first.
+    assert patterns("train.adapt.mixed=[D4,D64]")["adapt"] == "D4"
+    assert patterns("train.adapt.mixed=[D4,top2x16,top3x16]")["adapt"] == "top2x16"
+
+
+def test_rows_of_fine_tuning_are_its_own():
+    words = [
+        "train.sft.steps=3",
+        "train.sft.tasks=[niah_single_1]",
+        "train.sft.batch=5",
+        "pattern.dilation=16",
+        "train.context=512",
+    ]
+    for length in (None, 100):
+        config = compose_one(words).config
+        config.train.sft.length = length
+        model = config.model.build(257, 512)
+        each = forward_flops(model, Pattern(16), length or 512)
+        assert stage_flops(config, 257)["sft"] == 3 * 3 * 5 * each
+
+
+def test_mixed_training_costs_the_mean_of_its_patterns():
+    config = compose_one(["train.adapt.mixed=[D1,D16,D64]", "data.recall.fraction=0"]).config
+    model = config.model.build(257, 512)
+    each = [forward_flops(model, Pattern(d), 512) for d in (1, 16, 64)]
+    recipe = config.train.adapt
+    assert stage_flops(config, 257)["adapt"] == 3 * recipe.steps * recipe.batch * sum(each) // 3
 
 
 def test_stages_of_a_cell():

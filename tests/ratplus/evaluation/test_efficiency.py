@@ -8,7 +8,10 @@ import torch
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.config.cell import Config
 from ratplus.config.eval import EfficiencySection, EvalSection
+from ratplus.costs.budget import parameters
+from ratplus.costs.cost import cost
 from ratplus.evaluation.efficiency import efficiency_counts, measure_efficiency
+from ratplus.model.cache import KVCache
 from ratplus.stages.stage_ids import plan
 
 CONFIG = ModelConfig(vocab_size=40, layers=2, d_model=32, d_head=16, max_len=64)
@@ -70,6 +73,57 @@ def test_where_the_system_does_not_tell_its_memory_the_section_does(monkeypatch,
     line = r"eval.efficiency.batch: got 9; a cache takes .* fit in eval.efficiency.memory_gb=0.0002, weights among it"
     with pytest.raises(ValueError, match=line):
         measure_efficiency(model, MAPS[0], small, "cpu")
+
+
+def test_counts_of_patterns_that_select():
+    """Three layers of four heads that share two of keys; what is found at the prompt, what is held at the end."""
+    config = ModelConfig(40, 3, 32, 8, kv_heads=2, max_len=64)
+    for label in ("top2x4", "snap12x4", "quest2x8-decode"):
+        patterns = PatternMap.uniform(Pattern.from_label(label), 3, 4)
+        at_prompt, at_end = (
+            cost(patterns, length, 8, recurrence=True, bytes_per_element=2, kv_heads=2, prompt=40)
+            for length in (40, 50)
+        )
+        counts = {name: found["value"] for name, found in efficiency_counts(config, patterns, 40, 10, 0.01).items()}
+        cache = KVCache.empty(config, patterns, 1, 50, "meta", torch.bfloat16).bytes()
+        assert counts == {
+            "prefill_attention_flops": at_prompt.attention_flops + at_prompt.selection_flops,
+            "decode_attention_flops": at_prompt.decode_flops + at_prompt.decode_selection_flops,
+            "decode_kv_bytes": at_end.kv_bytes, "decode_read_bytes": at_end.decode_bytes, "decode_cache_bytes": cache,
+            "state_bytes": at_end.state_bytes, "max_batch": (10_000_000 - 2 * parameters(config)) // cache,
+        }  # fmt: skip
+        assert at_prompt.selection_flops + at_prompt.decode_selection_flops > 0
+    assert efficiency_counts(config, patterns, 40, 10, 1e-6)["max_batch"]["value"] == 0
+
+
+def test_times_are_the_patterns_and_dense_ones_stand_beside_them(monkeypatch):
+    asked = []
+
+    class Pretended:
+        def __init__(self, name, model, settings, ceilings, found):
+            self.found = found
+            asked.append(settings)
+
+        def at(self, prompt, batch, maps):
+            asked.append((prompt, batch, list(maps)))
+            for add, label in ((0, "D1"), (100, "D4-W3-I2")):
+                times = {f"{name}_ms_{key}": add + 10 * i + j for i, name in enumerate(("prefill", "decode"))
+                         for j, key in enumerate(("p20", "p50", "p80"))}  # fmt: skip
+                peaks = {"prefill_peak_bytes": add + 30, "decode_peak_bytes": add + 31}
+                self.found["rows"].append({"pattern": label, "tokens_per_second": add + 40, "decode_path": label}
+                                          | times | peaks)  # fmt: skip
+
+    monkeypatch.setattr("ratplus.evaluation.efficiency.Measuring", Pretended)
+    section = EfficiencySection(True, batch=3, prompt_tokens=20, new_tokens=5, repeats=9, memory_gb=1.0)
+    _, timing = measure_efficiency(RATPlus(CONFIG), MAPS[1], section, "cpu")
+    assert timing == {
+        "tokens_per_second": 140, "prefill_ms": 101, "prefill_ms_p20": 100, "prefill_ms_p80": 102,
+        "dense_prefill_ms": 1, "decode_ms_per_token": 111, "decode_ms_per_token_p20": 110, "decode_ms_per_token_p80": 112,
+        "dense_decode_ms_per_token": 11, "prefill_peak_bytes": 130, "decode_peak_bytes": 131, "decode_path": "D4-W3-I2",
+    }  # fmt: skip
+    settings, call = asked
+    assert call == (20, 3, ["D1", "D4-W3-I2"])
+    assert (settings.new_tokens, settings.repeats, settings.prefill_tokens) == (5, 9, 60)
 
 
 def test_dense_is_its_own_baseline():

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -301,6 +302,52 @@ def test_the_look_before_training_says_what_making_the_items_would_say(task):
         refused.append(said[0] is not None)
     assert refused[0]
     assert not refused[-1]
+
+
+def test_items_are_made_with_all_settings_of_their_section():
+    from ratplus.config.eval import NiahSection
+    from ratplus.data.needles import generate, section_items
+
+    settings = {"new_tokens": 31, "template": "short", "digits": 3, "seed": 5}
+    asked = NiahSection(["niah_single_2", "niah_multikey_1"], 3, length=400, **settings)
+    for section, length in ((asked, 400), (replace(asked, length=None), 500)):
+        found = section_items(section, ByteTokenizer(), 500, PROSE)
+        assert found == {
+            task: generate(task, ByteTokenizer(), 3, length, haystack=PROSE, **settings) for task in section.tasks
+        }
+        for item in found["niah_single_2"]:
+            assert item.new_tokens == 31
+            assert length - 31 - 40 < len(item.prompt.encode()) <= length - 31  # as many sentences as fit
+
+
+def test_answers_of_a_task_have_the_room_that_the_longest_needs(monkeypatch):
+    from ratplus import ModelConfig, RATPlus
+    from ratplus.data.needles import Item
+    from ratplus.evaluation import niah as niah_suite
+    from ratplus.evaluation.scoring import Scorer
+
+    rooms, told = [], []
+
+    def texts(scorer, tokenizer, prompts, how, progress):
+        rooms.append(how.max_new_tokens)
+        progress(len(prompts))
+        return ["1"] * len(prompts)
+
+    monkeypatch.setattr(niah_suite, "generate_texts", texts)
+    tasks = {
+        name: [Item("x", ("1", "2"), (0.1, 0.9), room, ((0, 1),) * 2) for room in asked]
+        for name, asked in (("a", (3, 9, 4)), ("b", (5,)))
+    }
+    scorer = Scorer(RATPlus(ModelConfig(257, 1, 16, 16, max_len=30)))
+    metrics, samples, facts = niah_suite.evaluate_niah(
+        scorer, ByteTokenizer(), tasks, lambda done, total: told.append((done, total))
+    )
+    assert rooms == [9, 5]
+    assert told == [(3, 4), (4, 4)]
+    assert [(row["task"], row["id"]) for row in samples] == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
+    assert {task: fact["samples"] for task, fact in facts.items()} == {"a": 3, "b": 1}
+    assert set(metrics) == {"a_overlap", "a_substring", "b_overlap", "b_substring"}  # no depth of two needles
+    assert metrics["a_overlap"] == {"value": 0.5, "stderr": 0.0, "count": 3}
 
 
 def test_needle_suite_reads_the_models_answers(monkeypatch):

@@ -1,8 +1,10 @@
 """Scores and texts as lm-eval asks for them, against direct computations; lm-eval itself where it is installed."""
 
+import hashlib
 import json
 import math
 import random
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -368,6 +370,60 @@ def test_groups_and_tags_are_names_too(tmp_path, monkeypatch):
             harness.check_tasks(["bot"])
     finally:
         harness._shipped.cache_clear()
+
+
+def test_results_of_lm_eval_in_our_words(monkeypatch):
+    """Of what its `evaluate` gives: metrics of tasks and groups with their errors and counts, items, facts."""
+    from ratplus.config.eval import HarnessSection
+    from ratplus.evaluation import harness
+
+    def item(number, **more):
+        return {"doc_id": number, "filter": "none", "metrics": ["acc"], "acc": number % 2, "doc_hash": f"d{number}",
+                "prompt_hash": f"p{number}", "filtered_resps": ["a", "b"]} | more  # fmt: skip
+
+    results = {
+        "a": {"alias": "a", "acc,none": 0.25, "acc_stderr,none": 0.125, "bad,none": float("nan"), "yes,none": True,
+              "4096,none": -1, "8192,none": 0.5, "8192_stderr,none": "N/A", "below,none": -1},
+        "b": {"em,strict": 0.5, "em_stderr,strict": float("nan"), "em,loose": 1.0, "em_stderr,loose": 0.25},
+        "whole": {"acc,none": 0.75, "acc_stderr,none": 0.5},
+    }  # fmt: skip
+    samples = {
+        "a": [item(3), item(4, metrics=["ppl", "said", "pairs"], ppl=(2.5, 3), said="x", pairs=["x", 1])],
+        "b": [item(0, filter="strict", filtered_resps=["seven"]), item(0, filter="loose", filtered_resps=[7])],
+    }
+    given, asked = {"tasks": {}}, []
+    found = {
+        "results": {name: results[name] for name in "ab"}, "groups": {"whole": results["whole"]}, "samples": samples,
+        "n-samples": {"a": {"original": 9, "effective": 2}, "b": {"original": 8, "effective": 5}},
+        "group_subtasks": {"whole": ["a", "b", "left out"]}, "versions": {"a": 1.0, "b": 2}, "n-shot": {"a": 3},
+    }  # fmt: skip
+    stand_in = SimpleNamespace(evaluate=lambda lm, loaded, **how: asked.append((loaded, how)) or found)
+    monkeypatch.setitem(sys.modules, "lm_eval", stand_in)
+    monkeypatch.setattr(harness, "check_tasks", lambda tasks: None)
+    monkeypatch.setattr(harness, "_load", lambda tasks, fewshot: given | {"asked": (tasks, fewshot)})
+    monkeypatch.setattr(harness, "version", lambda name: "0.4.13")
+    cut = iter([7, 7 + 4])
+    lm = type("Lm", (), {"truncated": property(lambda self: next(cut))})()
+    metrics, items, facts = harness.run_tasks(lm, ["a", "b"], HarnessSection(limit=5, fewshot=3))
+    assert asked[0][0]["asked"] == ('["a", "b"]', 3)
+    assert (asked[0][1]["limit"], asked[0][1]["log_samples"]) == (5, True)
+    assert metrics == {
+        "a_acc": {"value": 0.25, "stderr": 0.125, "count": 2}, "a_8192": {"value": 0.5, "stderr": None, "count": 2},
+        "a_below": {"value": -1.0, "stderr": None, "count": 2},  # only of a length -1 says that it was not asked
+        "b_em_strict": {"value": 0.5, "stderr": None, "count": 5},
+        "b_em_loose": {"value": 1.0, "stderr": 0.25, "count": 5},
+        "whole_acc": {"value": 0.75, "stderr": 0.5, "count": 2 + 5},
+    }  # fmt: skip
+    assert items == [
+        {"task": "a", "id": 3, "filter": "none", "acc": 1}, {"task": "a", "id": 4, "filter": "none", "ppl": [2.5, 3]},
+        {"task": "b", "id": 0, "filter": "strict", "acc": 0, "text": "seven"},
+        {"task": "b", "id": 0, "filter": "loose", "acc": 0},
+    ]  # fmt: skip
+    assert facts["lm_eval"] == {"version": "0.4.13", "truncated_contexts": 4}
+    assert (facts["a"]["version"], facts["a"]["samples"], facts["a"]["fewshot"]) == (1.0, 2, 3)
+    assert (facts["b"]["version"], facts["b"]["samples"], facts["b"]["fewshot"]) == (2, 5, None)
+    assert facts["a"]["prompts_sha256"] == hashlib.sha256(b"p3\np4").hexdigest()
+    assert facts["a"]["data_sha256"] == hashlib.sha256(b"d3\nd4").hexdigest()
 
 
 @pytest.fixture

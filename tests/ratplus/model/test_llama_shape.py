@@ -174,6 +174,8 @@ def test_heads_of_the_model_everywhere():
     ("words", "told"),
     [
         ({"query_heads": 0}, "model.query_heads: got 0; it must be a whole number ≥ 1, or null"),
+        ({"query_heads": 2.0}, "model.query_heads: got 2.0; it must be a whole number ≥ 1, or null"),
+        ({"query_heads": True}, "model.query_heads: got True; it must be a whole number ≥ 1, or null"),
         ({"d_model": 33}, "it must be a multiple of model.d_head=8, or model.query_heads must tell the heads"),
         ({"query_heads": 6, "kv_heads": 4}, "it must divide the 6 heads"),
         ({"ffn": "relu"}, "model.ffn: got 'relu'; allowed: gelu, swiglu"),

@@ -26,8 +26,8 @@ def test_deep_json_is_a_value_error(tmp_path, text):
 
 
 def test_what_is_nested_less_is_read():
-    value = parse_json("[" * 60 + '{"a": {"b": 1}}' + "]" * 60)
-    for _ in range(60):
+    value = parse_json("[" * 62 + '{"a": {"b": 1}}' + "]" * 62)
+    for _ in range(62):
         (value,) = value
     assert value == {"a": {"b": 1}}
 

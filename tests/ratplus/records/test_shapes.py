@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ratplus.records.manifest import read_manifest
-from ratplus.records.note import read_note, write_note
+from ratplus.records.note import MOST_CHARACTERS, NOTE_FILE, read_note, write_note
 from ratplus.records.record import (
     RecordError,
     is_id,
@@ -245,6 +245,29 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
         tmp_path, [{"task": "t", "id": 0, "a": float("nan"), "b": [float("-inf"), 1.0], "c": {"d": float("inf")}}]
     )
     assert read_samples(tmp_path) == [{"task": "t", "id": 0, "a": None, "b": [None, 1.0], "c": {"d": None}}]
+
+
+@pytest.mark.parametrize("more", [{}, {"depths": [0.5]}])
+def test_a_file_of_too_many_items_is_refused(tmp_path, monkeypatch, more):
+    monkeypatch.setattr("ratplus.records.samples.MOST_ITEMS", 3)
+    items = [{"task": "t", "id": i, "accuracy": 1.0} | more for i in range(4)]
+    write_samples(tmp_path, items[:3])
+    assert read_samples(tmp_path) == items[:3]
+    write_samples(tmp_path, items)
+    with pytest.raises(ValueError, match="more than 3 items"):
+        read_samples(tmp_path)
+
+
+def test_a_note_has_a_largest_length(tmp_path):
+    most = "a" * MOST_CHARACTERS
+    assert write_note(tmp_path, f" {most}\n") == read_note(tmp_path) == most
+    with pytest.raises(ValueError, match=r"a note has at most 2,000 characters; this one has 2,001"):
+        write_note(tmp_path, most + "b")
+    assert read_note(tmp_path) == most
+    (tmp_path / NOTE_FILE).write_text(f"two\n lines {most}")  # a stranger's
+    assert read_note(tmp_path) == f"two lines {most}"[:MOST_CHARACTERS]
+    (tmp_path / NOTE_FILE).write_text("a" * (8 * MOST_CHARACTERS + 1))
+    assert read_note(tmp_path) == ""
 
 
 def test_a_note_is_one_line_and_goes_where_it_is_empty(tmp_path):

@@ -1,6 +1,7 @@
 """Which timings a fit of latency takes from a file of `ratplus bench model`, and which maps are timed for one."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ def test_what_a_step_reads():
     assert features(uniform, CONFIG, 64) == [1.0, 8 * 17.0, 2 * 17.0]
     mixed = PatternMap.per_head([Pattern(), Pattern(4), Pattern(4), Pattern(4)], 2)
     assert features(mixed, CONFIG, 64) == [1.0, 2 * (65 + 3 * 17.0), 2 * 65.0]
+    shared = PatternMap.per_head([Pattern(), Pattern(), Pattern(4), Pattern(4)], 2)
+    assert features(shared, replace(CONFIG, kv_heads=2), 64) == [1.0, 2 * (65 + 17.0), 2 * 65.0]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -189,6 +189,21 @@ def test_a_pass_from_the_middle_is_bit_for_bit_a_whole_one(model, splits):
     assert probes.losses(base, "search")["text"] == pytest.approx(whole, rel=1e-5)
 
 
+def test_a_small_batch_has_all_rows_in_their_order(model, splits):
+    patterns = Space.of(CONFIG, candidates_of(["D1", "D4"], True), range(3)).map((1,) * 12)
+    whole, parts = (Probes(model, splits, "weights", None, batch=batch) for batch in (16, 4))
+    for split in splits:
+        expected, found = whole.losses(patterns, split), parts.losses(patterns, split)
+        assert list(found) == list(expected) == ["text", "recall"]
+        for group, losses in expected.items():
+            assert found[group] == pytest.approx(losses, rel=1e-5)
+        held = parts.batches(split)
+        assert [len(one.tokens) for one in held] == [4, 4, 1] * 2  # nine rows of each group
+        rows = splits[split].groups["recall"]
+        assert np.array_equal(torch.cat([one.tokens for one in held[3:]]), rows.inputs)
+        assert np.array_equal(torch.cat([one.labels for one in held[3:]]), rows.labels)
+
+
 def test_the_splits_share_no_document(tmp_path):
     from ratplus.config.data import DataSection
 

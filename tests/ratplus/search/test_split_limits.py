@@ -122,13 +122,15 @@ def test_questions_of_splits_seeds_and_tasks_are_apart():
 
 def test_labels_of_needles_stand_on_the_answer_alone():
     whole = corpus([4000] * 3)
-    splits = make_splits(section(tasks=["niah_single_1"], items=3, template="short"), whole, None, 200)
+    asked = section(tasks=["niah_single_1"], items=3, template="short", digits=3)
+    splits = make_splits(asked, whole, None, 200)
     for split in splits.values():
         rows = split.groups["niah_single_1"]
         for inputs, labels in zip(rows.inputs, rows.labels):
             (places,) = np.nonzero(labels != IGNORE)
             answer = ByteTokenizer().decode(labels[places].tolist())
             assert answer.strip().isdigit()
+            assert len(answer.strip()) == 3
             assert places.tolist() == list(range(places[0], places[0] + len(places)))
             assert inputs[places[1:]].tolist() == labels[places[:-1]].tolist()
             assert answer.strip() in ByteTokenizer().decode(inputs[: places[0]].tolist())

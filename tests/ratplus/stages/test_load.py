@@ -155,6 +155,9 @@ def test_exports_and_plain_folders(tmp_path):
         assert (loaded.patterns.label, loaded.tokenizer.name) == ("D4-W8", "bytes")
         assert text_of(loaded) == text_of(ratplus.load(ours))
     bare = save(model, tmp_path / "bare")
+    # A copy under a stage's name is no stage where no sweep lies around it.
+    named = shutil.copytree(ours, tmp_path / "adapt" / "0123456789ab")
+    assert ratplus.load(named).patterns.label == "D4-W8"
     assert ratplus.load(bare).tokenizer is None
     assert ratplus.load(bare, tokenizer="bytes").tokenizer.vocab_size == 257
     with pytest.raises(CheckpointError, match=r"is a Hugging Face folder .*ratplus import"):
