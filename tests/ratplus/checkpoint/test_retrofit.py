@@ -36,7 +36,8 @@ def test_weights_with_rows_and_biases_of_gates():
     ("source", "hub"),
     [
         ("owner/name", True), ("o.w-n_er/na.me-1", True), ("owner/name.GGUF", False),
-        ("owner/model.safetensors", False), ("owner", False), ("a/b/c", False), ("owner/na me", False), ("here/model", False), ("http://x/y", False),
+        ("owner/model.safetensors", False), ("owner", False), ("a/b/c", False), ("owner/na me", False),
+        ("here/model", False), ("http://x/y", False),
     ],
 )  # fmt: skip
 def test_what_names_a_model_of_the_hub(tmp_path, monkeypatch, source, hub):

@@ -118,8 +118,9 @@ def test_times_are_the_patterns_and_dense_ones_stand_beside_them(monkeypatch):
     _, timing = measure_efficiency(RATPlus(CONFIG), MAPS[1], section, "cpu")
     assert timing == {
         "tokens_per_second": 140, "prefill_ms": 101, "prefill_ms_p20": 100, "prefill_ms_p80": 102,
-        "dense_prefill_ms": 1, "decode_ms_per_token": 111, "decode_ms_per_token_p20": 110, "decode_ms_per_token_p80": 112,
-        "dense_decode_ms_per_token": 11, "prefill_peak_bytes": 130, "decode_peak_bytes": 131, "decode_path": "D4-W3-I2",
+        "dense_prefill_ms": 1, "decode_ms_per_token": 111, "decode_ms_per_token_p20": 110,
+        "decode_ms_per_token_p80": 112, "dense_decode_ms_per_token": 11,
+        "prefill_peak_bytes": 130, "decode_peak_bytes": 131, "decode_path": "D4-W3-I2",
     }  # fmt: skip
     settings, call = asked
     assert call == (20, 3, ["D1", "D4-W3-I2"])
