@@ -87,6 +87,26 @@ def test_with_a_level_only_what_is_certain_fails(two):
     assert ", p " in line
 
 
+def test_a_difference_without_an_error_has_no_p_and_does_not_fail_at_a_level(folder_of_sweep, tmp_path):
+    folders = []
+    for name, loss in (("one", 2.0), ("two", 2.5)):
+        sweep = folder_of_sweep(tmp_path / name)
+        sweep.add("ratplus_tiny", Pattern(2), {"loss": loss})
+        folders.append(sweep.write())
+    told = "ratplus_tiny D2, 2.000 → 2.500 (Δ 0.500)"
+    assert verdicts(folders, "loss>0.4@p0.05", "loss>0.4", "loss>0.6@p0.05") == [
+        f"ok   loss>0.4@p0.05: none of 1 pattern; nearest: {told}; 1 beyond it have no p",
+        f"FAIL loss>0.4: 1 of 1 pattern; worst: {told}",
+        f"ok   loss>0.6@p0.05: none of 1 pattern; nearest: {told}",
+    ]
+
+
+@pytest.mark.parametrize("level", ["0", "1", "1.5"])
+def test_levels_lie_between_0_and_1(level):
+    with pytest.raises(ValueError, match="the level behind @p lies between 0 and 1"):
+        parse_gate(f"loss>1@p{level}")
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -142,6 +162,8 @@ def test_bounds_are_within_and_the_cheapest_of_ties_wins(several):
     for least, of in ((0.5, 2), (0.51, 1)):
         found = choose([several], "loss", least={"kv_ratio": least})
         assert (found["winner"]["pattern"], found["of"]) == ("D1", of)
+        # D8, which is beyond this bound too, is counted once.
+        assert found["left_out"] == {"not finished, or without the result": 1, "beyond the bounds": 4 - of}
     with pytest.raises(
         ValueError, match=r"no finished row has loss within the bounds \(5 rows; kv_ratio is from 0.01562"
     ):

@@ -1,5 +1,7 @@
 """Differences within one sweep, worked by hand: ± over items, ties with the best, seeds apart from items."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from ratplus.analysis.paired.bootstrap import holm, p_values, resampled_means, t
 from ratplus.analysis.paired.differences import with_differences, with_row_errors
 from ratplus.analysis.paired.ties import Stored, difference_notes
 from ratplus.pattern import Pattern
+from ratplus.records.record import write_record
 from ratplus.records.samples import write_samples
 
 HARD = np.linspace(1.0, 3.0, 16)  # how hard the items are: far more than what patterns change
@@ -74,6 +77,24 @@ def test_items_of_all_tasks_count_for_an_average(sweep):
     assert data.loc["D2", "average_delta_p"] == 2 / 2**8
 
 
+def test_the_error_of_an_average_is_that_of_the_mean_of_its_tasks(sweep):
+    """Each task changes by 0.1 or 0.3, in items of its own: errors of 0.1 / 4 each, and of their mean 0.025 / √2."""
+    for dilation, change in ((1, [0.0, 0.0]), (2, [0.1, 0.3])):
+        values = {task: [0.5 + change[(i + len(task)) % 2] for i in range(16)] for task in ("piqa", "hellaswag")}
+        cell = sweep.add("ratplus_tiny", Pattern(dilation), {f"{t}_acc": (sum(v) / 16, 0.1) for t, v in values.items()})
+        items = [{"task": t, "id": i, "acc": value} for t, v in values.items() for i, value in enumerate(v)]
+        # Other prompts of each task, so that the two are drawn apart.
+        own = sweep.path / "evaluate" / cell["id"]
+        record = json.loads((own / "record.json").read_text())
+        body = {key: record[key] for key in ("stage", "config", "parent", "status", "metrics", "timing")}
+        write_record(own, **body, provenance={"tasks": {task: {"prompts_sha256": task} for task in values}})
+        write_samples(own, items)
+    data = pattern_tables.contents(load_sweep(sweep.write()))[0].data.set_index("pattern")
+    assert data.loc["D2", "piqa_acc_delta_pm"] == pytest.approx(0.025, rel=0.06)
+    assert data.loc["D2", "average_delta_pm"] == pytest.approx(0.025 / 2**0.5, rel=0.06)
+    assert data.loc["D2", "average_delta"] == pytest.approx(0.2)
+
+
 def test_ties_with_the_best_sparse_pattern(sweep):
     add(sweep, 1, [0.0] * 16)  # dense: better than all, and not one of those to choose from
     add(sweep, 2, [0.10] * 16)
@@ -109,6 +130,25 @@ def test_holm_counts_all_patterns_of_a_result(sweep):
         assert ("= marks large differences too: with no more than 7 items" in " ".join(table.notes)) is not certain
 
 
+def test_the_most_items_that_were_too_few_are_told_whichever_model_has_them(sweep):
+    for model, items in (("ratplus_tiny", 7), ("attention_tiny", 4)):
+        add(sweep, 2, [0.0] * items, model=model)
+        for number in range(4):
+            add(sweep, 4 * 2**number, [0.1 + 0.01 * number] * items, model=model)
+    (table, *_) = accuracy_vs_dilation.contents(load_sweep(sweep.write()))
+    assert "= marks large differences too: with no more than 7 items" in " ".join(table.notes)
+
+
+@pytest.mark.parametrize(("alike", "too_few"), [(0, True), (12, False)])
+def test_items_are_too_few_where_all_of_them_differ(sweep, alike, too_few):
+    """Four items that differ are never certain; but where twelve more are alike, more items would not help."""
+    add(sweep, 2, [0.0] * (4 + alike))
+    add(sweep, 4, [0.1] * 4 + [0.0] * alike)
+    assert cells_of(sweep).loc[("D4", 0), "loss_tied"]
+    (table, *_) = accuracy_vs_dilation.contents(load_sweep(sweep.path))
+    assert ("= marks large differences too: with no more than 4 items" in " ".join(table.notes)) is too_few
+
+
 def test_errors_over_items_and_over_seeds_are_kept_apart(sweep):
     changes = {0: 0.1, 1: 0.3, 2: 0.2}
     for seed, change in changes.items():
@@ -136,6 +176,14 @@ def test_what_items_can_tell_and_seeds_cannot(sweep):
     (table, *_) = accuracy_vs_dilation.contents(load_sweep(sweep.path))
     assert table.shown["Loss"].iloc[2].endswith(" ~")
     assert any(note.startswith("~: can be told over the items, but not over the 3 seeds") for note in table.notes)
+
+
+def test_what_neither_items_nor_seeds_can_tell_is_marked_once(sweep):
+    for seed, change in enumerate((0.02, -0.01, 0.01)):
+        add(sweep, 2, [0.0] * 16, seed=seed)
+        add(sweep, 4, [change - 0.3, change + 0.3] * 8, seed=seed)
+    row = cells_of(sweep).loc[("D4", 0)]
+    assert (row["loss_tied"], row["loss_tied_seeds"]) == (True, False)
 
 
 def test_a_sweep_without_samples_says_so(sweep):
@@ -242,6 +290,14 @@ def test_students_t_against_its_table(t, freedom):
     spread = np.linspace(-1, 1, freedom + 1)
     error = spread.std(ddof=1) / (freedom + 1) ** 0.5
     assert t_p(spread + t * error) == pytest.approx(0.05, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "p"),
+    [([0.0] * 3, 1.0), ([0.1] * 3, 0.0), ([1.0], np.nan), ([], np.nan), ([1.0, np.nan], np.nan), ([1, np.inf], np.nan)],
+)
+def test_p_of_seeds_that_all_say_the_same_or_too_little(values, p):
+    assert t_p(values) == pytest.approx(p, nan_ok=True)
 
 
 def test_holm_takes_no_order_for_granted():

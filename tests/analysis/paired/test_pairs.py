@@ -63,6 +63,20 @@ def test_an_item_counts_once_however_many_seeds_were_asked_it():
     assert found["p"] == 2 / 2**2
 
 
+def test_the_interval_of_items_holds_95_percent():
+    changes = np.random.default_rng(0).normal(0.3, 1.0, 400)
+    found = difference_of(np.zeros((2, 1)), np.ones((2, 1)), [(items(np.zeros(400)), items(changes))])
+    assert found["stderr"] == pytest.approx(changes.std() / 20, rel=0.05)
+    assert found["low"] == pytest.approx(found["difference"] - 1.96 * found["stderr"], abs=0.012)
+    assert found["high"] == pytest.approx(found["difference"] + 1.96 * found["stderr"], abs=0.012)
+
+
+def test_a_single_item_tells_nothing_of_its_error():
+    found = difference_of(np.array([[1.0], [2.0]]), np.full((2, 1), 0.3), [(items([1.0]), items([2.0]))])
+    assert (found["method"], found["items"]) == ("standard errors", 0)
+    assert found["stderr"] == pytest.approx(0.3 * math.sqrt(2))
+
+
 def test_weights_decide_the_mean_of_items():
     pair = items([0.0, 0.0, 0.0], weights=[1, 1, 2]), items([1.0, 2.0, 4.0], weights=[1, 1, 2])
     assert difference_of(np.zeros((2, 1)), np.ones((2, 1)), [pair])["difference"] == pytest.approx(11 / 4)

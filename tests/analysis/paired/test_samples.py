@@ -67,6 +67,38 @@ def test_a_metric_belongs_to_the_task_with_the_longest_name_that_it_begins_with(
     assert found == {"arc_acc": "ARC", "arc_easy_acc": "ARC_EASY", "arc_easy": "ARC_EASY"}
 
 
+def test_which_settings_decide_what_rows_of_text_and_of_recall_are_asked(tmp_path):
+    """Those of the rows alone: a sweep that was trained on more text, or asked another suite, is still comparable."""
+
+    def names(name: str, **changes) -> dict[str, str | None]:
+        flat = {"context": 512, "validation": "v", "train": "t", "tokenizer": "bytes", "pairs": 8,
+                "text_rows": 64, "recall_rows": 32, "cloze": 10} | changes  # fmt: skip
+        config = {
+            "context": flat["context"],
+            "data": {
+                "sha256": {"train": flat["train"], "validation": flat["validation"]}, "tokenizer": flat["tokenizer"],
+                "recall": {"pairs": flat["pairs"]},
+            },
+            "eval": {"text_rows": flat["text_rows"], "recall_rows": flat["recall_rows"], "cloze": flat["cloze"]},
+        }  # fmt: skip
+        folder = evaluation(tmp_path / "evaluate" / name, {"loss": 1.0, "recall_accuracy": 0.5, "gain": 1.0}, [])
+        record = json.loads((folder / "record.json").read_text())
+        (folder / "record.json").write_text(json.dumps(record | {"config": config}))
+        return {metric: asked(tmp_path, (name,), metric) for metric in ("loss", "recall_accuracy", "gain")}
+
+    usual = names("usual")
+    assert usual == names("again"), "equal settings ask the same"
+    assert len(set(usual.values())) == 3
+    decides = {
+        "context": {"loss", "recall_accuracy", "gain"}, "validation": {"loss", "gain"}, "tokenizer": {"loss", "gain"},
+        "text_rows": {"loss", "gain"}, "recall_rows": {"recall_accuracy", "gain"}, "pairs": {"recall_accuracy", "gain"},
+        "train": {"gain"}, "cloze": {"gain"},
+    }  # fmt: skip
+    for key, metrics in decides.items():
+        other = names(key, **{key: 7})
+        assert {metric for metric in usual if other[metric] != usual[metric]} == metrics, key
+
+
 def test_an_id_that_stands_for_several_items_stands_for_none(tmp_path):
     folder = evaluation(tmp_path / "a", {"loss": 1.5}, [*losses(1.0), *losses(2.0)])
     assert read_items(folder) == {}

@@ -91,3 +91,24 @@ def test_seeds_that_no_two_rows_share_are_told(folder_of_sweep, tmp_path):
     told = "ows have different seeds and none in common, so their means differ by their seeds too"
     assert choose([path], "loss")["how"].endswith(f"; r{told}")
     assert f"R{told}." in ranking([path]).notes
+
+
+def test_a_row_with_a_seed_that_failed_is_not_the_best_of_a_ranking(folder_of_sweep, tmp_path):
+    """D4 was asked two seeds and has the lower loss in the one that it finished; D16 and D64 were asked that one."""
+    sweep = folder_of_sweep(tmp_path / "one")
+    sweep.add("ratplus_tiny", Pattern(4), status="failed", seed=1)
+    for dilation, loss in ((4, 2.0), (16, 3.0), (64, 3.1)):
+        sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (loss, 0.1)})
+    table = ranking([sweep.write()])
+    assert dict(zip(table.shown["Pattern"], table.shown["Loss ↓"])) == {
+        "D4": "2.000 ± 0.100", "D16": "**3.000 ± 0.100**", "D64": "3.100 ± 0.100 =",
+    }  # fmt: skip
+    assert "3 of 4 cells finished (1 failed)." in table.notes
+    assert dict(zip(table.data["pattern"], table.data["loss_best"])) == {"D4": False, "D16": True, "D64": False}
+
+
+def test_the_only_sparse_row_of_a_ranking_is_no_best_one(folder_of_sweep, tmp_path):
+    sweep = folder_of_sweep(tmp_path / "one")
+    for dilation in (1, 4):
+        sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (3.0, 0.1)})
+    assert list(ranking([sweep.write()]).shown["Loss ↓"]) == ["3.000 ± 0.100"] * 2

@@ -1,0 +1,75 @@
+"""Cells as `ratplus ls` shows them: order, what is not known, and numbers that JSON has not."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from ratplus.analysis.frame.all_sweeps import NoSweeps, as_json, list_cells, read_all
+from ratplus.pattern import Pattern
+
+FRAME = pd.DataFrame(
+    {
+        "sweep": "s", "cell": ["a", "b", "c", "d"], "model": "m", "pattern": ["D1", "D2", "D4", "D8"], "status": "done",
+        "pattern_name": "", "kv_ratio": [1.0, 0.5, 0.25, 0.125], "variant": "", "seed": 0, "note": "",
+        "loss": [2.0, math.nan, math.inf, -math.inf], "recall_accuracy": math.nan,
+        "steps": pd.array([3, None, 20, 3], dtype="Int64"),
+    }
+)  # fmt: skip
+
+
+def order(sort: str) -> str:
+    return "".join(row["cell"] for row in list_cells(FRAME, None, sort=sort).rows)
+
+
+def test_what_is_not_known_stands_last_whichever_way_is_sorted():
+    assert [order(name) for name in ("loss", "-loss", "steps", "-steps", "-cell")] == [
+        "dacb", "cadb", "adcb", "cadb", "dcba",
+    ]  # fmt: skip
+    with pytest.raises(NoSweeps, match="there is no column 'los'"):
+        list_cells(FRAME, None, sort="-los")
+
+
+def test_json_has_null_for_what_is_not_known_and_texts_for_infinities():
+    listing = list_cells(FRAME, None, columns=["loss", "steps"])
+    assert [row["loss"] for row in listing.rows] == [2.0, None, "inf", "-inf"]
+    assert [row["steps"] for row in listing.rows] == [3, None, 20, 3]
+    told = json.loads(as_json(list_cells(FRAME, "cell in ['b', 'c']", columns=["cell"])))
+    assert (told["format"], told["of"], [cell["loss"] for cell in told["cells"]]) == (1, 4, [None, "inf"])
+    assert list(told["cells"][0]) == list(FRAME), "all columns, whatever is shown"
+
+
+def test_a_note_seeds_and_variants_are_shown_where_they_say_something():
+    usual = ["sweep", "cell", "model", "pattern", "status", "kv_ratio", "loss"]
+    assert list(list_cells(FRAME, None).rows[0]) == usual
+    told = FRAME.assign(note=["", "x", "", ""], seed=[0, 0, 1, 0], variant=["a", "b", "a", "a"])
+    assert list(list_cells(told, None).rows[0]) == [*usual[:4], "variant", "seed", *usual[4:], "note"]
+    assert list(list_cells(told, "steps > 3").rows[0]) == [*usual, "steps"], "of one row no seeds differ"
+
+
+def test_one_sweep_that_cannot_be_read_leaves_the_others(sweep):
+    sweep.add("ratplus_tiny", Pattern(4), {"loss": 1.0, "sweep": 7.0}, axes={"folder": "f"})
+    path = sweep.write("good")
+
+    def broken():
+        raise ValueError("first line\nsecond")
+
+    found = read_all({"broken": broken, "here": lambda: path})
+    assert found.unreadable == ["first line"]
+    (row,) = found.frame.to_dict("records")
+    assert (row["folder"], row["sweep"], row["metric:sweep"], row["metric:folder"]) == ("here", "good", 7.0, "f")
+    assert found.evaluations == {("here", row["cell"]): (row["cell"],)}
+    with pytest.raises(NoSweeps, match="^first line; first line$"):
+        read_all({"a": broken, "b": broken})
+
+
+def test_sweeps_with_and_without_a_column_or_cells(sweep, folder_of_sweep, tmp_path):
+    sweep.add("ratplus_tiny", Pattern(4), {"loss": 1.0, "piqa/acc": 0.5})
+    other, empty = (folder_of_sweep(tmp_path / name) for name in ("other", "empty"))
+    other.add("ratplus_tiny", Pattern(8), {"loss": 2.0})
+    folders = {"empty": empty.write, "a": sweep.write, "b": other.write}
+    frame = read_all(folders).frame
+    assert frame["piqa/acc"].tolist() == pytest.approx([0.5, math.nan], nan_ok=True)
+    assert list(frame["folder"]) == ["a", "b"]
+    assert list(frame)[:2] == ["folder", "sweep"]
