@@ -315,7 +315,7 @@ def provenance(save_diff_in: Path | None = None, **facts) -> dict:
         "cpus": os.cpu_count(),
         "environment": safe_environment(),
         "command": scrub_words([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
 
 

@@ -27,7 +27,7 @@ class SubmissionRow(TypedDict):
     Attributes:
         id: 32 hex digits, and the name of the folder of its job files below `logs/slurm`. Earlier versions had 8, and
             the files in `logs/slurm` itself.
-        time: when it was made, in ISO form.
+        time: when it began, in ISO form; in earlier versions when an array had been submitted, to the second.
         cluster: slurm, or local for submitit's local executor.
         jobs: item id -> batch job id.
         launcher: keys of `launcher` that the jobs were submitted with; earlier versions did not note them.

@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ class Submission:
     """What a call submitted.
 
     Attributes:
+        began: ISO time, from before the first job was submitted: a job may fail before the last one is.
         id: unguessable, so that nobody can have put files where those of its jobs are going to lie.
         jobs: item id -> batch job id.
         arrays: ids of the jobs, or of their arrays, as squeue and scancel take them.
@@ -52,6 +53,7 @@ class Submission:
     """
 
     cluster: str
+    began: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="milliseconds"))
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     jobs: dict[str, str] = field(default_factory=dict)
     arrays: list[str] = field(default_factory=list)
@@ -183,7 +185,7 @@ def _submit_all(
         submission.arrays += sorted(ids)
         # Noted after each array, so that a kill between two leaves no job unknown.
         note: SubmissionRow = {
-            "id": submission.id, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "cluster": submission.cluster,
+            "id": submission.id, "time": submission.began, "cluster": submission.cluster,
             "jobs": submission.jobs, "launcher": job_keys(launcher),
         }  # fmt: skip
         add_jobs(folder, note)
