@@ -204,6 +204,7 @@ def test_failures_are_shown_and_their_text_is_harmless(sweep):
     assert [text_of(status, row) for row in range(7)] == [
         "done", "done", "failed", "failed", "running", "missing", "damaged",
     ]  # fmt: skip
+    assert [text_of(data["details"]["errors"], row) for row in (0, 1)] == ["", ""]
     assert text_of(data["details"]["errors"], 2).startswith("loss=nan: training had diverged")
     assert text_of(data["details"]["errors"], 3).endswith("</script><b>boom</b> & 50%")
     section = text.partition('id="problems"')[2].partition("</section>")[0]

@@ -306,6 +306,23 @@ def test_a_full_disk_is_seen_before(section, monkeypatch):
         prepare(section)
 
 
+@pytest.mark.parametrize("short", [0, 1])
+def test_the_space_that_is_needed_is_that_of_tokens(tmp_path, monkeypatch, short):
+    text = tmp_path / "in" / "e.txt"
+    text.parent.mkdir()
+    text.write_text("-----\n".join(texts(60, 5)), encoding="utf-8")
+    needed = 2 * text.stat().st_size  # each byte becomes an id of 16 bits
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, needed - short))
+    section = DataSection(
+        source="files", path=str(text.parent), root=str(tmp_path / "data"), separator="-----", validation_fraction=0.2
+    )
+    if short:
+        with pytest.raises(CorpusError, match="of tokens are to come"):
+            prepare(section)
+    else:
+        prepare(section)
+
+
 def test_no_tokenizer_given(section):
     with pytest.raises(TokenizerError, match=r"data\.tokenizer: got null"):
         prepare(replace(section, tokenizer=None))

@@ -128,6 +128,17 @@ def test_empty_models_get_their_start():
     assert mixer.gate_bias.eq(-1).all()
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_matrices_are_drawn_as_wide_as_asked(seed):
+    model = RATPlus(ModelConfig(vocab_size=64, layers=2, d_model=64, d_head=16))
+    model.reset_parameters(seed, std=0.3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            assert module.weight.std().item() == pytest.approx(0.3, rel=0.1)
+    model.reset_parameters(seed)
+    assert model.embed.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 def test_flops_of_a_gated_feed_forward():
     gelu, swiglu = (ModelConfig(23, 1, 32, 8, ffn=kind, ffn_size=44) for kind in ("gelu", "swiglu"))
     assert forward_flops(swiglu, None, 10) - forward_flops(gelu, None, 10) == 2 * 10 * 32 * 44
