@@ -30,7 +30,8 @@ def budget(name="kv:0.25", **changes):
         "random": [row(f"random {i}", "x", kv, damage, (damage - 0.11, 0.1, 0.3))
                    for i, (kv, damage) in enumerate([(0.21, 0.44), (0.25, 0.22), (0.20, 0.33), (0.22, 0.29)])],
         "predicted": [
-            {"searched": False, "predicted": 0.17, "measured": 0.16}, {"searched": True, "predicted": 0.1, "measured": 0.11}
+            {"searched": False, "predicted": 0.17, "measured": 0.16},
+            {"searched": True, "predicted": 0.1, "measured": 0.11},
         ],
         "stability": {"jaccard": [0.5, 0.75], "median_stderr": 0.003, "median_damage": 0.02},
         "cells": [["D1", "D16"], ["D4", "D4"], ["D16", "D1"]],
@@ -130,8 +131,8 @@ def test_the_first_line_counts_what_beats_uniform():
     same = budget("kv:1.0", beats_uniform=False, winner=row("best uniform", "D4", 0.25, 0.16))
     none = budget("kv:0.1", rows=[budget()["winner"]])
     assert first_line(result(budget(), other, same, none)) == (
-        "The search beats the best uniform pattern on the test split at 1 of 3 budgets. kv:0.25: 0.0500 nats less damage "
-        "than D4 everywhere [0.0200, 0.0800]; kv:0.5: not told apart from D4 everywhere, 0.0500 [0.0200, 0.0800]; "
+        "The search beats the best uniform pattern on the test split at 1 of 3 budgets. kv:0.25: 0.0500 nats less "
+        "damage than D4 everywhere [0.0200, 0.0800]; kv:0.5: not told apart from D4 everywhere, 0.0500 [0.0200, 0.0800]; "
         "kv:1.0: the choice is the uniform D4 itself; kv:0.1: no uniform pattern fits."
     )
     assert first_line(result(other, none)).startswith("Nothing beats the uniform patterns on the test split. ")
@@ -159,7 +160,8 @@ def test_the_frontier_of_flops_is_drawn_over_flops():
     drawing = figures.frontier(result(budget("flops:0.5", random=[])) | {"groups": ["text"]}, "flops")
     (axes,) = drawing.axes
     assert axes.lines[0].get_xdata().tolist() == [0.125, 0.25, 0.5]
-    assert [text.get_text() for text in drawing.legends[0].get_texts()] == [
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
         "Uniform patterns",
         "Searched, 95% interval",
     ]
