@@ -132,8 +132,8 @@ def test_the_first_line_counts_what_beats_uniform():
     none = budget("kv:0.1", rows=[budget()["winner"]])
     assert first_line(result(budget(), other, same, none)) == (
         "The search beats the best uniform pattern on the test split at 1 of 3 budgets. kv:0.25: 0.0500 nats less "
-        "damage than D4 everywhere [0.0200, 0.0800]; kv:0.5: not told apart from D4 everywhere, 0.0500 [0.0200, 0.0800]; "
-        "kv:1.0: the choice is the uniform D4 itself; kv:0.1: no uniform pattern fits."
+        "damage than D4 everywhere [0.0200, 0.0800]; kv:0.5: not told apart from D4 everywhere, 0.0500 [0.0200, "
+        "0.0800]; kv:1.0: the choice is the uniform D4 itself; kv:0.1: no uniform pattern fits."
     )
     assert first_line(result(other, none)).startswith("Nothing beats the uniform patterns on the test split. ")
     assert first_line(result(none)).startswith("No uniform pattern fits the budgets. ")
