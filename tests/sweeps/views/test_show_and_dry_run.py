@@ -2,12 +2,14 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 from cli_runs import run_here as ratplus
 
+from ratplus.records.lock import FolderLock
 from ratplus.records.manifest import read_manifest
 from ratplus.sweeps.define.reproduce import differences, overrides, reproducer
 
@@ -65,8 +67,18 @@ def test_dry_run_tells_what_comes_from_the_store(capsys, place, tmp_path):
     (missing,) = (line for line in lines if "D16" in line)
     assert known.split()[4:7] == ["stored", "stored", "stored"]
     assert missing.split()[4:7] == ["stored", "missing", "missing"]
-    assert f"0 of 5 stages done, 3 come from the store {tmp_path / 'store'}, " in lines[-1]
+    own = missing.split()[7]  # FLOPs of its adaptation and evaluation; the pretraining is taken from the store
+    assert (
+        f"0 of 5 stages done, 3 come from the store {tmp_path / 'store'}, {own} FLOPs to go. Nothing was" in lines[-1]
+    )
     assert not (place / "outputs" / "new").exists()
+    running = place / "outputs" / "new" / "evaluate" / known.split()[0]
+    with FolderLock(running):  # what is at work here is not taken from there
+        assert ratplus("sweep", *words, "output=outputs/new") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "layers[D4,D1]" in line).split()[4:7] == ["stored", "stored", "running"]
+    assert "2 come from the store" in lines[-1]
+    shutil.rmtree(place / "outputs" / "new")
     (entry,) = (tmp_path / "store" / "evaluate").iterdir()
     (entry / "record.json").unlink()  # what is not whole is not counted on
     assert ratplus("sweep", *words, "output=outputs/new") == 0
