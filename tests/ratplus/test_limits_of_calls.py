@@ -78,6 +78,22 @@ def test_a_prompt_is_fed_in_chunks_no_wider_than_asked_for(model, monkeypatch, c
     assert fed == widths
 
 
+def test_a_stop_token_fills_the_rest_and_ends_when_all_rows_have_it(model):
+    model.reset_parameters(3, 1.0)  # of which the likeliest token changes from step to step
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    free = generate(model, prompts, max_new_tokens=9)
+    places = set()
+    for stop in range(11):
+        made = generate(model, prompts, max_new_tokens=9, stop_token=stop)
+        ends = [row.index(stop) + 1 if stop in row else 9 for row in free.tolist()]
+        assert made.shape == (3, max(ends))
+        for row, (all_of_it, end) in enumerate(zip(free.tolist(), ends)):
+            assert made[row].tolist() == all_of_it[:end] + [stop] * (max(ends) - end)
+        places |= set(ends)
+    assert len(places) > 3, "rows stop at several places"
+    model.reset_parameters(0, 0.5)
+
+
 def test_sampling_is_of_the_seed_and_the_temperature(model):
     def made(**how):
         return generate(model, [[1, 2]] * 4, max_new_tokens=8, **how).tolist()

@@ -135,6 +135,12 @@ def test_widths_that_do_not_fit(width, told):
         Config(eval=EvalSection(positions=PositionsSection(width=width)))
 
 
+@pytest.mark.parametrize(("width", "bins"), [(8, 64), (511, 2), (512, 1)])
+def test_the_narrowest_and_the_widest_bins(width, bins):
+    found = Config(eval=EvalSection(positions=PositionsSection(width=width))).eval.positions.bins(512)
+    assert (len(found), found[0], found[-1]) == (bins, (0, width), ((bins - 1) * width, 512))
+
+
 def test_held_out_text_that_is_too_short_is_told_before_training():
     config = Config(eval=EvalSection(positions=PositionsSection(width=256)))
     with pytest.raises(ValueError, match=r"has only 512 tokens, too few for one row of train\.context=512; give more"):

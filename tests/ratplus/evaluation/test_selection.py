@@ -1,20 +1,26 @@
 """What is measured of a selecting pattern: density and hits against loops over the model's own masks."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from ratplus.analysis.frame.selection import mask_of
+from ratplus.config.eval import EvalSection, NiahSection
 from ratplus.config.model import ModelConfig
+from ratplus.data.batches import Batches
 from ratplus.data.needles import SHAPES, generate
+from ratplus.data.recall import RecallTask
 from ratplus.data.tokenizer import ByteTokenizer
 from ratplus.evaluation.selection import (
     MASK_LENGTH,
+    MOST_ROWS,
     Question,
     _masks,
     measure_selection,
+    questions_of,
     write_selection,
 )
 from ratplus.model import RATPlus
@@ -100,6 +106,54 @@ def test_long_rows_are_left_out(tmp_path):
     written = json.loads(write_selection(tmp_path, found).read_text())
     assert written == json.loads(json.dumps(found.plain))
     assert written["masks"]["top3x4"]["length"] == 10 <= MASK_LENGTH
+
+
+TEXT = "The old mill stands by the river. A miller lives there. He grinds grain all day. "
+
+
+def asked_of(label: str, **section) -> tuple[dict, Batches]:
+    ids = np.array(ByteTokenizer().encode(TEXT * 40))
+    corpus = SimpleNamespace(validation=ids, eos_id=256, tokenizer=ByteTokenizer)
+    data = Batches(corpus, RecallTask(257, length=32, keys=8, values=8, pairs=4), 0.5, 300, 0)
+    given = {
+        "recall_rows": 10,
+        "niah": NiahSection(["niah_single_2", "niah_multiquery"], 9, template="short"),
+    } | section
+    return questions_of(data, EvalSection(**given), PatternMap.uniform(Pattern.from_label(label), 2, 4)), data
+
+
+def test_recall_asks_where_the_symbol_of_each_answer_stands():
+    found, data = asked_of("top2x4")
+    inputs, labels, _ = data.held_out_recall(10)
+    assert len(found["recall"]) == MOST_ROWS == 8
+    for row, tokens, answers in zip(found["recall"], inputs, labels):
+        assert (row.tokens, row.prompt) == (tokens.tolist(), None)
+        assert [query for query, _ in row.asked] == list(range(16, 32))
+        for query, (place,) in row.asked:
+            key, value = divmod(tokens[place] - 258, 8)
+            assert (key, value) == (tokens[query] - 258 - 64, answers[query] - 258 - 64 - 8)
+    assert "recall" not in asked_of("snap12x4")[0]  # which asks for the end of a prompt
+    assert "recall" not in asked_of("top2x4", recall_rows=0)[0]
+    assert list(asked_of("top2x4", niah=NiahSection())[0]) == ["recall"]
+
+
+@pytest.mark.parametrize("label", ["top2x4", "snap12x4"])
+def test_needles_ask_for_every_token_of_the_answer(label):
+    """The last token of the prompt is a query too, but where a pattern treats the prompt apart."""
+    found, _ = asked_of(label)
+    for task, needles in (("niah_single_2", 1), ("niah_multiquery", 4)):
+        assert len(found[task]) == MOST_ROWS
+        for row in found[task]:
+            text = bytes(row.tokens).decode()
+            prompt, answer = text[: row.prompt], text[row.prompt :]
+            values = answer.strip().split(", ")
+            assert len(values) == needles
+            first = row.prompt - (label == "top2x4")
+            assert [query for query, _ in row.asked] == list(range(first, len(text) - 1))
+            for _, places in row.asked:
+                assert "".join(text[place] for place in places) == "".join(values)
+                assert max(places) < len(prompt)
+            assert "mill" in prompt, "held-out text hides the needles"
 
 
 @pytest.mark.parametrize("task", list(SHAPES))

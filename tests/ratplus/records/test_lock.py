@@ -76,6 +76,15 @@ def test_a_silent_holder_on_another_host_is_replaced_after_the_lease(tmp_path):
     assert waited == ["process 1 on elsewhere"]
 
 
+def test_a_damaged_lock_is_told_and_replaced_after_the_lease(tmp_path):
+    for content in ("{", "[]", '{"token": "t"}'):
+        (tmp_path / LOCK_FILE).write_text(content)
+        waited = []
+        with FolderLock(tmp_path, on_wait=waited.append, lease=0.3):
+            pass
+        assert waited == [f"damaged lock {tmp_path / LOCK_FILE}"]
+
+
 def test_a_beating_holder_is_never_replaced(tmp_path):
     foreign(tmp_path)
     stop = threading.Event()

@@ -247,6 +247,14 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     assert read_samples(tmp_path) == [{"task": "t", "id": 0, "a": None, "b": [None, 1.0], "c": {"d": None}}]
 
 
+def test_items_that_are_a_link_are_not_followed(tmp_path):
+    write_samples(tmp_path, [{"task": "t", "id": 0}])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/samples.jsonl").symlink_to(tmp_path / "samples.jsonl")
+    with pytest.raises(ValueError, match="is a link"):
+        read_samples(tmp_path / "other")
+
+
 @pytest.mark.parametrize("more", [{}, {"depths": [0.5]}])
 def test_a_file_of_too_many_items_is_refused(tmp_path, monkeypatch, more):
     monkeypatch.setattr("ratplus.records.samples.MOST_ITEMS", 3)

@@ -18,7 +18,7 @@ from ratplus.search.budgets import Budget, Prices, uniform_map
 from ratplus.search.choose import Chooser
 from ratplus.search.damage import cleaned, difference, fixed_weight, interval, isotonic
 from ratplus.search.latency import features, fit
-from ratplus.search.solve import hull_moves, solve, sum_of
+from ratplus.search.solve import fill, hull_moves, solve, sum_of
 from ratplus.search.units import Space, candidates_of
 
 CONFIG = ModelConfig(vocab_size=50, layers=3, d_model=32, d_head=8, max_len=64)
@@ -107,6 +107,31 @@ def test_the_weight_makes_both_spread_equally():
     uniform = [{"text": np.full(2, t), "recall": np.full(2, r)} for t, r in ((0.0, 0.0), (1.0, 4.0), (2.0, 8.0))]
     assert fixed_weight(dense, uniform) == pytest.approx(0.25)
     assert fixed_weight({"text": np.zeros(2)}, [{"text": np.ones(2)}]) == 1.0
+
+
+def test_groups_of_answers_count_by_their_mean_in_the_weight():
+    """Recall spreads 4 times as much as text and needles 12 times, so together 8 times."""
+    dense = {name: np.zeros(2) for name in ("text", "recall", "niah_single_1")}
+    uniform = [
+        {"text": np.full(2, t), "recall": np.full(2, 4 * t), "niah_single_1": np.full(2, 12 * t)} for t in (0, 2)
+    ]
+    assert fixed_weight(dense, uniform) == pytest.approx(1 / 8)
+    # Standard errors: 4 of text, 3 and 4 of the answers, whose mean has (9 + 16) ** 0.5 / 2.
+    noisy = [{"text": np.array([-4, 4.0]), "recall": np.array([-3, 3.0]), "niah_single_1": np.array([-4, 4.0])}]
+    assert fixed_weight(dense, noisy) == pytest.approx(4 / 2.5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_left_of_a_budget_goes_to_the_best_ratio(turned):
+    """Of two units one may have more: the one that gains 5; what costs nothing more is taken whatever it gains."""
+    damage, cost = np.array([[6.0, 5, 6], [6, 1, 5.9]]), np.array([[1.0, 2, 3], [1, 2, 1]])
+    if turned:
+        damage, cost = damage[::-1], cost[::-1]
+    chosen = fill(damage, cost, 3.0, (0, 0))
+    assert chosen == ((1, 0) if turned else (0, 1))
+    assert fill(damage, cost, 2.0, (0, 0)) == ((2, 0) if turned else (0, 2))
+    assert fill(damage, cost, 4.0, (0, 0)) == (1, 1)
+    assert fill(damage, cost, 3.0, (0, 0), lambda choice: 9.0) == (0, 0), "the true cost decides what fits"
 
 
 def test_the_weight_does_not_drown_answers_in_the_noise_of_text():
