@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ratplus.config.model import ModelConfig
+from ratplus.model import RATPlus
 from ratplus.pattern import Pattern, PatternMap
-from ratplus.search.latency import bench_points, features, fit, fitting_maps
+from ratplus.search.latency import bench_points, decode_ms, features, fit, fitting_maps
 
 CONFIG = ModelConfig(vocab_size=50, layers=2, d_model=32, d_head=8, max_len=128)
 GOOD = {"pattern": "D1", "batch": 1, "context": 64, "heads": 4, "decode_ms_p50": 1.5}
@@ -58,6 +59,31 @@ def test_no_coefficients_of_0_or_more_fit_better(seed, count):
     assert fitted.worst == pytest.approx(abs(errors).max())
     assert fitted(maps[0]) == pytest.approx(times[0] * (1 + errors[0]))
     assert fitted.points == count
+
+
+@pytest.mark.parametrize(("length", "prompt"), [(20, 20), (120, 120), (500, 120), (0, 1)])
+def test_steps_are_timed_behind_as_many_tokens_as_fit(monkeypatch, length, prompt):
+    asked = []
+
+    class Pretended:
+        def __init__(self, name, model, settings, ceilings, found):
+            self.found = found
+            asked.append(settings.prefill_tokens)
+
+        def at(self, context, batch, maps):
+            asked.append((context, batch, list(maps)))
+            self.found["rows"] += [{"pattern": label, "decode_ms_p50": i + 0.5} for i, label in enumerate(maps)]
+            self.found["skipped"] += [{"reason": "too large"}] * (length == 0)
+
+    monkeypatch.setattr("ratplus.bench.measure.Measuring", Pretended)
+    model = RATPlus(CONFIG)
+    maps = [PatternMap.uniform(Pattern(d), 2, 4) for d in (4, 16)]
+    if length:
+        assert decode_ms(model, maps, length) == {"D1": 0.5, "D4": 1.5, "D16": 2.5}
+    else:
+        with pytest.raises(ValueError, match="budget: latency cannot be timed here: too large"):
+            decode_ms(model, maps, length)
+    assert asked == [prompt, (prompt, 1, ["D1", "D4", "D16"])]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"rows": [{"decode_ms_p50": 1}]}', '{"rows": 7}'])
