@@ -111,8 +111,9 @@ def test_caches(model):
     refused("cache: made for 2 sequences, got 1", model.prefill, PROMPT[:1], cache)
     for lengths in ([4, 1], [-1, 1], [1]):
         refused(f"lengths: got {lengths}; give 2 numbers between 0 and", model.prefill, PROMPT, cache, lengths)
-    model.prefill(PROMPT, cache, [3, 0])
+    model.prefill(PROMPT, cache, torch.tensor([3, 0]))
     assert cache.lengths == [3, 0]
+    assert all(type(length) is int for length in cache.lengths)
     refused("cache: made for 2 sequences, got 3", model.step, torch.tensor([1, 2, 3]), cache)
     model.step(torch.tensor([1, 2]), cache)
     assert cache.lengths == [4, 1]

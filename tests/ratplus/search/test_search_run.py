@@ -11,6 +11,7 @@ from ratplus.config.search import SearchSection
 from ratplus.data.sampling import IGNORE
 from ratplus.data.sources import corpus_of
 from ratplus.model import RATPlus
+from ratplus.pattern import Pattern, PatternMap
 from ratplus.search.budgets import Budget, Prices
 from ratplus.search.damage import difference
 from ratplus.search.probe import Probes
@@ -136,6 +137,25 @@ def test_a_killed_search_loses_one_pass_and_makes_the_same_choice(model, splits,
     again, idle = searched(model, splits, tmp_path / "whole", kill)
     assert idle.passes == 0
     assert again["budgets"] == whole["budgets"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2}, {"loss": {}}, {"loss": {"text": [1.0], "recall": []}},
+        {"loss": {"text": [1.0], "recall": [[1.0]]}},
+        {"loss": {"text": [1.0], "recall": [1.0, float("nan")]}}, {"loss": [1.0]}, {"seconds": None},
+    ],
+)  # fmt: skip
+def test_a_file_of_losses_is_whole_or_counts_as_none(tmp_path, changes):
+    store, values = ProbeStore(tmp_path), {"text": np.array([1.0, 2.5]), "recall": np.array([3.0])}
+    store.put("k", PatternMap.uniform(Pattern(4), 3, 4), "search", values, 0.5)
+    found, seconds = store.get("k")
+    assert seconds == 0.5
+    assert {name: losses.tolist() for name, losses in found.items()} == {"text": [1.0, 2.5], "recall": [3.0]}
+    path = store.path("k")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert store.get("k") is None
 
 
 def test_damaged_probes_are_measured_again(model, splits, tmp_path):
