@@ -86,6 +86,44 @@ def test_mistakes(files, tmp_path, monkeypatch, which, eos, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_begins_a_text(files):
+    for kind in ("huggingface", "sentencepiece"):
+        plain = load_tokenizer(files[kind])
+        vocab, ids = plain.vocab_size, plain.encode("the cat sat")
+        assert (plain.bos_id, "bos_id" in plain.facts) == (None, False)
+        for bos in (0, vocab - 1):
+            begun = load_tokenizer(files[kind], bos=bos)
+            assert begun.encode("the cat sat") == [bos, *ids]
+            assert [row.tolist() for row in begun.encode_batch(["", "the cat sat"])] == [[bos], [bos, *ids]]
+            assert begun.facts == plain.facts | {"bos_id": bos}
+            assert begun.decode([bos + vocab, -1, *ids]) == plain.decode(ids), "no such ids, and so no text"
+        for wrong in (-1, vocab):
+            with pytest.raises(TokenizerError, match=rf"data\.bos: id {wrong} is not among the {vocab} ids"):
+                load_tokenizer(files[kind], bos=wrong)
+    assert load_tokenizer(files["sentencepiece"], bos=True).bos_id == 1
+    assert load_tokenizer(files["sentencepiece"], bos="<s>").bos_id == 1
+    assert load_tokenizer(files["huggingface"], bos="<|endoftext|>").bos_id == 0
+    for kind in ("huggingface", "sentencepiece"):
+        with pytest.raises(TokenizerError, match=r"data\.bos: .* has no token 'no such'"):
+            load_tokenizer(files[kind], bos="no such")
+    with pytest.raises(TokenizerError, match=r"data\.bos: got true; .* puts no token before a text"):
+        load_tokenizer(files["huggingface"], bos=True)
+    with pytest.raises(TokenizerError, match=r"data\.bos: got 0; bytes have no token that begins a text"):
+        load_tokenizer("bytes", bos=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "more"), [(7, {7}), ([7, 9], {7, 9}), (["x", True, 8], {8}), (None, set()), ("x", set())]
+)
+def test_ids_that_end_an_answer(files, tmp_path, said, more):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(files["huggingface"].read_bytes())
+    assert load_tokenizer(path).stop_ids() == {0}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
+    assert load_tokenizer(path).stop_ids() == {0} | more
+    assert ByteTokenizer().stop_ids() == {256}
+
+
 @pytest.mark.parametrize(("kind", "library"), [("huggingface", "tokenizers"), ("sentencepiece", "sentencepiece")])
 def test_missing_library_names_the_extra(files, monkeypatch, kind, library):
     monkeypatch.setitem(sys.modules, library, None)
