@@ -71,6 +71,55 @@ def test_work_of_selected_blocks_is_what_the_masks_show():
         assert [block_cases.selected_pairs(t, selection) for t in range(40)] == mask.sum(axis=1).tolist()
 
 
+def test_more_is_never_said_to_be_read_than_there_is():
+    """Window, sinks and dilated keys may lie in chosen blocks: then the count is a bound, at most all keys."""
+    for static, top, block in (((4, 3, 2), 3, 8), ((3, 0, 0), 2, 8), ((None, 5, 1), 3, 4), ((2, 60, 0), 2, 8)):
+        selection = bench_cases.Selection(static, top, block, "mean")
+        q, k = torch.randn(2, 1, 40, 8)
+        seen = Pattern.from_label(selection.label).visible_from(q.numpy(), k.numpy())[0].sum(axis=1)
+        bounds = [block_cases.selected_pairs(t, selection) for t in range(40)]
+        assert all(t + 1 >= bound >= n for t, (bound, n) in enumerate(zip(bounds, seen)))
+        assert bounds[39] < 40 or static[1] == 60
+
+
+def test_a_batch_has_about_as_many_tokens_and_one_sequence_at_least():
+    assert [bench_cases.batch_of(SMALL, length) for length in (1, 16, 33, 64, 65, 1000)] == [64, 4, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("dtype", "item"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_least_work_of_each_operation(dtype, item):
+    """Of three sequences of 64 tokens and 32 channels: tensors read and written once, and visible pairs."""
+    shapes = replace(SMALL, dtype=dtype, peer_lengths=(64,))
+    tensor, pattern = 3 * 64 * 32 * item, (4, 3, 2)
+    pairs = 4.0 * 3 * 32 * bench_cases.visible_pairs(64, *pattern)
+    cases = [
+        *bench_cases._scan_cases(replace(shapes, peer_lengths=()), 32, 64, 3, "s"),
+        *bench_cases._attention_cases(shapes, 32, 64, 3, pattern, "s"),
+        *bench_cases._decode_cases(shapes, 32, 64, 3, pattern, "s"),
+    ]
+    # A step reads what the slots of two heads hold; its token in five vectors, and two states read and written.
+    read = 2 * 3 * 16 * item * 2 * (2 + 3 + 1 + 64 // 4)
+    assert {case.op: (case.least_bytes, case.flops) for case in cases} == {
+        "scan forward": (5 * tensor, 0), "scan backward": (10 * tensor, 0), "attention forward": (4 * tensor, pairs),
+        "recurrence and attention": (5 * tensor, pairs), "attention backward": (8 * tensor, 2.5 * pairs),
+        "decode": (read + 3 * 32 * (5 * item + 4 * 4), 2 * read / item),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("score", "top", "metadata"), [("mean", 3, 4), ("bounds", 3, 8), ("bounds", 9, 0)])
+def test_least_work_of_selected_blocks(score, top, metadata):
+    """Metadata of all eight blocks, in float32, is read only where there are more than may be chosen."""
+    selection = bench_cases.Selection((None, 0, 0), top, 8, score)
+    shapes = replace(SMALL, selections=(selection,))
+    pairs = [block_cases.selected_pairs(t, selection) for t in range(64)]
+    (forward,) = block_cases.block_attention_cases(shapes, 32, 64, 3, selection, "s")
+    assert (forward.least_bytes, forward.flops) == (4 * 3 * 64 * 32 * 4, 4.0 * 3 * 32 * sum(pairs))
+    (step,) = block_cases.block_decode_cases(shapes, 32, 64, 3, selection, "s")
+    assert pairs[-1] == 8 * min(top, 8)
+    assert step.flops == 4.0 * 3 * 32 * pairs[-1]
+    assert step.least_bytes == 3 * 32 * (2 * 4 * pairs[-1] + 8 * metadata + 5 * 4 + 16)
+
+
 def test_repeats_must_be_positive():
     with pytest.raises(ValueError, match="repeats: got 0"):
         bench.bench_ops(replace(bench_cases.CPU_SHAPES, repeats=0))
