@@ -283,3 +283,17 @@ def test_each_head_of_a_map_is_checked():
     with pytest.raises(ValueError, match=r"^pattern.window: got 2.0"):
         build_map(4, [[2, 2.0]], 0, 1, 2)
     assert build_map(4, [[2, 0, 2]], 1, 1, 3).rows == ((Pattern(4, 2, 1), Pattern(4, 0, 1), Pattern(4, 2, 1)),)
+
+
+def test_heads_that_share_keys_need_to_see_the_same_whatever_it_is_called():
+    dense, sparse = Pattern(), Pattern(4)
+    rows = PatternMap.per_head([dense, Pattern(1, 8), sparse, sparse], 3)
+    held = rows.per_kv_head(2)
+    assert (held.layers, held.heads) == (3, 2)
+    assert held[2] == (dense, sparse)
+    assert rows.per_kv_head(4) is rows.per_kv_head(None) is rows
+    with pytest.raises(ValueError, match=r"heads 0 to 1 of layer 1 share keys .*but have D4, D4-W1;"):
+        PatternMap((rows[0], (sparse, Pattern(4, 1), sparse, sparse))).per_kv_head(2)
+    for wrong in (0, 3):
+        with pytest.raises(ValueError, match=f"kv_heads: got {wrong}; it must divide the 4 heads"):
+            rows.per_kv_head(wrong)

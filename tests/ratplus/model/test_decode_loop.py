@@ -122,6 +122,19 @@ def test_more_room_than_the_kept_cache_has(model, monkeypatch):
     assert graphs.captured == 3  # one of them for the copy
 
 
+def test_the_room_that_a_kept_loop_has_is_used_to_the_last_token(model):
+    take, graphs = decode_loop.take, Graphs()
+    loop = take(model, 3, model.resolve_patterns(PATTERNS[1]), 40, graphs)
+    for _ in range(3):
+        loop.step(torch.tensor([1, 2, 3]))
+    room = loop.cache.max_len
+    decode_loop.keep(loop)
+    assert take(model, 3, model.resolve_patterns(PATTERNS[1]), room, graphs) is loop
+    assert loop.cache.lengths == [0, 0, 0]
+    decode_loop.keep(loop)
+    assert take(model, 2, model.resolve_patterns(PATTERNS[1]), room, graphs) is not loop
+
+
 def test_counters_and_overrun_under_replay(model):
     cache = model.new_cache(3, PATTERNS[1], 12)
     loop = DecodeLoop(model, cache, Graphs())

@@ -177,6 +177,18 @@ def test_budgets_and_prices():
     assert table.sum(axis=0).tolist() == pytest.approx([1, 0.25, 0.0625])
 
 
+def test_heads_are_ranked_by_what_they_read_where_latency_is_bounded():
+    """Times of heads do not add up; of what selects, everything is held and little is read."""
+    latency, read = Prices.of("latency", CONFIG, 64, lambda patterns: 3.0), Prices.of("read", CONFIG, 64)
+    for label in ("top2x8", "D4", "D1"):
+        pattern = Pattern.from_label(label)
+        assert latency.head(pattern) == read.head(pattern) <= 1 / 12
+    assert latency.head(Pattern.from_label("top2x8")) < Prices.of("kv", CONFIG, 64).head(Pattern.from_label("top2x8"))
+    assert latency.dense == 3.0
+    assert latency.map(uniform_map(Pattern(4), CONFIG)) == 1.0
+    assert latency.limit(Budget.parse("latency:6ms")) == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, kv_heads=2)])
 @pytest.mark.parametrize("label", ["D1", "D4-W3", "top2x8"])
 def test_prices_are_the_costs_of_every_table(config, label):
