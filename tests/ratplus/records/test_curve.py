@@ -77,3 +77,13 @@ def test_a_curve_goes_on_from_a_step(tmp_path):
     again.start(2)
     again.write(3, {"tokens": 30, "loss": 0.5})
     assert log.path.read_text() == HEAD + "1,10,1.0\n2,20,1.0\n3,30,0.5\n"
+
+
+@pytest.mark.parametrize("cut", ["3", "3,30", "3,30,", "3,30,1.0,7", ",,", "x,1,1"])
+def test_a_row_that_is_cut_or_odd_is_not_kept(tmp_path, cut):
+    """Also where the state that is continued is of a later step: not all that was written reached the disk."""
+    log = StageLog(tmp_path)
+    log.path.write_text(HEAD + f"1,10,1.0\n2,20,1.0\n{cut}")
+    log.start(9)
+    whole = "3,30,\n" if cut == "3,30," else ""  # as many fields as a row has: a loss that was not told
+    assert log.path.read_text() == HEAD + "1,10,1.0\n2,20,1.0\n" + whole
