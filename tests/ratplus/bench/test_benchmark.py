@@ -10,6 +10,7 @@ from ratplus.bench import measure as bench_measure
 from ratplus.bench import models as benchmark
 from ratplus.bench.models import bench_models, subject_of
 from ratplus.bench.settings import BenchSettings, split_labels
+from ratplus.bench.stopwatch import PARTS, Stopwatch, watched
 from ratplus.costs.cost import cost
 from ratplus.kernels.bench import timing as bench_timing
 from ratplus.kernels.bench.timing import Ceilings
@@ -238,9 +239,24 @@ def test_a_model_without_attention_takes_none_of_the_default_patterns():
         subject.maps(("D4",))
 
 
+def test_times_between_marks_add_up_to_a_lap():
+    watch, times = Stopwatch("cpu"), iter([9.0, 1.0, 1.5, 3.5, 3.75, 7.0])
+    watch.clock = lambda: next(times)
+    watch.mark("dense")  # not on: no look at the clock
+    watch.lap()
+    watch.on = True
+    watch.lap()  # nothing was marked
+    assert (watch.laps, next(times)) == ([], 9.0)
+    for part in ("other", "dense", "scan", "dense"):
+        watch.mark(part)
+    watch.lap()
+    (lap,) = watch.laps
+    assert list(lap) == list(PARTS)
+    assert {part: ms for part, ms in lap.items() if ms} == {"other": 500.0, "dense": 5250.0, "scan": 250.0}
+
+
 @pytest.mark.parametrize("mixer", ["mamba2", "gated_deltanet"])
 def test_the_time_of_a_mixer_is_a_part_of_a_step(mixer):
-    from ratplus.bench.stopwatch import Stopwatch, watched
     from ratplus.model import state_mixer
 
     model = RATPlus(ModelConfig(50, 1, 32, 16, recurrence=False, mixer=mixer))

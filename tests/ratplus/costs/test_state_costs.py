@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ratplus import ModelConfig, Pattern, RATPlus
 from ratplus.costs.budget import block_matrices, forward_flops, parameters
 from ratplus.costs.cost import attention_flops, cost
-from ratplus.costs.state import state_cost, state_flops
+from ratplus.costs.state import kept_channels, state_cost, state_flops
 
 MIXERS = ("mamba2", "gated_deltanet")
 
@@ -84,6 +84,23 @@ def test_bytes_are_those_of_a_live_cache(mixer, dtype):
     assert spent.cache_bytes == spent.state_bytes == spent.decode_bytes == model.new_cache(1, None, 100).bytes()
     assert (spent.kv_entries, spent.kv_read, spent.kv_bytes, spent.kv_ratio) == (0, 0, 0, 0.0)
     assert state_cost(model.config, 7, dtype.itemsize).cache_bytes == spent.cache_bytes
+
+
+def test_numbers_that_a_token_keeps_for_the_backward_pass():
+    """Of three heads with 6 channels and keys of 64, in chunks of 64: 18 values, a state of 3 x 64 x 6 a chunk."""
+    states = 3 * 64 * 6 // 64
+    # Each head has its keys and queries, all convolved beside the values; the gate; decay and beta.
+    convolved = 18 + 2 * 3 * 64
+    projected = 18 + convolved + 2 * 3
+    assert kept_channels(shape("gated_deltanet", d_state=64)) == (
+        projected + 3 * convolved + 3 * 18, 5 * 18 + 9 * 3 * 64 + 6 * 3 * 64 + states,
+    )  # fmt: skip
+    # All heads share their keys and queries; decay alone.
+    convolved = 18 + 2 * 64
+    projected = 18 + convolved + 3
+    assert kept_channels(shape("mamba2", d_state=64)) == (
+        projected + 3 * convolved + 3 * 18, 4 * 18 + 2 * 3 * 64 + 2 * 64 + 2 * 3 * 64 + 64 + states,
+    )  # fmt: skip
 
 
 def test_memory_is_estimated_for_the_chunks_that_run():

@@ -260,6 +260,17 @@ def test_generation_ends_at_the_stop_string_at_the_limit_and_at_end_of_text(monk
     monkeypatch.setattr(RATPlus, "step", lambda *a: steps.append(1) or step(*a))
     adapter.generate_until([request("x", {"until": ["llo"], "max_gen_toks": 30})])
     assert len(steps) == 1
+    # A stop string of more bytes than it has characters, a byte a token.
+    monkeypatch.setattr(
+        Scripted, "decode", lambda self, ids: bytes(b"\xc3\xa9x"[i] for i in ids).decode(errors="replace")
+    )
+    adapter = scripted(monkeypatch, [0, 1] * 12 + [2] * 9)
+    step = RATPlus.step
+    steps.clear()
+    monkeypatch.setattr(RATPlus, "step", lambda *a: steps.append(1) or step(*a))
+    assert adapter.generate_until([request("x", {"until": ["é" * 12], "max_gen_toks": 30})]) == [""]
+    assert len(steps) == 23
+    monkeypatch.undo()
     assert scripted(monkeypatch, [0, 1, 2, 3]).generate_until([request("x", {"max_gen_toks": 3})]) == ["hello w"]
     assert scripted(monkeypatch, [0, 7, 2, 3]).generate_until([request("x", {"max_gen_toks": 9})]) == ["he"]
 
