@@ -174,6 +174,24 @@ def test_bounds_are_within_and_the_cheapest_of_ties_wins(several):
     assert choose([several], "loss", where="dilation >= 4")["of"] == 2
 
 
+def test_what_ties_rest_on_is_said_of_each_kind_of_rows(sweep):
+    def how(stored: tuple[int, ...]) -> str:
+        sweep.cells.clear()
+        for dilation in (1, 4, 16):
+            cell = sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (2.0 + dilation / 64, 0.1)})
+            place = sweep.path / "evaluate" / cell["id"]
+            (place / "samples.jsonl").unlink(missing_ok=True)
+            if dilation in stored:
+                write_samples(place, [{"task": "loss", "id": i, "loss": 2.0 + dilation / 64} for i in range(8)])
+        return choose([sweep.write()], "loss")["how"].removeprefix(
+            "ties: p ≥ 0.05 after Holm's adjustment over all rows, "
+        )
+
+    assert how((1, 4, 16)) == "paired item by item"
+    assert how((1, 16)) == "paired item by item, by standard errors where there are no samples of the same items"
+    assert how((4,)) == "from standard errors, unpaired (no samples of the same items)"
+
+
 def test_the_cheapest_of_ties_is_so_in_what_was_bounded_first(sweep):
     """The window reads fewer entries than D8 in a step, and attends to more keys in a forward; all three tie."""
     for pattern, loss in ((Pattern(), 2.0), (Pattern(8), 2.01), (Pattern(None, 50), 2.02)):

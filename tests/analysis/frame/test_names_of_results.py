@@ -86,4 +86,6 @@ def test_suites_stand_in_their_order():
     ]  # fmt: skip
     assert list(by_suite(names)) == list(SUITES)
     assert less_is_better("zz") is None, "no rule knows it"
+    assert less_is_better("zz/f1") is False
+    assert less_is_better("niah_single_1") is False, "of a needle more is better, whatever its measure is called"
     assert less_is_better("kv_ratio") is True

@@ -30,6 +30,8 @@ FRAME = pd.DataFrame(
         ("0.1 <= kv_ratio < 1", "d"),
         ("window == 0", "ad"),
         ("window != 0", "b"),  # what is not known differs from nothing
+        ("0 != window", "b"),
+        ("1 < loss", "bd"),
         ("window == None", "c"),
         ("window != None and loss != None", "abd"),
         ("loss > -1 * 2 + 3", "bd"),

@@ -98,3 +98,19 @@ def test_too_many_items_are_left_out_and_named(three, monkeypatch):
     assert (list(found["of"]), found["left_out"]) == (["recall_accuracy"], ["loss"])
     monkeypatch.setattr(items, "MOST_READ", 10)
     assert embedded(three) == {"of": {}, "left_out": ["loss", "recall_accuracy"]}
+
+
+def test_all_items_together_stay_within_the_bound(sweep, monkeypatch):
+    """Three results of four bytes a cell, eight characters each; there is room for two."""
+    names = [f"{task}_acc" for task in ("piqa", "hellaswag", "winogrande")]
+    for dilation, right in ((1, [1, 1, 0, 1]), (2, [1, 0, 0, 1])):
+        cell = sweep.add("ratplus_tiny", Pattern(dilation), {name: (float(np.mean(right)), 0.1) for name in names})
+        store(sweep, cell, [{"task": name.removesuffix("_acc"), "id": i, "acc": value}
+                            for name in names for i, value in enumerate(right)])  # fmt: skip
+    read = read_sweep(sweep.write())
+    cells = in_order(read.frame)
+    size = len(items.items_of(read, cells, names)["of"][names[0]][0]["values"]["data"])
+    for room, kept in ((3 * size, 3), (3 * size - 1, 2), (2 * size, 2), (2 * size - 1, 1)):
+        monkeypatch.setattr(items, "MOST_BYTES", room)
+        found = items.items_of(read, cells, names)
+        assert (list(found["of"]), found["left_out"]) == (names[:kept], names[kept:])

@@ -4,8 +4,10 @@ import base64
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from ratplus.analysis.page.columns import own_dense
 from ratplus.analysis.page.details import MOST_POINTS, _kept_places, _points, _shared_and_own
 from ratplus.analysis.page.embed import packed, repeated, values
 
@@ -47,6 +49,17 @@ def test_points_are_tokens_and_losses(tmp_path):
     assert _points(tmp_path) == []
     (tmp_path / "curve.csv").write_text("step,tokens,loss\n1,10,3.123456\n2,20,nan\n3,30,2.5\n")
     assert _points(tmp_path) == [[10, 3.1235], [20, None], [30, 2.5]]
+
+
+def test_plain_dense_attention_is_the_pages_dense_cell_where_one_with_a_window_follows():
+    cells = pd.DataFrame(
+        {
+            "model": ["a", "a", "a", "a", "b", "b"], "variant": "", "seed": [0, 0, 0, None, 0, 0],
+            "kind": ["dense", "dense", "dilated", "dilated", "dense", "dense"],
+            "status": ["done", "done", "done", "done", "failed", "done"],
+        }
+    )  # fmt: skip
+    assert own_dense(cells) == [0, 0, 0, -1, 5, 5]
 
 
 def test_what_all_settings_share_stands_once():

@@ -63,6 +63,13 @@ def test_results_are_whole_tasks(frame):
     assert set(data["kv_read_exact"]) == {True, False}
 
 
+def test_of_several_measures_of_a_task_the_first_counts(sweep):
+    for dilation in (1, 4):
+        shares = dict.fromkeys(("piqa/acc_norm", "piqa/acc", "piqa/f1", "mine/em", "mine/score"), 0.5)
+        sweep.add("ratplus_tiny", Pattern(dilation), shares | {"perplexity": 3.0, "decode_kv_bytes": 1.0, "loss": 1.0})
+    assert accuracy_vs_budget.results_of(load_sweep(sweep.write())) == ["loss", "mine/score", "piqa/acc"]
+
+
 def test_figure_has_a_line_a_method_and_a_column_a_model(frame):
     drawing = accuracy_vs_budget.figure(frame)
     assert [axes.get_title() for axes in drawing.axes[:2]] == ["attention_tiny", "ratplus_tiny"]
