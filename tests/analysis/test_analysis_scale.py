@@ -10,6 +10,7 @@ from ratplus.analysis.draw import style
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.paired.samples import read_items
 from ratplus.records.manifest import read_manifest
+from ratplus.sweeps.bench import generated_sweep
 from ratplus.sweeps.bench.generated_sweep import TARGET_MEGABYTES, TARGET_SECONDS, generate_sweep, measure
 from ratplus.sweeps.define import reproduce
 from ratplus.sweeps.define.reproduce import differences, overrides
@@ -88,6 +89,26 @@ def test_a_small_report_is_measured(tmp_path, capsys):
     assert 50 < took["megabytes"] < 600
     assert took["files"] > 5
     assert "40 cells (generated in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cells", "cpu_seconds", "megabytes", "said"),
+    [
+        (10_000, 59.0, 999.0, "met"), (10_000, 60.0, 999.0, "missed"), (10_000, 59.0, 1000.0, "missed"),
+        (9_999, 59.0, 999.0, None),
+    ],
+)  # fmt: skip
+def test_the_target_is_of_processor_time_and_of_ten_thousand_cells(
+    monkeypatch, capsys, cells, cpu_seconds, megabytes, said
+):
+    took = {"cells": cells, "generate_seconds": 1.0, "seconds": 99.0, "cpu_seconds": cpu_seconds, "files": 3,
+            "megabytes": megabytes, "page_megabytes": 1.0}  # fmt: skip
+    monkeypatch.setattr(generated_sweep, "bench_report", lambda asked: took)
+    saved = []
+    generated_sweep.print_bench(None, saved.append)
+    assert saved == [took]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ([] if said is None else [f"target: 60 s and 1000 MB: {said}"])
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,10 @@ def test_processes_of_another_machine_are_lost_after_a_silence(item, processes):
     long_ago = time.time() - SILENT_SECONDS - 1
     for place in (path, *Path("out").glob("*/*")):
         os.utime(place, (long_ago, long_ago))
+    os.utime(path)  # one of them moved a moment ago
+    record_lost(Path("out"), [item])
+    assert path.exists()
+    os.utime(path, (long_ago, long_ago))
     record_lost(Path("out"), [item])
     assert error_of(item)["type"] == "ProcessEnded"
 

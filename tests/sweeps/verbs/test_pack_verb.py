@@ -194,6 +194,13 @@ def test_paths_are_masked_and_other_things_are_not(text, masked):
     assert Mask().text(text) == masked
 
 
+def test_folders_of_this_machine_are_masked_in_pages_unless_they_are_words(tmp_path):
+    mask = Mask(Path("/"), Path("/root"), Path("/home/me"))
+    assert mask.page("the /root of /home/me, / and /home/me/x") == "the /root of [path], / and [path]/x"
+    mask.text("see /data/sets/a and /data/sets/a/b")
+    assert mask.page("<a>/data/sets/a/b</a> /data/sets/a /data/sets/c") == "<a>[path]/b</a> [path]/a /data/sets/c"
+
+
 @pytest.mark.parametrize(
     ("line", "masked"),
     [

@@ -127,6 +127,17 @@ def test_what_a_cell_and_its_suites_are_told_to_be(tmp_path):
     assert (view.settled, view.bad, status_text.exit_code(view)) == (True, True, 1)
 
 
+@pytest.mark.parametrize(("attempt", "words"), [(None, ""), (1, ""), (2, ", attempt 2")])
+def test_an_attempt_is_told_from_the_second_on(tmp_path, capsys, attempt, words):
+    folder = Folder(tmp_path / "x", 2, sft=False)
+    for number in (0, 1):
+        error = {"type": "T", "message": f"m{number}"} | ({} if attempt is None else {"attempt": attempt})
+        folder.finish(number, "evaluate", error=error)
+    status_text.print_status(SweepView(folder.path))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "T: m" in line] == [f"m D{n} (evaluate{words}): T: m{n}" for n in (0, 1)]
+
+
 def test_a_job_tells_only_of_a_cell_without_a_result(tmp_path, monkeypatch):
     """A job may still be ending when its cell is done; and what a failed cell wrote of its progress is old."""
     folder = Folder(tmp_path / "x", 4, sft=False)
