@@ -443,6 +443,18 @@ def test_bad_bare_streams(tmp_path, changes, message):
     one_line(caught)
 
 
+@pytest.mark.parametrize("which", ["path", "validation_path"])
+@pytest.mark.parametrize("change", [-2, 2])
+def test_a_bare_stream_that_grew_or_shrank_is_not_used_as_before(tmp_path, which, change):
+    np.zeros(700, "<u2").tofile(tmp_path / "val.bin")
+    data = bare(tmp_path, validation_path=str(tmp_path / "val.bin"))
+    prepare(data)
+    path = Path(getattr(data, which))
+    os.truncate(path, path.stat().st_size + change)
+    with pytest.raises(CorpusError, match=rf"{path}: its size changed since .* was made; delete that folder"):
+        prepare(data)
+
+
 def test_another_tokenizer_for_a_known_bare_stream(tmp_path):
     data = bare(tmp_path)
     folder = prepare(data)

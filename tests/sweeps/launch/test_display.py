@@ -1,4 +1,4 @@
-"""Plain lines of a running sweep: what started, ended and is left, at times that are chosen."""
+"""What is shown of a running sweep, on a terminal and elsewhere."""
 
 from types import SimpleNamespace
 
@@ -8,48 +8,82 @@ from ratplus.sweeps.launch import display
 from ratplus.sweeps.launch.display import SweepDisplay
 
 
+def worker(slot, name, **progress):
+    return SimpleNamespace(slot=slot, item=SimpleNamespace(name=name), progress=lambda: progress)
+
+
 @pytest.fixture
 def clock(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    return now
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock.now)
+    return clock
 
 
-def worker(name: str, progress: dict):
-    return SimpleNamespace(item=SimpleNamespace(name=name), slot=0, progress=lambda: progress)
-
-
-def test_items_are_counted_as_they_end(clock, capsys):
-    item = SimpleNamespace(name="ratplus_tiny layers[D1,D4]")
-    with SweepDisplay(3) as shown:
-        shown.event("start", item, [], "")
-        shown.event("end", item, [], "")
-        shown.event("end", item, [], "OSError: no room")
-        shown.event("skip", item, [], "already done")
-    assert capsys.readouterr().err.splitlines() == [
-        f"[0/3] {item.name}: started", f"[1/3] {item.name}: done", f"[2/3] {item.name}: FAILED: OSError: no room",
-        f"[3/3] {item.name}: skipped: already done",
-    ]  # fmt: skip
-
-
-def test_how_far_workers_are_is_told_every_twenty_seconds(clock, capsys):
-    at_work = [
-        worker("a", {"stage": "adapt", "done": 3, "total": 10, "loss": 1.23456}), worker("b", {}),
-        worker("c", {"stage": "evaluate", "done": 0, "total": 4}),
-    ]  # fmt: skip
+@pytest.fixture
+def bars(monkeypatch):
+    """A display as on a terminal, and what its bars show: {description: task}."""
+    monkeypatch.setattr(display.sys.stderr, "isatty", lambda: True, raising=False)
     with SweepDisplay(5) as shown:
-        for seconds in (20.0, 21.0, 41.0):
-            clock[0] = 1000.0 + seconds
-            shown.event("tick", None, at_work, "")
-        clock[0] = 1100.0
-        shown.event("tick", None, [], "")
-        shown.event("end", SimpleNamespace(name="x"), at_work, "")
-        shown.event("skip", SimpleNamespace(name="y"), at_work, "")
-        clock[0] = 1150.0
-        shown.event("tick", None, at_work[:1], "")
-    told = "a: adapt 3/10, loss 1.235; b: starting; c: evaluate 0/4"
+        yield shown, lambda: {task.description: task for task in shown._progress.tasks if task.visible}
+
+
+def test_lines_tell_what_begins_and_how_it_ends(capsys):
+    with SweepDisplay(4) as shown:
+        for kind, name, text in (
+            ("start", "a [x]", ""), ("end", "a [x]", ""), ("end", "b", "out of memory"), ("skip", "c", "a failed"),
+            ("tick", "d", ""),
+        ):  # fmt: skip
+            shown.event(kind, SimpleNamespace(name=name), [], text)
     assert capsys.readouterr().err.splitlines() == [
-        f"{told} (21 s)", "[1/5] x: done", "[2/5] y: skipped",
-        # Two of five took 150 s.
-        "a: adapt 3/10, loss 1.235 (150 s, about 225 s left)",
+        "[0/4] a [x]: started", "[1/4] a [x]: done", "[2/4] b: FAILED: out of memory", "[3/4] c: skipped: a failed",
     ]  # fmt: skip
+
+
+def test_without_a_terminal_a_line_now_and_then_tells_how_far_all_are(capsys, clock):
+    workers = [worker(0, "a", stage="pretrain", done=3, total=10, loss=1.25), worker(1, "b")]
+    with SweepDisplay(5) as shown:
+        clock.now += 20
+        shown.event("tick", None, workers, "")
+        assert capsys.readouterr().err == ""
+        clock.now += 1
+        shown.event("tick", None, workers, "")
+        assert capsys.readouterr().err == "a: pretrain 3/10, loss 1.250; b: starting (21 s)\n"
+        clock.now += 9
+        shown.event("end", SimpleNamespace(name="a"), [], "")
+        shown.event("end", SimpleNamespace(name="b"), [], "")
+        capsys.readouterr()
+        clock.now += 20  # as long as that after any line
+        shown.event("tick", None, workers[1:], "")
+        assert capsys.readouterr().err == ""
+        clock.now += 10
+        shown.event("tick", None, [], "")
+        assert capsys.readouterr().err == ""
+        shown.event("tick", None, workers[1:], "")
+        assert capsys.readouterr().err == "b: starting (60 s, about 90 s left)\n"
+
+
+def test_a_terminal_has_a_bar_of_the_sweep_and_one_of_each_worker(bars):
+    shown, visible = bars
+    shown.event(
+        "start", SimpleNamespace(name="a"), [worker(0, "a"), worker(1, "b", stage="adapt", done=2, total=8)], ""
+    )
+    assert list(visible()) == ["sweep", "a: starting", "b: adapt"]
+    assert (visible()["a: starting"].total, visible()["a: starting"].fields["note"]) == (None, "")
+    shown.event("tick", None, [worker(1, "b", stage="adapt", done=3, total=8, loss=0.5)], "")
+    task = visible()["b: adapt"]
+    assert (task.completed, task.total, task.fields["note"]) == (3, 8, "loss 0.500")
+    assert list(visible()) == ["sweep", "b: adapt"]
+    shown.event("end", SimpleNamespace(name="b"), [worker(0, "c", stage="pretrain", done=0, total=4)], "")
+    assert list(visible()) == ["sweep", "c: pretrain"]  # in the place of the first
+    assert (visible()["sweep"].completed, visible()["sweep"].total) == (1, 5)
+    assert len(shown._progress.tasks) == 3
+
+
+def test_the_time_of_a_bar_begins_anew_with_another_stage(bars):
+    shown, visible = bars
+    shown.event("tick", None, [worker(0, "a", stage="pretrain", done=7, total=8)], "")
+    begun = visible()["a: pretrain"].start_time
+    shown.event("tick", None, [worker(0, "a", stage="pretrain", done=8, total=8)], "")
+    assert visible()["a: pretrain"].start_time == begun
+    shown.event("tick", None, [worker(0, "a", stage="adapt", done=1, total=2)], "")
+    assert visible()["a: adapt"].start_time > begun

@@ -20,6 +20,7 @@ from pretended_slurm import SLURM, submitted_command
 from ratplus.records.record import read_record
 from ratplus.sweeps.define.compose import compose_cells, compose_one
 from ratplus.sweeps.define.manifest import plan_cells
+from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.launch import array_task
 from ratplus.sweeps.launch import slurm as launch_slurm
 from ratplus.sweeps.launch.work import work_items
@@ -256,3 +257,22 @@ def processes(module: str, place: Path) -> list[int]:
                 found.append(int(process.name))
     assert len(found) == 1, (module, found)
     return found
+
+
+@pytest.mark.parametrize(("new", "refused"), [(16, False), (17, True)])
+def test_of_local_jobs_those_that_run_already_do_not_count(tmp_path, monkeypatch, new, refused):
+    items = [SimpleNamespace(id=f"{i}") for i in range(new + 3)]
+    live = {item.id: "runs" for item in items[:3]}
+    monkeypatch.setattr(launch_slurm, "live_jobs", lambda folder, wanted: live)
+    started = []
+    monkeypatch.setattr(launch_slurm, "_submit_new", lambda new, *_: started.extend(new))
+    launcher = compose_one([*SLURM, "launcher.cluster=local"]).config.launcher
+    if refused:
+        with pytest.raises(
+            UsageError, match="cluster=local: 17 jobs would all start at once; .* at most 16"
+        ):
+            launch_slurm.submit(items, tmp_path, "evaluate", launcher, None)
+        assert not started
+    else:
+        assert launch_slurm.submit(items, tmp_path, "evaluate", launcher, None).already == live
+        assert started == items[3:]
