@@ -48,6 +48,7 @@ def header(folder, change) -> None:
 
 @pytest.mark.parametrize(("text", "line"), [
     ('{"format": 2, "model": {}, "sha256": ""}', "format 2; this version reads format 1"),
+    ('{"format": 0, "model": {}, "sha256": ""}', "format 0; this version reads format 1"),
     ("[]", "not a JSON object"), ("7", "not a JSON object"), ("null", "not a JSON object"),
 ])  # fmt: skip
 def test_a_config_of_another_version_or_kind(folder, text, line):

@@ -16,6 +16,7 @@ from ratplus.search.budgets import Budget, Prices
 from ratplus.search.damage import difference
 from ratplus.search.probe import Probes
 from ratplus.search.run import run_search
+from ratplus.search.screen import screen
 from ratplus.search.splits import Rows, Split, make_splits
 from ratplus.search.store import ProbeStore
 from ratplus.search.units import Space, candidates_of
@@ -166,6 +167,35 @@ def test_damaged_probes_are_measured_again(model, splits, tmp_path):
     again, probes = searched(model, splits, tmp_path)
     assert probes.passes > 0
     assert again["budgets"] == whole["budgets"]
+
+
+def test_the_screen_sees_what_heads_send_on_and_not_where_a_pattern_is_dense(model, splits):
+    heads, layers = (Space.of(CONFIG, candidates_of(["D1", "D4", "D16"], True), split) for split in (range(3), ()))
+    probes = Probes(model, splits, "weights", None, batch=16)
+    found = screen(probes, heads)
+    assert probes.passes == 1.5  # half a pass for each candidate
+    for unit, row in zip(heads.units, found, strict=True):
+        useful = (unit.layer, unit.heads[0]) in USEFUL
+        assert (row > 0).tolist() == [False, useful, useful]
+    np.testing.assert_allclose(screen(probes, layers), found.reshape(3, 4, 3).sum(axis=1))
+
+
+@pytest.mark.parametrize("damage", ["a number is NaN", "a layer is missing", "cut off"])
+def test_a_damaged_screen_is_made_again(model, splits, tmp_path, damage):
+    space = Space.of(CONFIG, candidates_of(["D1", "D4"], True), range(3))
+    probes = Probes(model, splits, "weights", ProbeStore(tmp_path), batch=16)
+    whole = screen(probes, space)
+    (path,) = tmp_path.rglob("screen-*.json")
+    text = path.read_text()
+    heads = json.loads(text)["heads"]
+    heads[0][0][1] = float("nan")
+    damaged = {"a number is NaN": {"heads": heads}, "a layer is missing": {"heads": json.loads(text)["heads"][1:]}}
+    path.write_text(json.dumps(damaged[damage]) if damage in damaged else text[:-9])
+    np.testing.assert_array_equal(screen(probes, space), whole)
+    assert path.read_text() == text
+    assert probes.passes == 2
+    screen(probes, space)
+    assert probes.passes == 2  # what stands there whole is taken
 
 
 def test_the_choice_is_never_worse_than_uniform_on_verify(splits):

@@ -16,11 +16,12 @@ from cli_runs import RATPLUS, TINY, Started, leftovers, ratplus_here, wait_for
 from ratplus.records import process
 from ratplus.records.lock import SILENT_SECONDS, FolderLock
 from ratplus.records.record import read_record
+from ratplus.sweeps.batch.jobs_file import add_jobs
 from ratplus.sweeps.define.compose import compose_cells
 from ratplus.sweeps.define.manifest import add_cells, plan_cells
 from ratplus.sweeps.launch import lost_work
 from ratplus.sweeps.launch.child import Child
-from ratplus.sweeps.launch.lost_work import record_lost
+from ratplus.sweeps.launch.lost_work import record_lost, record_lost_jobs
 from ratplus.sweeps.launch.progress import at_work, job_file
 from ratplus.sweeps.launch.work import WorkItem
 
@@ -58,6 +59,24 @@ def error_of(item: WorkItem, stage: str = "pretrain") -> dict:
     assert record is not None
     assert record["error"] is not None
     return dict(record["error"])
+
+
+@pytest.mark.parametrize(
+    ("printed", "recorded"),
+    [("", True), ("a line\nanother", True), ("done\n", False), ("not started: its pretraining failed\n", False)],
+)
+def test_a_job_that_ended_without_a_record_is_lost_unless_it_says_why(item, printed, recorded):
+    jobs = {"id": "f" * 32, "time": "2026-01-01T00:00:00+00:00", "cluster": "local", "jobs": {item.id: "77"}}
+    logs = Path("out/logs/slurm") / jobs["id"]
+    logs.mkdir(parents=True)
+    (logs / "77_0_log.out").write_text(printed)
+    add_jobs(Path("out"), jobs | {"launcher": {}})
+    assert record_lost_jobs(Path("out"), {}, lambda _: False) == 0
+    assert record_lost_jobs(Path("out"), {item.id: None}) == 0  # it has not ended
+    assert record_lost_jobs(Path("out"), {}) == recorded
+    if recorded:
+        said = f"it printed last: {printed.splitlines()[-1]}" if printed else "it printed nothing"
+        assert error_of(item)["message"] == f"batch job 77 ended and left no record; {said}"
 
 
 def test_a_command_that_is_killed_outright_reads_as_failed(place):

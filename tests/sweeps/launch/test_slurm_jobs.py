@@ -268,9 +268,7 @@ def test_of_local_jobs_those_that_run_already_do_not_count(tmp_path, monkeypatch
     monkeypatch.setattr(launch_slurm, "_submit_new", lambda new, *_: started.extend(new))
     launcher = compose_one([*SLURM, "launcher.cluster=local"]).config.launcher
     if refused:
-        with pytest.raises(
-            UsageError, match="cluster=local: 17 jobs would all start at once; .* at most 16"
-        ):
+        with pytest.raises(UsageError, match="cluster=local: 17 jobs would all start at once; .* at most 16"):
             launch_slurm.submit(items, tmp_path, "evaluate", launcher, None)
         assert not started
     else:

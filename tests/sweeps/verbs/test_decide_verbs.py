@@ -1,6 +1,7 @@
 """`ratplus best`, `ratplus compare`, and `ratplus report` of several folders with `--fail`."""
 
 import json
+import math
 import re
 import shutil
 
@@ -8,6 +9,8 @@ import pytest
 from cli_runs import run_here as ratplus
 
 from ratplus.analysis.frame.load import load_sweep
+from ratplus.analysis.paired.bootstrap import ERRORS
+from ratplus.analysis.paired.cells import Compared
 from ratplus.records.record import write_record
 from ratplus.records.samples import read_samples, write_samples
 from ratplus.sweeps.bench.generated_sweep import generate_sweep
@@ -159,6 +162,50 @@ def test_every_pair_and_result(capsys):
     shown = said(capsys, "compare", "one", "D16", "D64", "--metric", "loss")
     assert "D64 minus D16" in shown
     assert "± seeds" in shown
+
+
+def difference(metric, a, b, p, certain, unit="", **more):
+    row = {"first": "D1", "second": "D4", "run": "m", "metric": metric, "unit": unit, "a": a, "b": b}
+    row |= {"difference": b - a, "stderr": 0.005, "low": b - a - 0.01, "high": b - a + 0.02, "seeds": 1}
+    return row | {"seeds_stderr": math.nan, "p": p, "certain": certain, "items": 40, "method": "bootstrap"} | more
+
+
+def test_what_is_printed_of_a_difference(capsys, monkeypatch):
+    rows = [
+        difference("loss", 1.5, 1.2346, 0.00009, True),
+        difference("recall", 0.251, 0.5, 0.0001, True, "%"),
+        difference("cloze", 0.25, 0.5, 0.2, False, "%", items=0, method=ERRORS),
+        difference("niah", 0.5, 0.25, math.nan, False, "%"),
+    ]
+    monkeypatch.setattr("ratplus.analysis.paired.cells.compare_cells", lambda *_: Compared(rows, ["one note"]))
+    shown = said(capsys, "compare", "one", "D1", "D4")
+    lines = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines()]
+    assert lines[0] == ["D4 minus D1"]
+    at = {line[1]: line[2:] for line in lines if line[0] == "m"}
+    assert at["loss"] == ["1.500", "1.235", "−0.265 ± 0.005", "−0.275 to −0.245", "<0.0001", "40", "lower"]
+    assert at["recall (%)"] == ["25.1", "50.0", "24.9 ± 0.5", "23.9 to 26.9", "0.0001", "40", "higher"]
+    assert at["cloze (%)"][4:] == ["0.2000", "—", "="]
+    assert at["niah (%)"][2:] == ["−25.0 ± 0.5", "−26.0 to −23.0", "—", "40", "="]
+    assert "items —: no samples" in shown
+    assert "seeds" not in shown
+    assert shown.rstrip().endswith("one note")
+
+
+def test_seeds_are_shown_where_a_row_has_several_and_pairs_apart(capsys, monkeypatch):
+    rows = [
+        difference("loss", 1.5, 1.25, 0.01, True, seeds=3, seeds_stderr=0.0125),
+        difference("loss", 2.5, 1.25, 0.01, True) | {"second": "D16"},
+    ]
+    monkeypatch.setattr("ratplus.analysis.paired.cells.compare_cells", lambda *_: Compared(rows, []))
+    shown = said(capsys, "compare", "one", "D1", "D4", "D16")
+    first, second = shown.split("D16 minus D1")
+    assert first.startswith("D4 minus D1")
+    assert "2.500" not in first
+    assert "1.500" not in second
+    (line,) = (line.split() for line in first.splitlines() if line.strip().startswith("m "))
+    assert line[-3:] == ["0.013", "3", "lower"]
+    assert "items —" not in shown
+    assert "± seeds: standard error of Δ over training seeds" in shown
 
 
 def test_two_cells_by_their_ids(capsys):
