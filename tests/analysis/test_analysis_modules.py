@@ -113,6 +113,18 @@ def test_runs_as_a_script(demo, tmp_path, monkeypatch, capsys, elsewhere):
         path.unlink()
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(demo, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["masks", str(demo), str(tmp_path / "file" / "report")])
+    monkeypatch.delitem(sys.modules, "ratplus.analysis.masks")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ratplus.analysis.masks", run_name="__main__")
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert str(tmp_path / "file") in line
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_opens_and_runs_as_a_notebook(folder_for, name, monkeypatch):
     jupytext = pytest.importorskip("jupytext")

@@ -294,6 +294,14 @@ def test_narrow_weights_lose_nothing(golden, tmp_path, dtype):
     assert same(load(bring_in(tmp_path / "narrow.pt", tmp_path / "m")).state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_narrow_export_tells_the_hash_of_what_it_holds(tmp_path, dtype):
+    ours = save(RATPlus(ModelConfig(vocab_size=23, layers=1, d_model=16, d_head=8)), tmp_path / "ours")
+    export_hf(ours, tmp_path / "hub", dtype=dtype)
+    back = load(bring_in(tmp_path / "hub", tmp_path / "back"))  # refused if the weights are not those that it tells of
+    assert torch.equal(back.embed.weight, load(ours).embed.weight.to(getattr(torch, dtype)).float())
+
+
 def test_files_of_old_torch_and_safetensors_files(golden, tmp_path):
     state = official(golden)
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)

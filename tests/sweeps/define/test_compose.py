@@ -308,6 +308,8 @@ def test_a_word_that_needs_quotes_is_shown_as_it_must_be_typed(word):
         ("", "got an empty word"),
         ("pattern.dilation", "not an override; give key=value"),
         ("seed = 1", r"'seed = 1': no spaces around =; type seed=1 \(.*quoted"),
+        (" seed=1", "' seed=1': no spaces around =; type seed=1 "),
+        ("my seed=1", "the key holds ' '"),
         ("实验=1", "the key holds '实'"),
         ("output=a(1)", "the value holds .*|Unknown function 'a'"),
         ("seed=range(a)", r"seed=range\(a\): "),

@@ -112,6 +112,7 @@ def test_training_steps_and_where_their_time_goes(bench, tmp_path):
         (["train", "--pattern", "D16"], "--pattern: is for `ratplus bench model`, not train"),
         (["kernels", "ratplus_nano"], "bench kernels: takes no models, got ratplus_nano"),
         (["kernels", "--batch", "3"], "--batch: is for `ratplus bench model`"),
+        (["kernels", "--cells", "0"], "--cells: is for `ratplus bench report`"),
         (["kernels", "--threads", "0"], "--threads: got 0; it must be ≥ 1"),
         (["kernels", "--repeats", "0"], "--repeats: got 0; it must be ≥ 1"),
         (["kernels", "--device", "tpu"], "--device: got 'tpu'; allowed: cpu, cuda"),
