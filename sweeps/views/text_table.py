@@ -19,8 +19,8 @@ def _word(value) -> str:
 
 
 def _is_number(value) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return True
+    if isinstance(value, bool):
+        return False  # `float` would take it
     try:
         float(value)
     except (TypeError, ValueError):
