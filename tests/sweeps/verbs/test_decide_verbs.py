@@ -176,6 +176,7 @@ def test_what_is_printed_of_a_difference(capsys, monkeypatch):
         difference("recall", 0.251, 0.5, 0.0001, True, "%"),
         difference("cloze", 0.25, 0.5, 0.2, False, "%", items=0, method=ERRORS),
         difference("niah", 0.5, 0.25, math.nan, False, "%"),
+        difference("piqa", 0.5, 0.25, 0.04, False, "%"),  # certain over the items, not over the seeds
     ]
     monkeypatch.setattr("ratplus.analysis.paired.cells.compare_cells", lambda *_: Compared(rows, ["one note"]))
     shown = said(capsys, "compare", "one", "D1", "D4")
@@ -185,6 +186,7 @@ def test_what_is_printed_of_a_difference(capsys, monkeypatch):
     assert at["loss"] == ["1.500", "1.235", "−0.265 ± 0.005", "−0.275 to −0.245", "<0.0001", "40", "lower"]
     assert at["recall (%)"] == ["25.1", "50.0", "24.9 ± 0.5", "23.9 to 26.9", "0.0001", "40", "higher"]
     assert at["cloze (%)"][4:] == ["0.2000", "—", "="]
+    assert at["piqa (%)"][4:] == ["0.0400", "40", "="]
     assert at["niah (%)"][2:] == ["−25.0 ± 0.5", "−26.0 to −23.0", "—", "40", "="]
     assert "items —: no samples" in shown
     assert "seeds" not in shown
