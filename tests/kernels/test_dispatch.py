@@ -93,3 +93,13 @@ def test_unknown_name(monkeypatch, name):
             ValueError, match=f"RATPLUS_KERNELS='{name}' is unknown: use one of reference, eager, fused"
         ):
             dispatch.implementation("gated_scan", 64, tensor)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
+def test_without_the_interpreter_only_cuda_tensors_can_be_forced(monkeypatch, device):
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("RATPLUS_KERNELS", "fused")
+    there = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"the device is {device}; the Triton kernels need CUDA"):
+        dispatch.implementation("gated_scan", 64, _on_cuda(torch.float32), there)

@@ -53,6 +53,15 @@ def test_held_and_read_stand_apart(frame):
     assert "≤ marks an upper bound" in accuracy_vs_budget.caption(frame)
 
 
+@pytest.mark.parametrize("there", [("density",), ("hit_rate",), ("density", "hit_rate"), ()])
+def test_the_caption_tells_of_the_columns_that_are_there(frame, there):
+    some = frame.drop(columns=[f"selection_{name}" for name in ("density", "hit_rate") if name not in there])
+    columns, caption = accuracy_vs_budget.summary(some), accuracy_vs_budget.caption(some)
+    assert ("Measured (%)" in columns, " Measured: " in caption) == 2 * ("density" in there,)
+    assert ("Hits (%)" in columns, " Hits: " in caption) == 2 * ("hit_rate" in there,)
+    assert "before the step at position 512, mean" in caption
+
+
 def test_results_are_whole_tasks(frame):
     assert accuracy_vs_budget.results_of(frame) == ["loss", "recall_accuracy", "niah_multikey_2_substring"]
     assert is_cost("selection_density")
