@@ -153,6 +153,26 @@ def test_with_checkpointing_one_layers_selection_is_held_at_a_time(layers):
     assert more(checkpointing=False) == layers * more(checkpointing=True)
 
 
+@pytest.mark.parametrize(
+    ("heads", "chosen", "apart"),
+    [
+        ("top24x4,top24x4,top24x4,top24x4", 4 * 24, False), ("top24x4,top12x4,top24x4,top12x4", 2 * (24 + 12), False),
+        ("D1,top24x4,D4,top12x4", 24 + 12, True), ("top24x4,top24x4-nofirst,top24x4,top24x4", 4 * 24, True),
+        ("top24x4,quest24x4,top24x4,top24x4", 4 * 24, True), ("D1,D4,D16,D1", 0, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("recurrence", "precision", "size"), [(True, "float32", 4), (False, "bf16", 2)])
+def test_what_a_layers_selection_takes(heads, chosen, apart, recurrence, precision, size):
+    """To the byte: numbers of blocks, and outputs, keys and values of parts that are computed apart."""
+    config = ModelConfig(vocab_size=64, layers=3, d_model=64, d_head=8, kv_heads=4, recurrence=recurrence)
+    rows = mixed(f"mixed[{heads}]").rows
+    plain = PatternMap.uniform(Pattern(16), 1, 8).rows
+    one = PatternMap((plain[0], rows[0], plain[0]))  # the second of three layers selects
+    held = [training_memory(config, 1000, 10, precision, patterns=p).activations for p in (None, one)]
+    parts = (8 * 8 + (2 * 4 * 8 if recurrence else 0)) * size if apart else 0
+    assert held[1] - held[0] == 10 * (4 * chosen + parts)
+
+
 def mixed(label: str) -> PatternMap:
     heads = label.removeprefix("mixed[").removesuffix("]").split(",")
     row = tuple(Pattern.from_label(name) for name in heads for _ in range(2))  # a group of two shares its keys
