@@ -170,9 +170,10 @@ def test_running_out_of_memory_loses_that_case_only(monkeypatch):
     assert len(result["skipped"]) == 4
 
 
-def test_a_saved_model_and_the_module_as_a_script(tmp_path, capsys):
+def test_a_saved_model_and_the_module_as_a_script(tmp_path, capsys, monkeypatch):
     model = RATPlus(ModelConfig(vocab_size=50, layers=2, d_model=32, d_head=16, max_len=64))
     checkpoint.save(model, tmp_path / "mine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the CPU is asked for all the same
     benchmark.main([
         str(tmp_path / "b.json"), str(tmp_path / "mine"), "--pattern", "D16,layers[D1,D4]", "--context", "20",
         "--new-tokens", "3", "--repeats", "3", "--device", "cpu", "--threads", "1", "--memory-gb", "0.01",
