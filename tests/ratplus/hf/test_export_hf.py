@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ratplus.checkpoint.hub import export_hf
 from ratplus.checkpoint.llama.export import family_for
 from ratplus.checkpoint.llama.tokenizer_export import files_for_others
 from ratplus.data.tokenizer import ByteTokenizer
+from ratplus.model import rope
 from ratplus.sweeps import cli
 
 transformers = pytest.importorskip("transformers")
@@ -62,6 +64,24 @@ def cached_code(tmp_path_factory, monkeypatch):
     auto = transformers.models.auto
     for registered in (auto.configuration_auto.CONFIG_MAPPING, auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING):
         monkeypatch.setattr(registered, "_extra_content", {})
+
+
+@pytest.mark.parametrize("base", [1e4, 5e5])
+def test_frequencies_of_wide_heads_are_ours(base):
+    """Of 64 channels some are between the fast ones and the slow ones, of a tiny model's 8 none."""
+    from ratplus.hf.modeling_ratplus import query_scale, rope_frequencies
+
+    original, factor = 2048, 4.0
+    common = {"rope_theta": base, "factor": factor, "original_max_position_embeddings": original}
+    bounds = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    for kind, ours in (("default", "none"), ("linear", "linear"), ("yarn", "yarn"), ("llama3", "llama3")):
+        config = SimpleNamespace(head_dim=64, rope_parameters={"rope_type": kind, **common, **bounds})
+        expected = rope.rope_frequencies(64, base, ours, factor, original, None, 1.0, 4.0)
+        torch.testing.assert_close(rope_frequencies(config, torch.device("cpu")), expected)
+        assert query_scale(config) == rope.attention_scale(ours, factor)
+        plain = rope.rope_frequencies(64, base)
+        between = ((expected < 0.99 * plain) & (expected > 1.01 * plain / factor)).sum()
+        assert (between > 1) == (kind in ("yarn", "llama3"))
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -290,6 +290,21 @@ def test_all_that_a_cache_holds_lies_where_its_model_does():
         assert {x.device.type for x in found} == {"meta"}
 
 
+def test_a_short_prompt_beside_a_long_one_has_room_to_the_end():
+    """After the cut, the row whose prompt was kept whole is fed alone, to the cache's last token."""
+    model, tokens = tiny(), drawn()
+    patterns = PatternMap.uniform(SNAP, 2, 8)
+    together, alone = (model.new_cache(rows, patterns, LENGTH) for rows in (2, 1))
+    model.prefill(tokens[:, :30], together, [3, 30])
+    model.prefill(tokens[:1, :3], alone)
+    for cache, rows in ((together, 2), (alone, 1)):
+        model.step(tokens[:rows, 3], cache)
+    rest = tokens[:, 4:]
+    found = model.prefill(rest, together, [rest.shape[1], 0])
+    assert together.lengths == [LENGTH, 31]
+    torch.testing.assert_close(found[:1], model.prefill(rest[:1], alone), atol=1e-4, rtol=1e-4)
+
+
 def test_snap_gives_memory_back():
     model, tokens = tiny(), drawn()
     cache = model.new_cache(2, SNAP, LENGTH)

@@ -202,6 +202,13 @@ def test_where_damages_add_up_the_best_choice_is_found(anchor, limit):
     assert {split for _, split in probes.asked} == {"search", "verify"}, "the test split is for the end alone"
 
 
+def test_of_options_of_equal_damage_the_first_is_taken():
+    one = chooser(Known({"search": ALIKE}))
+    options = {"a": (1, 0, 0, 0), "b": (0, 0, 0, 0), "c": (0, 0, 0, 0)}
+    assert one.best(options) == ("b", (0, 0, 0, 0))
+    assert one.best(dict(reversed(options.items()))) == ("c", (0, 0, 0, 0))
+
+
 def test_the_verify_split_chooses_and_no_worse_than_uniform():
     """On the search split layers differ; on verify only a uniform pattern does no harm."""
     search, verify = DAMAGE, np.array([[1.0, 0.0, 1.0]] * 4)

@@ -254,6 +254,16 @@ def test_a_small_batch_has_all_rows_in_their_order(model, splits):
         assert np.array_equal(torch.cat([one.labels for one in held[3:]]), rows.labels)
 
 
+def test_a_screen_is_of_a_token_whatever_the_batch(model, splits):
+    space = Space.of(CONFIG, candidates_of(["D1", "D4", "D16"], True), range(3))
+    found = [screen(Probes(model, splits, "weights", None, batch=batch), space) for batch in (16, 4)]
+    assert found[0].shape == (12, 3)
+    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-9)
+    useful = [(unit.layer, *unit.heads) in USEFUL for unit in space.units]
+    assert (found[0][:, 0] == 0).all(), "dense changes nothing"
+    assert [(row[1:] > 0).all() for row in found[0]] == useful
+
+
 def test_the_splits_share_no_document(tmp_path):
     from ratplus.config.data import DataSection
 
