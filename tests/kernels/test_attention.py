@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from helpers import golden, gradients, projections
 
 from ratplus.kernels import dilated_attention
+from ratplus.kernels.attention import eager
 from ratplus.kernels.attention.patterns import HeadPattern, head_patterns
 from ratplus.kernels.attention.reference import dilated_attention_reference, visible_mask
 from ratplus.kernels.bench.timing import peak_bytes
@@ -173,3 +174,14 @@ def test_clear_errors(arguments, message):
     three = torch.cat((q, q[:, :1]), dim=1)
     with pytest.raises(ValueError, match="fewer heads, a divisor of q's"):
         dilated_attention(three, k, v, 4, 0, 0)
+
+
+def test_scores_of_rows_stay_below_a_limit():
+    """Of rows that are scored together, each with its heads of queries; one at least, however large it is."""
+    plan = eager._Plan(HeadPattern(4, 3, 2), 40, torch.device("cpu"), (8, 16))
+    widest = max((block.stop - block.start) * plan.columns(block) for block in plan.blocks)
+    assert 100 < widest < 350
+    for group in (1, 2, 3):
+        chunk = plan.row_chunk(group)
+        assert chunk * widest * group <= 2000 < (chunk + 1) * widest * group
+    assert plan.row_chunk(100) == 1

@@ -11,9 +11,11 @@ from helpers import GOLDEN, golden, gradients, projections, rope_tables
 from ratplus.kernels import block_attention, dilated_attention, gated_scan
 from ratplus.kernels.bench.timing import peak_bytes
 from ratplus.kernels.blocks import block_metadata
+from ratplus.kernels.blocks.pairs import pairs_of_rows
 from ratplus.kernels.blocks.reference import block_attention_reference, block_scores, visible_mask
 from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, random_scores, ranks
 from ratplus.kernels.blocks.settings import Blocks, head_settings
+from ratplus.kernels.blocks.tiles import TilePlan
 from ratplus.kernels.scan.reference import rotate
 
 ALL = 1000
@@ -306,3 +308,27 @@ def test_clear_errors(static, choice, message):
         block_attention(q, k, v, *static, **choice)
     with pytest.raises(ValueError, match="q must be .*, k and v .* a number of heads that divides q's"):
         block_attention(q, k[:1, :, :, :2], v, *static, top=2, block=4)
+
+
+@pytest.mark.parametrize(("group", "pieces"), [(1, [4, 2]), (2, [2, 2, 2]), (3, [1] * 6), (50, [1] * 6)])
+def test_rows_whose_pairs_are_joined_stay_below_a_limit(monkeypatch, group, pieces):
+    """Six rows of four queries with three slots each; with every row of keys come `group` heads of queries."""
+    monkeypatch.setattr("ratplus.kernels.blocks.pairs.PAIRS_AT_ONCE", 4 * 12)
+    past = torch.zeros(6, 4, 3, dtype=torch.int32)
+    found = list(pairs_of_rows(past, Blocks(4), group))
+    assert [len(range(6)[rows]) for rows, _ in found] == pieces
+    assert [pairs.count for _, pairs in found] == [12 * many for many in pieces]
+    assert list(pairs_of_rows(past[:0], Blocks(4), group)) == []
+
+
+def test_scores_of_a_tile_stay_below_a_limit(monkeypatch):
+    """Of rows that are scored together, each with its heads of queries; one at least, however large it is."""
+    monkeypatch.setattr("ratplus.kernels.blocks.tiles.SCORES_LIMIT", 1000)
+    (setting,) = head_settings(4, 3, 2, 2, 1, Blocks(8))
+    plan = TilePlan(setting, Blocks(8), 0, 40, torch.device("cpu"))
+    widest = max((tile.stop - tile.start) * tile.columns for tile in plan.tiles)
+    assert 100 < widest < 250
+    for group in (1, 2, 3):
+        chunk = plan.row_chunk(group)
+        assert chunk * widest * group <= 1000 < (chunk + 1) * widest * group
+    assert plan.row_chunk(100) == 1

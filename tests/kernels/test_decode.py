@@ -200,3 +200,13 @@ def test_clear_errors():
     ):
         with pytest.raises(ValueError, match=message):
             call(**changes)
+
+
+def test_slots_of_settings_by_head():
+    assert slot_counts(4, 3, 2, 40) == 2 + 3 + 1 + 10
+    assert slot_counts(None, 3, 2, 40) == slot_counts(-1, 3, 2, 40) == 6
+    assert slot_counts(4, [3, 0, 50], 2, 40) == [16, 13, 63]
+    assert slot_counts([4, None], [3, 3], [2, 9], 40) == [16, 13]
+    assert slot_counts(16, 0, 33, 40) == 34  # all dilated keys are sinks already
+    with pytest.raises(ValueError, match=r"slot_counts: dilation, window and sinks have lengths \[2, 3\]; they must"):
+        slot_counts([4, 4], [3, 3, 3], 0, 40)

@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 from ratplus.kernels.attention import fused as attention
+from ratplus.kernels.attention.boxes import NONE, query_boxes
 
 
 def _check_forward(monkeypatch, q, k, v, columns):
@@ -68,3 +69,23 @@ def test_every_entry_has_tiles_for_addresses():
         other = attention.without_boxes(kind, size)
         assert not other.boxes
         assert (other == size) == (not size.boxes)
+
+
+@pytest.mark.parametrize(
+    ("length", "d_head", "dtype", "possible"),
+    [
+        (4, 16, torch.float32, True), (8, 16, torch.float32, True), (0, 16, torch.float32, False),
+        # Rows of log-sum-exps of 12 and 20 bytes; heads of 12 channels in bfloat16, which are 24 bytes.
+        (3, 16, torch.float32, False), (5, 16, torch.float32, False), (4, 12, torch.bfloat16, False),
+    ],
+)  # fmt: skip
+def test_which_tiles_of_queries_have_descriptors(length, d_head, dtype, possible):
+    """Addresses and all strides but the last must be multiples of 16 bytes."""
+    q = torch.zeros(2, 3, length, d_head, dtype=dtype)
+    d_out, lse, delta = torch.zeros(2, length, 3, d_head, dtype=dtype), *(torch.zeros(2, 3, length) for _ in range(2))
+    found = query_boxes(q, d_out, lse, delta, 2)
+    assert (found != NONE) == possible
+    if possible:
+        assert [box.block_shape for box in found] == [[1, 1, 2, d_head]] * 2 + [[1, 2]] * 2
+        moved = torch.zeros(q.numel() + 1, dtype=dtype)[1:].view_as(q)  # its address is no such multiple
+        assert query_boxes(moved, d_out, lse, delta, 2) == NONE
