@@ -207,6 +207,17 @@ def test_mistakes(values, message):
         bench(**values)
 
 
+def test_a_model_must_take_the_new_tokens_too():
+    for most in (26, 27):
+        config = ModelConfig(50, 1, 32, 16, max_len=most)
+        subjects = [benchmark.Subject("mine", config, lambda: pytest.fail("made"))]
+        if most == 27:
+            benchmark.check(subjects, settings())
+        else:
+            with pytest.raises(ValueError, match="mine: takes 26 tokens; --context 24 and --new-tokens 3 need 27"):
+                benchmark.check(subjects, settings())
+
+
 def test_names_that_are_no_models():
     with pytest.raises(ValueError, match="nothing: no such model; give a folder"):
         bench(["nothing"])
