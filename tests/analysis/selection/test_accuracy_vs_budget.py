@@ -54,8 +54,11 @@ def test_held_and_read_stand_apart(frame):
 
 
 @pytest.mark.parametrize("there", [("density",), ("hit_rate",), ("density", "hit_rate"), ()])
-def test_the_caption_tells_of_the_columns_that_are_there(frame, there):
-    some = frame.drop(columns=[f"selection_{name}" for name in ("density", "hit_rate") if name not in there])
+def test_the_caption_tells_of_the_columns_that_are_there(sweep, there):
+    measured = {f"selection_{name}": (0.25, 0.01) for name in there}
+    for label in ("D1", "top4x16"):
+        sweep.add("ratplus_tiny", Pattern.from_label(label), results(0) | measured)
+    some = load_sweep(sweep.write("topk"))
     columns, caption = accuracy_vs_budget.summary(some), accuracy_vs_budget.caption(some)
     assert ("Measured (%)" in columns, " Measured: " in caption) == 2 * ("density" in there,)
     assert ("Hits (%)" in columns, " Hits: " in caption) == 2 * ("hit_rate" in there,)
