@@ -209,7 +209,7 @@ def test_mistakes(values, message):
 
 def test_a_model_must_take_the_new_tokens_too():
     for most in (26, 27):
-        config = ModelConfig(50, 1, 32, 16, max_len=most)
+        config = ModelConfig(50, 2, 32, 16, max_len=most)
         subjects = [benchmark.Subject("mine", config, lambda: pytest.fail("made"))]
         if most == 27:
             benchmark.check(subjects, settings())
