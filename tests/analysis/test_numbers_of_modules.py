@@ -45,6 +45,14 @@ def test_what_stands_on_a_frontier_and_what_it_costs(sweep):
     assert dict(zip(shown["Pattern"], shown["ms/token"]))["D4"] == "2.000"
 
 
+def test_ticks_of_costs_are_at_most_five_powers_of_two_and_none_at_zero():
+    """A model without attention reads no entries, which have no place on the axis."""
+    for entries, ticks in (
+        ((0, 8, 128), [8, 16, 32, 64, 128]), ((8, 256), [8, 32, 128]), ((5, 9), [4, 8, 16]), ((0, 0), [1]),
+    ):  # fmt: skip
+        assert list(pareto._power_of_two_ticks(pd.Series(entries, dtype="float64")).locs) == ticks
+
+
 def test_a_line_on_patterns_without_a_loss_is_of_finished_cells(sweep):
     sweep.add("ratplus_tiny", Pattern(1), {"loss": 1.0})
     sweep.add("ratplus_tiny", Pattern.from_label("snap64x16"), {"niah_single_1_substring": 0.5})

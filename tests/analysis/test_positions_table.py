@@ -1,5 +1,6 @@
 """The table by position: means over bins, and what stands in the row of a cell that has no result."""
 
+import pandas as pd
 import pytest
 
 from ratplus.analysis import positions
@@ -18,6 +19,22 @@ def test_an_unfinished_cell_says_its_status_and_others_their_numbers(sweep, stat
     assert titles == ["Loss 0–63", "Loss 64–127", "Loss 128–255", "Loss 256–511"]
     assert list(shown.loc["D4", titles]) == [f"**{status}**", "—", "—", "—"]
     assert list(shown.loc["D16", titles]) == ["2.000", "1.938", "1.844", "1.656"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "ends"),
+    [
+        (64, [64, 128, 256, 512]),
+        (100, [512]),
+        (192, [192, 384, 512]),
+        (512, [64, 128, 256, 512]),
+        (600, [64, 128, 256, 512]),
+    ],
+)
+def test_stretches_are_the_trained_context_and_its_doublings(trained, ends):
+    """Where the context is no longer than that, an eighth of it and the doublings of this."""
+    bins = pd.DataFrame({"low": range(0, 512, 64), "high": range(64, 513, 64), "trained": float(trained)})
+    assert positions.spans(bins) == list(zip([0, *ends], ends))
 
 
 def test_bins_count_by_their_width(sweep):

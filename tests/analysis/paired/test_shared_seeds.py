@@ -75,8 +75,15 @@ def test_a_ranking_has_room_for_five_results_and_no_part_of_one(folder_of_sweep,
     for dilation in (4, 16):
         shares = {name: (0.5, 0.1) for name in ("recall_accuracy", *parts, *(f"t{task}/acc" for task in range(5)))}
         sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (3.0, 0.1), **shares})
-    shown = list(ranking([sweep.write()]).shown)[3:]
-    assert shown == ["Loss ↓", "Recall accuracy (%)", *(f"T{task}/acc (%)" for task in range(3))]
+    table = ranking([sweep.write()])
+    assert list(table.shown)[3:] == ["Loss ↓", "Recall accuracy (%)", *(f"T{task}/acc (%)" for task in range(3))]
+    assert "2 more results: see the sweeps' own tables." in table.notes
+    few = folder_of_sweep(tmp_path / "few")
+    for dilation in (4, 16):
+        few.add("ratplus_tiny", Pattern(dilation), {f"t{task}/acc": (0.5, 0.1) for task in range(5)})
+    table = ranking([few.write()])
+    assert len(list(table.shown)[3:]) == 5
+    assert not any("more results" in note for note in table.notes)
 
 
 def test_seeds_that_no_two_rows_share_are_told(folder_of_sweep, tmp_path):

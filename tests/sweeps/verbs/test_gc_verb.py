@@ -80,11 +80,15 @@ def test_a_store_keeps_what_a_sweep_names(place):
     sweep = place / "outputs" / "sweep"
     shutil.copytree(sweep, store, ignore=shutil.ignore_patterns("sweep.json", ".*"))
     (store / "store.json").write_text("{}")
+    # Of a store whole stages are looked at, and no single files: nobody trains there.
+    beside = next(store.glob("pretrain/*")) / "training-1.pt"
+    beside.write_text("x")
     told = json.loads(ratplus_here(place, "gc", "store", "--sweeps", "outputs", "--json").stdout)
     assert [item["path"] for item in told["unneeded"]] == [f"store/adapt/{STRAY}"]
     assert ratplus_here(place, "gc", "store", "--sweeps", "outputs", "--remove").returncode == 0
     assert not (store / "adapt" / STRAY).exists()
     assert len(list(store.glob("*/*"))) == 5
+    assert beside.exists()
 
 
 @pytest.mark.parametrize(
