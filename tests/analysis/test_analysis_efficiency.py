@@ -163,6 +163,15 @@ def test_a_benchmark_of_other_types_is_damaged(tmp_path, change):
         read_results(tmp_path)
 
 
+def test_a_damaged_row_is_told_by_its_number_from_one_on(tmp_path):
+    good = kernel_row("scan forward", "B1", "-", "ours", 4.0)
+    lacks = {key: value for key, value in good.items() if key != "ms_p80"}
+    for bad, said in ((lacks, "has no ms_p80"), (good | {"ms_p80": "4"}, ": ms_p80 is a str"), (7, " is a int")):
+        (tmp_path / "x.json").write_text(json.dumps(kernels() | {"rows": [good, bad]}))
+        with pytest.raises(ValueError, match=rf"x\.json: damaged \(row 2 ?{said}\); measure it again"):
+            read_results(tmp_path / "x.json")
+
+
 def test_what_is_no_benchmark(tmp_path):
     with pytest.raises(ValueError, match="no such file or folder"):
         read_results(tmp_path / "nothing.json")
