@@ -138,6 +138,26 @@ def test_gaps_stand_by_family_and_size_and_need_two_sizes(sweep):
     }  # fmt: skip
 
 
+def test_the_papers_gaps_stand_beside_ours_where_they_are_asked_for(sweep):
+    for model, parameters in (("ratplus_b", 5e6), ("ratplus_a", 2e9), ("attention_b", 5e6), ("attention_a", 2e9)):
+        for dilation, loss in ((1, 2.0), (4, 2.25)):
+            sweep.add(model, Pattern(dilation), {"loss": (loss, 0.1)}, parameters=parameters)
+    frame = load_sweep(sweep.write())
+    frame.attrs["reference"] = "paper"
+    shown = scaling_gap.summary(frame)
+    assert shown["Family"].tolist() == ["RAT+"] * 2 + ["attention"] * 2 + ["RAT+ (paper)"] * 3
+    paper = shown[shown["Family"].eq("RAT+ (paper)")]
+    assert paper["Model"].tolist() == ["RAT+ 1.5B", "RAT+ 2.6B", "RAT+ 7.6B"]
+    assert paper["Sparse (paper)"].tolist() == ["0.035", "0.029", "0.022"]
+    assert (paper["D4"].unique().tolist(), shown["Sparse (paper)"][0]) == (["—"], "—")
+    drawing = scaling_gap.figure(frame)
+    stars = [[line for line in axes.lines if line.get_marker() == "*"] for axes in drawing.axes]
+    assert [len(some) for some in stars] == [1, 0], "the paper's are of RAT+ alone"
+    assert stars[0][0].get_ydata().tolist() == [0.035, 0.029, 0.022]
+    assert stars[0][0].get_xdata()[0] == pytest.approx(1.475e9, rel=1e-3)
+    assert "RAT+ (paper)" in [text.get_text() for legend in drawing.legends for text in legend.get_texts()]
+
+
 # ---- adaptation ----
 
 

@@ -45,3 +45,27 @@ def test_bins_count_by_their_width(sweep):
     (row,) = positions.summary(load_sweep(sweep.write())).to_dict("records")
     shown = {title: value for title, value in row.items() if title.startswith("Loss")}
     assert shown == {"Loss 0–63": "2.500", "Loss 64–511": "1.833"}
+
+
+def test_points_stand_in_the_middle_of_their_bins_and_the_trained_context_is_marked(sweep):
+    bins = {"loss_at_0_128": (2.5, 0.1), "loss_at_128_512": (1.5, 0.2), "recall_at_0_512": (0.75, 0.05)}
+    bins |= {"recall_over_16_64": (0.5, 0.02), "recall_over_64_256": (0.25, 0.01)}
+    for dilation in (1, 4):
+        sweep.add("ratplus_tiny", Pattern(dilation), sweep.results(1.7) | bins)
+    frame = load_sweep(sweep.write())
+    rows = positions.table(frame).assign(trained=128.0)
+    drawing = positions.figure(frame, rows)
+    loss, _, recall, _, over, _ = drawing.axes
+    points, _, (bars,) = loss.containers[0]
+    assert points.get_xydata().tolist() == [[64, 2.5], [320, 1.5]]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[2.4, 2.6], [1.3, 1.7]]
+    assert recall.containers[0][0].get_xydata().tolist() == [[256, 75]]
+    assert recall.get_ylim() == (0, 104)
+    # Distances double from bin to bin, so that the middle is the geometric one.
+    assert over.containers[0][0].get_xydata().tolist() == [[32, 50], [128, 25]]
+    assert [line.get_xdata() for line in loss.lines if len(set(line.get_xdata())) == 1] == [[128.0, 128.0]]
+    assert not [line for line in over.lines if len(set(line.get_xdata())) == 1]
+    told = [text.get_text() for legend in drawing.legends for text in legend.get_texts()]
+    assert told[-1] == "trained: 128"
+    shorter = positions.figure(frame, rows.assign(trained=512.0))
+    assert not [line for line in shorter.axes[0].lines if len(set(line.get_xdata())) == 1]

@@ -239,3 +239,22 @@ def test_a_plan_counts_what_distinct_stages_cost(capsys):
     assert f"{flops:.3g}" in rows["pretrain"] or f"{flops:.4g}" in rows["pretrain"]
     print_costs(cells[:1], 300, Throughput(0.5, 1e-6))
     assert "vocabulary 300)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_watched_status_is_printed_when_it_changes_until_all_is_settled(tmp_path, monkeypatch, capsys, fails):
+    folder, waited = Folder(tmp_path / "x", 1, sft=False), []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:  # after a look that saw nothing new
+            folder.finish(0, "pretrain", "adapt")
+            folder.finish(0, "evaluate", error={"type": "T", "message": "m"} if fails else None)
+
+    monkeypatch.setattr(status_text.time, "sleep", wait)
+    assert status_text.watch(folder.path, 2.5) == (1 if fails else 0)
+    assert waited == [2.5, 2.5]
+    shown = capsys.readouterr().out
+    assert shown.count(f"\n{folder.path}\n") == 2
+    assert "1 missing" in shown.split(str(folder.path))[1]
+    assert ("1 failed" if fails else "1 done") in shown.split(str(folder.path))[2]
