@@ -202,11 +202,10 @@ def _samples(task: str, rows: list[dict]) -> list[dict]:
         for name in row["metrics"]:
             value = row[name]
             # Some metrics (perplexities) keep (value, weight) pairs; text and lists of texts are answers, not scores.
-            if isinstance(value, (list, tuple)):
-                numbers = bool(value) and all(isinstance(part, (int, float)) for part in value)
-                value = list(value) if numbers else None
-            if isinstance(value, (int, float, list)):
+            if isinstance(value, (int, float)):
                 scores[name] = value
+            elif isinstance(value, (list, tuple)) and value and all(isinstance(part, (int, float)) for part in value):
+                scores[name] = list(value)
         answer = row["filtered_resps"][0] if len(row["filtered_resps"]) == 1 else None
         extra = {"text": answer} if isinstance(answer, str) else {}
         found.append({"task": task, "id": row["doc_id"], "filter": row["filter"], **scores, **extra})
