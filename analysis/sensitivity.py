@@ -94,7 +94,9 @@ def _rows(label: str, layers: int, heads: int) -> list[list[str]] | None:
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """The table, rounded, worst first within a model."""
-    rows = table(frame).sort_values(["run", "only", "sparse", "loss_delta"], ascending=[True, False, True, False])
+    # Without a dense cell there is no Δ, and the loss says what is worst.
+    by = ["run", "only", "sparse", "loss_delta", "loss"]
+    rows = table(frame).sort_values(by, ascending=[True, False, True, False, False])
     return pd.DataFrame(
         {
             "Model": rows["run"],
