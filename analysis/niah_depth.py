@@ -229,7 +229,7 @@ def _draw(axes, values: np.ndarray, patterns: list[str], depths: list[tuple[int,
 # %%
 def applies(frame: pd.DataFrame) -> bool:
     """Whether a finished cell has NIAH accuracies by depth."""
-    return len(frame) > 0 and bool(bins(frame))
+    return bool(bins(frame))
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:

@@ -271,8 +271,6 @@ def without_loss(frame: pd.DataFrame) -> list[str]:
 
 def applies(frame: pd.DataFrame) -> bool:
     """Whether at least two finished cells have a finite loss, or two were asked for needles."""
-    if len(frame) == 0:
-        return False
     done, found = frame["status"].eq("done"), _with_needles(frame)
     measured = [np.isfinite(found[name].astype("float64")) for name in ("loss", NEEDLES) if name in found]
     return any((values & done).sum() > 1 for values in measured)

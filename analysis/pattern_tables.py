@@ -221,7 +221,7 @@ def _difference_notes(frame: pd.DataFrame, prepared: _Prepared) -> list[str]:
 
 def applies(frame: pd.DataFrame) -> bool:
     """Whether any cell was evaluated on a task beside the loss."""
-    return len(frame) > 0 and bool(suites_of(frame))
+    return bool(suites_of(frame))
 
 
 def contents(frame: pd.DataFrame) -> list[Table]:

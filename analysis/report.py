@@ -39,7 +39,7 @@ from ratplus.analysis.frame.load import Sweep, read_sweep
 from ratplus.analysis.frame.reference import check_reference
 from ratplus.analysis.frame.tasks import SUITES
 from ratplus.analysis.page.page import write_page
-from ratplus.analysis.paired.differences import rows_with_deltas
+from ratplus.analysis.paired.differences import baseline_of, rows_with_deltas
 from ratplus.analysis.paired.ties import delta_texts
 from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.records.manifest import Entry
@@ -153,8 +153,8 @@ def headline(frame: pd.DataFrame) -> str:
     """One paragraph on what sparsity costs each model, computed from the cells that have finished.
 
     It speaks of the largest plain dilation (no window, no sinks) that a RAT+ model has a finite loss for (any model,
-    if there is no RAT+), against the same model's dense loss; then of the recall there, of the cache that is left, and
-    of cells and added suites without a result.
+    if there is no RAT+), against the same model's loss of the dense pattern, or of the baseline that was asked for;
+    then of the recall there, of the cache that is left, and of cells and added suites without a result.
     """
     sentences = [_comparison(frame)] if len(frame) else []
     if not frame["status"].eq("done").all() or frame.empty:
@@ -190,11 +190,11 @@ def _errors_of(rows: pd.DataFrame, texts: list[str]) -> str:
 
 
 def _comparison(frame: pd.DataFrame) -> str:
-    rows = _rows(frame)
+    rows, baseline = _rows(frame), baseline_of(frame)
     rows["name"] = [f"RAT+ ({run})" if recurrent else run for run, recurrent in zip(rows["run"], rows["recurrence"])]
     plain = rows[rows["kind"].eq("dilated") & rows["loss_delta"].abs().lt(float("inf"))]
     if plain.empty:
-        return "No model has finished both its dense and a dilated cell yet."
+        return f"No model has finished both its {baseline} and a dilated cell yet."
     recurrent = plain[plain["recurrence"]]
     dilation = (plain if recurrent.empty else recurrent)["dilation"].max()
     # RAT+ first: it is what the reader asks about.
@@ -208,7 +208,7 @@ def _comparison(frame: pd.DataFrame) -> str:
         f"{name} {'loses' if round(delta, digits) >= 0 else 'gains'} {size}"
         for name, delta, size in zip(at["name"], at["loss_delta"], sizes)
     ]
-    changes[0] += " nats against its dense self"
+    changes[0] += " nats against its dense self" if baseline == "dense" else f" nats against its own {baseline}"
     text = f"At D={dilation} {'; '.join(changes)}{_errors_of(at, sizes)}."
     recalls = [f"{name} {value:.0%}" for name, value in at[["name", "recall_accuracy"]].values if not pd.isna(value)]
     if recalls:

@@ -25,7 +25,7 @@ from ratplus.analysis.frame.aggregate import in_order, over_seeds, short_pattern
 from ratplus.analysis.frame.reference import PARAMETERS, paper_rows
 from ratplus.analysis.frame.rows import groups_of, rows_of
 from ratplus.analysis.page.notebook import run
-from ratplus.analysis.paired.differences import baseline_title, loss_delta_notes, rows_with_deltas
+from ratplus.analysis.paired.differences import baseline_of, baseline_title, loss_delta_notes, rows_with_deltas
 from ratplus.analysis.paired.ties import delta_texts
 
 NAME = "scaling_gap"
@@ -136,7 +136,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             axes.set_title(FAMILIES[family])
             axes.set_xlabel("Parameters")
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        grid[0].set_ylabel("Sparse − dense loss (nats)")
+        grid[0].set_ylabel(f"Sparse − {baseline_of(frame)} loss (nats)")
         handles = [
             Line2D([], [], color=looks[p].colour, linestyle=looks[p].line, marker=marks[p],
                    markerfacecolor=looks[p].face, label=names[p])
@@ -176,8 +176,6 @@ def _is_narrow(axes) -> bool:
 # %%
 def applies(frame: pd.DataFrame) -> bool:
     """Whether models of one family and variant have at least two sizes, each with a finished dense and sparse cell."""
-    if not len(frame):
-        return False
     # Models that share keys and values are smaller for another reason than size.
     alike = frame[frame["kv_heads"].eq(frame["heads"])]
     return len(alike) > 0 and _several_sizes(alike)

@@ -26,7 +26,7 @@ from ratplus.analysis.draw.tables import Table, number
 from ratplus.analysis.frame.aggregate import error_source, in_order, over_seeds, with_loss_delta
 from ratplus.analysis.frame.rows import rows_of
 from ratplus.analysis.page.notebook import run
-from ratplus.analysis.paired.differences import baseline_title, loss_delta_notes, rows_with_deltas
+from ratplus.analysis.paired.differences import baseline_of, baseline_title, loss_delta_notes, rows_with_deltas
 from ratplus.analysis.paired.ties import delta_texts
 from ratplus.pattern import Pattern, PatternMap
 
@@ -157,7 +157,7 @@ def figure(frame: pd.DataFrame) -> Figure:
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         bar = drawing.colorbar(image, ax=list(grid), shrink=0.9, pad=0.02)
-        bar.set_label("Δ loss to dense (nats)" if metric == "loss_delta" else "Loss (nats)")
+        bar.set_label(f"Δ loss to {baseline_of(frame)} (nats)" if metric == "loss_delta" else "Loss (nats)")
         bar.outline.set_linewidth(0.6)
         if left_out:
             style.legend_below(drawing, [], left_out=left_out)

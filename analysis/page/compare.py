@@ -99,7 +99,7 @@ def _count(own: pd.DataFrame) -> str:
 
 def _by_metric(rows: pd.DataFrame) -> pd.DataFrame:
     """Metrics in the frame's order, totals before their parts; patterns in theirs."""
-    ranks = {name: (result_column(name).part != "", rank) for rank, name in enumerate(dict.fromkeys(rows["metric"]))}
+    ranks = {name: (result_column(name).part, rank) for rank, name in enumerate(dict.fromkeys(rows["metric"]))}
     order = sorted(range(len(rows)), key=lambda i: ranks[rows["metric"].iloc[i]])
     return rows.iloc[order].reset_index(drop=True)
 

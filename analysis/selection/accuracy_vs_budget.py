@@ -257,7 +257,7 @@ def _legend(rows: pd.DataFrame, methods: list[str], looks: dict, marks: dict) ->
 # %%
 def applies(frame: pd.DataFrame) -> bool:
     """Whether some pattern of the sweep selects by query."""
-    return len(frame) > 0 and bool(frame["kind"].isin(SELECTING).any())
+    return bool(frame["kind"].isin(SELECTING).any())
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:

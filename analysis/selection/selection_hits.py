@@ -140,7 +140,7 @@ def _write(axes, heat: np.ndarray, scale: Normalize) -> None:
 # %%
 def applies(frame: pd.DataFrame) -> bool:
     """Whether a finished cell has hit rates."""
-    return len(frame) > 0 and any(plain["hit_rate"] for plain in selections_of(frame).values())
+    return any(plain["hit_rate"] for plain in selections_of(frame).values())
 
 
 def contents(frame: pd.DataFrame) -> list[Table | Picture]:

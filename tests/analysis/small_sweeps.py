@@ -79,3 +79,9 @@ def add_seeds(sweep) -> None:
             sweep.add("attention_tiny", pattern_of(label), results(1.75 + change + seed / 8, 0.5), seed=seed)
     sweep.add("attention_tiny", Pattern(8), results(2.0, 0.5), seed=0)
     sweep.add("attention_tiny", Pattern(8), status="failed", seed=1)
+
+
+def add_selecting_pair(sweep) -> None:
+    """Two patterns that select by query, of which no evaluation says what they selected."""
+    for label in ("top4x16", "quest4x16"):
+        sweep.add("ratplus_tiny", pattern_of(label), results(2.0, 0.5))

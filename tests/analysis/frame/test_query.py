@@ -14,6 +14,7 @@ FRAME = pd.DataFrame(
         "window": pd.array([0, 64, None, 0], dtype="Int64"),
         "recurrence": [True, False, True, True],
         "train.adapt.lr": [None, 1e-3, 3e-4, 1],
+        "asked": [True, False, None, None],
         "timing:seconds": [1.0, 2.0, 3.0, 4.0],
         "name with `no` sign": [1, 2, 3, 4],
     }
@@ -44,6 +45,17 @@ FRAME = pd.DataFrame(
         ("recurrence == False", "b"),
         ("True", "abcd"),
         ("1 < 0", ""),
+        ("asked == True", "a"),
+        ("asked != True", "b"),
+        ("asked == None", "cd"),
+        ("-window < -1", "b"),
+        ("+window > 1", "b"),
+        ("not 1 < 0", "abcd"),
+        ("window * 2 > 100", "b"),
+        ("window in [0, None]", "ad"),
+        ("recurrence and 1 < 2", "acd"),
+        ("1 < window <= 64", "b"),
+        ("9007199254740992 > kv_ratio", "abcd"),
     ],
 )
 def test_what_is_selected(condition, cells):

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from seen import check
 
+from ratplus.analysis.draw import style
 from ratplus.analysis.search import figures
 from ratplus.analysis.search.report import first_line, write_report
 
@@ -158,6 +160,7 @@ def test_the_frontier_shows_uniform_patterns_by_cost_random_ones_and_winners():
 
 def test_the_frontier_of_flops_is_drawn_over_flops():
     drawing = figures.frontier(result(budget("flops:0.5", random=[])) | {"groups": ["text"]}, "flops")
+    assert drawing.get_figwidth() == style.COLUMN_WIDTH_IN, "of one group there is one panel"
     (axes,) = drawing.axes
     assert axes.lines[0].get_xdata().tolist() == [0.125, 0.25, 0.5]
     (legend,) = drawing.legends
@@ -188,3 +191,28 @@ def test_predictions_of_all_budgets_with_the_searched_ones_apart():
     assert others.get_xydata().tolist() == [[0.17, 0.16]]
     assert searched.get_xydata().tolist() == [[0.1, 0.11], [0.4, 0.3]]
     assert diagonal.get_xydata().tolist() == [[0.1, 0.1], [0.4, 0.4]]
+
+
+def test_seen_of_a_whole_report(written):
+    """Every line and mark; two budgets of one kind and one of another, with all that may be told of one."""
+    timed = budget()["winner"] | {"decode_ms": 1.25, "dense_decode_ms": 2.5}
+    far = [{"searched": True, "predicted": 0.1, "measured": 0.3}]
+    budgets = (
+        budget(winner=timed), budget("kv:0.5", beats_uniform=False, random=[], predicted=far),
+        budget("flops:0.5", predicted=[], stability={"median_stderr": 0.1}),
+    )  # fmt: skip
+    found = result(*budgets) | {"latency": {"points": 6, "error": 0.123, "worst": 0.3}}
+    report, page = written(found)
+    pictures = [figures.frontier(found, kind) for kind in ("kv", "flops")]
+    check("search", report.summary, "\n".join(path.name for path in report.paths), page, *pictures,
+          figures.choices(found), figures.prediction(found))  # fmt: skip
+
+
+def test_seen_of_choices_of_many_layers_and_heads():
+    """Names where there are few enough: six heads and 24 layers; ticks at most twelve a side."""
+    for layers, heads, named, ticks in ((24, 6, True, (12, 6)), (25, 6, False, (9, 6)), (24, 7, False, (12, 7))):
+        cells = [["D4"] * heads] * layers
+        (axes,) = figures.choices(result(budget(cells=cells)) | {"candidates": ["D4"]}).axes
+        assert (len(axes.get_yticks()), len(axes.get_xticks())) == ticks
+        assert [text.get_text() for text in axes.texts] == (["D4"] * layers * heads if named else [])
+        assert axes.images[0].get_clim() == (0, 1)
