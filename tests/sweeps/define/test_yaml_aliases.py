@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from ratplus.sweeps.define import yaml_aliases
 from ratplus.sweeps.define.compose import compose_cells
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.yaml_aliases import refuse_many_aliases
@@ -32,6 +33,18 @@ def test_others_pass(tmp_path, text):
     (tmp_path / "y.yaml").write_bytes(b"& * \xff")
     (tmp_path / "w.yaml").symlink_to("w.yaml")
     refuse_many_aliases(tmp_path)
+
+
+def test_as_many_values_as_may_be_added_and_one_more(tmp_path, monkeypatch):
+    """*b stands for a list and two values, so that all of it adds three."""
+    (tmp_path / "x.yaml").write_text("a: &b [1, 2]\nc: *b\n")
+    monkeypatch.setattr(yaml_aliases, "MOST_COPIES", 3)
+    refuse_many_aliases(tmp_path)
+    monkeypatch.setattr(yaml_aliases, "MOST_COPIES", 2)
+    with pytest.raises(
+        UsageError, match=r"x.yaml: its YAML aliases \(\*name\) stand for more than 2 values; write out"
+    ):
+        refuse_many_aliases(tmp_path)
 
 
 def test_a_pipe_holds_nothing_up(tmp_path):

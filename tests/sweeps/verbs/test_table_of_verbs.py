@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import options
 import pytest
 
 from ratplus import __version__
@@ -36,6 +37,12 @@ def test_a_verb_has_a_help_line_and_examples_that_its_own_options_take(name, cap
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: ratplus {name} ")
     assert all(f"  {example}\n" in shown for example in verb.EXAMPLES)
+
+
+def test_options_are_as_they_were():
+    before, now = options.PAGE.read_text().splitlines(), options.page().splitlines()
+    other = [f"- {line}" for line in before if line not in now] + [f"+ {line}" for line in now if line not in before]
+    assert now == before, "if all of this is meant, run `python -P tests/options.py`:\n" + "\n".join(other)
 
 
 def test_the_list_of_commands_names_every_verb(capsys):
