@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ratplus import ModelConfig, Pattern, RATPlus
+from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.config.cell import Config
 from ratplus.costs.budget import forward_flops, parameters, stage_flops, trained_patterns, training_flops
 from ratplus.costs.cost import attention_flops, recurrence_flops
@@ -117,6 +117,15 @@ def test_mixed_training_costs_the_mean_of_its_patterns():
     each = [forward_flops(model, Pattern(d), 512) for d in (1, 16, 64)]
     recipe = config.train.adapt
     assert stage_flops(config, 257)["adapt"] == 3 * recipe.steps * recipe.batch * sum(each) // 3
+
+
+def test_mixed_training_holds_as_much_as_its_pattern_that_selects():
+    """The plan's estimate is of one map: a pattern that selects blocks, of the model's own layers and heads."""
+    words = ["data.recall.fraction=0", "train.adapt.mixed=[D4,D64-top4x16,top2x16]"]
+    found = trained_patterns(compose_one(words).config)["adapt"]
+    assert found == PatternMap.uniform(Pattern.from_label("D64-top4x16"), 4, 3)
+    plain = trained_patterns(compose_one([words[0], "train.adapt.mixed=[D4,D64]"]).config)["adapt"]
+    assert plain == PatternMap.uniform(Pattern(4), 4, 3)
 
 
 def test_stages_of_a_cell():

@@ -13,6 +13,7 @@ import torch
 
 from ratplus import ModelConfig, Pattern, PatternMap, RATPlus
 from ratplus.data.tokenizer import ByteTokenizer
+from ratplus.evaluation import scoring
 from ratplus.evaluation.bad_logits import BadLogits
 from ratplus.evaluation.decoding import Decoding, cut_at_stop, generate_texts
 from ratplus.evaluation.harness_model import Adapter
@@ -100,6 +101,16 @@ def test_a_shared_context_is_read_once(model, monkeypatch):
     assert sum(fed) == 60 + 4 * 3
     alone = [Scorer(model).score([pair])[0] for pair in pairs]
     assert [s.logprob for s in together] == pytest.approx([s.logprob for s in alone], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("context", "ends", "shares"),
+    # Two rows of 9 tokens and ends of 4: shared, 9 are read once and 8 token by token; 9 are saved.
+    [(9, (4, 4), True), (8, (4, 4), False), (9, (9,), False), (100, (1,), False), (5, (4, 4, 1), True),
+     (5, (4, 4, 2), False)],
+)  # fmt: skip
+def test_a_context_is_shared_where_that_saves_most_of_the_tokens(context, ends, shares):
+    assert scoring._worth_sharing((1,) * context, [(1,) * end for end in ends]) is shares
 
 
 def test_rolling_scores_every_token_once(model):

@@ -1,6 +1,7 @@
 """A search on a model whose useful heads are known; killed and resumed; never worse than uniform; splits."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ratplus.pattern import Pattern, PatternMap
 from ratplus.search.budgets import Budget, Prices
 from ratplus.search.damage import difference
 from ratplus.search.probe import Probes
-from ratplus.search.run import run_search
+from ratplus.search.run import check_budgets, run_search
 from ratplus.search.screen import screen
 from ratplus.search.splits import Rows, Split, make_splits
 from ratplus.search.store import ProbeStore
@@ -111,6 +112,40 @@ def test_of_grouped_heads_from_a_sparse_model_alone():
     assert found["shape"] == {"layers": 1, "heads": 4, "kv_heads": 2}
     assert (found["budgets"][0]["predicted"], found["budgets"][0]["stability"]) == ([], {})
     assert found["candidates"] == ["D1", "D4"]
+
+
+@pytest.mark.parametrize(
+    ("share", "text", "said"),
+    [
+        (0.25, "kv:0.25", None),
+        (
+            0.2501,
+            "kv:0.25",
+            "D4, costs 0.2501 of the dense model (100.04) at 32 tokens: allow more, or give sparser",
+        ),
+        (0.999, "latency:0.5", "costs 0.999 of the dense model (1.998 ms) at 32 tokens: allow more"),
+        (
+            1.0,
+            "latency:0.5",
+            "costs 1 of the dense model (2 ms) at 32 tokens: no candidate is cheaper than dense",
+        ),
+    ],
+)
+def test_a_budget_that_nothing_meets_is_refused_before(share, text, said):
+    """The cheapest candidate decides; where none is cheaper than dense, sparser ones would not help."""
+    budget = Budget.parse(text)
+    limit = float(text.partition(":")[2])
+    prices = SimpleNamespace(
+        config=CONFIG, length=LENGTH, dense=2 if budget.kind == "latency" else 400, limit=lambda asked: limit,
+        map=lambda patterns: share if patterns[0][0] == Pattern(4) else 1.0,
+    )  # fmt: skip
+    candidates = [Pattern(), Pattern(4)]
+    if said is None:
+        check_budgets([budget], {budget.kind: prices}, candidates)
+        return
+    with pytest.raises(ValueError, match=r"^budget: got .*; the cheapest candidate, ") as caught:
+        check_budgets([budget], {budget.kind: prices}, candidates)
+    assert said in str(caught.value)
 
 
 class Killed(Exception):
