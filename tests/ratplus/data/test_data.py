@@ -139,6 +139,7 @@ def test_text_files_keep_a_fixed_order(tmp_path):
     for name in ("b.txt", "a.md", "c/d.rst"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
+    (tmp_path / "folder.txt").mkdir()
     assert [name for name, _ in text_files(tmp_path)] == ["a.md", "b.txt", "c/d.rst"]
 
 

@@ -409,6 +409,12 @@ def test_a_bare_stream_is_used_in_place(tmp_path, bpe):
     np.testing.assert_array_equal(corpus.train[:], stream[:4500])
     np.testing.assert_array_equal(corpus.validation[:], stream[4500:])
     assert (corpus.vocab_size, corpus.eos_id) == (400, 2)
+    told = json.loads((corpus.folder / "manifest.json").read_text())["splits"]
+    for split, part in (("train", stream[:4500]), ("validation", stream[4500:])):
+        facts = (len(part), int((part == 2).sum()), 2 * len(part))
+        assert (told[split]["tokens"], told[split]["documents"], told[split]["bytes"]) == facts
+        (shard,) = told[split]["shards"]
+        assert (shard["tokens"], shard["documents"], shard["bytes"]) == (*facts[:2], 12000)  # the file's own bytes
     assert not list((tmp_path / "data").rglob("*.bin"))
     with pytest.raises(CorpusError, match=r"tokenizer of these streams is not known; .*data\.tokenizer"):
         corpus.tokenizer()

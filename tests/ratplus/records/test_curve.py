@@ -20,6 +20,23 @@ def test_rows_by_step_of_which_the_last_counts(tmp_path):
     assert rows(tmp_path, HEAD + "2,20,1.5\n1,10,2\n2,20,1.25\n3,30") == [(1, 10, 2), (2, 20, 1.25)]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("step,loss\n1,2\n3,4\n", [{"step": 1, "loss": 2}, {"step": 3, "loss": 4}]),  # without a count of tokens
+        ("step,loss\n3,4\n1,2\n", [{"step": 1, "loss": 2}, {"step": 3, "loss": 4}]),
+        ("step,loss\n1,2\n1,3\n", [{"step": 1, "loss": 3}]),
+        ("step,loss\n1,2\n3\n4,5\n", [{"step": 1, "loss": 2}, {"step": 4, "loss": 5}]),
+        ("step,loss\n-1,2\n3,4\n", [{"step": 3, "loss": 4}]),
+        ("loss,other\n1,2\n", []),
+        ("step,loss\n", []),
+    ],
+)
+def test_rows_of_any_columns(tmp_path, text, found):
+    (tmp_path / "curve.csv").write_text(text)
+    assert curve_rows(tmp_path / "curve.csv") == found
+
+
 def test_what_is_no_count_is_left_out(tmp_path):
     text = HEAD + f"1,nan,1\n2,inf,1\n-3,1,1\n4,-1,1\nx,1,1\n5,{'9' * 400},1\n6,{'9' * 5000},1\n7,1e30,1\n8,1,nan\n"
     (found,) = rows(tmp_path, text)

@@ -379,3 +379,20 @@ def test_a_solution_of_whole_layers_holds_for_single_heads():
         changed = fine.substituted(fine.map(choice), fine.units[unit], index)
         assert changed == fine.map(fine.changed(choice, unit, index))
         assert solve(np.zeros((6, 3)), np.ones((6, 3)), 6.0) == (0,) * 6
+
+
+def test_a_true_total_decides_where_costs_do_not_add_up():
+    """Of three layers the dearest decides what a step takes; the costs of units alone only rank."""
+    damage = np.array([[3.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
+    cost = np.array([[0.0, 1.0]] * 3)
+
+    def dearest(choice) -> float:
+        return max(cost[unit, kind] for unit, kind in enumerate(choice))
+
+    assert solve(damage, cost, 1.0) == (1, 0, 0)
+    assert solve(damage, cost, 1.0, dearest) == (1, 1, 1)
+    assert solve(damage, cost, 2.0, lambda choice: 2.0 * sum(choice)) == (1, 0, 0)
+    assert fill(damage, cost, 1.0, (0, 0, 0)) == (1, 0, 0)
+    assert fill(damage, cost, 1.0, (0, 0, 0), dearest) == (1, 1, 1)
+    with pytest.raises(ValueError, match=r"^budget: got 1; the cheapest candidate in every unit costs 5$"):
+        solve(damage, cost, 1.0, lambda choice: 5.0)
