@@ -136,7 +136,7 @@ def _by_pattern(frame: pd.DataFrame, rows: pd.DataFrame, texts: list[str]) -> pd
             line[title] = found["text"].iloc[0] if len(found) else "—"
         lines.append(line)
     shown = pd.DataFrame(lines)
-    return shown.drop(columns="ARL") if shown["ARL"].eq("?").all() else shown
+    return shown.drop(columns="ARL") if len(shown) and shown["ARL"].eq("?").all() else shown
 
 
 def _is_number(value) -> bool:

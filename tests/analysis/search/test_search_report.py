@@ -52,7 +52,10 @@ def result(*budgets):
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path, monkeypatch):
+    """Writes a report and gives its page. Figures are drawn but not rendered, which takes most of the time."""
+    monkeypatch.setattr(style, "save", lambda figure, stem: [stem.with_suffix(end) for end in (".png", ".pdf")])
+
     def write(found):
         (tmp_path / "search.json").write_text(json.dumps(found))
         report = write_report(tmp_path)

@@ -1,0 +1,296 @@
+"""What a report is put together from, with modules that stand in; and small parts of the modules at their edges."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from small_sweeps import frame_of, results
+
+from ratplus.analysis import ablation, efficiency
+from ratplus.analysis import report as reports
+from ratplus.analysis.draw import efficiency as drawn
+from ratplus.analysis.draw.output import Picture
+from ratplus.analysis.draw.tables import Table
+from ratplus.analysis.frame import curves
+from ratplus.analysis.frame.aggregate import first_runs, spread_patterns
+from ratplus.analysis.frame.bench_results import read_results
+from ratplus.analysis.frame.load import _plain, _rope, read_sweep
+from ratplus.analysis.frame.reference import PARAMETERS, paper_rows
+from ratplus.analysis.gates import Gate, _verdict
+from ratplus.analysis.search import figures
+from ratplus.analysis.selection.accuracy_vs_budget import results_of
+from ratplus.pattern import Pattern
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+class Module:
+    """Stands in for a module of the report."""
+
+    def __init__(self, name: str, made, applying: bool = True):
+        self.NAME, self._made, self._applying = name, made, applying
+
+    def applies(self, frame) -> bool:
+        return self._applying
+
+    def contents(self, frame):
+        if isinstance(self._made, Exception):
+            raise self._made
+        return self._made(frame) if callable(self._made) else self._made
+
+
+def test_modules_that_fail_are_named_and_the_others_written(sweep, monkeypatch, caplog):
+    shown, seen = pd.DataFrame({"a": ["1"]}), {}
+    tables = [Table("one", None, shown), Table("two", shown, shown)]
+
+    def asked(frame):
+        seen.update(frame.attrs)
+        return [tables[0], Picture("one", Figure(figsize=(0.5, 0.5)))]
+
+    modules = [
+        Module("one", asked), Module("broken", ValueError("it is\nbroken")),
+        Module("divides", ZeroDivisionError("zero")),
+        Module("none", [Table("none", None, shown)], applying=False), Module("two", [tables[1]]),
+    ]  # fmt: skip
+    page = {}
+
+    def write_page(*arguments):
+        page["given"] = arguments
+        return arguments[4] / "index.html"
+
+    monkeypatch.setattr(reports, "MODULES", modules)
+    monkeypatch.setattr(reports, "write_page", write_page)
+    sweep.add("ratplus_tiny", Pattern(4), results(2.0), pattern_name="quarter")
+    target = sweep.write() / "report"
+    target.mkdir()
+    for name in ("none.md", "broken.png", "two.pdf", "mine.md", "divides_mine.md"):
+        (target / name).write_text("old")
+    paths = reports.report(sweep.path, reference="paper", baseline="quarter", reproduce=str)
+    names = ["one.md", "one.tex", "one.png", "one.pdf", "two.md", "two.tex", "two.csv", "index.html"]
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in target.iterdir()) == sorted([*names[:-1], "mine.md", "divides_mine.md"])
+    assert [record.message for record in caplog.records] == [
+        "broken: left out of the report (it is\nbroken)", "divides: left out of the report (zero)",
+    ]  # fmt: skip
+    read, pictures, given, said, folder, reproduce, titles = page["given"]
+    assert ([path.name for path in pictures], given, folder, reproduce) == (["one.png"], tables, target, str)
+    assert said == reports.headline(read.frame)
+    assert titles is reports.TITLES
+    assert (seen["reference"], seen["baseline"]) == ("paper", "quarter")
+    other = read_sweep(sweep.path)
+    reports.report(sweep.path, sweep=other)
+    assert page["given"][0] is other
+    assert other.frame.attrs["reference"] is other.frame.attrs["baseline"] is None
+    reports.report(sweep.path, baseline="dense")
+
+
+def test_names_of_files_that_a_report_may_have_left(tmp_path):
+    for name in ("pattern_tables_mine.md", "pattern_tables_mine_2.md", "pattern_tables_x.csv", "other.md"):
+        (tmp_path / name).touch()
+    assert sorted(reports._names("pattern_tables", tmp_path)) == ["pattern_tables_mine", "pattern_tables_mine_2"]
+    assert list(reports._names("ablation", tmp_path)) == ["ablation", "ablation_gaps"]
+    assert list(reports._names("recurrence", tmp_path)) == ["recurrence", "recurrence_schemes"]
+    assert list(reports._names("masks", tmp_path)) == ["masks"]
+    assert list(reports._names("efficiency", tmp_path)) == [
+        "efficiency_kernels", "efficiency_lengths", "efficiency_models",
+    ]  # fmt: skip
+
+
+# ---- runs and patterns that a figure has room for ----
+
+
+def test_each_models_first_variants_are_kept():
+    names = ["a, lr=1", "a, lr=2", "a, lr=3", "b", "c, lr=1", "c, lr=2"]
+    rows = pd.DataFrame({"run": [*names, "a, lr=1"], "place": range(7)})
+    told = "{} of 6 models and variants; all: see table"
+    for most, kept in (
+        (1, ["a, lr=1"]), (3, ["a, lr=1", "b", "c, lr=1"]), (4, ["a, lr=1", "a, lr=2", "b", "c, lr=1"]),
+        (5, ["a, lr=1", "a, lr=2", "b", "c, lr=1", "c, lr=2"]),
+    ):  # fmt: skip
+        found, said = first_runs(rows, most)
+        assert (list(dict.fromkeys(found["run"])), said) == (kept, told.format(most))
+        assert 6 in list(found["place"]), "all rows of a run"
+    assert first_runs(rows, 6) == (rows, "") or first_runs(rows, 6)[1] == ""
+
+
+def test_patterns_are_spread_evenly_from_the_first_to_the_last():
+    names, rows = [f"D{n}" for n in range(10)], pd.DataFrame({"pattern": [f"D{n}" for n in range(9, 0, -1)]})
+    told = "of 9 patterns; all: see table"
+    assert spread_patterns(names, rows, 9, "x") == (names[1:], "x")
+    assert spread_patterns(names, rows, 3, "") == (["D1", "D5", "D9"], f"3 {told}")
+    assert spread_patterns(names, rows, 2, "x") == (["D1", "D9"], f"x; 2 {told}")
+
+
+# ---- parts of modules ----
+
+
+@pytest.mark.parametrize(
+    ("axes", "arl"),
+    [
+        ({}, None), ({"train.pretrain.arl": True}, "on"), ({"train.pretrain.arl": False}, "off"),
+        ({"train.pretrain.arl": None}, "off"), ({"train.pretrain.arl": math.nan}, "off"),
+        ({"train.pretrain.arl": True, "train.pretrain.arl_dilation": 16.0}, "D* = 16"),
+        ({"train.pretrain.arl": True, "train.pretrain.arl_dilation": None}, "on"),
+        ({"train.pretrain.arl": False, "train.pretrain.arl_dilation": 16}, "off"),
+        ({"train.pretrain.arl_dilation": 64}, "D* = 64"), ({"train.pretrain.arl_dilation": math.nan}, None),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_active_recurrence_learning(axes, arl):
+    assert ablation._arl(axes) == arl
+
+
+@pytest.mark.parametrize(("value", "is_number"), [(1, True), (0.5, True), (True, False), ("1", False), (None, False)])
+def test_truth_values_are_no_numbers(value, is_number):
+    assert ablation._is_number(value) == is_number
+
+
+def test_an_ablation_varies_one_of_four_things(sweep):
+    for rank, value in enumerate((1, 2)):
+        sweep.add("m", Pattern(4), results(2.0), axes={"train.lr": value, "train.adapt.steps": 40})
+        frame = frame_of(sweep)
+        assert not ablation.applies(frame), rank
+    with pytest.raises(ValueError, match="varies neither train.pretrain.arl, train.pretrain.arl_dilation, train.adapt"):
+        ablation.contents(frame)
+    for key in ("train.pretrain.arl", "train.pretrain.arl_dilation", "train.adapt.steps", "train.pretrain.sparse"):
+        sweep.cells.clear()
+        for value in (0, 1):
+            sweep.add("m", Pattern(4), status="missing", axes={key: value})
+        frame = frame_of(sweep)
+        assert ablation.applies(frame), key
+        with pytest.raises(ValueError, match="ablation: no finished cell has a finite loss"):
+            ablation.figure(frame)
+        assert len(ablation.contents(frame)) == 1, "the table alone: no loss, no gap, no figure"
+
+
+def test_of_several_measures_of_a_task_the_first_says_how_good_a_pattern_is():
+    names = ["loss", "perplexity", "next_token_accuracy", "piqa/acc_norm", "piqa/acc", "piqa/f1", "recall_accuracy",
+             "recall_accuracy_1_32", "a_flops", "gone/acc", "infinite/acc"]  # fmt: skip
+    frame = pd.DataFrame({name: [0.5, math.nan] for name in names} | {"gone/acc": math.nan, "infinite/acc": math.inf})
+    frame.attrs["metrics"] = names
+    assert results_of(frame) == ["loss", "piqa/acc", "recall_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({}, ""), ({"rope_scaling": "none", "rope_base": 10000}, ""), ({"rope_base": 43873.0}, "base 43873"),
+        ({"rope_scaling": "yarn", "rope_factor": 4, "rope_original": 512}, "yarn × 4 of 512"),
+        ({"rope_scaling": "linear", "rope_factor": 2.5, "rope_base": 5e5}, "linear × 2.5, base 500000"),
+    ],
+)  # fmt: skip
+def test_rotary_positions_in_words(model, words):
+    assert _rope(model) == words
+
+
+def test_structures_are_text():
+    assert [_plain(value) for value in ([1, "a"], {"a": 1}, "a", 1, None)] == ['[1, "a"]', '{"a": 1}', "a", 1, None]
+
+
+def test_a_curve_is_kept_as_a_whole_and_thinned_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "_kept", curves.Kept(1 << 20, curves._bytes_of))
+    (tmp_path / "curve.csv").write_text("step,tokens,loss\n" + "".join(f"{i},{10 * i},{i / 4}\n" for i in range(8)))
+    said: list[str] = []
+    whole = curves.curve_of(tmp_path, 8, said.append)
+    assert (len(whole["step"]), whole["loss"][3], said) == (8, 0.75, [])
+    assert curves.curve_of(tmp_path, 100) is whole
+    assert curves.curve_of(tmp_path, 8) is whole
+    few = curves.curve_of(tmp_path, 7, said.append)
+    assert len(few["step"]) <= 7
+    assert len(said) == 1
+    assert curves.curve_of(tmp_path, 7) is not few, "what is thinned is not kept"
+    assert curves.curve_of(tmp_path, 8) is whole
+    assert curves.curve_of(tmp_path / "absent", 8) == {}
+    assert curves._bytes_of(whole) == sum(column.nbytes + 200 for column in whole.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "scale", "rises", "limit", "failed"),
+    [(0.5, "", True, 0.5, False), (0.5, "", True, 0.49, True), (-0.5, "", False, -0.5, False),
+     (-0.5, "", False, -0.49, True), (0.0, "%", True, 0.0, False)],
+)  # fmt: skip
+def test_a_limit_itself_is_kept(change, scale, rises, limit, failed):
+    rows = pd.DataFrame({"run_a": ["m"], "pattern": ["D4"], "a": [0.0 if scale else 1.0], "b": [1.0 + change],
+                         "difference": [change], "stderr": [math.nan], "p_holm": [math.nan]})  # fmt: skip
+    assert _verdict(Gate("g", "loss", rises, limit, scale, None), rows, False).failed == failed
+
+
+# ---- benchmarks ----
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (math.nan, "—"), (None, "—"), (0.00123456, "0.00123"), (0.123456, "0.123"), (1.23456, "1.23"),
+     (9.9, "9.90"), (10.0, "10.0"), (99.9, "99.9"), (100.0, "100"), (123456.0, "123456")],
+)  # fmt: skip
+def test_three_digits(value, text):
+    assert efficiency._three_digits(value) == text
+
+
+def test_labels_that_are_too_long_are_numbered_in_order():
+    labels = pd.Series(["layers[D1,D64]", "D1024-W2048", "stream-W65536789", "D1", "abcdefgh", "abcdefghi", "D1"])
+    assert drawn._numbered(labels) == {"stream-W65536789": "H1", "layers[D1,D64]": "H2", "abcdefghi": "H3"} or (
+        list(drawn._numbered(labels).values()) == ["H1", "H2", "H3"]
+    )
+    assert "abcdefgh" not in drawn._numbered(labels)
+    assert [line.get_label() for line in drawn._spelled_out(pd.Series(["D1", "layers[D1,D64]"]))] == [
+        "H1: layers[D1,D64]"
+    ]
+    assert drawn._in_order({"zz", "-", "D16", "D1", "stream-W4"}) == ["D1", "D16", "stream-W4", "-", "zz"]
+
+
+def test_the_shape_with_most_patterns_is_drawn_and_of_several_the_one_with_most_work():
+    rows = pd.DataFrame({"shape": ["a", "a", "b", "b", "c"], "pattern": ["D1", "D4", "D1", "D4", "D1"],
+                         "limit_ms": [1.0, 3.0, 2.0, 2.0, 9.0]})  # fmt: skip
+    assert list(drawn._largest(rows)["shape"]) == ["a", "a"]
+    assert list(drawn._largest(rows.assign(limit_ms=[1.0, 1.0, 2.0, 1.0, 9.0]))["shape"]) == ["b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "major", "minor"),
+    [(1.0, 29.9, "10", "5"), (1.0, 30.0, "10", ""), (0.0011, 0.03, "0.01", "0.005"), (1.0, 9999.0, "10", ""),
+     (1000.0, 10000.0, None, "5000")],
+)  # fmt: skip
+def test_numbers_of_a_logarithmic_axis(low, high, major, minor):
+    axes = Figure().subplots()
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    drawn._log_axis(axes)
+    plain = axes.yaxis.get_major_formatter().format_ticks([0.01 if high < 1 else 10.0])[0]
+    assert plain == major if major else plain != "10"
+    between = axes.yaxis.get_minor_formatter().format_ticks([0.005 if high < 1 else 5000.0 if low > 100 else 5.0])[0]
+    assert between == minor
+
+
+def test_files_of_another_kind_in_a_folder_of_benchmarks(tmp_path):
+    whole = ('{"benchmark": "kernels", "complete": true, "device": "d", "torch": "t", "threads": 1, "dtype": "f", '
+             '"rows": [], "skipped": []}')  # fmt: skip
+    for name, text in (("b.json", whole), ("a.json", whole.replace('"d"', '"first"')), ("c.json", '{"benchmark": "x"}'),
+                       ("d.json", '{"benchmark": "model", "rows": 3}'), ("e.txt", "no")):  # fmt: skip
+        (tmp_path / name).write_text(text)
+    assert [result["device"] for result in read_results(tmp_path)] == ["first", "d"]
+    assert efficiency.applies(tmp_path)
+    assert not efficiency.applies(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="nothing was measured, so there is nothing to show"):
+        efficiency.contents(tmp_path)
+
+
+# ---- the paper ----
+
+
+def test_the_papers_rows_have_no_suite_and_count_from_zero():
+    rows = paper_rows("gap")
+    assert list(rows) == ["model", "pattern", "task", "value"]
+    assert list(rows.index) == [0, 1, 2]
+    assert PARAMETERS.keys() == {model.split()[-1] for model in rows["model"]}
+    assert paper_rows("absent").empty
+
+
+def test_axes_of_a_search_are_named():
+    assert list(figures._AXES) == ["kv", "read", "flops", "latency"]
