@@ -89,3 +89,6 @@ def test_which_tiles_of_queries_have_descriptors(length, d_head, dtype, possible
         assert [box.block_shape for box in found] == [[1, 1, 2, d_head]] * 2 + [[1, 2]] * 2
         moved = torch.zeros(q.numel() + 1, dtype=dtype)[1:].view_as(q)  # its address is no such multiple
         assert query_boxes(moved, d_out, lse, delta, 2) == NONE
+        repeated = q[:1].expand(2, -1, -1, -1)  # rows that lie in one place have no step from one to the next
+        assert query_boxes(repeated, d_out, lse, delta, 2) == NONE
+        assert query_boxes(q[:1].expand(1, -1, -1, -1), d_out[:1], lse[:1], delta[:1], 2) != NONE

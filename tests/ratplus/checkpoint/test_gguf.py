@@ -177,10 +177,17 @@ def test_metadata_of_other_kinds(facts, told, tmp_path):
     assert len(str(error.value)) < 1000
 
 
-def test_an_end_of_text_that_there_is_not_is_none(tmp_path):
-    written("llama", tmp_path / "hub", tmp_path / "model.gguf", tokenizer__ggml__eos_token_id=4294967295)
+@pytest.mark.parametrize("beyond", [None, 0, -1])
+def test_an_end_of_text_that_there_is_not_is_none(tmp_path, beyond):
+    """The last token may end a text; one behind it, or the number that stands for none, is not there."""
+    written("llama", tmp_path / "hub", tmp_path / "model.gguf")
+    tokens = json.loads(read_foreign(tmp_path / "model.gguf").files["tokenizer.json"])["model"]["vocab"]
+    number = 4294967295 if beyond is None else len(tokens) + beyond
+    (tmp_path / "model.gguf").unlink()
+    written("llama", tmp_path / "hub", tmp_path / "model.gguf", tokenizer__ggml__eos_token_id=number)
     words = json.loads(read_foreign(tmp_path / "model.gguf").files["tokenizer_config.json"])
-    assert words == {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>"}
+    last = {"eos_token": max(tokens, key=tokens.__getitem__)} if beyond == -1 else {}
+    assert words == {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>"} | last
 
 
 def test_bytes_changed_at_random(tmp_path):
