@@ -264,6 +264,15 @@ def test_stop_strings(monkeypatch, until, text):
     assert adapter.generate_until([request("x", {"until": until, "max_gen_toks": 30})]) == [text]
 
 
+def test_one_of_several_stop_strings_ends_a_text(monkeypatch):
+    steps = []
+    adapter = scripted(monkeypatch, [0, 1, 2, 3, 4, 5, 6])
+    step = RATPlus.step
+    monkeypatch.setattr(RATPlus, "step", lambda *a: steps.append(1) or step(*a))
+    adapter.generate_until([request("x", {"until": ["zz", "llo"], "max_gen_toks": 30})])
+    assert len(steps) == 1
+
+
 def test_generation_ends_at_the_stop_string_at_the_limit_and_at_end_of_text(monkeypatch, model):
     steps = []
     adapter = scripted(monkeypatch, [0, 1, 2, 3, 4, 5, 6])

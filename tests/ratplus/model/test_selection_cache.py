@@ -305,6 +305,16 @@ def test_a_short_prompt_beside_a_long_one_has_room_to_the_end():
     torch.testing.assert_close(found[:1], model.prefill(rest[:1], alone), atol=1e-4, rtol=1e-4)
 
 
+def test_one_head_that_drops_entries_makes_a_cache_compress():
+    model = tiny()
+    for patterns, compresses in (
+        (SNAP, True), (QUEST, False), (Pattern(4), False),
+        (PatternMap.per_head([Pattern(4), SNAP] * 4, 2), True),
+        (PatternMap.per_layer([Pattern(4), SNAP], 8), True),
+    ):  # fmt: skip
+        assert model.new_cache(1, patterns, LENGTH).compresses is compresses
+
+
 def test_snap_gives_memory_back():
     model, tokens = tiny(), drawn()
     cache = model.new_cache(2, SNAP, LENGTH)

@@ -58,6 +58,10 @@ def test_a_pipe_or_a_link_has_no_rows(tmp_path):
     with pytest.raises(ValueError, match="not a curve"):
         StageLog(tmp_path).start(5)
     (tmp_path / "curve.csv").unlink()
+    (tmp_path / "other.csv").write_text(HEAD + "1,1,1\n")
+    (tmp_path / "curve.csv").symlink_to(tmp_path / "other.csv")
+    assert curve_rows(tmp_path / "curve.csv") == []
+    (tmp_path / "curve.csv").unlink()
     (tmp_path / "curve.csv").symlink_to("/dev/zero")
     assert curve_rows(tmp_path / "curve.csv") == []
     with pytest.raises(ValueError, match="is a link"):
