@@ -341,6 +341,7 @@ def test_the_home_folder_in_paths(monkeypatch, tmp_path):
     ("content", "message"),
     [
         (b"dilation:\t4\n\twindow: 2\n", r"mine.yaml, line \d, column \d+: not YAML \("),
+        (b"\tdilation: 4\n", r"mine.yaml, line 1, column 1: not YAML \(a tab, where YAML takes only spaces\)"),
         (b"dilation: 4\ndilation: 5\n", r"mine.yaml, line 2, column 1: not YAML \(found duplicate key dilation\)"),
         (b"dilation: 4 # caf\xe9\n", r"mine.yaml: not UTF-8 text \(byte 17: "),
         (b"- dilation: 4\n", "mine.yaml: holds a list; a config file is a mapping"),

@@ -126,9 +126,7 @@ def test_settings_of_hydra_have_no_effect(tmp_path, text, key):
     if key is None:
         refuse_hydra_section(folder, chosen)
     else:
-        with pytest.raises(
-            UsageError, match=rf"data/mine.yaml: {re.escape(key)}: has no effect, since"
-        ):
+        with pytest.raises(UsageError, match=rf"data/mine.yaml: {re.escape(key)}: has no effect, since"):
             refuse_hydra_section(folder, chosen)
 
 
