@@ -66,6 +66,11 @@ def test_as_many_cells_as_are_allowed():
         == MOST_CELLS
     )
     assert len(expand({"seeds": MOST_CELLS}, set(), set())) == MOST_CELLS
+    # Of several choices together, which each are few.
+    thousand = {"grid": {"a": list(range(1000))}}
+    assert len(expand(thousand | {"seeds": MOST_CELLS // 1000}, set(), set())) == MOST_CELLS
+    with pytest.raises(UsageError, match="^sweep: asks for 101,000 cells; at most 100,000 are made at once$"):
+        expand(thousand | {"seeds": MOST_CELLS // 1000 + 1}, set(), set())
 
 
 VALUES = {

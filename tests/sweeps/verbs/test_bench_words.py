@@ -53,7 +53,7 @@ def test_what_is_measured_and_printed(measured, capsys, tmp_path, words, asked):
     head, row, left = said.out.splitlines()
     names = bench._SHOWN[asked[0]]
     assert head.split() == " ".join(names).split()
-    assert row.split() == ["m", *["-"] * (len(names) - 2), "1234.5678"]
+    assert row.split() == ["m", *["-"] * (len(names) - 2), "1235"]
     assert left == "not measured: fused 8: no GPU"
     assert said.err == f"measuring {asked[0]}\n"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["f.json", "new"]
