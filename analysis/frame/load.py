@@ -60,7 +60,7 @@ import pandas as pd
 from ratplus.costs.facts import pattern_facts
 from ratplus.records.manifest import MANIFEST_FILE, Entry, read_manifest
 from ratplus.records.note import read_note
-from ratplus.records.record import STAGES, Record
+from ratplus.records.record import Record
 from ratplus.records.status import State, cell_state, stage_state
 
 METRICS = ("loss", "perplexity", "next_token_accuracy", "recall_accuracy")
@@ -132,10 +132,7 @@ def read_sweep(folder: Path | str, only: Container[str] | None = None) -> Sweep:
     more = _Kept()
     for number, cell in enumerate(cells):
         try:
-            row = _describe(cell)
-            stages = {stage: name for stage, name in cell["stages"].items() if stage in STAGES and name}
-            if "evaluate" not in stages:
-                raise KeyError("stages.evaluate")
+            row, stages = _describe(cell), cell["stages"]
             axes.append(dict(cell.get("axes") or {}))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"lacks the key {error}" if isinstance(error, KeyError) else f"is not understood ({error})"
@@ -147,10 +144,8 @@ def read_sweep(folder: Path | str, only: Container[str] | None = None) -> Sweep:
         )
         row["status"], row["error"] = state.status, state.error
         row["note"] = read_note(folder / "evaluate" / stages["evaluate"])
-        row["pretrain"], row["adapt"] = stages.get("pretrain"), stages.get("adapt")
-        row["parameters"] = (
-            _parameters(look(folder / "pretrain" / stages["pretrain"])) if "pretrain" in stages else None
-        )
+        row["pretrain"], row["adapt"] = stages["pretrain"], stages.get("adapt")
+        row["parameters"] = _parameters(look(folder / "pretrain" / stages["pretrain"]))
         record: Mapping[str, Any] = state.record if state.status == "done" and state.record is not None else {}
         rows.append(row)
         own = _Evaluation.of(record)

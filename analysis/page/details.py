@@ -47,7 +47,7 @@ def details_of(sweep: Sweep, cells: pd.DataFrame, reproduce: Callable[[Entry], s
     provenances = _shared_and_own(found, ignore_empty=True)
     places = [int(place) for place in cells["place"]]
     plain = cells[["cell", "model", "variant", "pattern", "seed"]].to_dict("records")
-    stages = [{stage: name for stage, name in entries[place]["stages"].items() if name} for place in places]
+    stages = [entries[place]["stages"] for place in places]
     curves: dict[str, list] = {}
     for own in stages:
         for stage, name in own.items():

@@ -77,7 +77,7 @@ def write_page(
         seeds=frame["seed"].nunique() > 1,
         note=_note(frame),
         problems=problems[:MOST_PROBLEMS],
-        more_problems=len(problems) - MOST_PROBLEMS if len(problems) > MOST_PROBLEMS else 0,
+        more_problems=max(0, len(problems) - MOST_PROBLEMS),
         figures=[figure_of(path, titles) for path in pictures],
         tables=[table_of(table, titles) for table in tables],
         shared=shared,

@@ -78,7 +78,9 @@ def _points(xy: Iterable) -> str:
 
 
 def _figure(figure: Figure) -> Iterable[str]:
-    yield f"figure {figure.get_figwidth():g} in wide"
+    # The legend is as high as its font makes it.
+    legends = sum(legend.get_window_extent().height for legend in figure.legends) / figure.dpi
+    yield f"figure of {figure.get_figwidth():g} × {figure.get_figheight() - legends:.2f} in and its legend"
     for text in (figure.get_suptitle(), figure.get_supxlabel(), figure.get_supylabel()):
         if text:
             yield f"over all: {text!r}"

@@ -59,7 +59,7 @@ def test_seen_of_headlines(folder_of_sweep, tmp_path):
     tell("four silent ones", *pair, *((f"m{n}", "D1", 2.0) for n in range(4)))
     states = [("ratplus_tiny", "D2", "failed"), ("ratplus_tiny", "D4", "missing"), ("ratplus_tiny", "D8", "running")]
     tell("not finished", *pair, *states)
-    tell("added", *pair, added={"b": {"done": 2, "failed": 1, "missing": 3}, "a": {"done": 2}, "c": {"running": 1}})
+    tell("added", *pair, added={"b": {"missing": 3, "failed": 1, "done": 2}, "a": {"done": 2}, "c": {"running": 1}})
     tell("no cells")
     tell("another baseline", *pair, ("ratplus_tiny", "D4", 2.125), baseline="D4")
     tell("a baseline that has not finished", *pair, ("ratplus_tiny", "D4", "failed"), baseline="D4")

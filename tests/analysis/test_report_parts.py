@@ -221,6 +221,18 @@ def test_a_limit_itself_is_kept(change, scale, rises, limit, failed):
     assert _verdict(Gate("g", "loss", rises, limit, scale, None), rows, False).failed == failed
 
 
+def test_the_worst_of_a_gate_is_one_that_fails_it():
+    """The largest change is not certain; of those that are, the larger one is told."""
+    rows = pd.DataFrame({"run_a": "m", "pattern": ["D1", "D2", "D4"], "a": 1.0, "b": [1.25, 3.0, 1.5], "stderr": 0.5,
+                         "difference": [0.25, 2.0, 0.5], "p_holm": [0.01, 0.5, 0.02]})  # fmt: skip
+    found = _verdict(Gate("g", "loss", True, 0.0, "", 0.05), rows, False)
+    assert found.line == "FAIL g: 2 of 3 patterns; worst: m D4, 1.000 → 1.500 (Δ 0.500 ± 0.500, p 0.02)"
+    fallen = _verdict(Gate("g", "loss", False, 0.0, "", 0.05), rows.assign(difference=-rows["difference"]), False)
+    assert "worst: m D4" in fallen.line
+    none = _verdict(Gate("g", "loss", True, 9.0, "", 0.05), rows, False)
+    assert none.line == "ok   g: none of 3 patterns; nearest: m D2, 1.000 → 3.000 (Δ 2.000 ± 0.500, p 0.5)"
+
+
 # ---- benchmarks ----
 
 

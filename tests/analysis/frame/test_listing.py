@@ -27,8 +27,9 @@ def test_what_is_not_known_stands_last_whichever_way_is_sorted():
     assert [order(name) for name in ("loss", "-loss", "steps", "-steps", "-cell")] == [
         "dacb", "cadb", "adcb", "cadb", "dcba",
     ]  # fmt: skip
-    with pytest.raises(NoSweeps, match="there is no column 'los'"):
-        list_cells(FRAME, None, sort="-los")
+    for how in ({"sort": "-los"}, {"sort": "los"}, {"columns": ["loss", "los"]}, {"columns": ["los"], "sort": "loss"}):
+        with pytest.raises(NoSweeps, match="there is no column 'los'; did you mean loss"):
+            list_cells(FRAME, None, **how)
 
 
 def test_json_has_null_for_what_is_not_known_and_texts_for_infinities():

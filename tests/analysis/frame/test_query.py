@@ -92,6 +92,7 @@ def test_the_columns_that_are_named():
         ("window is None", "is not allowed"),
         ("'a' in model", "`in` asks whether a column is one of a list"),
         ("cell in [loss]", "a list holds numbers and texts alone"),
+        ("cell in ['a', loss]", "a list holds numbers and texts alone"),
         ("loss < 1 / 0", "not understood"),
         ("loss <", "not understood"),
         ("import os", "not understood"),

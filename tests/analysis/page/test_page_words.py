@@ -17,13 +17,14 @@ from ratplus.analysis.frame.bench_results import read_results
 from ratplus.analysis.frame.beside import read_beside
 from ratplus.analysis.frame.load import load_sweep, read_sweep
 from ratplus.analysis.frame.selection import mask_of
-from ratplus.analysis.page import notebook
+from ratplus.analysis.page import items, notebook
 from ratplus.analysis.page.columns import MOST_RESULTS, columns_of, table_results, words_of
 from ratplus.analysis.page.details import _text
 from ratplus.analysis.page.embed import as_json, values
-from ratplus.analysis.page.page import MOST_PROBLEMS, commits_of, write_page
+from ratplus.analysis.page.page import MOST_PROBLEMS, _data, commits_of, write_page
 from ratplus.analysis.page.parts import figure_of, table_of
 from ratplus.pattern import Pattern, PatternMap
+from ratplus.records.samples import write_samples
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,16 @@ def test_columns_of_one_name_and_settings_that_are_text_in_some_cells(sweep):
     assert "train.lr" in keys
     assert not {"data.mix", "data.one", "dilation"} & set(keys), "text in a cell, or one value alone"
     assert len(set(keys)) == len(keys)
+
+
+def test_results_whose_items_have_no_room_are_named_those_of_the_table_first(sweep, monkeypatch):
+    for seed in (0, 1):
+        add = {"recall_accuracy_1_32": 0.5, "perplexity": 7.0, "zebra/acc": 0.5, "decode_kv_bytes": 3.0}
+        cell = sweep.add("ratplus_tiny", Pattern(4), {"loss": 2.0, **add}, seed=seed)
+        write_samples(sweep.path / "evaluate" / cell["id"], [{"task": "loss", "id": 0, "loss": 2.0}])
+    monkeypatch.setattr(items, "MOST_READ", 0)
+    data, _ = _data(read_sweep(sweep.write()), None)
+    assert data["items"] == {"of": {}, "left_out": ["loss", "zebra/acc", "perplexity", "recall_accuracy_1_32"]}
 
 
 def test_a_long_label_is_found_by_its_whole_text(sweep):

@@ -119,6 +119,18 @@ def test_sweeps_that_differ_in_all_they_were_asked_or_have_nothing_finished_are_
         compare.compare(sweep.path, third.write())
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(("a", "b"), ("c",)), (("a",), ("b", "c"))])
+def test_other_models_are_compared_where_each_sweep_has_one(sweep, tmp_path, ours, theirs):
+    other = type(sweep)(tmp_path / "other")
+    for folder, models in ((sweep, ours), (other, theirs)):
+        for model in models:
+            folder.add(model, Pattern(4), results(2.0))
+    frames = [load_sweep(folder.write()) for folder in (sweep, other)]
+    with pytest.raises(ValueError, match=rf"no model in common \({', '.join(ours)} and {', '.join(theirs)}\)"):
+        compare.join(*frames)
+    assert len(compare.join(frames[0][:1], frames[1][:1])) == 1
+
+
 def test_two_folders_of_one_name_are_called_by_their_parents_too(tmp_path):
     (tmp_path / "a" / "x").mkdir(parents=True)
     (tmp_path / "b" / "x").mkdir(parents=True)
