@@ -55,7 +55,8 @@ def _value(key: str, kind: str, text: str, field) -> Any:
     kind = kind.partition(" |")[0]
     if kind == "list[str]":
         # Commas within brackets belong to a label.
-        return [part.strip() for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text.strip("[]")) if part.strip()]
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [part.strip() for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", inner) if part.strip()]
     if kind == "bool":
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{key}: got {text!r}; it must be true or false")

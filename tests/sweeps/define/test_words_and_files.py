@@ -73,7 +73,7 @@ def test_a_file_of_ours_has_its_name_whatever_the_users_folder_has(tmp_path, mon
 def test_keys_that_files_leave_open(tmp_path):
     folder = write(
         tmp_path, pattern__must="dilation: ???\nwindow: [1, '???']\nsinks: 2\n", data__odd="[1]\n",
-        experiment__gives="# @package _global_\npattern: {dilation: 8}\ndefaults: [{data: '???'}]\n",
+        experiment__gives="# @package _global_\npattern: {dilation: 8}\ndefaults: ['???']\n",
         experiment__asks="# @package _global_\nseed: ???\n", model__own="# @package pattern\nkernel: ???\n",
         data__text="path: ???\n",
     )  # fmt: skip
