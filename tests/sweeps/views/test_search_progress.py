@@ -30,3 +30,20 @@ def test_lines_at_a_phase_and_every_twenty_seconds(clock, capsys):
         "search: verify, 25 of at most 100 passes, at most 90 s left",
         "search: verify, 120 of at most 100 passes, at most 0 s left",
     ]
+
+
+def test_a_terminal_has_a_bar_that_goes_when_the_search_ends(clock, capsys, monkeypatch):
+    monkeypatch.setattr(search_progress.sys.stderr, "isatty", lambda: True, raising=False)
+    with SearchProgress({"probe": 60.4, "verify": 40.2}) as shown:
+        (task,) = shown._bars.tasks
+        assert (task.description, task.completed, task.total, task.fields["note"]) == ("search", 0, 101, "")
+        assert shown._bars.live.is_started
+        assert shown._bars.live.transient is True
+        assert shown._bars.console.stderr is True
+        shown.phase("probe")
+        shown.advance(12.6)
+        assert (task.description, task.completed) == ("probe", 13)
+        shown.phase("verify")
+        assert (task.description, task.completed) == ("verify", 13)
+    assert not shown._bars.live.is_started
+    assert "search: " not in capsys.readouterr().err, "no line beside the bar"
