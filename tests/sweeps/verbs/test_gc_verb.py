@@ -119,3 +119,17 @@ def test_a_link_is_refused(place):
     done = ratplus_here(place, "gc", "outputs/sweep", "--remove")
     assert (done.returncode, "is a link" in done.stderr) == (2, True)
     assert (place / "precious" / "x").exists()
+
+
+def test_links_of_a_folder_are_not_followed(place):
+    """What lies behind a link is somebody else's."""
+    sweep = place / "outputs" / "sweep"
+    (place / "theirs").mkdir()
+    (place / "theirs" / "precious").write_text("x")
+    (sweep / "adapt" / "abcdefabcdef").symlink_to(place / "theirs")
+    for words in ((), ("--remove",)):
+        done = ratplus_here(place, "gc", "outputs/sweep", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert "adapt/abcdefabcdef" in done.stderr
+    assert (place / "theirs" / "precious").exists()
+    assert (sweep / "adapt" / STRAY).exists()

@@ -171,6 +171,11 @@ def test_the_report_of_a_pack_replaces_no_page_of_others_and_follows_no_link(pla
     theirs.symlink_to(place / "public")
     with pytest.raises(unpack.PackError, match="s-report: is a link"):
         unpack.brought_out([page / "index.html"], given)
+    theirs.unlink()
+    (place / "empty").mkdir()
+    theirs.symlink_to(place / "empty")  # where nothing of that name is replaced
+    with pytest.raises(unpack.PackError, match="s-report: is a link"):
+        unpack.brought_out([page / "index.html"], given)
     assert [path.name for path in (place / "public").iterdir()] == ["index.html"]
     assert (place / "public" / "index.html").read_text() == "precious"
     theirs.unlink()
@@ -223,6 +228,18 @@ def test_a_line_is_masked_as_if_it_were_the_only_one_of_its_form(line, masked, m
     assert once.line(line) == often.line(line) == once.text(line) == masked
 
 
+def test_nothing_is_watched_for_in_a_pack(tmp_path):
+    path = odd_pack(tmp_path / "x.pack.zip", MANIFEST)
+    for words, line in (
+        (["--watch", "1"], "x.pack.zip is a pack, in which nothing changes"),
+        (["--watch", "0"], "--watch: got 0; it must be > 0 seconds"),
+        (["--watch", "1", "--json"], "--watch and --json: choose one"),
+    ):
+        done = ratplus_here(tmp_path, "status", path, *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert line in done.stderr
+
+
 # ---- packs of strangers ---------------------------------------------------------------------------------------------
 
 
@@ -267,6 +284,16 @@ def test_links_and_doubles_and_more(tmp_path, monkeypatch):
 
     path = odd_pack(tmp_path / "x.zip", MANIFEST, change=link)
     assert "which no pack of ours does" in told(tmp_path, path)
+    # The same with the sign of a file that needs a password, in the two places where a zip has it.
+    data = bytearray(odd_pack(tmp_path / "x.zip", MANIFEST).read_bytes())
+    for sign, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(sign) + place] |= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    assert "it holds 'sweep.json', which no pack of ours does" in told(tmp_path, tmp_path / "x.zip")
+    for files in ([], None, 3):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr("pack.json", json.dumps({"format": 1, "files": files}))
+        assert "pack.json: not of format 1, which this version reads" in told(tmp_path, tmp_path / "x.zip")
     with zipfile.ZipFile(tmp_path / "double.zip", "w") as archive:
         archive.writestr("sweep.json", "x")
         with pytest.warns(UserWarning, match="Duplicate name"):
@@ -282,6 +309,8 @@ def test_links_and_doubles_and_more(tmp_path, monkeypatch):
     bomb = odd_pack(tmp_path / "bomb.zip", MANIFEST | {"report/a.html": b"0" * (64 << 20)})
     assert bomb.stat().st_size < 1 << 20
     assert "it unpacks to more than" in told(tmp_path, bomb)
+    monkeypatch.setattr(unpack, "MOST_FILES", 2)
+    assert unpack.as_folder(odd_pack(tmp_path / "two.zip", MANIFEST)).name == "two"
     monkeypatch.setattr(unpack, "MOST_FILES", 1)
     assert "it holds 2 files" in told(tmp_path, odd_pack(tmp_path / "many.zip", MANIFEST))
 
