@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ratplus.sweeps.define import manifest
-from ratplus.sweeps.define.compose import compose_one
+from ratplus.sweeps.define.compose import compose_cells, compose_one
 from ratplus.sweeps.define.manifest import sweep_folder
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.open_keys import is_open, open_keys, refuse_hydra_section, refuse_open
@@ -218,3 +218,62 @@ def test_a_corpus_is_opened_and_a_suite_checked_once(monkeypatch, tmp_path):
     assert len(entries) == 6
     assert len(opened) == 2
     assert len(checked) == 4
+
+
+# ---- what decides a result -----------------------------------------------------------------------------------------
+
+
+def entries(*lines: str) -> list:
+    """Manifest entries of composed cells, with a corpus of one name."""
+    found = []
+    for line in lines:
+        cell = compose_one(["train.context=64", "data.recall.length=64", *line.split()])
+        stages = manifest.plan(cell.config, {"name": "text"}, 257)
+        found.append(manifest.entry_of(cell, stages, {"name": "text"}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "axes"),
+    [
+        (["", "seed=1", "pattern=D4"], {}),
+        (["", "eval.batch=3 data.root=x data.workers=2 data.lossy=0.5 data.longest_mib=5 model.name=m"], None),
+        (["", "train.pretrain.lr=0.5"], {"train.pretrain.lr"}),
+        (["", "train.pretrain.lr=0.5", "train.context=32 data.recall.length=32"],
+         {"train.pretrain.lr", "train.context", "data.recall.length"}),
+        (["", "train.pretrain.micro_batch=1"], {}),
+        (["", "train.pretrain.arl_dilation=16"], {"train.pretrain.arl_dilation"}),
+        (["train.pretrain.arl=true", "train.pretrain.arl=false"], {"train.pretrain.arl"}),
+        # Of other models, seeds and patterns the keys may differ as they like.
+        (["model=attention_tiny train.pretrain.lr=0.5", ""], {}),
+        (["seed=1 train.pretrain.lr=0.5", ""], {}),
+        (["pattern=D4 train.pretrain.lr=0.5", ""], {}),
+    ],
+)  # fmt: skip
+def test_axes_are_the_keys_in_which_like_cells_differ(words, axes):
+    cells = entries(*words)
+    if axes is None:
+        cells[1]["model"] = cells[0]["model"]  # a name alone makes no other model here
+    manifest.name_axes(cells)
+    for cell in cells:
+        assert set(cell["axes"]) == set(axes or ())
+    if axes == {"train.pretrain.lr"}:
+        assert cells[1]["axes"]["train.pretrain.lr"] == 0.5
+
+
+def test_without_active_recurrence_learning_its_settings_are_no_axes():
+    cells = entries("train.pretrain.arl_dilation=16", "train.pretrain.arl_dilation=64", "train.pretrain.arl=false")
+    manifest.name_axes(cells)
+    assert [sorted(cell["axes"]) for cell in cells] == [["train.pretrain.arl", "train.pretrain.arl_dilation"]] * 2 + [
+        ["train.pretrain.arl"]
+    ]
+    # Active recurrence learning is that of the model unless it is set by hand; an axis shows what it is.
+    assert [cell["axes"]["train.pretrain.arl"] for cell in cells] == [True, True, False]
+    assert [manifest.science(cell)["train.pretrain.arl"] for cell in cells] == ["as the model"] * 2 + [False]
+
+
+def test_keys_of_points_are_told_as_swept(tmp_path):
+    folder = group(tmp_path, sweep__mine="name: mine\npoints:\n  - {train.pretrain.lr: [0.1, 0.2]}\n")
+    found = compose_cells(["sweep=mine", "pattern=D1,D4"], folder)
+    assert len(found) == 4
+    assert {tuple(cell.axes) for cell in found} == {("pattern.label", "train.pretrain.lr")}
