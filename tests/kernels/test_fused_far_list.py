@@ -64,6 +64,15 @@ def test_the_lists_length_chooses_the_tiles(entries, forward, keys):
     assert attention.far_keys_kind(entries) == keys
 
 
+def test_keys_and_values_must_both_be_readable_by_descriptors():
+    good = torch.zeros(2, 3, 8, 16)
+    odd = torch.zeros(good.numel() + 1)[1:].view_as(good)  # its address is no multiple of 16 bytes
+    assert attention.lists_have_boxes(good, good)
+    assert not attention.lists_have_boxes(good, odd)
+    assert not attention.lists_have_boxes(odd, good)
+    assert not attention.lists_have_boxes(good[:, :, :0], good[:, :, :0])
+
+
 def test_every_entry_has_tiles_for_addresses():
     for (kind, _), size in attention.TILES.items():
         other = attention.without_boxes(kind, size)
