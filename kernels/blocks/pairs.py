@@ -161,6 +161,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tenso
     if q.device.type == "cpu":
         # What F.scaled_dot_product_attention runs on a CPU; it also returns the log-sum-exp, which the other hides.
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    return attend_by_products(q, k, v, causal)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
+    """As `attend`, of any device: all scores at once."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         t = torch.arange(q.shape[2], device=q.device)

@@ -11,7 +11,7 @@ from helpers import GOLDEN, golden, gradients, projections, rope_tables
 from ratplus.kernels import block_attention, dilated_attention, gated_scan
 from ratplus.kernels.bench.timing import peak_bytes
 from ratplus.kernels.blocks import block_metadata
-from ratplus.kernels.blocks.pairs import pairs_of_rows
+from ratplus.kernels.blocks.pairs import attend, attend_by_products, pairs_of_rows
 from ratplus.kernels.blocks.reference import block_attention_reference, block_scores, visible_mask
 from ratplus.kernels.blocks.selection import ABSENT, choose, layer_seed, random_scores, ranks
 from ratplus.kernels.blocks.settings import Blocks, head_settings
@@ -133,6 +133,14 @@ def test_chunks_equal_one_pass_and_take_metadata_of_a_cache():
         )
         assert torch.equal(some, ids[:, :, first:last])
         torch.testing.assert_close(out, full[:, :, first:last], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(5, 5, True), (5, 5, False), (3, 7, False), (1, 1, True)])
+def test_products_are_what_the_cpu_has_a_kernel_for(queries, keys, causal):
+    """On other devices blocks and tiles are attended to by products; here both ways can be compared."""
+    q, k, v = (torch.randn(2, 3, n, 8) for n in (queries, keys, keys))
+    for found, expected in zip(attend_by_products(q, k, v, causal), attend(q, k, v, causal), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_all_blocks_are_dense_attention():
