@@ -122,6 +122,8 @@ def _axes(axes: Axes) -> Iterable[str]:
         scale = f"{type(norm).__name__} {_number(norm.vmin)} to {_number(norm.vmax)}"
         yield f"  image {image.get_cmap().name}, {scale}, extent {_points([image.get_extent()])}"
         yield from (f"    {row}" for row in _shades(np.ma.filled(shades.astype(float), math.nan)))
+    if (legend := axes.get_legend()) is not None:
+        yield from (f"  in its legend {text.get_text()!r}: {_look(handle)}" for text, handle in _entries(legend))
     for colour in dict.fromkeys(text.get_color() for text in axes.texts):
         texts = [text for text in axes.texts if text.get_color() == colour]
         yield f"  texts {colour}: {' | '.join(f'{_place(text)} {text.get_text()!r}' for text in texts)}"

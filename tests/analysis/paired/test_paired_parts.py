@@ -176,6 +176,15 @@ def test_rows_of_other_seeds_pair_by_their_means_errors(sweep):
     )
 
 
+@pytest.mark.parametrize(("changes", "tied"), [((0.1, 0.5), ""), ((0.1, 0.5, 0.9), "seeds"), ((0.4, 0.5, 0.6), "")])
+def test_over_two_seeds_nothing_is_said_of_ties(sweep, changes, tied):
+    """Of two seeds t would tell hardly any difference apart, and what the items tell is certain."""
+    for seed, change in enumerate(changes):
+        for dilation, loss in ((1, 2.0), (4, 2.0 + change)):
+            sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (loss, 1e-6)}, seed=seed)
+    assert [row["tied"] for row in choose([sweep.write()], "loss")["ties"]] == ([tied] if tied else [])
+
+
 def test_values_of_a_choice_are_shown_in_their_unit():
     row = {"value": 0.5, "stderr": 0.25, "difference": -0.125, "pm": math.nan}
     assert shown_value(row, "%") == "50.0 ± 25.0"

@@ -211,6 +211,13 @@ def test_seen_of_a_whole_report(written):
           figures.choices(found), figures.prediction(found))  # fmt: skip
 
 
+def test_predictions_of_one_kind_alone():
+    pairs = [{"searched": False, "predicted": 0.25, "measured": 0.5}]
+    (axes,) = figures.prediction(result(budget(predicted=pairs))).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Baselines and random"]
+    assert len(axes.lines) == 2
+
+
 def test_seen_of_choices_of_many_layers_and_heads():
     """Names where there are few enough: six heads and 24 layers; ticks at most twelve a side."""
     for layers, heads, named, ticks in ((24, 6, True, (12, 6)), (25, 6, False, (9, 6)), (24, 7, False, (12, 7))):
