@@ -6,7 +6,8 @@ import math
 import pandas as pd
 import pytest
 
-from ratplus.analysis.frame.all_sweeps import NoSweeps, as_json, list_cells, read_all
+from ratplus.analysis.frame import all_sweeps
+from ratplus.analysis.frame.all_sweeps import NoSweeps, as_json, find_sweeps, list_cells, read_all
 from ratplus.pattern import Pattern
 
 FRAME = pd.DataFrame(
@@ -30,6 +31,22 @@ def test_what_is_not_known_stands_last_whichever_way_is_sorted():
     for how in ({"sort": "-los"}, {"sort": "los"}, {"columns": ["loss", "los"]}, {"columns": ["los"], "sort": "loss"}):
         with pytest.raises(NoSweeps, match="there is no column 'los'; did you mean loss"):
             list_cells(FRAME, None, **how)
+
+
+def test_so_many_folders_are_looked_through(tmp_path, monkeypatch):
+    for name in ("a/sweep.json", "b/c/sweep.json", ".git/sweep.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(all_sweeps, "_MOST_FOLDERS", 4)
+    assert find_sweeps(tmp_path) == [tmp_path / "a", tmp_path / "b" / "c"], "four folders but the hidden one"
+    monkeypatch.setattr(all_sweeps, "_MOST_FOLDERS", 3)
+    with pytest.raises(NoSweeps, match="more than 3 folders; give one closer to the sweeps"):
+        find_sweeps(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoSweeps, match=r"empty: holds no sweep folder \(none with a sweep.json\)"):
+        find_sweeps(tmp_path / "empty")
+    with pytest.raises(NoSweeps, match="absent: no such folder; give one that holds sweep folders, such as outputs"):
+        find_sweeps(tmp_path / "absent")
 
 
 def test_json_has_null_for_what_is_not_known_and_texts_for_infinities():

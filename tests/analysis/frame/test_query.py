@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from ratplus.analysis.frame.query import LONGEST, QueryError, select
+from ratplus.analysis.frame.query import LONGEST, QueryError, plain_column, select
 
 FRAME = pd.DataFrame(
     {
@@ -60,6 +60,27 @@ FRAME = pd.DataFrame(
 )
 def test_what_is_selected(condition, cells):
     assert "".join(select(FRAME, condition)[0]["cell"]) == cells
+
+
+def test_a_condition_may_be_as_long_as_it_is_read():
+    condition = "loss > 0"
+    assert len(select(FRAME, condition + " " * (LONGEST - len(condition)))[0]) == 3
+    with pytest.raises(QueryError, match="the condition has 2,001 characters, of which at most 2,000 are read"):
+        select(FRAME, condition + " " * (LONGEST - len(condition) + 1))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ([1, 2.5, None], "float64"), ([None, None], "float64"), ([True, False], "bool"), ([True, None], "object"),
+        (["a", None], "object"), ([1, True], "object"), (pd.array([1, None], dtype="Int64"), "float64"),
+        ([1 << 70, 2.5], "float64"), ([1 << 70, 1], "float64"),
+    ],
+)  # fmt: skip
+def test_how_a_column_is_compared(column, kind):
+    for dtype in (None, object):
+        given = pd.Series(column, dtype=dtype) if dtype is None or isinstance(column, list) else pd.Series(column)
+        assert str(plain_column(given).dtype) in (kind, "str")
 
 
 def test_the_columns_that_are_named():

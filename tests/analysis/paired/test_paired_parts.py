@@ -15,7 +15,7 @@ from ratplus.analysis.frame.aggregate import in_order
 from ratplus.analysis.frame.load import load_sweep, read_sweep
 from ratplus.analysis.paired.best import _how, choose, shown_value
 from ratplus.analysis.paired.cells import compare_cells
-from ratplus.analysis.paired.differences import differences_of, with_differences
+from ratplus.analysis.paired.differences import Differences, _adjust, differences_of, with_differences
 from ratplus.analysis.paired.samples import _Asked, asked, read_items
 from ratplus.analysis.paired.several import names_of, number_named, result_named, same_items
 from ratplus.analysis.paired.ties import Stored, difference_notes
@@ -60,6 +60,24 @@ def test_a_pattern_with_fewer_seeds_is_not_the_best_and_needs_three_seeds_to_be_
     assert {key[2]: (row["best"], row["tied_seeds"]) for key, row in rows.items()} == {
         "D2": (True, False), "D4": (False, True),
     }  # fmt: skip
+
+
+def test_at_the_level_itself_nothing_is_certain():
+    found = Differences()
+    one, few = ("m", "", "D4"), {"few": 3}
+    told = {
+        "loss": {"of_best": 0.05, **few}, "em": {"of_best": 0.0499, **few}, "f1": {"of_seeds": 0.05},
+        "acc": {"of_best": 0.5, "of_seeds": 0.5, "few": 0},
+    }  # fmt: skip
+    _adjust(found, {name: {one: row} for name, row in told.items()})
+    marks = {name: (rows[one]["tied"], rows[one]["tied_seeds"]) for name, rows in found.rows.items()}
+    assert marks == {"loss": (True, False), "em": (False, False), "f1": (False, True), "acc": (True, False)}
+    assert found.few == {"loss": 3}
+    rows = pd.DataFrame({
+        "run_a": "m", "run_b": "m", "pattern": ["D1", "D4", "D8"], "pattern_name": "", "metric": "loss", "a": 1.0,
+        "b": 2.0, "difference": 1.0, "stderr": 0.5, "p_holm": [0.05, 0.0499, math.nan],
+    })  # fmt: skip
+    assert list(compare.summary(rows)["Δ Loss"]) == ["1.000 ± 0.500", "**1.000 ± 0.500**", "1.000 ± 0.500"]
 
 
 def test_a_seed_without_a_baseline_leaves_no_error_of_the_mean(sweep):
