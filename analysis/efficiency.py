@@ -73,8 +73,10 @@ def models_table(results: list[BenchResult]) -> pd.DataFrame:
     rows = _rows(results, "model")
     if rows.empty:
         return rows
+    # A column of nothing but nulls would be one of objects.
+    rows["tokens_per_second"] = rows["tokens_per_second"].astype("float64")
     for name in ("prefill", "decode"):
-        for column in (f"{name}_ms_p50", f"{name}_limit_ms", f"{name}_ratio"):
+        for column in (f"{name}_{end}" for end in ("ms_p50", "ms_p20", "ms_p80", "limit_ms", "ratio")):
             rows[column] = rows[column].astype("float64")
         rows[f"{name}_limit_fraction"] = rows[f"{name}_limit_ms"] / rows[f"{name}_ms_p50"]
     return rows
@@ -123,7 +125,7 @@ def kernels_summary(rows: pd.DataFrame) -> pd.DataFrame:
         "Of limit (%)": [number(100 * value, 0) for value in rows["limit_fraction"]],
         "Copy (%)": [number(100 * value, 0) for value in rows["bandwidth_fraction"]],
         "Product (%)": [number(100 * value, 0) for value in rows["matmul_fraction"]],
-        "Peak (MiB)": [number(value / 2**20, 1) for value in rows["peak_bytes"]],
+        "Peak (MiB)": [number(value / 2**20, 1) for value in rows["peak_bytes"].astype("float64")],
     })  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def models_summary(rows: pd.DataFrame) -> pd.DataFrame:
         "Decode (ms)": [_three_digits(value) for value in rows["decode_ms_p50"]],
         "Decode × dense": [number(value, 2) for value in rows["decode_ratio"]],
         "Of limit (%)": [number(100 * value, 0) for value in rows["decode_limit_fraction"]],
-        "Tokens/s": [f"{value:,.0f}" for value in rows["tokens_per_second"]],
+        "Tokens/s": ["—" if pd.isna(value) else f"{value:,.0f}" for value in rows["tokens_per_second"]],
         "KV (MiB)": [_three_digits(value / 2**20) for value in rows["kv_bytes"]],
         "KV × dense": [number(value, 3) for value in rows["kv_ratio"]],
         "State (KiB)": [number(value / 1024, 1) for value in rows["state_bytes"]],

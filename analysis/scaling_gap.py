@@ -178,7 +178,7 @@ def applies(frame: pd.DataFrame) -> bool:
     """Whether models of one family and variant have at least two sizes, each with a finished dense and sparse cell."""
     # Models that share keys and values are smaller for another reason than size.
     alike = frame[frame["kv_heads"].eq(frame["heads"])]
-    return len(alike) > 0 and _several_sizes(alike)
+    return _several_sizes(alike)
 
 
 def _several_sizes(frame: pd.DataFrame) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from ratplus.records.reading import read_json
 
@@ -146,12 +146,16 @@ def _misshapen(result: dict) -> str:
     if not isinstance(left, list) or not all(isinstance(i, dict) and isinstance(i.get("reason"), str) for i in left):
         return "skipped is no list of objects with a reason"
     row_type, texts = (KernelRow, _KERNEL_TEXTS) if result["benchmark"] == "kernels" else (ModelRow, _MODEL_TEXTS)
+    hints = get_type_hints(row_type)
     for number, row in enumerate(result["rows"], start=1):
         if not isinstance(row, dict):
             return f"row {number} is a {type(row).__name__}"
         for key in sorted(row_type.__required_keys__):
             if key not in row:
                 return f"row {number} has no {key}"
-            if not isinstance(row[key], str if key in texts else (int, float, type(None))):
+            may_be_null = type(None) in get_args(hints[key])
+            if not isinstance(row[key], str if key in texts else (int, float)) and not (
+                may_be_null and row[key] is None
+            ):
                 return f"row {number}: {key} is a {type(row[key]).__name__}"
     return ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern, PatternMap
+from ratplus.records.record import write_record
 from ratplus.records.samples import write_samples
 
 ITEMS = np.array([1.0, 1.5, 2.0, 2.5] * 4)
@@ -85,3 +87,15 @@ def add_selecting_pair(sweep) -> None:
     """Two patterns that select by query, of which no evaluation says what they selected."""
     for label in ("top4x16", "quest4x16"):
         sweep.add("ratplus_tiny", pattern_of(label), results(2.0, 0.5))
+
+
+def with_trained_context(sweep, cell: dict, length: int | None) -> None:
+    """Say in the record of a cell's pretraining for which context its weights were trained; None says nothing."""
+    folder = sweep.path / "pretrain" / cell["stages"]["pretrain"]
+    record = json.loads((folder / "record.json").read_text())
+    names = ("stage", "config", "parent", "status", "metrics", "timing", "provenance")
+    body = {name: record[name] for name in names}
+    body["metrics"].pop("trained_context", None)
+    if length is not None:
+        body["metrics"]["trained_context"] = {"value": length, "stderr": None, "count": 1}
+    write_record(folder, **body)

@@ -149,6 +149,7 @@ def test_a_long_table_is_cut_in_print_but_not_in_the_csv(tmp_path, monkeypatch):
     "change",
     [
         {"rows": [1]}, {"rows": [{}]}, {"device": [1]}, {"complete": 1}, {"skipped": 7}, {"skipped": [{"reason": 1}]},
+        {"skipped": [{"reason": "x"}, {"reason": 1}]}, {"skipped": [{"reason": "x"}, 1]},
         {"rows": [{"op": "scan", "ms_p50": "fast"}]},
     ],
 )  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from small_sweeps import frame_of, results
+from small_sweeps import frame_of, results, with_trained_context
 
-from ratplus.analysis import ablation, efficiency
+from ratplus.analysis import ablation, efficiency, pareto, positions
 from ratplus.analysis import report as reports
 from ratplus.analysis.draw import efficiency as drawn
 from ratplus.analysis.draw.output import Picture
@@ -233,6 +234,41 @@ def test_the_worst_of_a_gate_is_one_that_fails_it():
     assert none.line == "ok   g: none of 3 patterns; nearest: m D2, 1.000 → 3.000 (Δ 2.000 ± 0.500, p 0.5)"
 
 
+def test_one_measure_of_two_finished_cells_is_enough_for_a_frontier(sweep):
+    needles = {"niah_single_1_substring": 0.5}
+    sweep.add("m", Pattern(1), {"loss": 2.0} | needles)
+    sweep.add("m", Pattern(8), status="failed")
+    assert not pareto.applies(frame_of(sweep))
+    sweep.add("m", Pattern(4), {"loss": 2.0})
+    assert pareto.applies(frame_of(sweep)), "two losses, one share of needles"
+    sweep.cells.clear()
+    for label in ("snap64x16", "snap128x16"):
+        sweep.add("m", Pattern.from_label(label), needles)
+    assert pareto.applies(frame_of(sweep)), "no loss, two shares"
+
+
+def test_the_trained_context_of_weights_whose_record_is_gone_or_damaged_is_the_cells(sweep):
+    cell = sweep.add("m", Pattern(4), {"loss_at_0_256": 2.0, "loss_at_256_512": 2.5})
+    frame = frame_of(sweep)
+    record = sweep.path / "pretrain" / cell["stages"]["pretrain"] / "record.json"
+    for length, trained in ((64, 64), (None, 512), (128, 128)):
+        with_trained_context(sweep, cell, length)
+        assert set(positions.table(frame)["trained"]) == {trained}
+    record.write_text("{")
+    assert set(positions.table(frame)["trained"]) == {512}
+    record.unlink()
+    assert set(positions.table(frame)["trained"]) == {512}
+
+
+def test_times_and_axes_stand_sorted_by_name(sweep):
+    axes = {"train.lr": 1, "data.mix": 2, "x": 3}
+    sweep.add("m", Pattern(4), results(2.0), axes=axes, timing={"z_ms": 1.0, "a_ms": 2.0, "m_ms": 3.0})
+    frame = frame_of(sweep)
+    assert list(frame.attrs["axes"]) == ["data.mix", "train.lr", "axis:x"]
+    assert list(frame)[-6:] == ["timing:a_ms", "timing:m_ms", "timing:z_ms", "data.mix", "train.lr", "axis:x"]
+    assert frame["variant"][0] == "data.mix=2, train.lr=1, x=3"
+
+
 # ---- benchmarks ----
 
 
@@ -243,6 +279,41 @@ def test_the_worst_of_a_gate_is_one_that_fails_it():
 )  # fmt: skip
 def test_three_digits(value, text):
     assert efficiency._three_digits(value) == text
+
+
+def test_a_table_of_exactly_so_many_rows_says_nothing_of_more(monkeypatch):
+    rows = [{"op": "o", "shape": "B1 T8 d8", "pattern": f"D{2**i}", "candidate": "ours", "ms_p50": 1.0, "ms_p20": 1.0,
+             "ms_p80": 1.0, "repeats": 1, "gb_s": 1.0, "tflop_s": 1.0, "bandwidth_fraction": 0.5, "limit_ms": 0.5,
+             "matmul_fraction": 0.5, "peak_bytes": None} for i in range(3)]  # fmt: skip
+    result = {"benchmark": "kernels", "complete": True, "device": "d", "torch": "t", "threads": 1, "dtype": "f",
+              "rows": rows, "skipped": []}  # fmt: skip
+    monkeypatch.setattr(efficiency, "kernels_figure", lambda rows: None)
+    for most, notes, shown in ((3, [], 3), (2, ["1 more rows: see the CSV file."], 2)):
+        monkeypatch.setattr(efficiency, "MOST_ROWS", most)
+        table = efficiency._contents([result])[0]
+        assert (list(table.notes), len(table.shown), len(table.data)) == (notes, shown, 3)
+
+
+def test_what_a_device_does_not_tell_is_a_dash(tmp_path):
+    """Null in every row of a column; where no null may stand, the file is damaged."""
+    kernel = {"op": "o", "shape": "B1 T8 d8", "pattern": "D1", "candidate": "ours", "ms_p50": 1.0, "ms_p20": 1.0,
+              "ms_p80": 1.0, "repeats": 1, "gb_s": 1.0, "tflop_s": 1.0, "bandwidth_fraction": 0.5, "limit_ms": 0.5,
+              "matmul_fraction": 0.5, "peak_bytes": None}  # fmt: skip
+    null = [
+        f"{name}_{end}" for name in ("prefill", "decode") for end in ("ms_p50", "ms_p20", "ms_p80", "limit_ms", "ratio")
+    ]
+    model = {"model": "m", "pattern": "D1", "context": 8, "batch": 1, "largest": False, "kv_bytes": 0, "state_bytes": 0,
+             "max_batch": 1, "kv_ratio": None, "tokens_per_second": None, **dict.fromkeys(null)}  # fmt: skip
+    whole = {"complete": True, "device": "d", "torch": "t", "threads": 1, "dtype": "f", "skipped": []}
+    (tmp_path / "k.json").write_text(json.dumps(whole | {"benchmark": "kernels", "rows": [kernel]}))
+    (tmp_path / "m.json").write_text(json.dumps(whole | {"benchmark": "model", "rows": [model]}))
+    tables = [part for part in efficiency.contents(tmp_path) if isinstance(part, Table)]
+    assert list(tables[0].shown.iloc[0])[-1] == "—"
+    assert list(tables[1].shown.iloc[0]) == ["m T8 B1", "D1", "1", *["—"] * 6, "0", "—", "0.0", "1"]
+    for benchmark, row, key in (("kernels", kernel, "ms_p50"), ("model", model, "kv_bytes")):
+        (tmp_path / "m.json").write_text(json.dumps(whole | {"benchmark": benchmark, "rows": [row | {key: None}]}))
+        with pytest.raises(ValueError, match=rf"m.json: damaged \(row 1: {key} is a NoneType\)"):
+            read_results(tmp_path / "m.json")
 
 
 def test_labels_that_are_too_long_are_numbered_in_order():

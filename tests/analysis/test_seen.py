@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 from seen import check
-from small_sweeps import add_plain, add_seeds, frame_of, pattern_of, results
+from small_sweeps import add_plain, add_seeds, frame_of, pattern_of, results, with_trained_context
 
 from ratplus.analysis import (
     ablation,
@@ -142,10 +142,7 @@ def test_seen_by_position(sweep):
                     "rope_scaling": scaling, "rope_factor": 4, "rope_original": 128}  # fmt: skip
     sweep.add("ratplus_tiny", Pattern(64), status="failed", axes={"model.rope_scaling": "none", "train.lr": 0.1})
     for cell in sweep.cells:
-        record = sweep.path / "pretrain" / cell["stages"]["pretrain"] / "record.json"
-        plain = json.loads(record.read_text())
-        plain["metrics"]["trained_context"] = {"value": 128, "stderr": None, "count": 1}
-        record.write_text(json.dumps(plain))
+        with_trained_context(sweep, cell, 128)
     check("positions", *positions.contents(frame_of(sweep)))
 
 

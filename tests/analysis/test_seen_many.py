@@ -110,6 +110,15 @@ def test_one_model_with_more_patterns_than_there_is_room_for(sweep):
     assert figure.get_figheight() - legend == pytest.approx(0.22 * 14 + 0.75)
 
 
+def test_a_window_is_named_beside_hybrids_also_where_there_is_one(sweep):
+    sweep.add("m", Pattern(4), results(2.0))
+    names = [text.get_text() for text in accuracy_vs_dilation.figure(frame_of(sweep)).legends[0].get_texts()]
+    assert names == ["m"]
+    sweep.add("m", pattern_of("layers 1 64 64 1"), results(2.0))
+    names = [text.get_text() for text in accuracy_vs_dilation.figure(frame_of(sweep)).legends[0].get_texts()]
+    assert names == ["m", "$W$ = 0", "H1: layers[D1,D64x2,D1]"]
+
+
 def test_lines_of_an_ablation(sweep):
     for length in range(1, 12):
         if length == 11:
@@ -220,6 +229,15 @@ def test_of_more_than_twelve_tasks_each_stands_once_and_whole(sweep):
     other = type(sweep)(sweep.path.parent / "few")
     shown = tasks_table(other, few, "longbench")
     assert list(shown)[2:5] == ["t00 f1 (%)", "t00 score (%)", "t01 (%)"]
+
+
+def test_a_suite_of_a_total_alone_has_a_table(sweep):
+    for dilation in (1, 4):
+        sweep.add("m", Pattern(dilation), {"cloze_accuracy": (0.5, 0.125)})
+    (table,) = pattern_tables.contents(frame_of(sweep))
+    assert table.shown.to_dict("list") == {
+        "Model": ["m", "m"], "Pattern": ["D1", "D4"], "All (%)": ["50.0 ± 12.5"] * 2, "Δ all": ["0.0"] * 2,
+    }  # fmt: skip
 
 
 def test_seen_of_tasks_beside_the_papers(sweep):

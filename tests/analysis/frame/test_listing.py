@@ -87,6 +87,8 @@ def test_sweeps_with_and_without_a_column_or_cells(sweep, folder_of_sweep, tmp_p
     other, empty = (folder_of_sweep(tmp_path / name) for name in ("other", "empty"))
     other.add("ratplus_tiny", Pattern(8), {"loss": 2.0})
     folders = {"empty": empty.write, "a": sweep.write, "b": other.write}
+    alone = read_all({"empty": empty.write}).frame
+    assert (len(alone), list(alone)[:2]) == (0, ["folder", "sweep"])
     frame = read_all(folders).frame
     assert frame["piqa/acc"].tolist() == pytest.approx([0.5, math.nan], nan_ok=True)
     assert list(frame["folder"]) == ["a", "b"]

@@ -89,6 +89,18 @@ def test_what_is_not_of_the_same_items_stands_apart(three, change):
     assert unpacked(loss["values"]) == [*CELLS[1][0], *CELLS[4][0]]
 
 
+def test_files_of_exactly_so_many_bytes_are_read_and_a_single_item_tells_nothing(sweep, monkeypatch):
+    for dilation in (1, 2):
+        found = {"loss": (2.0, 0.1), "recall_accuracy": (0.5, 0.1)}
+        rows = [{"task": "loss", "id": 0, "loss": 2.0}, *({"task": "recall", "id": i, "accuracy": i} for i in (0, 1))]
+        store(sweep, sweep.add("ratplus_tiny", Pattern(dilation), found), rows)
+    size = sum(path.stat().st_size for path in sweep.path.rglob("samples.jsonl"))
+    monkeypatch.setattr(items, "MOST_READ", size)
+    assert list(embedded(sweep)["of"]) == ["recall_accuracy"]
+    monkeypatch.setattr(items, "MOST_READ", size - 1)
+    assert embedded(sweep)["of"] == {}
+
+
 def test_too_many_items_are_left_out_and_named(three, monkeypatch):
     monkeypatch.setattr(items, "MOST_BYTES", 60)
     found = embedded(three)

@@ -242,6 +242,8 @@ def test_the_words_of_a_choice(sweep):
         "the cheapest (kv_ratio) of 2 rows that cannot be told from the lowest loss of 2 rows with kv_ratio ≤ 0.25, "
         "which is ratplus_tiny D4 with 2.500 ± 0.062"
     )
+    cheap = choose([folder], "loss", least={"kv_entries": 1}, where="dilation > 1", tie="cheapest")
+    assert cheap["why"].startswith("the cheapest (kv_read) of 2 rows"), "what is to be had at least is no cost"
     with pytest.raises(ValueError, match="--where: no cell meets 'dilation > 99'"):
         choose([folder], "loss", where="dilation > 99")
 

@@ -58,6 +58,11 @@ def test_items_are_whole_if_their_mean_is_the_recorded_value(tmp_path, told, who
     assert read_items(evaluation(tmp_path / "a", {"loss": told}, losses(1.0, 2.0)))["loss"].whole is whole
 
 
+@pytest.mark.parametrize(("told", "whole"), [(0.0, True), (-4e-8, True), (-2e-7, False)])
+def test_near_zero_a_mean_is_compared_by_its_distance(tmp_path, told, whole):
+    assert read_items(evaluation(tmp_path / "a", {"loss": told}, losses(6e-8, 2e-8)))["loss"].whole is whole
+
+
 def test_a_metric_belongs_to_the_task_with_the_longest_name_that_it_begins_with(tmp_path):
     folder = evaluation(tmp_path / "evaluate" / "a", {"arc_acc": 1.0, "arc_easy_acc": 1.0, "arc_easy": 1.0}, [])
     record = json.loads((folder / "record.json").read_text())

@@ -184,6 +184,8 @@ def test_the_choice_has_layers_downwards_and_sparser_patterns_lighter():
     assert {text.get_text(): text.get_color() for text in shown[0].texts} == {
         "D1": "white", "D4": "white", "D16": "black",
     }  # fmt: skip
+    four = figures.choices(result(*[budget(f"kv:0.{i}") for i in range(1, 5)]))
+    assert not any("budgets" in text.get_text() for text in four.legends[0].get_texts())
     assert any("4 of 5 budgets" in text.get_text() for text in drawing.findobj(lambda x: hasattr(x, "get_text")))
 
 
