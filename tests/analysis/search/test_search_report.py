@@ -209,7 +209,8 @@ def test_seen_of_a_whole_report(written):
     found = result(*budgets) | {"latency": {"points": 6, "error": 0.123, "worst": 0.3}}
     report, page = written(found)
     pictures = [figures.frontier(found, kind) for kind in ("kv", "flops")]
-    check("search", report.summary, "\n".join(path.name for path in report.paths), page, *pictures,
+    check("search", report.summary, "\n".join(path.name for path in report.paths), page,
+          *(path.read_text() for path in report.paths if path.suffix == ".csv"), *pictures,
           figures.choices(found), figures.prediction(found))  # fmt: skip
 
 
