@@ -1,6 +1,8 @@
 """What a call prints at its end, what it waits for, and how a failure in its own process is told."""
 
 import json
+import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -313,3 +315,27 @@ def test_nothing_is_submitted_where_all_is_done(tmp_path, capsys):
     ended = launching._submit_jobs(items, [], tmp_path, "evaluate", config(retry="none"))
     assert (ended.code, ended.complete) == (1, True)
     assert json.dumps(capsys.readouterr().out) == '""'
+
+
+def test_a_signal_ends_work_in_order_only_where_python_hears_it(monkeypatch):
+    """In a thread no handler can be set, and ranks are ended by who started them."""
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list = []
+
+    def work():
+        with launching._terminated_in_order():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(launching, "external_place", lambda: "a rank")
+        work()
+    assert seen == [before] * 2
+    work()
+    assert seen[2] is not before
+    with pytest.raises(SystemExit) as ended:
+        seen[2](15, None)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before

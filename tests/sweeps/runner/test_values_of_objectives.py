@@ -128,6 +128,25 @@ def test_a_dry_run_of_a_job_runs_nothing(monkeypatch):
     assert calls == [([composed], "evaluate")]
 
 
+def test_where_hydra_looks_for_files(tmp_path):
+    """A file of the user's adds to ours, and stands for none, as in `ratplus`."""
+    folder = tmp_path / "my"
+    for name, text in (("pattern/dilated", "dilation: 9\n"), ("pattern/mine", "dilation: 7\n")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    with hydra_app._hydra(SimpleNamespace(config_dir=str(folder))) as app:
+        found = app.config_loader.get_search_path().get_path()
+    assert [(one.provider, one.path) for one in found] == [
+        ("hydra", "pkg://hydra.conf"), ("main", "pkg://ratplus.conf"), ("command-line", f"file://{folder}"),
+        ("schema", "structured://"),
+    ]  # fmt: skip
+    assert [compose_one([f"pattern={name}"], str(folder)).config.pattern.dilation for name in ("dilated", "mine")] == [
+        16, 7,
+    ]  # fmt: skip
+    with hydra_app._hydra(SimpleNamespace(config_dir=None)) as app:
+        assert len(app.config_loader.get_search_path().get_path()) == 3
+
+
 # ---- from words to the report -------------------------------------------------------------------------------------
 
 
