@@ -436,6 +436,23 @@ def test_our_writer_writes_what_the_library_writes(tmp_path):
     assert (tmp_path / "y").read_bytes() == data
 
 
+@pytest.mark.parametrize("length", range(1, 9))
+def test_bytes_of_tensors_begin_at_a_multiple_of_eight(tmp_path, length):
+    """So that a reader can use them where they lie; as the library writes them, for headers of any length."""
+    tensors = {"a" * length: torch.arange(3.0)}
+    write_safetensors(tmp_path / "x", tensors)
+    assert (tmp_path / "x").read_bytes() == safetensors.torch.save(tensors)
+    assert (tmp_path / "x").stat().st_size % 8 == 12 % 8
+
+
+def test_a_target_that_does_not_lie_in_one_piece_is_filled(tmp_path):
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4.0)}
+    sha256 = write_safetensors(tmp_path / "x", tensors)
+    targets = {"a": torch.full((3, 2), 9.0).t(), "b": torch.full((8,), 9.0)[::2]}
+    assert read_into(tmp_path / "x", targets) == sha256
+    assert same(targets, tensors)
+
+
 @pytest.mark.parametrize("damage", [b"", b"\x05", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]", b"\x02\0\0\0\0\0\0\0{}"])
 def test_damaged_safetensors(tmp_path, damage):
     (tmp_path / "x").write_bytes(damage)

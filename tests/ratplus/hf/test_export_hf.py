@@ -127,6 +127,12 @@ def test_heads_of_their_own_and_training(tmp_path):
     for ours, other in zip(model.parameters(), theirs.parameters()):
         assert torch.allclose(ours.grad, other.grad, atol=1e-5)
     assert len(out.hidden_states) == 3
+    # What config.json asks for holds where the call says nothing.
+    assert theirs(tokens).hidden_states is None
+    theirs.config.output_hidden_states = True
+    assert len(theirs(tokens).hidden_states) == 3
+    assert theirs(tokens, output_hidden_states=False).hidden_states is None
+    theirs.config.output_hidden_states = False
     assert theirs(tokens, logits_to_keep=1).logits.shape == (2, 1, VOCAB)
     for wrong, told in (({"output_attentions": True}, "output_attentions"), ({"attention_mask": tokens[:, :3]}, "give"),
                         ({"position_ids": tokens}, "position_ids: positions follow")):  # fmt: skip
