@@ -67,6 +67,14 @@ def test_parameters_are_told_in_millions_and_billions(count, text, tick):
     assert (scaling_gap._millions(count), scaling_gap._ticks(count, 0)) == (text, tick)
 
 
+def test_of_variants_with_as_many_sizes_the_first_is_drawn():
+    rows = pd.DataFrame({"variant": ["b", "b", "a", "a", "c"], "parameters": [1.0, 2.0, 1.0, 2.0, 1.0]})
+    found, said = scaling_gap._one_variant(rows)
+    assert (list(found["variant"]), said) == (["b", "b"], "b; other variants: see table")
+    assert scaling_gap._one_variant(rows[:2])[1] == ""
+    assert scaling_gap._one_variant(rows.assign(variant=["", "", "a", "a", "c"]))[1].startswith("no other axis; other")
+
+
 def test_a_narrow_axis_of_parameters_spans_less_than_thirty_times():
     axes = Figure().subplots()
     for high, narrow in ((29.9, True), (30.0, False)):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 from seen import check
@@ -12,6 +15,7 @@ from small_sweeps import add_selecting_pair, frame_of, pattern_of, results, with
 from ratplus.analysis import (
     accuracy_vs_dilation,
     adaptation_curves,
+    efficiency,
     masks,
     niah_depth,
     pareto,
@@ -21,6 +25,8 @@ from ratplus.analysis import (
     scaling_gap,
     sensitivity,
 )
+from ratplus.analysis.page import notebook
+from ratplus.analysis.page.page import _note
 from ratplus.analysis.report import MODULES, TITLES, headline, report
 from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.pattern import Pattern
@@ -98,6 +104,45 @@ def test_figures_name_the_baseline_of_their_differences(sweep):
         frame = frame_of(sweep, baseline=baseline)
         assert scaling_gap.figure(frame).axes[0].get_ylabel() == f"Sparse − {name} loss (nats)"
         assert sensitivity.figure(frame).axes[-1].get_ylabel() == f"Δ loss to {name} (nats)"
+
+
+def test_models_of_different_contexts(sweep):
+    """The longest decides what masks show; captions name all, the shorter one first."""
+    for model, context in (("ratplus_tiny", 512), ("attention_tiny", 256)):
+        for label in ("D1", "D4", "top4x16"):
+            cell = sweep.add(model, pattern_of(label), results(2.0, 0.5))
+            cell["config"]["train"] = {"context": context}
+    frame = frame_of(sweep)
+    assert set(masks.table(frame)["context"]) == {512}
+    assert "before the step at position 512." in masks.contents(frame)[0].caption
+    assert "before the step at position 256 or 512, mean over" in accuracy_vs_dilation.caption(frame)
+    assert "before the step at position 256 or 512, mean over" in accuracy_vs_budget.caption(frame)
+    assert "all at position 256 or 512. FLOPs" in _note(frame)
+    assert "The pattern keeps 128 of 512 cache entries a head" in headline(frame), "of the model that is named first"
+
+
+@pytest.mark.parametrize("module", [*MODULES, efficiency], ids=lambda module: module.NAME)
+def test_a_module_runs_its_own_contents(module, monkeypatch):
+    asked = []
+    monkeypatch.setattr(notebook, "run", lambda *given, **options: asked.append((given, options)))
+    monkeypatch.delitem(sys.modules, module.__name__)
+    space = runpy.run_module(module.__name__, run_name="__main__")
+    ((given, options),) = asked
+    assert given == (space["contents"],)
+    bench = {"read": Path, "variable": "RATPLUS_BENCH", "default": "outputs/bench",
+             "what": "JSON file of `ratplus bench ... --json`, or a folder of them"}  # fmt: skip
+    assert options == (bench if module is efficiency else {})
+
+
+def test_a_task_without_a_whole_has_a_dash(sweep):
+    for label in ("D1", "D4"):
+        found = {"niah_single_1_substring_0_20": 0.5, "niah_single_1_substring": 0.5}
+        sweep.add("m", pattern_of(label), found | {"niah_vt_substring_0_20": 0.25})
+    shown = niah_depth.summary(frame_of(sweep))
+    assert shown[["Pattern", "Task", "All (%)", "Δ all"]].to_numpy().tolist() == [
+        ["D1", "single 1", "50.0", "0.0"], ["D1", "vt", "—", "—"], ["D4", "single 1", "50.0", "0.0"],
+        ["D4", "vt", "—", "—"],
+    ]  # fmt: skip
 
 
 def test_no_module_applies_to_a_sweep_without_cells(sweep):

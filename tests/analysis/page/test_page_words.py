@@ -110,6 +110,12 @@ def test_results_whose_items_have_no_room_are_named_those_of_the_table_first(swe
     assert data["items"] == {"of": {}, "left_out": ["loss", "zebra/acc", "perplexity", "recall_accuracy_1_32"]}
 
 
+def test_patterns_are_ranked_whatever_the_model_and_variant(sweep):
+    for rate, label in ((1, "D16"), (2, "D4"), (2, "D1")):
+        sweep.add("ratplus_tiny", Pattern.from_label(label), {"loss": 2.0}, axes={"train.lr": rate})
+    assert columns_of(load_sweep(sweep.write()))[0]["names"] == ["D1", "D4", "D16"]
+
+
 def test_a_long_label_is_found_by_its_whole_text(sweep):
     long = PatternMap(tuple(tuple(Pattern(1 + 4 * ((i + j) % 2)) for j in range(4)) for i in range(4)))
     sweep.add("ratplus_tiny", long, {"loss": 2.0}, pattern_name="checks")

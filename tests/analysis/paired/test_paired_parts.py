@@ -80,6 +80,22 @@ def test_at_the_level_itself_nothing_is_certain():
     assert list(compare.summary(rows)["Δ Loss"]) == ["1.000 ± 0.500", "**1.000 ± 0.500**", "1.000 ± 0.500"]
 
 
+@pytest.mark.parametrize("other", ["prompts", "items", "weights", "value"])
+def test_items_of_a_baseline_that_do_not_pair_give_no_error(sweep, other):
+    for number, dilation in enumerate((1, 4)):
+        odd = bool(number)
+        values = [0.0, 1.0, 1.0, 0.0] + [1.0] * (odd and other == "items")
+        weight = {"count": 1 + (odd and other == "weights")}
+        told = sum(values) / len(values) + (odd and other == "value") / 4
+        cell = sweep.add("ratplus_tiny", Pattern(dilation), {"piqa_acc": (told, 0.1)})
+        with_prompts(sweep, cell, {"piqa": str(odd and other == "prompts")})
+        rows = [{"task": "piqa", "id": i, "acc": value} | weight for i, value in enumerate(values)]
+        write_samples(sweep.path / "evaluate" / cell["id"], rows)
+    found = differences_of(frame_of(sweep))
+    assert found.cells.get("piqa_acc", {}) == {}
+    assert found.odd == ({"piqa_acc"} if other == "value" else set())
+
+
 def test_a_seed_without_a_baseline_leaves_no_error_of_the_mean(sweep):
     for seed in (0, 1):
         with_items(sweep, "ratplus_tiny", "D4", 0.25, 0.0625, seed=seed)
