@@ -183,6 +183,10 @@ def test_of_selecting_patterns_alone_there_is_a_table_and_a_line(sweep, caplog):
         "accuracy_vs_dilation: no figure: 2 of 2 cells finished, none with a finite loss and a pattern that does not "
         "select by query"
     ]
+    said = accuracy_vs_budget.caption(frame)
+    assert "depends on data. Bold: the best sparse pattern" in said, "nothing was measured, and no hits"
+    assert recurrence.table(frame).empty
+    assert list(recurrence.table(frame))[:4] == ["run", "pattern", "seed", "layer"]
     assert [type(part).__name__ for part in masks.contents(frame)] == ["Table"], "nothing says what was selected"
     with pytest.raises(ValueError, match="masks: no finished cell says what its pattern selected"):
         masks.figure(frame)

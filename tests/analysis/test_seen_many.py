@@ -24,6 +24,7 @@ from ratplus.analysis import (
     scaling_gap,
     sensitivity,
 )
+from ratplus.analysis.draw import style
 from ratplus.analysis.draw.tables import to_markdown
 from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.pattern import Pattern
@@ -304,7 +305,12 @@ def test_heat_maps_of_hits(sweep):
         plain = {"format": 1, "hit_rate": {"recall": [[0.5, 0.25]]}, "masks": {}}
         (sweep.path / "evaluate" / cell["id"] / "selection.json").write_text(json.dumps(plain))
 
-    for count in range(2, 8):
+    add("a", "top2x16")
+    add("a", "top3x16")
+    assert selection_hits.figure(frame_of(sweep)).get_figwidth() == style.COLUMN_WIDTH_IN
+    add("a", "top4x16")
+    assert selection_hits.figure(frame_of(sweep)).get_figwidth() == style.TEXT_WIDTH_IN
+    for count in range(5, 8):
         add("a", f"top{count}x16")
     for model in ("b", "c"):
         add(model, "top2x16")

@@ -266,6 +266,8 @@ def test_files_of_a_name_that_are_not_written_now_are_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "other.md", "p.pdf", "p.png", "t.md", "t.md.old", "t.tex",
     ]  # fmt: skip
+    assert b"CreationDate" not in (tmp_path / "p.pdf").read_bytes()
+    assert b"Software" not in (tmp_path / "p.png").read_bytes()
     remove_others(["p"], tmp_path, [tmp_path / "p.png"])
     assert sorted(path.name for path in tmp_path.glob("p.*")) == ["p.png"]
 
