@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 
 import numpy as np
@@ -9,9 +11,11 @@ import pandas as pd
 import pytest
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from small_sweeps import frame_of, pattern_of, results
 
 from ratplus.analysis import (
     adaptation_curves,
+    masks,
     positions,
     recurrence,
     scaling_gap,
@@ -39,6 +43,15 @@ def test_numbers_stand_in_heat_maps_that_have_room():
         names = [str(i) for i in range(count)]
         sensitivity._draw(axes, np.ones((count, 1)), np.ones((count, 1), dtype=bool), names, ["0"], Normalize(0, 2))
         assert [label.get_text() for label in axes.get_yticklabels()] == [str(tick) for tick in ticks]
+
+
+def test_what_was_selected_is_shown_of_the_first_model_with_recurrence(sweep):
+    for model, size in (("attention_tiny", 8), ("ratplus_a", 16), ("ratplus_b", 24)):
+        cell = sweep.add(model, pattern_of("top4x16"), results(2.0))
+        bits = base64.b64encode(np.packbits(np.ones((size, size), dtype=bool))).decode()
+        plain = {"format": 1, "hit_rate": {}, "masks": {"top4x16": {"length": size, "bits": bits}}}
+        (sweep.path / "evaluate" / cell["id"] / "selection.json").write_text(json.dumps(plain))
+    assert len(masks._seen(frame_of(sweep))["top4x16"]) == 16
 
 
 @pytest.mark.parametrize(

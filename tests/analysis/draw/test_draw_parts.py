@@ -365,6 +365,21 @@ def test_a_point_without_a_text_takes_room_and_labels_make_way_for_each_other(ax
     assert labels.place_labels({}) == []
 
 
+@pytest.mark.parametrize("seed", [2, 3])
+def test_no_label_stands_on_the_line_to_another(axes, seed):
+    axes.figure.set_size_inches(3.6, 3.6)  # 180 by 180 pixels
+    axes.set_xlim(0, 180)
+    axes.set_ylim(0, 180)
+    spots = np.round(np.random.default_rng(seed).normal(90, 18, (25, 2)))
+    labels.place_labels({axes: [(x, y, f"p{i}") for i, (x, y) in enumerate(spots)]})
+    leaders = [child for child in axes.get_children() if child.get_gid() == labels.LEADER]
+    assert len(leaders) > 5
+    for leader in leaders:
+        line = Path(axes.transData.transform(leader.get_xydata()))
+        others = [text for text in axes.texts if tuple(text.xy) != tuple(np.round(leader.get_xydata()[0]))]
+        assert not any(line.intersects_bbox(text.get_window_extent(), filled=False) for text in others)
+
+
 def test_without_room_a_label_is_left_out_and_a_far_one_has_a_line(axes):
     axes.plot([45, 55, 55, 45, 45], [45, 45, 55, 55, 45], marker="", color="black")
     for side in np.arange(36, 65, 4):

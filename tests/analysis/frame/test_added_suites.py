@@ -8,12 +8,13 @@ from ratplus.records.record import stage_id, write_record
 def test_the_cells_own_results_times_and_prompts_count_first(sweep):
     def add(cell: dict, status: str, loss: float, suite: str) -> str:
         config = {**cell["config"], "pattern": cell["pattern"], "suite": suite, "status": status}
+        tasks = {} if suite == "b" else {"tasks": {"piqa": {"prompts_sha256": suite}}}
         identity = stage_id("evaluate", config, cell["stages"]["adapt"])
         cell.setdefault("added", []).append({"id": identity, "suite": suite, "eval": {}})
         write_record(
             sweep.path / "evaluate" / identity, stage="evaluate", config=config, parent=cell["stages"]["adapt"],
             status=status, timing={"seconds": 5.0, "added_ms": loss}, error={"type": "E", "message": "m"}
-            if status == "failed" else None, provenance={"tasks": {"piqa": {"prompts_sha256": suite}}},
+            if status == "failed" else None, provenance=tasks,
             metrics={name: {"value": loss, "stderr": None, "count": 1} for name in ("loss", "piqa/acc")},
         )  # fmt: skip
         return identity
