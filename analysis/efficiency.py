@@ -76,7 +76,7 @@ def models_table(results: list[BenchResult]) -> pd.DataFrame:
     # A column of nothing but nulls would be one of objects.
     rows["tokens_per_second"] = rows["tokens_per_second"].astype("float64")
     for name in ("prefill", "decode"):
-        for column in (f"{name}_{end}" for end in ("ms_p50", "ms_p20", "ms_p80", "limit_ms", "ratio")):
+        for column in (f"{name}_ms_p50", f"{name}_limit_ms", f"{name}_ratio"):
             rows[column] = rows[column].astype("float64")
         rows[f"{name}_limit_fraction"] = rows[f"{name}_limit_ms"] / rows[f"{name}_ms_p50"]
     return rows

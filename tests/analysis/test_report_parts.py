@@ -310,6 +310,9 @@ def test_what_a_device_does_not_tell_is_a_dash(tmp_path):
     tables = [part for part in efficiency.contents(tmp_path) if isinstance(part, Table)]
     assert list(tables[0].shown.iloc[0])[-1] == "—"
     assert list(tables[1].shown.iloc[0]) == ["m T8 B1", "D1", "1", *["—"] * 6, "0", "—", "0.0", "1"]
+    some = model | {"decode_ms_p50": 2.0, "tokens_per_second": 500.0}
+    (tmp_path / "m.json").write_text(json.dumps(whole | {"benchmark": "model", "rows": [some]}))
+    assert efficiency.contents(tmp_path / "m.json")[1].figure.axes[1].lines, "a time without its percentiles"
     for benchmark, row, key in (("kernels", kernel, "ms_p50"), ("model", model, "kv_bytes")):
         (tmp_path / "m.json").write_text(json.dumps(whole | {"benchmark": benchmark, "rows": [row | {key: None}]}))
         with pytest.raises(ValueError, match=rf"m.json: damaged \(row 1: {key} is a NoneType\)"):
