@@ -217,6 +217,8 @@ def test_keys_that_compose_to_other_values_are_sorted(monkeypatch):
     odd = ("train.context", "seed", "model.layers", "data.recall.keys", "eval.text_rows", "model.d_model")
     monkeypatch.setattr(reproduce, "_flat", lambda words: {**wanted, **dict.fromkeys(odd, "?"), "new.key": 1})
     assert reproduce.differences(made) == sorted(odd)
+    monkeypatch.setattr(reproduce, "_flat", lambda words: {k: v for k, v in wanted.items() if k not in odd})
+    assert reproduce.differences(made) == sorted(odd), "keys that this version does not know"
 
 
 def test_a_page_says_why_a_command_is_missing():

@@ -322,3 +322,33 @@ def test_when_nobody_is_at_work(monkeypatch, tmp_path):
     os.utime(place / "lock.json", (1500.0, 1500.0))
     os.utime(place, (1000.0, 1000.0))
     assert not _has_ended({}, [place])
+
+
+def test_files_of_a_sweep_folder_that_are_links_are_not_read(monkeypatch, tmp_path):
+    """Who made the folder may have laid them."""
+    import json
+
+    from ratplus.records.reading import LinkError
+    from ratplus.sweeps.launch.progress import read_progress
+
+    there, link = tmp_path / "there.json", tmp_path / "link.json"
+    there.write_text(json.dumps({"stage": "adapt", "done": 1, "total": 2, "processes": []}))
+    link.symlink_to(there)
+    assert read_progress(there)["done"] == 1
+    assert read_progress(link) == {}
+    monkeypatch.setattr(worker, "run_cell", lambda *_, **__: pytest.fail("the job was read"))
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        with pytest.raises((OSError, LinkError)):
+            worker.main(str(link))
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert link.is_symlink()
+    item = "0123456789ab"
+    monkeypatch.setattr(lost_work, "read_manifest", lambda folder: {"cells": []})
+    monkeypatch.setattr(lost_work, "items_of", lambda cells, wanted: {item: SimpleNamespace(state=looked.append)})
+    looked: list = []
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / f"{item}.job.json").symlink_to(there)
+    assert lost_work.record_lost_processes(tmp_path, {}) == 0
+    assert looked == []

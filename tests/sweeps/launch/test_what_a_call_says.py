@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,43 @@ def test_a_single_cell_that_may_not_be_tried_again(tmp_path, capsys):
 
 
 # ---- a failure in this process ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_a_cell_in_this_process_has_a_bar_for_each_stage(tmp_path, monkeypatch, capsys, rank):
+    from ratplus.sweeps.launch import display
+
+    (made,) = settled(tmp_path, cells(1))
+    bars, seen, given = SimpleNamespace(tasks=[], told=[]), [], []
+    bars.add_task = lambda *words, **named: bars.tasks.append((words, named)) or len(bars.tasks)
+    bars.update = lambda *words, **named: bars.told.append((words, named))
+    monkeypatch.setattr(display, "progress_bars", lambda console: nullcontext(bars))
+    monkeypatch.setattr(launching, "external_place", lambda: None if rank is None else SimpleNamespace(rank=rank))
+    monkeypatch.setattr(launching, "cell_config", lambda one: "config")
+    logs = tmp_path / "logs"
+
+    def run_cell(config, stages, folder, last, progress, print_line, print_failure):
+        given.append((config, stages, folder, last))
+        progress("pretrain", 1, 9, {"loss": 2})
+        progress("pretrain", 2, 9, {"lr": 0.5})
+        progress("adapt", 3, 3, {})
+        seen.extend(sorted(path.suffixes[0] for path in logs.iterdir()))
+        print_line("[a] line")
+        return 5
+
+    monkeypatch.setattr(launching, "run_cell", run_cell)
+    assert launching._run_single(made, tmp_path, "evaluate") == 5
+    assert given == [("config", made["stages"], tmp_path, "evaluate")]
+    assert bars.tasks == [
+        (("m D1: pretrain",), {"total": 9, "note": ""}), (("m D1: adapt",), {"total": 3, "note": ""}),
+    ]  # fmt: skip
+    assert bars.told == [
+        ((1,), {"completed": 1, "note": "loss 2.000"}), ((1,), {"completed": 2, "note": ""}),
+        ((2,), {"completed": 3, "note": ""}),
+    ]  # fmt: skip
+    assert seen == ([".job"] if rank != 1 else []) + [".progress"], "who is at work is noted by the first rank"
+    assert list(logs.iterdir()) == []
+    assert capsys.readouterr().err == "[a] line\n"
 
 
 def told(tmp_path, capsys, error: Exception, recorded: str | None, message="m") -> tuple[int, str]:

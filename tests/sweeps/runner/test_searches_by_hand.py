@@ -10,6 +10,7 @@ from ratplus.checkpoint.facts import CheckpointError
 from ratplus.config.model import ModelConfig
 from ratplus.config.search import SearchSection
 from ratplus.data.corpus import CorpusError
+from ratplus.records.reading import LinkError
 from ratplus.search import budgets as search_budgets
 from ratplus.search import effort
 from ratplus.search import run as search_run
@@ -78,6 +79,12 @@ def test_a_folder_that_is_a_searches_own(tmp_path, text, fine):
         with pytest.raises(UsageError) as told:
             _check_folder(tmp_path)
         assert str(told.value) == f"output={tmp_path}: holds search.json, and no search wrote it; it is not replaced"
+    (tmp_path / "search.json").unlink(missing_ok=True)
+    (tmp_path / "there.json").write_text('{"format": 1, "kinds": {}, "spent": {}}')
+    (tmp_path / "search.json").symlink_to(tmp_path / "there.json")
+    with pytest.raises((UsageError, LinkError)):
+        _check_folder(tmp_path)
+    (tmp_path / "search.json").unlink()
     (tmp_path / "sweep.json").touch()
     with pytest.raises(UsageError, match="is a sweep folder; a search has a folder of its own"):
         _check_folder(tmp_path)

@@ -168,6 +168,18 @@ def test_memory_where_there_is_no_proc(monkeypatch):
     assert generated_sweep.peak_bytes() == 9 * 1024
 
 
+def test_a_generated_sweep_of_the_usual_size_and_of_another(monkeypatch, capsys):
+    saved: list = []
+    took = dict(generate_seconds=1.0, seconds=2.0, cpu_seconds=59.9, megabytes=1.0, files=3, page_megabytes=0.5)
+    monkeypatch.setattr(generated_sweep, "bench_report", lambda cells: took | {"cells": cells})
+    for cells, words in ((None, "10,000 cells"), (1, "1 cells"), (0, "0 cells")):
+        generated_sweep.print_bench(cells, saved.append)
+        first, *target = capsys.readouterr().out.splitlines()
+        assert first.startswith(f"{words} (generated in 1 s): loaded and reported in 2.0 s (59.9 s of processor time)")
+        assert target == (["target: 60 s and 1000 MB: met"] if cells is None else [])
+    assert [one["cells"] for one in saved] == [10_000, 1, 0]
+
+
 def test_cells_of_a_generated_sweep():
     """All of five seeds, 22 patterns and two models, and as many learning rates as it takes."""
     cells = list(generated_sweep._cells(221, ["data.recall.fraction=0"]))
@@ -249,6 +261,22 @@ def test_what_training_steps_are_timed_with(monkeypatch, words, settings):
         wrong = cli.parser_of("bench").parse_intermixed_args(["train", option, value])
         with pytest.raises(ValueError, match=f"^{option}: is for `ratplus bench model`, not train$"):
             measurements.prepare_training([], wrong)
+
+
+def test_what_models_are_timed_with(monkeypatch):
+    from ratplus.bench import models
+
+    made: list = []
+    monkeypatch.setattr(measurements, "_subject", lambda name, settings, vocab: made.append((name, vocab)) or name)
+    monkeypatch.setattr(models, "check", lambda *words: made.append(words))
+    monkeypatch.setattr(models, "bench_models", lambda *words, **more: (*words, more))
+    arguments = cli.parser_of("bench").parse_intermixed_args(["model", "--device", "cpu", "--vocab-size", "9"])
+    work = measurements.prepare_models(["a", "b"], arguments)
+    settings = made[2][1]
+    assert made == [("a", 9), ("b", 9), (["a", "b"], settings)]
+    assert work("p", "s") == (["a", "b"], settings, {"progress": "p", "save": "s"})
+    with pytest.raises(ValueError, match="^bench model: give one or more models: "):
+        measurements.prepare_models([], arguments)
 
 
 def test_what_kernels_are_timed_with(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ratplus.records.record import STAGES, stage_id, write_record
+from ratplus.sweeps.views import stage_text
 from ratplus.sweeps.views.stage_text import print_stage
 
 
@@ -96,3 +97,31 @@ def test_long_lines_are_cut_and_told(folder, tmp_path, capsys):
     lines = shown(capsys, entry["id"], tmp_path)
     assert f"  longest              {'x' * 9977}" in lines
     assert f"  longer               {'y' * 9977}… (10,001 characters; --json has all)" in lines
+
+
+def test_only_the_cells_of_the_stage_are_named(folder, tmp_path, capsys):
+    """And a record as JSON, as it is."""
+    first, second, third = folder(3)
+    for own in (first, second):
+        lines = shown(capsys, own["stages"]["adapt"], tmp_path)
+        assert [line.split()[1:4] for line in lines if line.startswith("  cell ")] == [
+            [own["id"], own["model"], own["label"]]
+        ]
+    print_stage(first["id"], str(tmp_path), as_json=True)
+    text = capsys.readouterr().out
+    assert (
+        text
+        == json.dumps(json.loads((tmp_path / "evaluate" / first["id"] / "record.json").read_text()), indent=1) + "\n"
+    )
+    print_stage(third["id"], str(tmp_path), as_json=True)
+    assert capsys.readouterr().out == "null\n"
+
+
+def test_very_long_texts_are_cut(folder, tmp_path, capsys, monkeypatch):
+    (entry,) = folder(1)
+    whole = shown(capsys, entry["id"], tmp_path)
+    for most in (len(whole), len(whole) - 1, 3):
+        monkeypatch.setattr(stage_text, "_MOST_LINES", most)
+        left = len(whole) - most
+        more = [f"… and {left} more lines; --json has all"] if left else []
+        assert shown(capsys, entry["id"], tmp_path) == whole[:most] + more
