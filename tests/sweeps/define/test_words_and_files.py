@@ -4,10 +4,12 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+from omegaconf.errors import OmegaConfBaseException
 
 from ratplus.records.record import flatten
 from ratplus.sweeps.define import grid, key_reference, manifest, reproduce
 from ratplus.sweeps.define.compose import compose_one
+from ratplus.sweeps.define.hydra_errors import omegaconf_line
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.define.open_keys import is_open, open_keys, refuse_hydra_section
 from ratplus.sweeps.define.pattern_labels import labels_as_keys
@@ -117,6 +119,43 @@ def test_a_file_that_sets_what_hydra_does(tmp_path, text, named):
     with pytest.raises(UsageError) as told:
         refuse_hydra_section(folder, chosen)
     assert str(told.value).startswith(f"{tmp_path / 'experiment' / 'x.yaml'}: {named}: has no effect, since ratplus")
+
+
+# ---- what Hydra and OmegaConf say -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["a/b=[1]", "pattern/x=1"])
+def test_a_key_with_a_slash_is_a_group_of_hydras(word):
+    with pytest.raises(UsageError) as told:
+        compose_one([word])
+    key = word.partition("=")[0]
+    assert str(told.value) == f"{word}: {key} takes the name of one choice, or {{key: value}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("Key 'x' not in 'Y'", None, "Key 'x' not in 'Y'"), ("Key 'layrs' not in 'Y'", "model",
+                                                             "model.layrs: unknown key; did you mean model.layers?"),
+        ("Key 'layrs' not in 'Y'", "model.layrs", "model.layrs: unknown key; did you mean model.layers?"),
+        ("odd\nmore", "model", "model: odd"), ("odd", None, "odd"),
+        ("Value 'x' of type 'str' could not be converted to Integer", "k", "k: got 'x'; it must be a whole number"),
+        ("Value 'x' of type 'str' could not be converted to Float", "k", "k: got 'x'; it must be a number"),
+        ("Value 'x' of type 'str' could not be converted to Boolean", "k", "k: got 'x'; it must be true or false"),
+        ("Value 'x' of type 'str' could not be converted to Path", "k", "k: got 'x'; it must be Path"),
+        ("Value 'x' is not a valid bool (type str)", "k", "k: got 'x'; it must be true or false"),
+        ("Cannot convert 'ListConfig' to string: '[1]'", "k",
+         "k: got a list ([1]); it must be one text, quoted if it holds brackets: 'k=\"...\"'"),
+        ("Cannot convert 'DictConfig' to string: '{}'", "k",
+         "k: got a mapping ({}); it must be one text, quoted if it holds brackets: 'k=\"...\"'"),
+        ("Cannot convert 'Odd' to string: 'x'", "k",
+         "k: got Odd (x); it must be one text, quoted if it holds brackets: 'k=\"...\"'"),
+    ],
+)  # fmt: skip
+def test_an_error_of_omegaconf_in_one_line(text, key, line):
+    error = OmegaConfBaseException(text)
+    error.full_key = key
+    assert omegaconf_line(error) == line
 
 
 # ---- folders of sweeps --------------------------------------------------------------------------------------------
