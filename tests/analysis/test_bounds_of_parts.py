@@ -105,6 +105,12 @@ def test_stretches_of_positions_for_a_table():
     assert positions.spans(rows([512], 64.0)) == [(0, 512)]
 
 
+def test_trained_contexts_stand_from_the_shortest_on():
+    rows = pd.DataFrame({"trained": [512.0, 128.0, 512.0], "context": 1024})
+    assert "pretrained at 128 or 512 tokens" in positions.caption(rows)
+    assert [handle.get_label() for handle in positions._legend(rows, {}, {})] == ["trained: 128 or 512"]
+
+
 def test_the_mean_of_a_stretch_is_of_bins_within_it_by_their_width():
     rows = pd.DataFrame({"low": [0, 64, 128], "high": [64, 128, 512], "value": [1.0, 2.0, 6.0]})
     assert positions._mean(rows, 0, 128) == 1.5

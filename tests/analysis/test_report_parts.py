@@ -230,6 +230,8 @@ def test_the_worst_of_a_gate_is_one_that_fails_it():
     assert found.line == "FAIL g: 2 of 3 patterns; worst: m D4, 1.000 → 1.500 (Δ 0.500 ± 0.500, p 0.02)"
     fallen = _verdict(Gate("g", "loss", False, 0.0, "", 0.05), rows.assign(difference=-rows["difference"]), False)
     assert "worst: m D4" in fallen.line
+    at_it = _verdict(Gate("g", "loss", True, 0.0, "", 0.05), rows.assign(p_holm=[0.05, 0.5, 0.05]), False)
+    assert not at_it.failed, "certain is what lies below the level"
     none = _verdict(Gate("g", "loss", True, 9.0, "", 0.05), rows, False)
     assert none.line == "ok   g: none of 3 patterns; nearest: m D2, 1.000 → 3.000 (Δ 2.000 ± 0.500, p 0.5)"
 

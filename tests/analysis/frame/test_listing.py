@@ -82,6 +82,14 @@ def test_one_sweep_that_cannot_be_read_leaves_the_others(sweep):
         read_all({"a": broken, "b": broken})
 
 
+def test_a_column_of_nulls_in_one_sweep_leaves_the_numbers_of_another_numbers(sweep, folder_of_sweep, tmp_path):
+    sweep.add("ratplus_tiny", Pattern(4), {"loss": 1.0}, axes={"train.lr": None})
+    other = folder_of_sweep(tmp_path / "other")
+    other.add("ratplus_tiny", Pattern(8), {"loss": 2.0}, axes={"train.lr": 0.5})
+    column = read_all({"a": sweep.write, "b": other.write}).frame["train.lr"]
+    assert (str(column.dtype), column.tolist()) == ("float64", pytest.approx([math.nan, 0.5], nan_ok=True))
+
+
 def test_sweeps_with_and_without_a_column_or_cells(sweep, folder_of_sweep, tmp_path):
     sweep.add("ratplus_tiny", Pattern(4), {"loss": 1.0, "piqa/acc": 0.5})
     other, empty = (folder_of_sweep(tmp_path / name) for name in ("other", "empty"))

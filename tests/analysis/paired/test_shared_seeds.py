@@ -1,9 +1,13 @@
 """Rows of several sweeps that have different seeds: compared on those that all have."""
 
+import math
+
 import pandas as pd
 import pytest
 
+from ratplus.analysis.frame.load import load_sweep
 from ratplus.analysis.paired.best import choose
+from ratplus.analysis.paired.differences import with_differences
 from ratplus.analysis.paired.ranking import ranking
 from ratplus.analysis.paired.several import seeds_note, shared_seeds
 from ratplus.pattern import Pattern
@@ -84,6 +88,14 @@ def test_a_ranking_has_room_for_five_results_and_no_part_of_one(folder_of_sweep,
     table = ranking([few.write()])
     assert len(list(table.shown)[3:]) == 5
     assert not any("more results" in note for note in table.notes)
+
+
+def test_where_the_pattern_with_most_seeds_has_no_number_none_is_the_best(folder_of_sweep, tmp_path):
+    sweep = folder_of_sweep(tmp_path / "one")
+    for dilation, recalls in ((2, (math.nan, math.nan)), (4, (0.5,)), (8, (0.25,))):
+        for seed, recall in enumerate(recalls):
+            sweep.add("m", Pattern(dilation), {"loss": 2.0, "recall_accuracy": recall}, seed=seed)
+    assert not with_differences(load_sweep(sweep.write()), ["recall_accuracy"])["recall_accuracy_best"].any()
 
 
 def test_seeds_that_no_two_rows_share_are_told(folder_of_sweep, tmp_path):
