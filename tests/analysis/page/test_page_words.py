@@ -223,7 +223,9 @@ def test_cells_that_are_asked_for_alone_are_read(sweep):
     assert len(found.records) == 1
 
 
-@pytest.mark.parametrize(("length", "bits"), [(0, ""), (4097, ""), (1.0, "gA=="), (3, "gA=="), (1, "gIA=")])
+@pytest.mark.parametrize(
+    ("length", "bits"), [(0, ""), (4097, ""), (1.0, "gA=="), (3, "gA=="), (1, "gIA="), (1, "g!A==")]
+)
 def test_a_stored_mask_of_another_size_is_refused(length, bits):
     with pytest.raises(ValueError):
         mask_of({"length": length, "bits": bits})
