@@ -1,5 +1,7 @@
 """Model files: our own format and the reference layout, and what is said of damaged ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,13 @@ def test_adopting_weights(folder, tmp_path):
     model = load(folder)
     assert adopt(folder, tmp_path / "new", CONFIG, sha256) == (sum(p.numel() for p in model.parameters()), sha256)
     assert torch.equal(load(tmp_path / "new", CONFIG).embed.weight, model.embed.weight)
+    # Of what is another setting than in training a line is told; a longer context is none.
+    said: list[str] = []
+    longer = replace(CONFIG, max_len=64)
+    adopt(folder, tmp_path / "longer", longer, sha256, said.append)
+    assert (said, load(tmp_path / "longer").config.max_len) == ([], 64)
+    adopt(folder, tmp_path / "turned", replace(longer, rope_base=5e5), sha256, said.append)
+    assert said == [f"model.init_from={folder}: used with rope_base=500000.0 instead of 10000.0"]
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
         adopt(folder, tmp_path / "other", CONFIG, "0" * 64)
     (folder / "model.safetensors").unlink()

@@ -12,6 +12,7 @@ from llama_models import saved
 
 from ratplus.checkpoint.adopt import bring_in, read_foreign
 from ratplus.checkpoint.facts import CheckpointError
+from ratplus.checkpoint.llama import gguf_head
 from ratplus.checkpoint.llama.gguf_file import _OF_LAYER, unpaired
 
 gguf = pytest.importorskip("gguf")
@@ -214,6 +215,41 @@ def head(*pairs: bytes, tensors: int = 0, order: str = "<") -> bytes:
 
 def text(name: bytes, order: str = "<") -> bytes:
     return struct.pack(f"{order}Q", len(name)) + name
+
+
+def test_heads_on_their_limits(tmp_path, monkeypatch):
+    """As many values and tensors as are read, lists as deep, and bytes to the file's last one; and one more of each."""
+    monkeypatch.setattr(gguf_head, "MOST_TENSORS", 3)
+    monkeypatch.setattr(gguf_head, "MOST_VALUES", 7)
+    path = tmp_path / "model.gguf"
+
+    def check(content: bytes) -> str:
+        path.write_bytes(content)
+        try:
+            gguf_head.check_head(path)
+        except gguf_head.HeadError as error:
+            return str(error)
+        return ""
+
+    number, name = struct.pack("<II", 4, 1), text(b"a")
+    many = "more than 7 values of metadata, which no model has"
+    assert check(head(tensors=3)) == ""
+    assert check(head(tensors=4)) == "it tells of 4 tensors; at most 3 are read"
+    assert check(head(*[name + number] * 7)) == ""
+    assert check(head(*[name + number] * 8)) == many
+    for order in "<>":
+        numbers = struct.pack(f"{order}IIQ", 9, 4, 6) + bytes(24)  # the list is a value too
+        whole = head(text(b"a", order) + numbers, order=order)
+        assert check(whole) == ""
+    assert check(head(name + struct.pack("<IIQ", 9, 4, 7) + bytes(28))) == many
+    lists = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 3 + struct.pack("<IQ", 4, 1) + bytes(4)
+    assert check(head(name + lists)) == ""
+    lists = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 4 + struct.pack("<IQ", 4, 1) + bytes(4)
+    assert check(head(name + lists)) == "lists within lists"
+    # Every kind of number takes its own bytes: the next name is found behind it.
+    for kind, size in {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}.items():
+        odd = name + struct.pack("<I", 99)
+        assert check(head(name + struct.pack("<I", kind) + bytes(size), odd)) == "a value of kind 99"
 
 
 @pytest.mark.parametrize(

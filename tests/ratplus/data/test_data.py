@@ -13,6 +13,7 @@ import pytest
 from ratplus.config.cell import Config
 from ratplus.config.data import DataSection, RecallSection
 from ratplus.config.train import RecipeSection
+from ratplus.data import sources
 from ratplus.data.batches import Batches, deal, row_counts
 from ratplus.data.corpus import Corpus, CorpusError, check_ids, open_corpus, write_corpus
 from ratplus.data.recall import RecallTask
@@ -133,6 +134,27 @@ def test_bad_text_sources(tmp_path, make, message):
     with pytest.raises(CorpusError, match=message):
         prepare(DataSection(source="text", path=str(path), root=str(tmp_path / "data")))
     assert not list((tmp_path / "data").rglob("*.*"))
+
+
+@pytest.mark.parametrize(("files", "pieces"), [(1, 40), (39, 40), (40, 1), (41, 1)])
+def test_few_files_are_cut_into_pieces(tmp_path, files, pieces):
+    """Below ten of them for each held-out one; each piece but the last is as long as the others, and none is empty."""
+    written = {f"{n:02}.txt": "".join(chr(97 + (n + i) % 26) for i in range(100 + n)) for n in range(files)}
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    found = list(sources._read_documents(text_files(tmp_path), 0.25))
+    assert len({name for name, _ in found}) == len(found)
+    for name, text in written.items():
+        own = [piece for key, piece in found if key.startswith(f"{name}#")]
+        size = -(-len(text) // pieces)
+        assert own == [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def test_a_file_shorter_than_its_pieces(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffabc")
+    (tmp_path / "b.txt").write_text("")
+    found = list(sources._read_documents(text_files(tmp_path), 0.1))
+    assert found == [("a.txt#0", "a"), ("a.txt#1", "b"), ("a.txt#2", "c")]
 
 
 def test_text_files_keep_a_fixed_order(tmp_path):
