@@ -45,10 +45,10 @@ def question(seed: int, prompt: int | None = None, length: int = LENGTH) -> Ques
 
 
 @pytest.mark.parametrize("kv_heads", [None, 2])
-@pytest.mark.parametrize("label", ["D4", "D1", "D4-W3-I2"])
+@pytest.mark.parametrize("label", ["D4", "D1", "D4-W3-I2", "heads[D4x2,D2-W3x2]"])
 def test_the_forward_that_is_looked_at_is_the_models(label, kv_heads):
     """Of patterns that do not depend on data the masks are known, and every layer's input follows from them."""
-    network, patterns = model(kv_heads=kv_heads), PatternMap.uniform(Pattern.from_label(label), 2, 4)
+    network, patterns = model(kv_heads=kv_heads), PatternMap.from_label(label, 2, 4)
     inputs = []
     handle = network.blocks[1].register_forward_pre_hook(lambda _m, arguments: inputs.append(arguments[0]))
     asked = question(0)
@@ -58,7 +58,8 @@ def test_the_forward_that_is_looked_at_is_the_models(label, kv_heads):
     original = network.blocks[1].mixer._project
     network.blocks[1].mixer._project = lambda x: (looked.append(x), original(x))[1]
     masks = list(_masks(network, patterns, asked))
-    assert all((mask == Pattern.from_label(label).visible(LENGTH)).all() for mask in masks)
+    for mask, row in zip(masks, patterns, strict=True):
+        assert (mask == np.stack([pattern.visible(LENGTH) for pattern in row])).all()
     torch.testing.assert_close(looked[0], inputs[0], atol=1e-5, rtol=1e-5)
 
 
