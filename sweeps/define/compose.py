@@ -30,7 +30,14 @@ from ratplus.sweeps.define import grid
 from ratplus.sweeps.define.given_model import take_shape
 from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.open_keys import NO_EFFECT, open_keys, open_line, refuse_hydra_section, refuse_open
+from ratplus.sweeps.define.open_keys import (
+    NO_EFFECT,
+    open_keys,
+    open_line,
+    refuse_hidden,
+    refuse_hydra_section,
+    refuse_open,
+)
 from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
 from ratplus.sweeps.define.pattern_labels import labels_as_keys
 from ratplus.sweeps.define.set_values import with_values
@@ -157,6 +164,8 @@ def finished(
     for key, value in flatten(plain).items():
         _refuse_secret(key, value, holds_secret)
     if whole:
+        if config_dir is not None:
+            refuse_hidden(config_dir, chosen)
         refuse_open(plain)
         if config_dir is not None and (unset := open_keys(config_dir, chosen) - given):
             raise UsageError(open_line(min(unset)))

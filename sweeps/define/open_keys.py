@@ -1,4 +1,4 @@
-"""Keys that a config file of the user's leaves open (`???`): somebody must give them.
+"""What is looked for in files of the user's: keys left open (`???`), which somebody must give, and what has no effect.
 
 Hydra merges files into our typed schema, and OmegaConf drops a `???` there in favour of the default. So the files that
 were chosen are read here once more, each for itself.
@@ -67,6 +67,25 @@ def refuse_hydra_section(config_dir: str, chosen: Mapping[str, str]) -> None:
         own = [key for key in keys if re.match(r"(override +)?/?hydra(\b|/)", str(key))]
         if own or package.partition(".")[0] == "hydra":
             raise UsageError(f"{path}: {own[0] if own else package}: {NO_EFFECT}")
+
+
+def refuse_hidden(config_dir: str, chosen: Mapping[str, str]) -> None:
+    """Refuse a chosen file of the user's that nothing reads, since a shipped one has its name.
+
+    Hydra takes the first file that it finds, and looks among ours first. A copy of a shipped file says the same and
+    passes.
+
+    Args:
+        config_dir: the user's folder of config groups.
+        chosen: config group -> name of the choice.
+
+    Raises:
+        UsageError: names the file.
+    """
+    for group, choice in chosen.items():
+        own, shipped = (root / group / f"{choice}.yaml" for root in (Path(config_dir), Path(conf.__path__[0])))
+        if own.is_file() and shipped.is_file() and own.read_bytes() != shipped.read_bytes():
+            raise UsageError(f"{own}: is not read, since {group}={choice} is a choice of ratplus; give it another name")
 
 
 def refuse_open(plain: dict) -> None:

@@ -1,6 +1,7 @@
 """Labels in the place of files, keys that are left open, and values in typed sections: each case by its own line."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -128,6 +129,20 @@ def test_settings_of_hydra_have_no_effect(tmp_path, text, key):
     else:
         with pytest.raises(UsageError, match=rf"data/mine.yaml: {re.escape(key)}: has no effect, since"):
             refuse_hydra_section(folder, chosen)
+
+
+def test_a_file_with_the_name_of_a_shipped_one_is_not_passed_over_in_silence(tmp_path):
+    """Hydra reads ours, so a user's would have no effect. A copy of ours is no mistake, nor is what nobody chose."""
+    ours = Path(manifest.__file__).parents[2] / "conf" / "pattern" / "dilated.yaml"
+    folder = group(tmp_path, pattern__dilated="dilation: 3\n", pattern__mine="dilation: 3\n")
+    assert compose_one(["pattern=mine"], folder).config.patterns.label == "D3"
+    for compose in (compose_one, compose_cells):
+        with pytest.raises(
+            UsageError, match=r"pattern/dilated.yaml: is not read, since pattern=dilated is a choice of "
+        ):
+            compose(["pattern=dilated"], folder)
+    (tmp_path / "pattern" / "dilated.yaml").write_bytes(ours.read_bytes())
+    assert compose_one(["pattern=dilated"], folder).config == compose_one(["pattern=dilated"]).config
 
 
 # ---- typed values --------------------------------------------------------------------------------------------------
