@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from ratplus.analysis.compare import differences, figure, join
+from ratplus.analysis.compare import compare, differences, figure, join
 from ratplus.analysis.frame.aggregate import first_runs, spread_patterns
 from ratplus.analysis.frame.load import load_sweep
 from ratplus.pattern import Pattern
@@ -42,3 +42,12 @@ def test_patterns_are_left_out_evenly():
     assert spread_patterns(names, rows, 2, "so far") == (
         ["D1", "D512"], "so far; 2 of 10 patterns; all: see table",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["loss", "recall_accuracy"])
+def test_sweeps_without_a_loss_have_a_table_and_no_figure(sweep, tmp_path, metric):
+    for pattern in (Pattern(1), Pattern(4)):
+        sweep.add("ratplus_tiny", pattern, {metric: (0.5, 0.1)})
+    written = compare(sweep.write(), sweep.path, tmp_path / "out")
+    endings = sorted(path.suffix for path in written)
+    assert endings == sorted([".csv", ".html", ".md", ".tex"] + ([".pdf", ".png"] if metric == "loss" else []))

@@ -9,7 +9,7 @@ import pytest
 from ratplus.analysis import accuracy_vs_dilation, pattern_tables
 from ratplus.analysis.frame.aggregate import in_order, over_seeds
 from ratplus.analysis.frame.load import load_sweep
-from ratplus.analysis.paired.bootstrap import holm, p_values, resampled_means, t_p
+from ratplus.analysis.paired.bootstrap import holm, normal_p, p_values, resampled_means, t_p
 from ratplus.analysis.paired.differences import with_differences, with_row_errors
 from ratplus.analysis.paired.ties import Stored, difference_notes
 from ratplus.pattern import Pattern
@@ -64,6 +64,22 @@ def test_few_items_of_several_seeds_cannot_be_certain_either(sweep):
     frame = load_sweep(sweep.write())
     rows = with_row_errors(over_seeds(in_order(frame), ["loss"]), frame, ["loss"]).set_index("pattern")
     assert rows.loc["D2", "loss_delta_p"] == 2 / 2**4
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_beyond_all_resamples_p_is_that_of_the_mean_difference(sweep, seeds):
+    """Of seeds with the same items and changes it is that of one: five of its own standard errors from zero."""
+    for seed in range(seeds):
+        for dilation, changes in ((1, [0.0, 0.0]), (2, [-0.06, 0.26])):
+            values = np.linspace(1.0, 3.0, 64) + np.array(changes * 32)
+            cell = sweep.add("ratplus_tiny", Pattern(dilation), {"loss": (float(values.mean()), 0.1)}, seed=seed)
+            items = [{"task": "loss", "id": i, "loss": float(value)} for i, value in enumerate(values)]
+            write_samples(sweep.path / "evaluate" / cell["id"], items)
+    frame = load_sweep(sweep.write())
+    found = with_row_errors(over_seeds(in_order(frame), ["loss"]), frame, ["loss"]).set_index("pattern").loc["D2"]
+    assert found["loss_delta_pm"] == pytest.approx(0.16 / 8, rel=0.05)
+    assert found["loss_delta_p"] == pytest.approx(normal_p(0.1, found["loss_delta_pm"]), rel=1e-6)
+    assert 1e-9 < found["loss_delta_p"] < 1e-5
 
 
 def test_items_of_all_tasks_count_for_an_average(sweep):

@@ -14,6 +14,7 @@ from ratplus.checkpoint.facts import CheckpointError
 from ratplus.checkpoint.folder import save_weights
 from ratplus.checkpoint.hub import export_hf
 from ratplus.checkpoint.official import export_official
+from ratplus.checkpoint.targets import check_free
 from ratplus.records.record import read_record, stage_id, write_record
 
 CONFIG = ModelConfig(11, 2, 16, 8)
@@ -145,3 +146,15 @@ def test_a_stage_s_weights_are_those_of_its_record(tmp_path):
     assert load(folder).config == CONFIG
     write_record(folder, status="failed", weights_sha256=sha256, **parts)
     assert load(folder).config == CONFIG
+
+
+def test_names_that_are_taken(tmp_path):
+    """By a file, a folder or a link, also one that leads to nothing: whoever made it may want it."""
+    check_free(tmp_path / "nowhere", ["a"], "a model")
+    check_free(tmp_path, ["a", "b"], "a model")
+    for make in (Path.touch, Path.mkdir, lambda path: path.symlink_to("gone")):
+        path = tmp_path / "b"
+        make(path)
+        with pytest.raises(CheckpointError, match=r"holds b of a model already; choose another target, or replace it "):
+            check_free(tmp_path, ["a", "b"], "a model")
+        path.rmdir() if path.is_dir() else path.unlink()
