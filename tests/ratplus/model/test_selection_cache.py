@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ratplus.model.cache_chunk import Chunk, Room
 from ratplus.model.head_parts import head_parts
 from ratplus.model.network import Mixer
 from ratplus.model.parts_layer import empty_layer
+from ratplus.model.snap_layer import SnapLayer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "topk"
 CASES = json.loads((GOLDEN / "topk_golden_public.json").read_text())["cases"]
@@ -313,6 +315,29 @@ def test_one_head_that_drops_entries_makes_a_cache_compress():
         (PatternMap.per_layer([Pattern(4), SNAP], 8), True),
     ):  # fmt: skip
         assert model.new_cache(1, patterns, LENGTH).compresses is compresses
+
+
+def test_attention_to_keys_of_16_bits_is_added_up_in_32(monkeypatch):
+    """In bfloat16 a sum over queries and heads has three digits, so that other entries would be kept."""
+    model, tokens = tiny().bfloat16(), drawn()
+    scored = []
+    scores = SnapLayer._scores
+
+    def look(self, keys, *rest):
+        found = scores(self, keys, *rest)
+        wide = copy(self)
+        wide.queries = self.queries.float()
+        scored.append((keys.dtype, found, scores(wide, keys.float(), *rest)))
+        return found
+
+    monkeypatch.setattr(SnapLayer, "_scores", look)
+    cache = model.new_cache(2, SNAP, LENGTH)
+    model.prefill(tokens[:, :30], cache)
+    model.step(tokens[:, 30], cache)
+    assert len(scored) == 2
+    for dtype, found, expected in scored:
+        assert (dtype, found.dtype) == (torch.bfloat16, torch.float32)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_snap_gives_memory_back():
