@@ -73,20 +73,18 @@ def models_table(results: list[BenchResult]) -> pd.DataFrame:
     rows = _rows(results, "model")
     if rows.empty:
         return rows
-    # A column of nothing but nulls would be one of objects.
-    rows["tokens_per_second"] = rows["tokens_per_second"].astype("float64")
     for name in ("prefill", "decode"):
-        for column in (f"{name}_ms_p50", f"{name}_limit_ms", f"{name}_ratio"):
-            rows[column] = rows[column].astype("float64")
         rows[f"{name}_limit_fraction"] = rows[f"{name}_limit_ms"] / rows[f"{name}_ms_p50"]
     return rows
 
 
 def _rows(results: list[BenchResult], benchmark: str) -> pd.DataFrame:
-    return pd.DataFrame(
+    rows = pd.DataFrame(
         [{"device": result["device"]} | row for result in results if result["benchmark"] == benchmark
          for row in result["rows"]]
     )  # fmt: skip
+    # A column of nothing but nulls would be one of objects; only numbers may be null.
+    return rows.astype({name: "float64" for name in rows if rows[name].isna().all()})
 
 
 def skipped(results: list[BenchResult], benchmark: str) -> list[str]:
@@ -125,7 +123,7 @@ def kernels_summary(rows: pd.DataFrame) -> pd.DataFrame:
         "Of limit (%)": [number(100 * value, 0) for value in rows["limit_fraction"]],
         "Copy (%)": [number(100 * value, 0) for value in rows["bandwidth_fraction"]],
         "Product (%)": [number(100 * value, 0) for value in rows["matmul_fraction"]],
-        "Peak (MiB)": [number(value / 2**20, 1) for value in rows["peak_bytes"].astype("float64")],
+        "Peak (MiB)": [number(value / 2**20, 1) for value in rows["peak_bytes"]],
     })  # fmt: skip
 
 

@@ -77,7 +77,7 @@ TITLES = {
     "pareto": "Quality against cost",
     "ablation": "Ablation: recurrence, ARL, adaptation",
     "ablation_gaps": "Ablation: what each pattern costs",
-    "scaling_gap": "Gap to dense against model size",
+    "scaling_gap": "What sparsity costs, by model size",
     "positions": "Loss and recall by position",
     "sensitivity": "Which layers and heads need to be dense",
     "adaptation_curves": "Adaptation curves",

@@ -105,11 +105,11 @@ def figure(frame: pd.DataFrame) -> Figure:
     Bars are errors over seeds if there are several, else over the evaluation's items.
 
     Raises:
-        ValueError: no model has finished both its dense and a sparse cell.
+        ValueError: no model has finished both its baseline's and a sparse cell.
     """
     rows, left_out = _one_variant(table(frame))
     if rows.empty:
-        raise ValueError("scaling_gap: no model has finished both its dense and a sparse cell")
+        raise ValueError(f"scaling_gap: no model has finished both its {baseline_of(frame)} and a sparse cell")
     names = short_patterns(in_order(frame))
     patterns, left_out = spread_patterns(names, rows, MOST_PATTERNS, left_out)
     looks, marks = style.sequence(patterns), style.markers(patterns)
@@ -175,7 +175,7 @@ def _is_narrow(axes) -> bool:
 
 # %%
 def applies(frame: pd.DataFrame) -> bool:
-    """Whether models of one family and variant have at least two sizes, each with a finished dense and sparse cell."""
+    """Whether models of one family and variant have two sizes, each with a finished baseline and sparse cell."""
     # Models that share keys and values are smaller for another reason than size.
     alike = frame[frame["kv_heads"].eq(frame["heads"])]
     return _several_sizes(alike)
@@ -195,7 +195,7 @@ def contents(frame: pd.DataFrame) -> list[Table | Picture]:
     """
     if not applies(frame):
         folder = frame.attrs["folder"]
-        raise ValueError(f"{folder}: no family has two sizes with a finished dense and sparse cell each")
+        raise ValueError(f"{folder}: no family has two sizes with a finished {baseline_of(frame)} and sparse cell each")
     caption = f"Loss (nats per token) minus that of {baseline_title(frame)} of the same model, by inference pattern."
     data = table(frame)
     notes = loss_delta_notes(frame, data)

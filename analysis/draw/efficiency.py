@@ -118,10 +118,10 @@ def models_figure(rows: pd.DataFrame) -> Figure:
                     axes.set_visible(False)
                     continue
                 low, high = (f"{name}_ms_p20", f"{name}_ms_p80") if name else (column, column)
-                times = {"ms_p50": part[column], "ms_p20": part[low], "ms_p80": part[high]}
-                times["limit_ms"] = part[f"{name}_limit_ms" if name else "tokens_limit"]
-                # A column of nothing but nulls is one of objects.
-                part = part[["pattern", "case"]].join(pd.DataFrame(times).astype("float64"))
+                part = pd.DataFrame({
+                    "pattern": part["pattern"], "case": part["case"], "ms_p50": part[column], "ms_p20": part[low],
+                    "ms_p80": part[high], "limit_ms": part[f"{name}_limit_ms" if name else "tokens_limit"],
+                })  # fmt: skip
                 _draw_categories(axes, part, "case", cases, looks, shapes, _numbered(rows["pattern"]))
                 axes.set_title(f"T{context}: {title}")
         handles = [_handle(name, looks[name], shapes[name]) for name in cases]

@@ -153,9 +153,9 @@ def _misshapen(result: dict) -> str:
         for key in sorted(row_type.__required_keys__):
             if key not in row:
                 return f"row {number} has no {key}"
-            may_be_null = type(None) in get_args(hints[key])
-            if not isinstance(row[key], str if key in texts else (int, float)) and not (
-                may_be_null and row[key] is None
-            ):
+            kinds = (str,) if key in texts else (int, float)
+            if type(None) in get_args(hints[key]):
+                kinds += (type(None),)
+            if not isinstance(row[key], kinds):
                 return f"row {number}: {key} is a {type(row[key]).__name__}"
     return ""

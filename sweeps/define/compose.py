@@ -30,7 +30,8 @@ from ratplus.sweeps.define import grid
 from ratplus.sweeps.define.given_model import take_shape
 from ratplus.sweeps.define.hydra_errors import config_file_line, hydra_line
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.open_keys import (
+from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
+from ratplus.sweeps.define.own_files import (
     NO_EFFECT,
     open_keys,
     open_line,
@@ -38,7 +39,6 @@ from ratplus.sweeps.define.open_keys import (
     refuse_hydra_section,
     refuse_open,
 )
-from ratplus.sweeps.define.override_words import PATH_KEYS, expand_home, home_of, refuse_words
 from ratplus.sweeps.define.pattern_labels import labels_as_keys
 from ratplus.sweeps.define.set_values import with_values
 from ratplus.sweeps.define.typed import SECTIONS, typed
@@ -164,11 +164,11 @@ def finished(
     for key, value in flatten(plain).items():
         _refuse_secret(key, value, holds_secret)
     if whole:
+        refuse_open(plain)
         if config_dir is not None:
             refuse_hidden(config_dir, chosen)
-        refuse_open(plain)
-        if config_dir is not None and (unset := open_keys(config_dir, chosen) - given):
-            raise UsageError(open_line(min(unset)))
+            if unset := open_keys(config_dir, chosen) - given:
+                raise UsageError(open_line(min(unset)))
     _expand_homes(plain)
     take_shape(plain, given)
     return typed(plain)

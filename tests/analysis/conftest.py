@@ -260,6 +260,12 @@ def folder_of_sweep() -> type[SweepFolder]:
     return SweepFolder
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Files of a test that writes hundreds need not reach the disk, since none outlives the test."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """A finished sweep of the demo's cells. Read it, and write its `report/`; change nothing else."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -31,10 +30,7 @@ from ratplus.analysis.report import MODULES, TITLES, headline, report
 from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.pattern import Pattern
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_seen_of_headlines(folder_of_sweep, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
 import pandas as pd
 import pytest
@@ -26,10 +25,7 @@ from ratplus.analysis.search import figures
 from ratplus.analysis.selection.accuracy_vs_budget import results_of
 from ratplus.pattern import Pattern
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 class Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -29,11 +28,7 @@ from ratplus.analysis.report import headline
 from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.pattern import Pattern, PatternMap
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nothing here outlives the test, so nothing need reach the disk."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def one_place(layer: int, head: int, odd: int = 64, rest: int = 1) -> PatternMap:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 from seen import check
@@ -17,9 +15,7 @@ from ratplus.records.samples import write_samples
 ITEMS = np.array([1.0, 1.5, 2.0, 2.5] * 4)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def kernel_row(op, shape, pattern, candidate, ms, limit=0.5, peak=1 << 20) -> dict:

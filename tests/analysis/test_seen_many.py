@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pandas as pd
 import pytest
@@ -29,10 +28,7 @@ from ratplus.analysis.draw.tables import to_markdown
 from ratplus.analysis.selection import accuracy_vs_budget, selection_hits
 from ratplus.pattern import Pattern
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def last_entry(figure: Figure) -> str:

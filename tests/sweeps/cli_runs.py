@@ -49,6 +49,13 @@ def run_here(*words) -> int:
     raise AssertionError("cli.main always exits")
 
 
+def run_verb(verb: str, *words: str) -> int:
+    """What a verb itself returns of these words, or raises: without the command line's way out (`leave`)."""
+    from ratplus.sweeps import cli
+
+    return cli.verb_module(verb).run(cli.parser_of(verb).parse_intermixed_args(list(words)))
+
+
 def ratplus_here(place, *words) -> subprocess.CompletedProcess:
     """`ratplus`, in this process: for what a command says and leaves, where its being a process is not the point.
 

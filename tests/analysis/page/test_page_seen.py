@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 
 import pytest
@@ -20,9 +19,7 @@ from ratplus.pattern import Pattern
 WRITTEN = re.compile(r"<style>.*?</style>|<script>.*?</script>|data:image/png;base64,[^\"]*", re.DOTALL)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def told(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import struct
 import sys
 
@@ -26,10 +25,7 @@ from ratplus.analysis.page.parts import figure_of, table_of
 from ratplus.pattern import Pattern, PatternMap
 from ratplus.records.samples import write_samples
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_five_commits_are_named_and_more_are_dots():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
 import pandas as pd
 import pytest
@@ -23,10 +22,7 @@ from ratplus.pattern import Pattern
 from ratplus.records.record import write_record
 from ratplus.records.samples import write_samples
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def with_prompts(sweep, cell: dict, prompts: dict[str, str]) -> None:

@@ -82,6 +82,38 @@ def test_axes_are_what_cells_of_one_name_differ_in(made):
     assert not any(key.startswith("train.pretrain.arl_") for key in untaught["axes"])
 
 
+@pytest.mark.parametrize(
+    ("words", "axes"),
+    [
+        (["", "data.workers=2 data.lossy=0.5 data.longest_mib=5 model.name=m"], set()),
+        (["", "train.adapt.lr=0.5", "train.context=32"], {"train.adapt.lr", "train.context"}),
+        (["", "train.pretrain.micro_batch=1"], set()),
+        (["", "train.pretrain.arl_dilation=16"], {"train.pretrain.arl_dilation"}),
+        # Of other models, seeds and patterns the keys may differ as they like.
+        (["model=attention_tiny train.adapt.lr=0.5", ""], set()),
+        (["seed=1 train.adapt.lr=0.5", ""], set()),
+        (["pattern=D4 train.adapt.lr=0.5", ""], set()),
+    ],
+)
+def test_keys_that_are_axes_and_keys_that_are_none(words, axes):
+    cells = [cell(*line.split()) for line in words]
+    if "model.name" in words[1]:
+        cells[1]["model"] = cells[0]["model"]  # a name alone makes no other model here
+    name_axes(cells)
+    assert [set(one["axes"]) for one in cells] == [axes] * len(cells)
+
+
+def test_without_active_recurrence_learning_its_settings_are_no_axes():
+    """It is that of the model unless it is set by hand; an axis shows what it is."""
+    words = ("train.pretrain.arl_dilation=16", "train.pretrain.arl_dilation=64", "train.pretrain.arl=false")
+    cells = [cell(word) for word in words]
+    name_axes(cells)
+    both = ["train.pretrain.arl", "train.pretrain.arl_dilation"]
+    assert [list(one["axes"]) for one in cells] == [both, both, both[:1]]
+    assert [one["axes"][both[0]] for one in cells] == [True, True, False]
+    assert [science(one)[both[0]] for one in cells] == ["as the model", "as the model", False]
+
+
 def test_the_config_of_a_cell_of_a_manifest(made):
     found = cell_config(made[""])
     assert "vocab_size" not in found["model"]
@@ -235,3 +267,40 @@ def test_suites_are_checked_once_for_each_text_and_evaluation(monkeypatch):
     usual = cells[0].config.eval.text_rows
     assert opened == [None, "x"], "the recall task is no part of the text"
     assert checked == [usual, 3, usual, usual, usual]
+
+
+# ---- folders of sweeps --------------------------------------------------------------------------------------------
+
+
+def composed(output: str | None, sweep: dict | None) -> SimpleNamespace:
+    return SimpleNamespace(config=SimpleNamespace(output=output, sweep=sweep))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "output", "folder"),
+    [
+        (None, None, "outputs/adhoc"), ({}, None, "outputs/adhoc"), ({"name": None}, None, "outputs/adhoc"),
+        ({"name": ""}, None, "outputs/adhoc"), ({"name": "a b"}, None, "outputs/a b"),
+        ({"name": "a.b c"}, None, "outputs/a.b c"), ({"name": "x"}, "there/y", "there/y"), (None, "y", "y"),
+    ],
+)  # fmt: skip
+def test_the_folder_of_a_sweep(sweep, output, folder):
+    cells = [composed(output, sweep), composed(output, sweep)]
+    assert str(manifest.sweep_folder(cells)) == folder
+    with pytest.raises(UsageError, match=r"^output: one sweep has one folder; give a single value$"):
+        manifest.sweep_folder([*cells, composed("elsewhere", sweep)])
+
+
+@pytest.mark.parametrize("name", [5, "a\nb", ".", "..", "a/b", "a\\b", ["x"]])
+def test_names_that_are_no_folder(name):
+    with pytest.raises(UsageError) as told:
+        manifest.sweep_folder([composed(None, {"name": name})])
+    assert str(told.value) == (
+        f"sweep.name: got {name!r}; it names a folder of outputs/, so it is one plain word without /"
+    )
+
+
+@pytest.mark.parametrize("output", ["a\tb", "a\nb"])
+def test_an_output_that_is_no_line(output):
+    with pytest.raises(UsageError, match="output: got 'a..b'; a folder's name has no control characters"):
+        manifest.sweep_folder([composed(output, None)])

@@ -141,7 +141,7 @@ def test_where_hydra_looks_for_files(tmp_path):
         ("schema", "structured://"),
     ]  # fmt: skip
     assert compose_one(["pattern=mine"], str(folder)).config.pattern.dilation == 7
-    with pytest.raises(UsageError, match=r"dilated.yaml: is not read, since pattern=dilated is a choice of ratplus"):
+    with pytest.raises(UsageError, match=r"dilated.yaml: is not read, since ratplus has a file of that name"):
         compose_one(["pattern=dilated"], str(folder))
     with hydra_app._hydra(SimpleNamespace(config_dir=None)) as app:
         assert len(app.config_loader.get_search_path().get_path()) == 3

@@ -29,6 +29,7 @@ ID = "0123456789ab"
         ("report/a.json", False), ("bench/a.json", True), ("bench/a.html", False), ("report/.html", False),
         ("report/x/a.html", False), ("a.html/report", False), ("report", False), ("bench/../a.json", False),
         ("report/" + "a" * 195 + ".html", True), ("report/" + "a" * 196 + ".html", False), ("", False),
+        ("report/a b-c+d=e,f.png", True), ("report/a\n.png", False), ("x/report/a.png", False),
     ],
 )  # fmt: skip
 def test_files_that_a_pack_may_hold(name, member):

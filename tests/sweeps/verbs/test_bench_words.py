@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from cli_runs import run_verb
 
-from ratplus.sweeps import cli
 from ratplus.sweeps.bench import measurements
 from ratplus.sweeps.verbs import bench
 
@@ -36,7 +36,7 @@ def measured(monkeypatch):
 
 
 def run(*words) -> int:
-    return bench.run(cli.parser_of("bench").parse_intermixed_args(list(words)))
+    return run_verb("bench", *words)
 
 
 @pytest.mark.parametrize(

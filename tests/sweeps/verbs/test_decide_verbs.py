@@ -15,7 +15,8 @@ from ratplus.records.record import write_record
 from ratplus.records.samples import read_samples, write_samples
 from ratplus.sweeps.bench.generated_sweep import generate_sweep
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.verbs.best import bounds
+from ratplus.sweeps.verbs import best
+from ratplus.sweeps.verbs.best import bounds, plain_json
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +271,44 @@ def test_mistakes_of_report(words, line, capsys):
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+# ---- what `best` prints, of a choice that is given ---------------------------------------------------------------
+
+
+def row(number: int, **keys) -> dict:
+    return {
+        "run": f"m{number}", "pattern": f"D{number}", "value": 1.0 + number, "ci": [1.0, 2.0], "tied": "1 seed",
+        "costs": {"kv_ratio": 0.123456}, "p": 0.04567, "difference": 0.5, "pm": 0.25, "cells": ["x"], "seeds": 1,
+        "stderr": 0.125,
+    } | keys  # fmt: skip
+
+
+@pytest.mark.parametrize("ties", [0, 1, 2])
+def test_ties_of_the_best_are_shown_up_to_a_limit(monkeypatch, capsys, ties):
+    monkeypatch.setattr(best, "_MOST_TIES", 1)
+    monkeypatch.setattr("ratplus.analysis.paired.best.shown_value", lambda row, unit, *what: f"{row['value']:g}")
+    rows = [row(number) for number in range(ties + 1)]
+    choice = {
+        "winner": rows[0], "best": rows[0], "ties": rows[1:], "unit": "%", "metric": "loss", "why": "it is lowest",
+        "left_out": {"without a value": 2} if ties else {}, "how": "by pairs" if ties == 1 else "",
+    }  # fmt: skip
+    best._show(choice, {"dilation": 4, "window": None}, "ratplus adapt")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["m0 D0: loss 1 %", "  why: it is lowest"]
+    assert ("  not among them: 2 without a value" in said) == bool(ties)
+    assert ("1 more ties: --json" in said) == (ties == 2)
+    assert ("by pairs" in said) == (ties == 1)
+    named = [line for line in said if " D1 " in line]
+    assert len(named) == min(ties, 1)
+    assert any("D2" in line for line in said) is False
+    if ties:
+        assert named[0].split() == ["m1", "D1", "2", "2", "0.046", "1", "seed", "0.1235"]
+        (own,) = [line for line in said if line.startswith("→")]
+        assert own.split() == ["→", "m0", "D0", "1", "1", "seed", "0.1235"]
+    assert said[-4:] == ["dilation: 4", "window: null", "", "ratplus adapt"]
+
+
+def test_numbers_that_json_does_not_have():
+    given = {"a": [1.5, float("nan"), (float("inf"), "x")], "b": {"c": -float("inf")}, "d": 3}
+    assert plain_json(given) == {"a": [1.5, None, [None, "x"]], "b": {"c": None}, "d": 3}

@@ -105,3 +105,57 @@ def test_a_model_of_nan_is_told(temperature):
         model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="logits are not finite"):
         list(stream(model, [[1, 2]], max_new_tokens=3, temperature=temperature))
+
+
+class Words:
+    """A tokenizer whose every id is one letter, or half of one."""
+
+    eos_id = 256
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+    def chat(self, messages):
+        return [(message["role"], message["content"]) for message in messages]
+
+    def stop_ids(self):
+        return {ord("!")}
+
+
+def request(**keys):
+    return verb.parse([f"{key}={value}" for key, value in ({"model": "m", "prompt": "ab"} | keys).items()])
+
+
+@pytest.mark.parametrize(
+    ("keys", "ids"),
+    [
+        ({}, [97, 98]), ({"prompt": ""}, [256]), ({"chat": "true"}, [("user", "ab")]),
+        ({"chat": "true", "prompt": ""}, [("user", "")]),
+        ({"chat": "true", "system": "be"}, [("system", "be"), ("user", "ab")]),
+    ],
+)  # fmt: skip
+def test_what_a_model_is_given(keys, ids):
+    """A text is continued; without any, what begins one is."""
+    assert verb._prompt_ids(request(**keys), Words()) == ids
+
+
+@pytest.mark.parametrize(
+    ("keys", "tokens", "printed", "count"),
+    [
+        ({}, b"xyz", "abxyz", 3),
+        ({}, b"x!z", "abx!z", 3),
+        ({"chat": "true"}, b"x!z", "ab\n\nx!", 2),
+        ({}, "é".encode() + b"x", "abéx", 3),
+        ({}, b"\xc3", "ab", 1),  # half a character is not printed
+        ({}, b"", "ab", 0),
+    ],
+)
+def test_a_text_as_it_comes(monkeypatch, capsys, keys, tokens, printed, count):
+    monkeypatch.setattr("ratplus.model.generate.stream", lambda *a, **k: iter([torch.tensor(t) for t in tokens]))
+    asked = request(**keys)
+    made, seconds = verb._stream(None, Words(), [1], None, asked)
+    assert (capsys.readouterr().out, made) == (printed, count)
+    assert seconds >= 0

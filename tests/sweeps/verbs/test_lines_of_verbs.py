@@ -5,18 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cli_runs import run_verb as run
 
 from ratplus import ModelConfig, Pattern, PatternMap
-from ratplus.sweeps import cli
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.verbs import compare, gc
 
 SHAPE = ModelConfig(vocab_size=97, layers=2, d_model=64, d_head=16)
 PATTERNS = PatternMap.uniform(Pattern(16, 64), 2, 4)
-
-
-def run(verb: str, *words: str) -> int:
-    return cli.verb_module(verb).run(cli.parser_of(verb).parse_intermixed_args(list(words)))
 
 
 def refused(verb: str, *words: str) -> str:

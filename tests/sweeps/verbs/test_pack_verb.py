@@ -240,6 +240,25 @@ def test_nothing_is_watched_for_in_a_pack(tmp_path):
         assert line in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("demo.pack.zip", "demo"), ("demo.zip", "demo"), ("demo", "demo"), ("a.pack.zip.zip", "a.pack.zip"),
+     (".pack.zip", "pack"), (".zip", "pack")],
+)  # fmt: skip
+def test_the_name_of_a_pack(tmp_path, name, found):
+    assert unpack.name_of(tmp_path / name) == found
+
+
+def test_files_of_a_report_stay_where_a_folder_was_given(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert unpack.brought_out([tmp_path / "a" / "x"], tmp_path / "a") == [tmp_path / "a" / "x"]
+
+
+def test_errors_name_the_pack(monkeypatch, tmp_path):
+    monkeypatch.setattr(unpack, "_packs", {"/tmp/x/demo": tmp_path / "demo.pack.zip"})
+    assert unpack.naming_packs("/tmp/x/demo/a and /tmp/y") == f"{tmp_path}/demo.pack.zip/a and /tmp/y"
+
+
 # ---- packs of strangers ---------------------------------------------------------------------------------------------
 
 

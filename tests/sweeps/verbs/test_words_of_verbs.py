@@ -7,16 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cli_runs import run_verb as run
 
 from ratplus import ModelConfig, Pattern, PatternMap
 from ratplus.sweeps import cli
 from ratplus.sweeps.bench import generated_sweep, measurements
 from ratplus.sweeps.define.mistakes import UsageError
 from ratplus.sweeps.verbs import generate
-
-
-def run(verb: str, *words: str) -> int:
-    return cli.verb_module(verb).run(cli.parser_of(verb).parse_intermixed_args(list(words)))
 
 
 def refused(verb: str, *words: str) -> str:
@@ -91,6 +88,10 @@ def test_what_is_printed_of_a_note(tmp_path, monkeypatch, capsys):
         ("model", "generate: 'model': give key=value; keys: "),
         ("zzz=x", "generate: 'zzz=x': give key=value; keys: "), ("seed=x", "seed: got 'x'; it must be a whole number"),
         ("top_p=x", "top_p: got 'x'; it must be a number"), ("chat=yes", "chat: got 'yes'; allowed: true, false"),
+        ("seed=-1", "seed: got -1; it must be ≥ 0 and below 2^63"),
+        (f"seed={1 << 63}", "seed: got 9223372036854775808;"),
+        ("max_new_tokens=0", "max_new_tokens: got 0; it must be ≥ 1"),
+        ("system=a", "system: got 'a'; only chat=true has a system's message"),
     ],
 )  # fmt: skip
 def test_a_word_that_generate_does_not_know(word, line):
@@ -107,13 +108,20 @@ def test_words_of_generate(monkeypatch, tmp_path):
     )  # fmt: skip
     assert found.given == {"model", "prompt", "chat", "seed", "top_p"}
     assert generate.parse(["model=a~", "prompt=x", "chat=false"]).model == "a~"
+    limit = (1 << 63) - 1
+    found = generate.parse(["model=m", "prompt=a=b", f"seed={limit}", "max_new_tokens=1", "chat=true", "system="])
+    assert (found.prompt, found.seed, found.max_new_tokens, found.system) == ("a=b", limit, 1, "")
+    for words, line in ((["prompt=a"], "model= is missing"), (["model=a"], "prompt= is missing")):
+        with pytest.raises(UsageError, match=f"^generate: {line}; give "):
+            generate.parse(words)
 
 
 SHAPE = ModelConfig(vocab_size=97, layers=2, d_model=64, d_head=16, max_len=64)
 
 
 @pytest.mark.parametrize(
-    ("count", "seconds", "speed"), [(5, 2.0, "2.0 tokens/s, "), (2, 0.5, "2.0 tokens/s, "), (1, 2.0, ""), (5, 0.0, "")]
+    ("count", "seconds", "speed"),
+    [(5, 2.0, "2.0 tokens/s, "), (2, 0.5, "2.0 tokens/s, "), (1, 2.0, ""), (0, 4.0, ""), (5, 0.0, "")],
 )
 def test_the_line_on_the_cost_of_a_text(count, seconds, speed):
     plain = PatternMap.uniform(Pattern(), 2, 4)

@@ -1,4 +1,5 @@
-"""What is looked for in files of the user's: keys left open (`???`), which somebody must give, and what has no effect.
+"""What is looked for in config files of the user's: keys left open (`???`), which somebody must give, and what has no
+effect.
 
 Hydra merges files into our typed schema, and OmegaConf drops a `???` there in favour of the default. So the files that
 were chosen are read here once more, each for itself.
@@ -70,7 +71,7 @@ def refuse_hydra_section(config_dir: str, chosen: Mapping[str, str]) -> None:
 
 
 def refuse_hidden(config_dir: str, chosen: Mapping[str, str]) -> None:
-    """Refuse a chosen file of the user's that nothing reads, since a shipped one has its name.
+    """Refuse a file of the user's that nothing reads, since a shipped one has its name: a chosen one, and config.yaml.
 
     Hydra takes the first file that it finds, and looks among ours first. A copy of a shipped file says the same and
     passes.
@@ -82,10 +83,10 @@ def refuse_hidden(config_dir: str, chosen: Mapping[str, str]) -> None:
     Raises:
         UsageError: names the file.
     """
-    for group, choice in chosen.items():
+    for group, choice in [("", "config"), *chosen.items()]:
         own, shipped = (root / group / f"{choice}.yaml" for root in (Path(config_dir), Path(conf.__path__[0])))
         if own.is_file() and shipped.is_file() and own.read_bytes() != shipped.read_bytes():
-            raise UsageError(f"{own}: is not read, since {group}={choice} is a choice of ratplus; give it another name")
+            raise UsageError(f"{own}: is not read, since ratplus has a file of that name; give it another one")
 
 
 def refuse_open(plain: dict) -> None:

@@ -1,125 +1,15 @@
-"""Words of a command and files of the user's, in each case that decides one: labels, open keys, names, commands."""
+"""What Hydra and OmegaConf say in one line, commands that make a cell again, and shapes of the grid: case by case."""
 
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
 from omegaconf.errors import OmegaConfBaseException
 
 from ratplus.records.record import flatten
-from ratplus.sweeps.define import grid, key_reference, manifest, reproduce
+from ratplus.sweeps.define import grid, key_reference, reproduce
 from ratplus.sweeps.define.compose import compose_one
 from ratplus.sweeps.define.hydra_errors import omegaconf_line
 from ratplus.sweeps.define.mistakes import UsageError
-from ratplus.sweeps.define.open_keys import is_open, open_keys, refuse_hydra_section
-from ratplus.sweeps.define.pattern_labels import labels_as_keys
-
-
-def write(folder, **files: str) -> str:
-    for name, text in files.items():
-        path = folder / f"{name.replace('__', '/')}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return str(folder)
-
-
-# ---- labels -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("word", "key"),
-    [
-        ("pattern=D16-W64", 'pattern.label="D16-W64"'), ("pattern='D16,D4'", 'pattern.label="D16","D4"'),
-        ('pattern="D16"', 'pattern.label="D16"'), ("pattern='D16", "pattern='D16"),
-        ("pattern='D16\"", "pattern='D16\""),
-        ("pattern= D1 , top4x8", 'pattern.label="D1","top4x8"'), ("pattern=DD16D", "pattern=DD16D"),
-        ("pattern=layers[D1,D4],D16", 'pattern.label="layers[D1,D4]","D16"'), ("pattern=dense", "pattern=dense"),
-        ("pattern=mixed[D1,D4|D4,D1]", 'pattern.label="mixed[D1,D4|D4,D1]"'), ("pattern=", "pattern="),
-        ("pattern=dense,dilated", "pattern=dense,dilated"), ("pattern", "pattern"), ("model=D16", "model=D16"),
-        ("pattern='", "pattern='"),
-        ("pattern.label=D16", "pattern.label=D16"), ("pattern.label=layers[D1,D4]", 'pattern.label="layers[D1,D4]"'),
-        ("pattern.label='layers[D1,D4]'", "pattern.label='layers[D1,D4]'"),
-        ("pattern.label=layers[D1,D4],D16", 'pattern.label="layers[D1,D4]","D16"'),
-    ],
-)  # fmt: skip
-def test_labels_become_a_key(word, key):
-    assert labels_as_keys([word], None) == [key]
-
-
-def test_a_file_that_has_the_name_of_a_label_is_meant(tmp_path):
-    folder = write(tmp_path, pattern__D16="dilation: 9\n")
-    assert labels_as_keys(["pattern=D16", "pattern=D4"], folder) == ["pattern=D16", 'pattern.label="D4"']
-    assert labels_as_keys(["pattern=D16"], None) == ['pattern.label="D16"']
-    for word, first, other in (
-        ("pattern=D4,D16", "D4", "D16"), ("pattern=D16,D4", "D4", "D16"), ("pattern=dense, top4x8", "top4x8", "dense"),
-    ):  # fmt: skip
-        with pytest.raises(UsageError) as told:
-            labels_as_keys([word], folder)
-        assert str(told.value).startswith(f"{word}: {first} is a label and {other} is none; give labels alone")
-
-
-def test_a_file_of_ours_has_its_name_whatever_the_users_folder_has(tmp_path, monkeypatch):
-    """The names of our files are no labels today; this is what would count if one were."""
-    from ratplus import conf
-
-    ours = write(tmp_path / "ours", pattern__D16="dilation: 16\n")
-    monkeypatch.setattr(conf, "__path__", [ours])
-    assert labels_as_keys(["pattern=D16", "pattern=D4"], write(tmp_path / "theirs", pattern__D4="")) == [
-        "pattern=D16", "pattern=D4",
-    ]  # fmt: skip
-
-
-# ---- open keys ----------------------------------------------------------------------------------------------------
-
-
-def test_keys_that_files_leave_open(tmp_path):
-    folder = write(
-        tmp_path, pattern__must="dilation: ???\nwindow: [1, '???']\nsinks: 2\n", data__odd="[1]\n",
-        experiment__gives="# @package _global_\npattern: {dilation: 8}\ndefaults: ['???']\n",
-        experiment__asks="# @package _global_\nseed: ???\n", model__own="# @package pattern\nkernel: ???\n",
-        data__text="path: ???\n",
-    )  # fmt: skip
-    assert open_keys(folder, {"pattern": "must"}) == {"pattern.dilation", "pattern.window"}
-    assert open_keys(folder, {"experiment": "gives", "pattern": "must"}) == {"pattern.window"}
-    assert open_keys(folder, {"experiment": "asks", "model": "own"}) == {"seed", "pattern.kernel"}
-    assert open_keys(folder, {"data": "odd", "pattern": "not there"}) == set()
-    assert open_keys(folder, {"data": "text"}) == {"data.path"}
-    assert open_keys(str(tmp_path / "no"), {"pattern": "dense"}) == set()
-    (tmp_path / "data" / "text.yaml").write_text("path: x\n")
-    assert open_keys(folder, {"data": "text"}) == set(), "the user's file stands for ours"
-
-
-@pytest.mark.parametrize(
-    ("value", "open_"),
-    [
-        ("???", True), ("x", False), (None, False), ([1, "???"], True), ([[1], ["???"]], True), ([], False),
-        ("????", False),
-    ],
-)  # fmt: skip
-def test_what_is_open(value, open_):
-    assert is_open(value) is open_
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("hydra: {job: {name: x}}\n", "hydra.job.name"), ("defaults: [{override hydra/launcher: x}]\n",
-                                                          "override hydra/launcher"),
-        ("defaults: [{/hydra/job: x}, a]\n", "/hydra/job"), ("# @package hydra.job\nname: x\n", "hydra.job"),
-        ("# @package hydra\njob: x\n", "hydra"), ("hydration: 1\nlater: {hydra: 1}\n", None), ("[hydra]\n", None),
-        ("# @package hydrae\nname: x\n", None), ("defaults: null\nseed: 1\n", None), ("defaults: [hydra]\n", None),
-    ],
-)  # fmt: skip
-def test_a_file_that_sets_what_hydra_does(tmp_path, text, named):
-    folder = write(tmp_path, experiment__x=text)
-    chosen = {"pattern": "dense", "experiment": "x"}
-    if named is None:
-        refuse_hydra_section(folder, chosen)
-        return
-    with pytest.raises(UsageError) as told:
-        refuse_hydra_section(folder, chosen)
-    assert str(told.value).startswith(f"{tmp_path / 'experiment' / 'x.yaml'}: {named}: has no effect, since ratplus")
-
 
 # ---- what Hydra and OmegaConf say -----------------------------------------------------------------------------------
 
@@ -156,39 +46,6 @@ def test_an_error_of_omegaconf_in_one_line(text, key, line):
     error = OmegaConfBaseException(text)
     error.full_key = key
     assert omegaconf_line(error) == line
-
-
-# ---- folders of sweeps --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sweep", "output", "folder"),
-    [
-        (None, None, "outputs/adhoc"), ({}, None, "outputs/adhoc"), ({"name": None}, None, "outputs/adhoc"),
-        ({"name": "a b"}, None, "outputs/a b"), ({"name": "x"}, "there/y", "there/y"), (None, "y", "y"),
-    ],
-)  # fmt: skip
-def test_the_folder_of_a_sweep(sweep, output, folder):
-    cell = SimpleNamespace(config=SimpleNamespace(sweep=sweep, output=output))
-    assert str(manifest.sweep_folder([cell, cell])) == folder
-
-
-@pytest.mark.parametrize("name", [5, "a\nb", ".", "..", "a/b", "a\\b", ["x"]])
-def test_names_that_are_no_folder(name):
-    cell = SimpleNamespace(config=SimpleNamespace(sweep={"name": name}, output=None))
-    with pytest.raises(UsageError) as told:
-        manifest.sweep_folder([cell])
-    assert str(told.value) == (
-        f"sweep.name: got {name!r}; it names a folder of outputs/, so it is one plain word without /"
-    )
-
-
-def test_cells_of_two_folders_are_no_sweep():
-    cells = [SimpleNamespace(config=SimpleNamespace(sweep=None, output=output)) for output in ("a", "b")]
-    with pytest.raises(UsageError, match="output: one sweep has one folder; give a single value"):
-        manifest.sweep_folder(cells)
-    with pytest.raises(UsageError, match="output: got 'a.tb'; a folder's name has no control characters"):
-        manifest.sweep_folder([SimpleNamespace(config=SimpleNamespace(sweep=None, output="a\tb"))])
 
 
 # ---- the command that makes a cell again --------------------------------------------------------------------------
